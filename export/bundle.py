@@ -1,0 +1,221 @@
+"""Load, seal and verify a bundle: the folder that leaves the tool.
+
+A bundle holds `model.onnx`, `manifest.json`, `golden/`, `parity.json` and `step.json`. Loading checks
+all that can be checked without running the model; verifying also runs the golden examples.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from export.errors import BundleError, SegpressError
+from export.files import relative_files, sha256_file, write_atomic, write_json
+from export.images import U8, decode, decode_indices, encode_image, encode_mask
+from export.machine import instruction_set
+from export.manifest import SCHEMA_VERSION, Golden, Manifest, TensorSignature, digest_of
+from export.runtime import OnnxModel, Segmenter
+
+MODEL = "model.onnx"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose manifest, hashes and signature agree."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the model alone."""
+        return self.model_path.stat().st_size
+
+    def model(self, *, threads: int | None = None) -> OnnxModel:
+        return OnnxModel(self.model_path, threads=threads)
+
+    def segmenter(self, *, threads: int | None = None) -> Segmenter:
+        return Segmenter.of(self.manifest, self.model(threads=threads))
+
+    def golden(self) -> Iterable[tuple[str, U8, U8]]:
+        """(name, image HWC, mask HW) of each golden example."""
+        for name in self.manifest.golden.names:
+            image, mask = _golden_paths(self.path, name)
+            yield name, decode(image, self.manifest.channels), decode_indices(mask)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A bundle that passed, with what is worth knowing all the same."""
+
+    bundle: Bundle
+    golden_differing: dict[str, float]
+    """Share of pixels of each golden example that differ from the stored mask."""
+    warnings: tuple[str, ...]
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def load(path: Path) -> Bundle:
+    """Read a bundle and check schema, digest and the hash of every file.
+
+    Raises BundleError with everything that is wrong.
+    """
+    manifest, problems = _read_manifest(path)
+    if manifest is not None:
+        problems += _file_problems(path, manifest)
+    if manifest is None or problems:
+        raise BundleError(path, problems)
+    return Bundle(path, manifest)
+
+
+def verify(path: Path, *, threads: int | None = None) -> Verification:
+    """Check everything: what `load` checks, the graph's signature, and the golden answers.
+
+    Raises BundleError with all that is wrong at once, golden answers included where the model still runs.
+    """
+    manifest, problems = _read_manifest(path)
+    if manifest is None:
+        raise BundleError(path, problems)
+    problems += _file_problems(path, manifest)
+    bundle, differing = Bundle(path, manifest), {}
+    if bundle.model_path.is_file():
+        try:
+            model = bundle.model(threads=threads)
+        except BundleError as error:
+            problems += error.problems
+        else:
+            problems += _signature_problems(manifest, model)
+            differing, found = _golden_problems(bundle, model)
+            problems += found
+    if problems:
+        raise BundleError(path, problems)
+    return Verification(bundle, differing, tuple(_warnings(manifest)))
+
+
+def seal(folder: Path, **fields: Any) -> Bundle:
+    """Write `manifest.json` over a folder that holds all the other files; `fields` are the rest of the manifest's."""
+    files = {name: sha256_file(folder / name) for name in _payload(folder)}
+    manifest = Manifest.sealed(files=files, **fields)
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return Bundle(folder, manifest)
+
+
+def write_golden(folder: Path, segmenter: Segmenter, images: Iterable[tuple[str, U8]]) -> Golden:
+    """Store (name, image HWC) with the masks that `segmenter` gives."""
+    (folder / "golden").mkdir(exist_ok=True)
+    names = []
+    for name, image in images:
+        image_path, mask_path = _golden_paths(folder, name)
+        write_atomic(image_path, encode_image(image))
+        write_atomic(mask_path, encode_mask(segmenter.segment(image)))
+        names.append(name)
+    return Golden(names=tuple(names))
+
+
+def _payload(folder: Path) -> list[str]:
+    return [name for name in relative_files(folder) if name != MANIFEST]
+
+
+def _golden_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / "golden" / f"{name}.image.png", folder / "golden" / f"{name}.mask.png"
+
+
+def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
+    if not path.is_dir():
+        return None, ["no such folder"]
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return None, [f"{MANIFEST} is missing; a bundle comes from `compress export` or `compress quantize`"]
+    except (OSError, ValueError) as error:
+        return None, [f"{MANIFEST} is not JSON: {error}"]
+    if not isinstance(content, dict):
+        return None, [f"{MANIFEST} holds no object"]
+    problems = []
+    if content.get("schema_version") != SCHEMA_VERSION:
+        problems.append(
+            f"{MANIFEST}: schema_version is {content.get('schema_version')!r}, this segpress reads {SCHEMA_VERSION}; "
+            "install the segpress that wrote it, or export again"
+        )
+    if content.get("digest") != digest_of(content):
+        problems.append(f"{MANIFEST}: its digest does not match its content; it was changed after it was written")
+    try:
+        return Manifest.model_validate_json(json.dumps(content)), problems
+    except ValidationError as error:
+        for item in error.errors():
+            place = ".".join(str(part) for part in item["loc"])
+            problems.append(f"{MANIFEST}: {place}: {item['msg']}")
+        return None, problems
+
+
+def _file_problems(path: Path, manifest: Manifest) -> list[str]:
+    present = set(_payload(path))
+    problems = [f"{name} is missing" for name in sorted(manifest.files.keys() - present)]
+    problems += [f"{name} is not in the manifest" for name in sorted(present - manifest.files.keys())]
+    if MODEL not in manifest.files:
+        problems.append(f"{MANIFEST}: {MODEL} is not among its files")
+    for name in sorted(manifest.files.keys() & present):
+        if sha256_file(path / name) != manifest.files[name]:
+            problems.append(f"{name} does not match its hash: it was changed or damaged; export it again")
+    return problems
+
+
+def _signature_problems(manifest: Manifest, model: OnnxModel) -> list[str]:
+    def spelt(signatures: tuple[TensorSignature, ...]) -> list[str]:
+        return [f"{s.name}: {s.dtype} {list(s.shape)}" for s in signatures]
+
+    problems = []
+    for side, declared, found in (
+        ("inputs", manifest.inputs, model.inputs),
+        ("outputs", manifest.outputs, model.outputs),
+    ):
+        if declared != found:
+            problems.append(f"{MODEL}: its {side} are {spelt(found)}, the manifest says {spelt(declared)}")
+    return problems
+
+
+def _golden_problems(bundle: Bundle, model: OnnxModel) -> tuple[dict[str, float], list[str]]:
+    manifest = bundle.manifest
+    same = manifest.instruction_set == instruction_set()
+    golden = manifest.golden
+    tolerance = golden.tolerance_same_instructions if same else golden.tolerance_other_instructions
+    segmenter = Segmenter.of(manifest, model)
+    differing: dict[str, float] = {}
+    problems = []
+    for name in golden.names:
+        image, mask = _golden_paths(bundle.path, name)
+        try:
+            expected = decode_indices(mask)
+            answer = segmenter.segment(decode(image, manifest.channels))
+        except SegpressError as error:
+            problems.append(f"golden example {name}: {error}")
+            continue
+        share = float(np.mean(answer != expected)) if answer.shape == expected.shape else 1.0
+        differing[name] = share
+        if share > tolerance:
+            problems.append(
+                f"golden example {name}: {share:.2%} of its pixels differ, at most {tolerance:.2%} may; "
+                "this runtime does not give the answers that were proven"
+            )
+    return differing, problems
+
+
+def _warnings(manifest: Manifest) -> Iterable[str]:
+    here = instruction_set()
+    if manifest.instruction_set != here:
+        yield (
+            f"measured on {manifest.instruction_set}, this machine has {here}: accuracy holds within the golden "
+            "tolerance, latency does not carry over"
+        )

@@ -1,0 +1,118 @@
+"""One tree of exceptions; each message says what is wrong, where, and what to do.
+
+SegpressError                   the base: the command line prints its message, never a traceback
+|- UsageError                   the caller's input is wrong (exit status 2)
+|  |- DatasetError              a dataset folder
+|  |- RecipeError               a recipe file, or a setting given on the line
+|  |- CheckpointError           a checkpoint folder or weights file
+|  |- BundleError               a bundle folder: everything wrong with it at once
+|  |- ImageError                bytes that are no image we take
+|  |- ShapeError                arrays or tensors whose shapes do not go together
+|  |- BusyError                 another run is writing the same folder
+|  `- MissingExtraError         an optional dependency that is not installed
+`- WorkFailedError              the input was sound, the work did not succeed (exit status 1)
+   |- BudgetMissedError         what may be lost or must be gained was not met; the best found is kept
+   `- ParityError               two forms of one model do not give the same answers
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+
+class SegpressError(Exception):
+    """Base of everything that segpress raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(SegpressError):
+    """The input is wrong; the user can mend it."""
+
+    exit_status = 2
+
+
+class _ProblemList(UsageError):
+    """Everything that is wrong with one thing, a line each."""
+
+    noun = "input"
+
+    def __init__(self, where: Path | str, problems: Sequence[str]) -> None:
+        self.where = where
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        super().__init__(f"{self.noun} {where}: {count}{lines}")
+
+
+class DatasetError(_ProblemList):
+    """A dataset folder that cannot be used as it is."""
+
+    noun = "dataset"
+
+
+class RecipeError(_ProblemList):
+    """A recipe, or a setting on the line, that means nothing."""
+
+    noun = "recipe"
+
+
+class CheckpointError(_ProblemList):
+    """A checkpoint folder or a file of weights that cannot be used."""
+
+    noun = "checkpoint"
+
+
+class BundleError(_ProblemList):
+    """A bundle that must not serve."""
+
+    noun = "bundle"
+
+
+class ImageError(UsageError):
+    """Bytes that are not an image this tool takes.
+
+    `reason` is one of a short list of words, fit for a metric's label.
+    """
+
+    def __init__(self, message: str, *, reason: str = "malformed") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ShapeError(UsageError):
+    """Arrays or tensors whose shapes do not go together."""
+
+
+class BusyError(UsageError):
+    """Another run holds the lock on the folder."""
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is not installed."""
+
+
+class WorkFailedError(SegpressError):
+    """The input was sound but the work did not succeed."""
+
+
+class BudgetMissedError(WorkFailedError):
+    """The budget does not hold; what was found is kept and named in the message."""
+
+
+class ParityError(WorkFailedError):
+    """Two forms of one model give different answers."""
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, or say which extra brings it.
+
+    Raises MissingExtraError.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{purpose} needs {error.name}, which is not installed; run: pip install 'segpress[{extra}]'"
+        ) from error

@@ -1,0 +1,222 @@
+"""Image bytes to array, resize, padding, and a mask brought back to the size of its image.
+
+The one copy of this work: training, calibration, evaluation and serving all call it, so that a model
+sees in production what it saw in training. Pixels are taken as stored: EXIF orientation is not
+applied, because the masks of a dataset are drawn on the stored pixels.
+
+H height, W width, C channels; arrays are uint8.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from export.errors import ImageError, ShapeError
+
+U8 = NDArray[np.uint8]
+
+FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "TIFF": "image/tiff"}
+"""Formats that are read, with their media types; whatever else Pillow knows is refused."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"})
+
+PAD_VALUE = 128
+"""Images are padded with this: zero after the default normalisation (x - 128) / 128."""
+
+DEFAULT_MAX_PIXELS = 64 * 1024 * 1024
+
+_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_GREY_MODES = frozenset({"1", "L", "LA"})
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of an image says, before anything is decoded."""
+
+    format: str
+    mode: str
+    height: int
+    width: int
+
+    @property
+    def is_grey(self) -> bool:
+        return self.mode in _GREY_MODES
+
+
+def read_header(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
+    """Format, mode and size, without decoding pixels.
+
+    Raises ImageError: not an image, a format that is not taken, more than 8 bits a channel, or more
+    than `max_pixels` pixels (a decompression bomb is refused here).
+    """
+    with _opened(source, max_pixels) as image:
+        return _header(image)
+
+
+def decode(source: bytes | Path, channels: Literal[1, 3], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> U8:
+    """Pixels HWC, grey for 1 channel, RGB for 3.
+
+    Raises ImageError as `read_header` does, and for truncated data.
+    """
+    with _opened(source, max_pixels) as image:
+        pixels = np.asarray(_loaded(image).convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def decode_indices(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> U8:
+    """The stored numbers of a mask: HW for index and palette images, HWC for colour.
+
+    Raises ImageError.
+    """
+    with _opened(source, max_pixels) as image:
+        if image.mode == "1":
+            return np.asarray(_loaded(image).convert("L"), dtype=np.uint8) // 255
+        return np.asarray(_loaded(image), dtype=np.uint8)
+
+
+def encode_image(image_HWC: U8) -> bytes:
+    """A lossless PNG, grey for 1 channel, RGB for 3."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def encode_mask(mask_HW: U8) -> bytes:
+    """A lossless single-channel PNG whose values are class indices."""
+    buffer = io.BytesIO()
+    # Masks are large flat areas: the lowest level already packs them, in a fifth of the default's time.
+    Image.fromarray(mask_HW).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How one image is brought to a model and its mask back: resize, then pad right and below."""
+
+    height: int
+    width: int
+    resized_height: int
+    resized_width: int
+    padded_height: int
+    padded_width: int
+
+    @classmethod
+    def plan(cls, height: int, width: int, *, size: tuple[int, int] | None, multiple: int) -> "Geometry":
+        """`size` (height, width) is what images are resized to, None leaves them; `multiple` is the model's."""
+        if height < 1 or width < 1:
+            raise ShapeError(f"an image of {height}x{width} pixels has nothing to segment")
+        resized_height, resized_width = size or (height, width)
+        return cls(
+            height,
+            width,
+            resized_height,
+            resized_width,
+            -(-resized_height // multiple) * multiple,
+            -(-resized_width // multiple) * multiple,
+        )
+
+    def fit(self, image_HWC: U8) -> U8:
+        """Resize (bilinear) and pad with `PAD_VALUE`: what the model is given."""
+        if image_HWC.shape[:2] != (self.height, self.width):
+            raise ShapeError(f"planned for {self.height}x{self.width}, got an image of {image_HWC.shape[:2]}")
+        image = resize_image(image_HWC, (self.resized_height, self.resized_width))
+        return self._pad(image, PAD_VALUE)
+
+    def fit_mask(self, mask_HW: U8, *, void: int) -> U8:
+        """Resize (nearest) and pad with `void`: the target that goes with `fit`'s image."""
+        return self._pad(resize_mask(mask_HW, (self.resized_height, self.resized_width)), void)
+
+    def restore(self, mask_HW: U8) -> U8:
+        """Crop the padding off a predicted mask and bring it back to the image's size (nearest)."""
+        if mask_HW.shape != (self.padded_height, self.padded_width):
+            raise ShapeError(f"planned for {self.padded_height}x{self.padded_width}, got a mask of {mask_HW.shape}")
+        cropped = mask_HW[: self.resized_height, : self.resized_width]
+        return resize_mask(cropped, (self.height, self.width))
+
+    def _pad(self, array: U8, value: int) -> U8:
+        below, right = self.padded_height - array.shape[0], self.padded_width - array.shape[1]
+        if below == 0 and right == 0:
+            return array
+        widths = [(0, below), (0, right)] + [(0, 0)] * (array.ndim - 2)
+        return np.pad(array, widths, constant_values=value)
+
+
+def resize_image(image_HWC: U8, size: tuple[int, int]) -> U8:
+    """Bilinear to (height, width), antialiased when it shrinks."""
+    if image_HWC.shape[:2] == size:
+        return image_HWC
+    picture = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
+    pixels = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.uint8)
+    return pixels.reshape(*size, image_HWC.shape[2])
+
+
+def resize_mask(mask_HW: U8, size: tuple[int, int]) -> U8:
+    """Nearest to (height, width): a mask never gains a value that it did not have."""
+    if mask_HW.shape == size:
+        return mask_HW
+    picture = Image.fromarray(mask_HW).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+class _opened:
+    """Pillow's lazily opened image, its own exceptions turned into ours."""
+
+    def __init__(self, source: bytes | Path, max_pixels: int) -> None:
+        self._source = source
+        self._max_pixels = max_pixels
+        self._where = f"{source}: " if isinstance(source, Path) else ""
+
+    def __enter__(self) -> Image.Image:
+        stream = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
+        try:
+            with warnings.catch_warnings():
+                # Our own limit, below, decides; Pillow's warning would only repeat it.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self._image = Image.open(stream, formats=list(FORMATS))
+        except FileNotFoundError as error:
+            raise ImageError(f"{self._where}no such file", reason="missing") from error
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"{self._where}not an image that is taken; send {', '.join(sorted(FORMATS))}", reason="unsupported"
+            ) from error
+        except Image.DecompressionBombError as error:
+            raise ImageError(f"{self._where}the header announces too many pixels", reason="too_large") from error
+        except Exception as error:
+            raise ImageError(f"{self._where}unreadable image header: {error}", reason="malformed") from error
+        header = _header(self._image)
+        if header.height * header.width > self._max_pixels:
+            self._image.close()
+            raise ImageError(
+                f"{self._where}{header.width}x{header.height} pixels, at most {self._max_pixels} are taken",
+                reason="too_large",
+            )
+        if header.mode not in _EIGHT_BIT_MODES:
+            self._image.close()
+            raise ImageError(
+                f"{self._where}pixel mode {header.mode!r} has more than 8 bits a channel; convert it to 8 bits",
+                reason="unsupported",
+            )
+        return self._image
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._image.close()
+        if isinstance(error, Exception) and not isinstance(error, ImageError):
+            # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError ... for broken bytes.
+            raise ImageError(f"{self._where}damaged image data: {error}", reason="malformed") from error
+
+
+def _header(image: Image.Image) -> Header:
+    return Header(str(image.format), image.mode, image.height, image.width)
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image.load()
+    return image

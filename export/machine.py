@@ -1,0 +1,121 @@
+"""What the numbers were measured on: cores that may be used, instruction set, versions."""
+
+import os
+import platform
+import resource
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+InstructionSet = Literal["amx", "avx512_vnni", "avx_vnni", "avx512", "avx2", "arm_i8mm", "arm_dotprod", "generic"]
+
+SATURATING: frozenset[InstructionSet] = frozenset({"avx512", "avx2", "generic"})
+"""Without a four-way dot product, ONNX Runtime multiplies U8 by S8 with an instruction that adds two products in
+16 bits and saturates (vpmaddubsw): weights then need 7 bits. Source: onnxruntime quantization documentation."""
+
+_LIBRARIES = ("segpress", "numpy", "onnx", "onnxruntime", "pillow", "torch", "torch-pruning")
+
+
+class Machine(BaseModel):
+    """The machine and the versions that a number belongs to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpu: str
+    cores: int
+    """Cores that this process may use: the affinity mask and the container's quota."""
+    memory_gib: float
+    instruction_set: InstructionSet
+    system: str
+    python: str
+    libraries: dict[str, str]
+
+    @classmethod
+    def here(cls) -> "Machine":
+        return cls(
+            cpu=_cpu_name(),
+            cores=usable_cores(),
+            memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            instruction_set=instruction_set(),
+            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            python=platform.python_version(),
+            libraries=library_versions(),
+        )
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may really use, at least 1.
+
+    The affinity mask and the quota of the control group (`cpu.max`, version 2) are both heeded;
+    the number of cores of the host is what they are not.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, _quota(cgroup) or affinity))
+
+
+def instruction_set() -> InstructionSet:
+    """The best integer instructions of this processor, by the names ONNX Runtime's kernels care about."""
+    flags = _cpu_flags()
+    if platform.machine() in ("aarch64", "arm64"):
+        if "i8mm" in flags:
+            return "arm_i8mm"
+        return "arm_dotprod" if "asimddp" in flags or sys.platform == "darwin" else "generic"
+    by_flag: tuple[tuple[str, InstructionSet], ...] = (
+        ("amx_int8", "amx"),
+        ("avx512_vnni", "avx512_vnni"),
+        ("avx_vnni", "avx_vnni"),
+        ("avx512bw", "avx512"),
+        ("avx2", "avx2"),
+    )
+    return next((name for flag, name in by_flag if flag in flags), "generic")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can change a result; absent ones are left out."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def peak_memory_mib() -> float:
+    """The largest resident set of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _quota(cgroup: Path) -> int | None:
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def _cpu_flags() -> frozenset[str]:
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

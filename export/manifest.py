@@ -1,0 +1,122 @@
+"""What a bundle says about itself."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.files import sha256_json
+from export.images import Geometry
+from export.machine import InstructionSet, Machine
+
+SCHEMA_VERSION = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Precision = Literal["fp32", "int8"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TensorSignature(_Part):
+    """One input or output of the graph; a named dimension is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class FloatLayer(_Part):
+    """A layer that was left in float, and why."""
+
+    layer: str
+    reason: str
+
+
+class Accuracy(_Part):
+    """mIoU on a split: one confusion matrix over all of it, void ignored, at the size of the original masks."""
+
+    split: str
+    protocol: str = "one confusion matrix over the split, void ignored, at mask size, ONNX Runtime"
+    images: int
+    miou: float
+    miou_interval: tuple[float, float]
+    """95 % bootstrap interval over images."""
+    iou_per_class: dict[str, float | None]
+    miou_parent: float | None = None
+    """The same split and protocol for the model that this one was made from."""
+
+
+class Latency(_Part):
+    """Median time from uint8 image to uint8 mask, batch 1."""
+
+    milliseconds: float
+    milliseconds_parent: float | None = None
+    """The float parent, interleaved with this model in the same process."""
+    height: int
+    width: int
+    threads: int
+    machine: Machine
+
+
+class Golden(_Part):
+    """Inputs with the masks that this bundle gave, and how many pixels may differ elsewhere."""
+
+    names: tuple[str, ...]
+    """golden/NAME.image.png and golden/NAME.mask.png."""
+    tolerance_same_instructions: float = 0.001
+    tolerance_other_instructions: float = 0.01
+    """Integer kernels of another instruction set round differently."""
+
+
+class Manifest(_Part):
+    """manifest.json. `digest` is the SHA-256 of the canonical JSON of everything else."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = "1"
+    files: dict[str, Sha256]
+    """Every other file of the folder, by relative path."""
+    inputs: tuple[TensorSignature, ...]
+    outputs: tuple[TensorSignature, ...]
+    channels: Literal[1, 3]
+    size: tuple[int, int] | None
+    """Images are resized to this (height, width) before the model and masks brought back; None: never."""
+    size_multiple: int = Field(ge=1)
+    """Height and width that the graph takes are multiples of this; images are padded up to it."""
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    """RGB of each class, for overlays."""
+    precision: Precision
+    float_layers: tuple[FloatLayer, ...] = ()
+    instruction_set: InstructionSet
+    """Of the machine that measured this bundle and computed its golden answers."""
+    target: str = "auto"
+    """What INT8 was made for (`--for`)."""
+    opset: int
+    params: int
+    macs: int
+    """Multiply-accumulates of one image at the size that latency names."""
+    parents: dict[str, Sha256]
+    """Hashes of what this bundle was made from: checkpoint weights, dataset."""
+    recipe: dict[str, Any]
+    libraries: dict[str, str]
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    golden: Golden
+    digest: Sha256
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """How an image of this size is brought to the model and its mask back."""
+        return Geometry.plan(height, width, size=self.size, multiple=self.size_multiple)
+
+    @classmethod
+    def sealed(cls, **fields: Any) -> "Manifest":
+        """Validate the fields and put their digest in."""
+        draft = cls(digest="0" * 64, **fields).model_dump(mode="json")
+        return cls(**{**draft, "digest": digest_of(draft)})
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a manifest without its own digest."""
+    return sha256_json({key: value for key, value in manifest.items() if key != "digest"})

@@ -1,0 +1,122 @@
+"""ONNX Runtime sessions: the one place that makes them.
+
+N batch, H height, W width, C channels, K classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from export.errors import BundleError, ShapeError, UsageError
+from export.images import U8, Geometry
+from export.machine import usable_cores
+from export.manifest import Manifest, TensorSignature
+
+MASK = "mask"
+LOGITS = "logits"
+IMAGE = "image"
+
+# Where a provider is missing, ONNX Runtime says so once as a warning of its own and falls back; we refuse instead.
+ort.set_default_logger_severity(3)
+
+
+class OnnxModel:
+    """A graph that takes uint8 images NHWC and gives uint8 masks NHW (and logits, when exported).
+
+    Safe to call from several threads at once.
+    """
+
+    def __init__(
+        self,
+        source: Path | bytes,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        optimised: bool = True,
+    ) -> None:
+        """`threads` of one run (default: all cores the process may use); `optimised` False runs the graph as written.
+
+        Raises UsageError for a provider that is not available, BundleError for a file that is no model.
+        """
+        missing = sorted(set(providers) - set(ort.get_available_providers()))
+        if missing:
+            raise UsageError(
+                f"provider {', '.join(missing)} is not in this onnxruntime; available: "
+                f"{', '.join(ort.get_available_providers())}"
+            )
+        self.threads = threads or usable_cores()
+        content = str(source) if isinstance(source, Path) else source
+        try:
+            self._session = ort.InferenceSession(
+                content, session_options(self.threads, optimised=optimised), providers=list(providers)
+            )
+        except Exception as error:  # onnxruntime raises bindings' own classes, with no common base but Exception
+            raise BundleError(
+                source if isinstance(source, Path) else "model.onnx", [f"onnxruntime cannot load the graph: {error}"]
+            ) from error
+        self.inputs = tuple(_signature(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_signature(node) for node in self._session.get_outputs())
+        self.providers = tuple(self._session.get_providers())
+
+    def masks(self, images_NHWC: U8) -> U8:
+        """Class indices NHW.
+
+        Raises ShapeError when the images are not what the graph takes.
+        """
+        return self._run(MASK, images_NHWC).astype(np.uint8, copy=False)
+
+    def logits(self, images_NHWC: U8) -> NDArray[np.float32]:
+        """Logits NKHW of a graph that was exported with them."""
+        return self._run(LOGITS, images_NHWC).astype(np.float32, copy=False)
+
+    def _run(self, output: str, images_NHWC: U8) -> NDArray[np.generic]:
+        try:
+            result: NDArray[np.generic] = self._session.run([output], {IMAGE: images_NHWC})[0]
+        except Exception as error:
+            raise ShapeError(
+                f"the graph takes {self.inputs[0].dtype} {list(self.inputs[0].shape)} and was given "
+                f"{images_NHWC.dtype} {list(images_NHWC.shape)}: {error}"
+            ) from error
+        return result
+
+
+class Segmenter:
+    """Images of any size to masks of that size: geometry around an `OnnxModel`."""
+
+    def __init__(self, model: OnnxModel, *, size: tuple[int, int] | None, multiple: int) -> None:
+        self.model = model
+        self.size = size
+        self.multiple = multiple
+
+    @classmethod
+    def of(cls, manifest: Manifest, model: OnnxModel) -> "Segmenter":
+        return cls(model, size=manifest.size, multiple=manifest.size_multiple)
+
+    def segment(self, image_HWC: U8) -> U8:
+        """Class indices HW, at the size of the image."""
+        geometry = Geometry.plan(*image_HWC.shape[:2], size=self.size, multiple=self.multiple)
+        return geometry.restore(self.model.masks(geometry.fit(image_HWC)[None])[0])
+
+
+def session_options(threads: int, *, optimised: bool = True) -> ort.SessionOptions:
+    """Options that every session here has: sequential, `threads` intra-op threads, spinning off.
+
+    Spinning threads of one session starve the next (EVIDENCE in compress/README.md).
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    return options
+
+
+def _signature(node: ort.NodeArg) -> TensorSignature:
+    dtype = node.type.removeprefix("tensor(").removesuffix(")")
+    # Unnamed dynamic dimensions come as None; a bundle names all of its own.
+    return TensorSignature(name=node.name, dtype=dtype, shape=tuple("?" if d is None else d for d in node.shape))

@@ -1,0 +1,126 @@
+"""mIoU of a split: one int64 confusion matrix, void ignored, with a bootstrap interval over images.
+
+K classes, H height, W width; 255 is void in a truth mask.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import ShapeError
+from export.images import U8
+
+VOID = 255
+"""Void inside the program, whatever a dataset calls it: counted nowhere."""
+
+
+class ConfusionMatrix:
+    """Pixels by truth (rows) and prediction (columns), int64, over any number of images."""
+
+    def __init__(self, classes: int) -> None:
+        self.counts: NDArray[np.int64] = np.zeros((classes, classes), dtype=np.int64)
+
+    def update(self, truth_HW: U8, prediction_HW: U8) -> None:
+        """Count one image; pixels whose truth is void are left out.
+
+        Raises ShapeError when the masks differ in size or hold values that are no class.
+        """
+        if truth_HW.shape != prediction_HW.shape:
+            raise ShapeError(f"truth has shape {truth_HW.shape}, prediction {prediction_HW.shape}")
+        classes = len(self.counts)
+        counted = truth_HW != VOID
+        truth, prediction = truth_HW[counted].astype(np.int64), prediction_HW[counted].astype(np.int64)
+        if truth.size and max(truth.max(), prediction.max()) >= classes:
+            raise ShapeError(f"a mask holds values beyond the classes 0..{classes - 1}")
+        pairs = np.bincount(truth * classes + prediction, minlength=classes * classes)
+        self.counts += pairs.reshape(classes, classes)
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union of each class; NaN for a class absent from truth and prediction."""
+        return iou_of(self.counts)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur; NaN when none does."""
+        return float(mean_iou(self.counts))
+
+
+def iou_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """IoU [..., K] of confusion matrices [..., K, K]; NaN where truth and prediction are both without the class."""
+    hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
+    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
+    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+
+
+def mean_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """mIoU [...] of confusion matrices [..., K, K], classes that occur nowhere left out."""
+    iou = iou_of(counts)
+    occurs = ~np.isnan(iou)
+    total = np.where(occurs, iou, 0.0).sum(axis=-1)
+    return np.divide(total, occurs.sum(axis=-1), out=np.full_like(total, np.nan), where=occurs.any(axis=-1))
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model did on a split: one confusion matrix an image, so that intervals can be drawn."""
+
+    classes: tuple[str, ...]
+    images: tuple[str, ...]
+    counts: NDArray[np.int64]
+    """[images, K, K]"""
+
+    @property
+    def miou(self) -> float:
+        return float(mean_iou(self.counts.sum(axis=0)))
+
+    @property
+    def iou_per_class(self) -> dict[str, float | None]:
+        """None for a class that occurs neither in truth nor in prediction."""
+        iou = iou_of(self.counts.sum(axis=0))
+        return {name: None if np.isnan(x) else float(x) for name, x in zip(self.classes, iou, strict=True)}
+
+    def interval(self, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """95 % percentile bootstrap of mIoU over images. Source: Efron & Tibshirani 1993, chapter 13."""
+        low, high = np.nanpercentile(self._resampled(resamples, seed), [2.5, 97.5])
+        return float(low), float(high)
+
+    def drop_interval(self, child: "Score", *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """95 % paired bootstrap of mIoU(self) - mIoU(child): both drawn with the same images.
+
+        Raises ShapeError when the two were not scored on the same images.
+        """
+        if self.images != child.images:
+            raise ShapeError("a drop compares scores of the same images")
+        drops = self._resampled(resamples, seed) - child._resampled(resamples, seed)
+        low, high = np.nanpercentile(drops, [2.5, 97.5])
+        return float(low), float(high)
+
+    def _resampled(self, resamples: int, seed: int) -> NDArray[np.float64]:
+        count, classes = len(self.images), len(self.classes)
+        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+        return mean_iou((draws @ self.counts.reshape(count, -1)).reshape(resamples, classes, classes))
+
+
+def score(
+    segment: Callable[[U8], U8],
+    samples: Iterable[tuple[str, U8, U8]],
+    classes: tuple[str, ...],
+    *,
+    on_image: Callable[[], None] = lambda: None,
+) -> Score:
+    """Run `segment` (image HWC to mask HW) over (name, image, truth) and count.
+
+    `on_image` is called after each image, for a progress bar.
+    """
+    names, counts = [], []
+    for name, image, truth in samples:
+        matrix = ConfusionMatrix(len(classes))
+        matrix.update(truth, segment(image))
+        names.append(name)
+        counts.append(matrix.counts)
+        on_image()
+    stacked = np.stack(counts) if counts else np.zeros((0, len(classes), len(classes)), dtype=np.int64)
+    return Score(classes, tuple(names), stacked)
