@@ -89,7 +89,8 @@ def verify(path: Path, *, threads: int | None = None) -> Verification:
     if manifest is None:
         raise BundleError(path, problems)
     problems += _file_problems(path, manifest)
-    bundle, differing = Bundle(path, manifest), {}
+    bundle = Bundle(path, manifest)
+    differing: dict[str, float] = {}
     if bundle.model_path.is_file():
         try:
             model = bundle.model(threads=threads)

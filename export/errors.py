@@ -33,7 +33,7 @@ class UsageError(SegpressError):
     exit_status = 2
 
 
-class _ProblemList(UsageError):
+class _ProblemsError(UsageError):
     """Everything that is wrong with one thing, a line each."""
 
     noun = "input"
@@ -46,25 +46,25 @@ class _ProblemList(UsageError):
         super().__init__(f"{self.noun} {where}: {count}{lines}")
 
 
-class DatasetError(_ProblemList):
+class DatasetError(_ProblemsError):
     """A dataset folder that cannot be used as it is."""
 
     noun = "dataset"
 
 
-class RecipeError(_ProblemList):
+class RecipeError(_ProblemsError):
     """A recipe, or a setting on the line, that means nothing."""
 
     noun = "recipe"
 
 
-class CheckpointError(_ProblemList):
+class CheckpointError(_ProblemsError):
     """A checkpoint folder or a file of weights that cannot be used."""
 
     noun = "checkpoint"
 
 
-class BundleError(_ProblemList):
+class BundleError(_ProblemsError):
     """A bundle that must not serve."""
 
     noun = "bundle"

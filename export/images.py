@@ -55,7 +55,7 @@ def read_header(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -
     Raises ImageError: not an image, a format that is not taken, more than 8 bits a channel, or more
     than `max_pixels` pixels (a decompression bomb is refused here).
     """
-    with _opened(source, max_pixels) as image:
+    with _Opened(source, max_pixels) as image:
         return _header(image)
 
 
@@ -64,7 +64,7 @@ def decode(source: bytes | Path, channels: Literal[1, 3], *, max_pixels: int = D
 
     Raises ImageError as `read_header` does, and for truncated data.
     """
-    with _opened(source, max_pixels) as image:
+    with _Opened(source, max_pixels) as image:
         pixels = np.asarray(_loaded(image).convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -74,7 +74,7 @@ def decode_indices(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
 
     Raises ImageError.
     """
-    with _opened(source, max_pixels) as image:
+    with _Opened(source, max_pixels) as image:
         if image.mode == "1":
             return np.asarray(_loaded(image).convert("L"), dtype=np.uint8) // 255
         return np.asarray(_loaded(image), dtype=np.uint8)
@@ -164,7 +164,7 @@ def resize_mask(mask_HW: U8, size: tuple[int, int]) -> U8:
     return np.asarray(picture, dtype=np.uint8)
 
 
-class _opened:
+class _Opened:
     """Pillow's lazily opened image, its own exceptions turned into ours."""
 
     def __init__(self, source: bytes | Path, max_pixels: int) -> None:

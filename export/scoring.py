@@ -52,7 +52,8 @@ def iou_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """IoU [..., K] of confusion matrices [..., K, K]; NaN where truth and prediction are both without the class."""
     hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
     union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
-    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    iou: NDArray[np.float64] = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    return iou
 
 
 def mean_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -60,7 +61,10 @@ def mean_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     iou = iou_of(counts)
     occurs = ~np.isnan(iou)
     total = np.where(occurs, iou, 0.0).sum(axis=-1)
-    return np.divide(total, occurs.sum(axis=-1), out=np.full_like(total, np.nan), where=occurs.any(axis=-1))
+    mean: NDArray[np.float64] = np.divide(
+        total, occurs.sum(axis=-1), out=np.full_like(total, np.nan), where=occurs.any(axis=-1)
+    )
+    return mean
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""An `nn.Module` from normalised image to logits becomes `model.onnx` from uint8 image to uint8 mask.
+
+N batch, H height, W width, C channels, K classes. Torch is imported when a function is called: a server
+that only reads bundles never needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from export.errors import WorkFailedError
+from export.runtime import IMAGE, LOGITS, MASK
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+Outputs = Literal["mask", "logits", "both"]
+
+OPSET = 21
+MEAN = 128.0
+STD = 128.0
+"""(x - 128) / 128: the raw bytes are then the quantized input, scale 1/128 and zero point 128, exactly."""
+
+
+def export_onnx(
+    model: nn.Module, path: Path, *, channels: int, size_multiple: int, outputs: Outputs = "mask"
+) -> onnx.ModelProto:
+    """Write `model` (normalised NCHW to logits NKHW) with normalisation and ArgMax inside.
+
+    Batch is dynamic; height and width are dynamic in multiples of `size_multiple`. BatchNorm is folded
+    into the convolutions by the exporter. The model is put in eval mode.
+
+    Raises WorkFailedError when the exporter or the ONNX checker refuses the model.
+    """
+    import onnx
+    import torch
+
+    deployable = _deployable(model, outputs).eval()
+    multiple = size_multiple
+    # The multiple is spelt in the signature; a plain Dim would hide it and a bad size die inside Concat.
+    # Two images are traced: a batch of one would be fixed.
+    image = torch.zeros(2, multiple * 4, multiple * 6, channels, dtype=torch.uint8)
+    height = multiple * torch.export.Dim("h", min=1, max=4096)
+    width = multiple * torch.export.Dim("w", min=1, max=4096)
+    shapes = {IMAGE: {0: torch.export.Dim("batch", min=1, max=4096), 1: height, 2: width, 3: None}}
+    names = {"mask": [MASK], "logits": [LOGITS], "both": [MASK, LOGITS]}[outputs]
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                deployable,
+                (image,),
+                input_names=[IMAGE],
+                output_names=names,
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(str(path), external_data=False)
+    except Exception as error:  # the exporter's failures have no common base but Exception
+        raise WorkFailedError(f"torch.onnx.export cannot export {type(model).__name__}: {error}") from error
+    proto = onnx.load(str(path))
+    _name_dimensions(proto)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise WorkFailedError(f"{path}: the ONNX checker refuses the exported graph: {error}") from error
+    onnx.save(proto, str(path))
+    return proto
+
+
+def _deployable(model: nn.Module, outputs: Outputs) -> nn.Module:
+    import torch
+    from torch import Tensor, nn
+
+    class Deployable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            logits = self.model((image.permute(0, 3, 1, 2).float() - MEAN) / STD)
+            mask = logits.argmax(1).to(torch.uint8)
+            return {"mask": (mask,), "logits": (logits,), "both": (mask, logits)}[outputs]
+
+    return Deployable()
+
+
+def _name_dimensions(proto: onnx.ModelProto) -> None:
+    """The exporter names a dimension by its expression (`16*h`); people and servers read `height`."""
+    for value in [*proto.graph.input, *proto.graph.output]:
+        dims = value.type.tensor_type.shape.dim
+        names = {IMAGE: ["batch", "height", "width"], MASK: ["batch", "height", "width"]}.get(
+            value.name, ["batch", "", "height", "width"]
+        )
+        for dim, name in zip(dims, names, strict=False):
+            if name and dim.HasField("dim_param"):
+                dim.dim_param = name
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """The exporter prints its progress and warns about its own internals; neither is for our reader."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*")
+            yield
+    finally:
+        logger.setLevel(level)
