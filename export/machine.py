@@ -16,6 +16,7 @@ SATURATING: frozenset[InstructionSet] = frozenset({"avx512", "avx2", "generic"})
 """Without a four-way dot product, ONNX Runtime multiplies U8 by S8 with an instruction that adds two products in
 16 bits and saturates (vpmaddubsw): weights then need 7 bits. Source: onnxruntime quantization documentation."""
 
+_CPUINFO = Path("/proc/cpuinfo")
 _LIBRARIES = ("segpress", "numpy", "onnx", "onnxruntime", "pillow", "torch", "torch-pruning")
 
 
@@ -86,6 +87,11 @@ def library_versions() -> dict[str, str]:
 
 def peak_memory_mib() -> float:
     """The largest resident set of this process so far, in MiB."""
+    # getrusage is no help on Linux: its figure outlives exec, so a child starts with its parent's.
+    for line in _lines(Path("/proc/self/status")):
+        key, _, value = line.partition(":")
+        if key == "VmHWM":
+            return int(value.split()[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
@@ -99,7 +105,7 @@ def _quota(cgroup: Path) -> int | None:
 
 
 def _cpu_flags() -> frozenset[str]:
-    for line in _cpuinfo():
+    for line in _lines(_CPUINFO):
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             return frozenset(value.split())
@@ -107,15 +113,16 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _cpu_name() -> str:
-    for line in _cpuinfo():
+    for line in _lines(_CPUINFO):
         key, _, value = line.partition(":")
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
 
 
-def _cpuinfo() -> list[str]:
+def _lines(path: Path) -> list[str]:
+    """Of a file under /proc; none where there is no such file system."""
     try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
+        return path.read_text().splitlines()
     except OSError:
         return []

@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,10 +29,8 @@ STD = 128.0
 """(x - 128) / 128: the raw bytes are then the quantized input, scale 1/128 and zero point 128, exactly."""
 
 
-def export_onnx(
-    model: nn.Module, path: Path, *, channels: int, size_multiple: int, outputs: Outputs = "mask"
-) -> onnx.ModelProto:
-    """Write `model` (normalised NCHW to logits NKHW) with normalisation and ArgMax inside.
+def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: int) -> onnx.ModelProto:
+    """Write `model` (normalised NCHW to logits NKHW) with normalisation and ArgMax inside; gives mask and logits.
 
     Batch is dynamic; height and width are dynamic in multiples of `size_multiple`. BatchNorm is folded
     into the convolutions by the exporter. The model is put in eval mode.
@@ -41,23 +40,20 @@ def export_onnx(
     import onnx
     import torch
 
-    deployable = _deployable(model, outputs).eval()
-    multiple = size_multiple
     # The multiple is spelt in the signature; a plain Dim would hide it and a bad size die inside Concat.
     # Two images are traced: a batch of one would be fixed.
-    image = torch.zeros(2, multiple * 4, multiple * 6, channels, dtype=torch.uint8)
-    height = multiple * torch.export.Dim("h", min=1, max=4096)
-    width = multiple * torch.export.Dim("w", min=1, max=4096)
-    shapes = {IMAGE: {0: torch.export.Dim("batch", min=1, max=4096), 1: height, 2: width, 3: None}}
-    names = {"mask": [MASK], "logits": [LOGITS], "both": [MASK, LOGITS]}[outputs]
+    image = torch.zeros(2, size_multiple * 4, size_multiple * 6, channels, dtype=torch.uint8)
+    height = size_multiple * torch.export.Dim("h", min=1, max=4096)
+    width = size_multiple * torch.export.Dim("w", min=1, max=4096)
+    dynamic = {0: torch.export.Dim("batch", min=1, max=4096), 1: height, 2: width, 3: torch.export.Dim.STATIC}
     try:
         with _quiet():
             program = torch.onnx.export(
-                deployable,
+                _deployable(model).eval(),
                 (image,),
                 input_names=[IMAGE],
-                output_names=names,
-                dynamic_shapes=shapes,
+                output_names=[MASK, LOGITS],
+                dynamic_shapes={IMAGE: dynamic},
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -76,7 +72,19 @@ def export_onnx(
     return proto
 
 
-def _deployable(model: nn.Module, outputs: Outputs) -> nn.Module:
+def with_outputs(proto: onnx.ModelProto, outputs: Outputs) -> onnx.ModelProto:
+    """The same graph giving only what is asked for; the runtime drops what then leads nowhere."""
+    import onnx
+
+    kept = {"mask": (MASK,), "logits": (LOGITS,), "both": (MASK, LOGITS)}[outputs]
+    graph = onnx.ModelProto()
+    graph.CopyFrom(proto)
+    del graph.graph.output[:]
+    graph.graph.output.extend(output for output in proto.graph.output if output.name in kept)
+    return graph
+
+
+def _deployable(model: nn.Module) -> nn.Module:
     import torch
     from torch import Tensor, nn
 
@@ -85,10 +93,9 @@ def _deployable(model: nn.Module, outputs: Outputs) -> nn.Module:
             super().__init__()
             self.model = model
 
-        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
             logits = self.model((image.permute(0, 3, 1, 2).float() - MEAN) / STD)
-            mask = logits.argmax(1).to(torch.uint8)
-            return {"mask": (mask,), "logits": (logits,), "both": (mask, logits)}[outputs]
+            return logits.argmax(1).to(torch.uint8), logits
 
     return Deployable()
 
@@ -106,16 +113,16 @@ def _name_dimensions(proto: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """The exporter prints its progress and warns about its own internals; neither is for our reader."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*")
+            warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

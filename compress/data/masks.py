@@ -17,19 +17,27 @@ _COLOURS_KEPT = 64
 """Of the colours that are not declared; a photograph given as a mask has thousands."""
 
 
+_NUMBER_MODES = frozenset({"1", "L", "LA"})
+_PALETTE_MODES = frozenset({"P", "PA"})
+
+
 @dataclass(frozen=True)
 class Mask:
     """One mask, read."""
 
     header: Header
-    classes_HW: U8
-    """Class numbers, VOID for void and for what is not declared."""
+    indices: U8
+    """Class numbers HW, VOID for void and for what is not declared."""
     numbers: tuple[int, ...]
     """The numbers that a single-channel mask holds; none for a colour mask."""
     unknown_numbers: tuple[int, ...]
     """Those that are neither a class nor void."""
     unknown_colours: tuple[tuple[int, int, int], ...]
     """RGB of pixels whose colour is not in the palette."""
+
+    @property
+    def is_palette_image(self) -> bool:
+        return self.header.mode in _PALETTE_MODES
 
 
 class MaskReader:
@@ -53,12 +61,9 @@ class MaskReader:
         none is. Raises ImageError when the file cannot be decoded.
         """
         header = read_header(source)
-        if header.mode in {"1", "L"} or (header.mode == "P" and not self._has_palette):
-            return self._by_number(header, decode_indices(source))
-        if header.mode in {"LA", "PA"} and not self._has_palette:
-            return self._by_number(header, np.ascontiguousarray(decode_indices(source)[..., 0]))
-        if header.mode == "LA":
-            return self._by_number(header, decode(source, 1)[..., 0])
+        if header.mode in _NUMBER_MODES or (header.mode in _PALETTE_MODES and not self._has_palette):
+            stored = decode_indices(source)
+            return self._by_number(header, stored if stored.ndim == 2 else np.ascontiguousarray(stored[..., 0]))
         return self._by_colour(header, decode(source, 3))
 
     def _by_number(self, header: Header, stored_HW: U8) -> Mask:
@@ -72,7 +77,9 @@ class MaskReader:
         classes = np.full(len(held), VOID, dtype=np.uint8)
         known = np.isin(held, self._colours)
         classes[known] = self._class_of_colour[position[known]]
-        unknown = tuple((colour >> 16, colour >> 8 & 255, colour & 255) for colour in held[~known][:_COLOURS_KEPT].tolist())
+        unknown = tuple(
+            (colour >> 16, colour >> 8 & 255, colour & 255) for colour in held[~known][:_COLOURS_KEPT].tolist()
+        )
         return Mask(header, classes[place].reshape(stored_HWC.shape[:2]), (), (), unknown)
 
 
@@ -82,5 +89,4 @@ def _packed(colour: tuple[int, int, int]) -> int:
 
 def _packed_pixels(pixels_HWC: U8) -> NDArray[np.uint32]:
     wide = pixels_HWC.astype(np.uint32)
-    packed: NDArray[np.uint32] = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-    return packed
+    return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2], dtype=np.uint32)

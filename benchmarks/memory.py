@@ -1,0 +1,68 @@
+"""What one model costs a process: time to load, and peak memory.
+
+Memory that is given back to the allocator still counts against a process that had more before, so each
+model gets a fresh one: `python -m benchmarks.memory` is that process. It holds Python, NumPy, ONNX
+Runtime and the one model, which is about what a server holds besides its web framework.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+import benchmarks
+from export.errors import WorkFailedError
+from export.images import PAD_VALUE
+from export.machine import peak_memory_mib
+from export.runtime import OnnxModel
+
+RUNS = 3
+"""The arena of ONNX Runtime has its full size after the first run or two."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one model in a process of its own."""
+
+    load_ms: float
+    """To make the session: read, optimise, prepare weights."""
+    peak_memory_mib: float
+    """Largest resident set of the process, interpreter and libraries included."""
+
+
+def footprint(model: Path, *, height: int, width: int, channels: int, threads: int) -> Footprint:
+    """Load `model` in a fresh process and run a batch of one of this size.
+
+    Raises WorkFailedError when that process fails.
+    """
+    arguments = [str(model), str(height), str(width), str(channels), str(threads)]
+    # -P: a folder of the user's that happens to be called like one of our packages must not be imported.
+    command = [sys.executable, "-P", "-m", "benchmarks.memory", *arguments]
+    root = str(Path(benchmarks.__file__).parent.parent)
+    known = os.environ.get("PYTHONPATH")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, known] if known else [root])}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise WorkFailedError(f"{model}: the process that measures its memory failed: {last}")
+    return Footprint(**json.loads(child.stdout))
+
+
+def _of_this_process(model: Path, height: int, width: int, channels: int, threads: int) -> Footprint:
+    start = time.perf_counter_ns()
+    loaded = OnnxModel(model, threads=threads)
+    load_ms = (time.perf_counter_ns() - start) / 1e6
+    image = np.full((1, height, width, channels), PAD_VALUE, dtype=np.uint8)
+    for _ in range(RUNS):
+        loaded.masks(image)
+    return Footprint(load_ms, peak_memory_mib())
+
+
+if __name__ == "__main__":
+    found = _of_this_process(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    sys.stdout.write(json.dumps(asdict(found)))

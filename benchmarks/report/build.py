@@ -1,0 +1,164 @@
+"""From what was measured to a report."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from benchmarks.measure import WARMUP, LatencyResult
+from benchmarks.report import plots
+from benchmarks.report.results import DataUsed, Goals, Latency, ModelResult, Report, Settings
+from benchmarks.report.verdicts import verdicts
+from benchmarks.report.words import interval, number, size
+from export.bundle import Bundle
+from export.machine import Machine
+from export.scoring import Score
+
+NOISY = 1.5
+"""A 95th percentile this many times the median says that the machine was busy with something else."""
+COARSE = 0.02
+"""An interval of the drop wider than this cannot tell one point from none."""
+
+
+def build(
+    bundles: Mapping[str, Bundle],
+    latencies: Mapping[str, LatencyResult],
+    scores: Mapping[str, Score],
+    *,
+    title: str,
+    command: str,
+    data: DataUsed | None,
+    goals: Goals | None = None,
+    lookup_table_miou: float | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Set `bundles` beside each other: the first is the reference, the last the most compressed.
+
+    A model without a score takes its mIoU from its manifest, if that names one.
+    """
+    names = list(bundles)
+    reference, compressed = names[0], names[-1]
+    reference_ms = latencies[reference].samples.median
+    models = tuple(
+        _result(
+            name, bundles[name], latencies[name], scores.get(name), data.split if data else None, reference_ms
+        )
+        for name in names
+    )
+    drop, drop_interval = _drop(models, scores)
+    shared = latencies[reference]
+    settings = Settings(
+        threads=shared.threads,
+        height=shared.height,
+        width=shared.width,
+        rounds=len(shared.samples.milliseconds),
+        warmup=WARMUP,
+        concurrency=shared.concurrency,
+        real_images=data is not None,
+    )
+    return Report(
+        title=title,
+        command=command,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=Machine.here(),
+        data=data,
+        settings=settings,
+        models=models,
+        reference=reference,
+        compressed=compressed,
+        speedup=models[-1].gain,
+        miou_drop=drop,
+        miou_drop_interval=drop_interval,
+        lookup_table_miou=lookup_table_miou,
+        goals=goals or Goals(),
+        verdicts=verdicts(models, goals=goals, lookup_table_miou=lookup_table_miou),
+        notes=(
+            *notes,
+            *_accuracy_notes(models, scores, drop_interval),
+            *_latency_notes(models, bundles, settings),
+            *plots.shortcomings(),
+        ),
+        failures=tuple(f"{name}: {result.failure}" for name, result in latencies.items() if result.failure),
+    )
+
+
+def _result(
+    name: str, bundle: Bundle, latency: LatencyResult, score: Score | None, split: str | None, reference_ms: float
+) -> ModelResult:
+    manifest = bundle.manifest
+    accuracy = manifest.accuracy
+    miou, bounds, per_class = None, None, {}
+    if score is not None:
+        miou, per_class = None if math.isnan(score.miou) else score.miou, score.iou_per_class
+        bounds = score.interval() if len(score.images) > 1 and miou is not None else None
+    elif accuracy is not None:
+        miou, bounds, per_class, split = accuracy.miou, accuracy.miou_interval, accuracy.iou_per_class, accuracy.split
+    return ModelResult(
+        name=name,
+        bundle=bundle.path.resolve().name,
+        precision=manifest.precision,
+        params=manifest.params,
+        macs=manifest.macs,
+        size_bytes=bundle.size_bytes,
+        miou=miou,
+        miou_interval=bounds,
+        miou_split=None if miou is None else split,
+        iou_per_class=per_class,
+        latency_ms=Latency.of(latency.samples),
+        latency_one_thread_ms=Latency.of(latency.one_thread),
+        gain=reference_ms / latency.samples.median,
+        throughput_images_s=latency.throughput,
+        load_ms=latency.footprint.load_ms if latency.footprint else None,
+        peak_memory_mib=latency.footprint.peak_memory_mib if latency.footprint else None,
+    )
+
+
+def _drop(
+    models: Sequence[ModelResult], scores: Mapping[str, Score]
+) -> tuple[float | None, tuple[float, float] | None]:
+    before, after = models[0], models[-1]
+    if before.miou is None or after.miou is None or before.miou_split != after.miou_split:
+        return None, None
+    drop = before.miou - after.miou
+    parent, child = scores.get(before.name), scores.get(after.name)
+    if parent is None or child is None or len(parent.images) < 2 or parent.images != child.images:
+        return drop, None
+    return drop, parent.drop_interval(child)
+
+
+def _accuracy_notes(
+    models: Sequence[ModelResult], scores: Mapping[str, Score], drop_interval: tuple[float, float] | None
+) -> Iterable[str]:
+    quoted = [model.name for model in models if model.name not in scores and model.miou is not None]
+    if quoted:
+        yield f"The mIoU of {', '.join(quoted)} is quoted from the manifest; --data scores it here and now."
+    splits = {model.miou_split for model in models if model.miou is not None}
+    if len(splits) > 1:
+        yield f"The mIoU is of different splits ({', '.join(sorted(map(str, splits)))}), so no drop is given."
+    if drop_interval is not None and drop_interval[1] - drop_interval[0] > COARSE and len(models) > 1:
+        yield (
+            f"The split is small: the drop lies anywhere from {interval(drop_interval)} (95 %). "
+            "More images would tell one point from none."
+        )
+
+
+def _latency_notes(
+    models: Sequence[ModelResult], bundles: Mapping[str, Bundle], settings: Settings
+) -> Iterable[str]:
+    if not settings.real_images:
+        yield "Latency was measured on seeded noise; --data measures it on real images."
+    noisy = [model for model in models if model.latency_ms.p95 > NOISY * model.latency_ms.p50]
+    if noisy:
+        worst = max(noisy, key=lambda model: model.latency_ms.p95 / model.latency_ms.p50)
+        yield (
+            f"The machine was not quiet: the 95th percentile of {worst.name} is "
+            f"{number(worst.latency_ms.p95 / worst.latency_ms.p50)} times its median. Medians hold better than tails; "
+            "run it again with nothing else running."
+        )
+    elsewhere = {
+        (latency.height, latency.width)
+        for bundle in bundles.values()
+        if (latency := bundle.manifest.latency) is not None
+    } - {(settings.height, settings.width)}
+    if elsewhere:
+        counted = ", ".join(f"{height}x{width}" for height, width in sorted(elsewhere))
+        yield f"MMACs are as the manifests count them, at {counted}; latency here is at {size(settings)}."

@@ -1,0 +1,91 @@
+"""The report as Markdown, for a repository or a pull request."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from benchmarks.report.plots import Plot
+from benchmarks.report.results import Report
+from benchmarks.report.strip import DIFFERENCES, Strip
+from benchmarks.report.table import Table, details, per_class, summary
+from benchmarks.report.words import circumstances, headline, judgement
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
+
+
+def markdown(report: Report, plots: Sequence[Plot], strip: Strip | None) -> str:
+    """The whole report; pictures are named by the files that lie beside it."""
+    return "\n".join(_lines(report, plots, strip)) + "\n"
+
+
+def escaped(text: str) -> str:
+    """`text` so that it reads as itself, in one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterable[str]:
+    yield f"# {escaped(report.title)}"
+    yield ""
+    yield f"**{escaped(headline(report))}** {escaped(judgement(report))}"
+    yield ""
+    yield from _table(summary(report))
+    if report.verdicts:
+        yield from ("## Checks", "")
+        for verdict in report.verdicts:
+            mark = "passed" if verdict.ok else "**failed**"
+            yield f"- {mark}: {escaped(verdict.text)}. {_sentence(verdict.detail)}"
+        yield ""
+    if report.failures:
+        yield from ("## What could not be measured", "", *(f"- {escaped(line)}" for line in report.failures), "")
+    for plot in plots:
+        yield from (f"## {escaped(plot.title)}", "", f"![{escaped(plot.alt)}]({plot.name}.png)", "")
+    if strip is not None:
+        yield from _strip(strip)
+    classes = per_class(report)
+    if classes is not None:
+        yield from (f"## {escaped(classes.caption)}", "")
+        yield from _table(classes, caption=False)
+    yield from ("## More figures", "")
+    yield from _table(details(report))
+    if report.notes:
+        yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
+    yield from ("## How it was measured", "")
+    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in circumstances(report))
+    yield from ("", "Made again by:", "", *_code(report.command))
+
+
+def _table(table: Table, *, caption: bool = True) -> Iterable[str]:
+    yield "| " + " | ".join(map(escaped, table.headers)) + " |"
+    yield "| --- |" + " ---: |" * (len(table.headers) - 1)
+    for row in table.rows:
+        yield "| " + " | ".join(map(escaped, row)) + " |"
+    yield ""
+    if caption:
+        yield from (f"{escaped(table.caption)}.", "")
+
+
+def _strip(strip: Strip) -> Iterable[str]:
+    yield from ("## What it looks like", "")
+    yield f"![{escaped(', '.join(strip.columns))} of {len(strip.rows)} images](strip.png)"
+    yield ""
+    for index, row in enumerate(strip.rows, start=1):
+        yield f"{index}. {escaped(row.name)}: {row.reason}; {row.differing:.2%} of its pixels differ"
+    yield ""
+    names = ", ".join(f"{name} {_hex(colour)}" for name, colour in zip(strip.classes, strip.colours, strict=True))
+    yield f"Classes: {escaped(names)}."
+    yield f"Differences: {escaped(', '.join(f'{name} {_hex(colour)}' for name, colour in DIFFERENCES))}."
+    yield ""
+
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _sentence(text: str) -> str:
+    return escaped(text[0].upper() + text[1:] + ".")
+
+
+def _code(text: str) -> Iterable[str]:
+    """A fenced block; the fence is longer than any run of backticks within."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return (fence, text, fence)

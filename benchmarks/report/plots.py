@@ -1,0 +1,279 @@
+"""The report's plots, through matplotlib (the extra `bench`): SVG that takes its page's colours, and PNG."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report.results import ModelResult, Report
+from benchmarks.report.words import miou, miou_header, number, size, threads
+from export.errors import MissingExtraError, require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+INK, MUTED, LINE, SURFACE = "#1a1d21", "#57606a", "#d5d9df", "#fefefe"
+_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", SURFACE: "--surface"}
+"""What these colours are called in page.css, where the dark page has its own."""
+
+SERIES = ("#3b7dd8", "#c8641b", "#118a6f", "#a257c9", "#b98200", "#d6487e", "#6b7280", "#5f8f2f")
+"""Colours of the models in their order: at least 3:1 against the light page and the dark one."""
+_MARKERS = "osD^vP*X"
+
+_INCHES = (5.6, 4.0)
+_PNG_DOTS_PER_INCH = 160
+_SHOWN_SAMPLES = 300
+"""Dots a model in the distribution; more only make the page heavy."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure."""
+
+    name: str
+    """Of its file, without suffix."""
+    title: str
+    alt: str
+    """What it shows, for those who cannot see it."""
+    svg: str
+    """To be put into a page as it is; colours are that page's variables."""
+    png: bytes
+    """On white."""
+
+
+def shortcomings() -> tuple[str, ...]:
+    """What the report lacks because matplotlib is not installed."""
+    try:
+        _matplotlib()
+    except MissingExtraError as error:
+        return (f"No report.html: {error}",)
+    return ()
+
+
+def colour_of(index: int) -> str:
+    return SERIES[index % len(SERIES)]
+
+
+def draw(report: Report) -> tuple[Plot, ...]:
+    """Accuracy against latency where there is an mIoU, and how the latencies are distributed.
+
+    Raises MissingExtraError without matplotlib.
+    """
+    distribution = _plot(
+        "latency",
+        "How the latencies are distributed",
+        _describe_distribution(report),
+        lambda axes: _distribution(axes, report),
+    )
+    if all(model.miou is None for model in report.models):
+        return (distribution,)
+    tradeoff = _plot(
+        "accuracy", "Accuracy against latency", _describe_tradeoff(report), lambda axes: _tradeoff(axes, report)
+    )
+    return tradeoff, distribution
+
+
+def _plot(name: str, title: str, alt: str, paint: Callable[["Axes"], None]) -> Plot:
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": "sans-serif",
+        "font.size": 10.5,
+        "text.parse_math": False,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": LINE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "xtick.color": LINE,
+        "ytick.color": LINE,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
+        "grid.color": LINE,
+        "grid.linewidth": 0.7,
+        "legend.frameon": False,
+    }
+    with _matplotlib().rc_context(style):
+        figure = _matplotlib("figure").Figure(figsize=_INCHES, layout="constrained", facecolor="none")
+        axes = figure.add_subplot(facecolor="none")
+        paint(axes)
+        return Plot(name, title, alt, _svg(figure, name), _png(figure))
+
+
+def _matplotlib(part: str = "") -> Any:
+    return require(f"matplotlib.{part}".rstrip("."), extra="bench", purpose="the page with plots")
+
+
+def _tradeoff(axes: "Axes", report: Report) -> None:
+    """mIoU with its interval over median latency, a point a model."""
+    _log_milliseconds(axes, [model.latency_ms.p50 for model in report.models], room=1.7)
+    points = []
+    for index, model in enumerate(report.models):
+        if model.miou is None:
+            continue
+        low, high = model.miou_interval or (model.miou, model.miou)
+        error = [[max(model.miou - low, 0.0)], [max(high - model.miou, 0.0)]]
+        axes.errorbar(
+            model.latency_ms.p50,
+            model.miou,
+            yerr=error,
+            color=colour_of(index),
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=8.5,
+            markeredgecolor=SURFACE,
+            markeredgewidth=1.0,
+            elinewidth=1.6,
+            capsize=3.5,
+            linestyle="none",
+        )
+        points.append((model.name, model.latency_ms.p50, model.miou))
+    axes.margins(y=0.14)
+    if report.lookup_table_miou is not None:
+        axes.axhline(report.lookup_table_miou, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"grey-value look-up table {miou(report.lookup_table_miou)}",
+            (1.0, report.lookup_table_miou),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+            color=MUTED,
+            fontsize=9.5,
+        )
+    axes.grid(visible=True)
+    axes.set_xlabel(f"median latency, ms ({threads(report.settings.threads)}, {size(report.settings)}); left is better")
+    interval = " with 95 % interval" if any(model.miou_interval for model in report.models) else ""
+    axes.set_ylabel(f"{miou_header(report)}{interval}")
+    _label(axes, points)
+
+
+def _label(axes: "Axes", points: Sequence[tuple[str, float, float]]) -> None:
+    """Name each point where its name covers the least of the points and names already there."""
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        return
+    figure.draw_without_rendering()
+    taken = [tuple(axes.transData.transform((x, y))) for _, x, y in points]
+    boxes: list[Any] = []
+    frame = axes.get_window_extent()
+    places = (
+        ((9, 5), "left", "bottom"),
+        ((-9, 5), "right", "bottom"),
+        ((9, -5), "left", "top"),
+        ((-9, -5), "right", "top"),
+        ((9, 20), "left", "bottom"),
+        ((-9, -20), "right", "top"),
+    )
+
+    def put(name: str, x: float, y: float, place: tuple[tuple[int, int], str, str]) -> "Annotation":
+        offset, ha, va = place
+        return axes.annotate(
+            name, (x, y), xytext=offset, textcoords="offset points", ha=ha, va=va, fontsize=10, fontweight="medium"
+        )
+
+    for name, x, y in points:
+        costs = []
+        for place in places:
+            trial = put(name, x, y, place)
+            box = trial.get_window_extent()
+            trial.remove()
+            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+            crowd = sum(box.padded(4).contains(*point) for point in taken) + sum(map(box.overlaps, boxes))
+            costs.append(crowd + 2 * outside)
+        chosen = put(name, x, y, places[costs.index(min(costs))])
+        boxes.append(chosen.get_window_extent())
+
+
+def _distribution(axes: "Axes", report: Report) -> None:
+    """Every sample as a dot, a row a model, with the percentiles marked."""
+    _log_milliseconds(axes, [time for model in report.models for time in model.latency_ms.samples], room=1.15)
+    for index, model in enumerate(report.models):
+        times = _thinned(model.latency_ms.samples)
+        # Spread by position in time, not at random: the same report draws the same plot, and drift shows.
+        heights = [index + 0.26 - 0.52 * position / max(len(times) - 1, 1) for position in range(len(times))]
+        axes.scatter(times, heights, s=9, color=colour_of(index), alpha=0.55, linewidths=0)
+        for percentile, reach in ((model.latency_ms.p50, 0.36), (model.latency_ms.p95, 0.26), (model.latency_ms.p99, 0.18)):
+            axes.plot([percentile] * 2, [index - reach, index + reach], color=INK, linewidth=1.5)
+        axes.annotate(
+            number(model.latency_ms.p50),
+            (model.latency_ms.p50, index - 0.36),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9.5,
+        )
+    axes.set_yticks(range(len(report.models)), [model.name for model in report.models])
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_ylim(len(report.models) - 0.45, -0.7)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=True, axis="x")
+    axes.set_xlabel(
+        f"ms an image ({threads(report.settings.threads)}, {size(report.settings)}); ticks are p50, p95 and p99"
+    )
+
+
+def _thinned(samples: Sequence[float]) -> Sequence[float]:
+    """Evenly chosen in time, extremes kept."""
+    if len(samples) <= _SHOWN_SAMPLES:
+        return samples
+    last = len(samples) - 1
+    chosen = {round(i * last / (_SHOWN_SAMPLES - 1)) for i in range(_SHOWN_SAMPLES)}
+    chosen |= {samples.index(max(samples)), samples.index(min(samples))}
+    return [samples[index] for index in sorted(chosen)]
+
+
+def _log_milliseconds(axes: "Axes", values: Sequence[float], *, room: float) -> None:
+    """A logarithmic axis of milliseconds with plain numbers, `room` times wider than `values` at each end."""
+    ticker = _matplotlib("ticker")
+    axes.set_xscale("log")
+    low, high = min(values) / room, max(values) * room
+    axes.set_xlim(low, high)
+    # Few steps where the axis spans decades, more where it spans less than one.
+    steps = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=steps, numticks=12))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _svg(figure: "Figure", name: str) -> str:
+    """SVG for a page that may hold others: no prologue, its own ids, colours by variable."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", svg)
+    svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r'<svg aria-hidden="true"\1', svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg
+
+
+def _png(figure: "Figure") -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_PNG_DOTS_PER_INCH, facecolor="white")
+    return stream.getvalue()
+
+
+def _describe_tradeoff(report: Report) -> str:
+    points = "; ".join(_point(model) for model in report.models if model.miou is not None)
+    return f"{miou_header(report)} against median latency. {points}."
+
+
+def _point(model: ModelResult) -> str:
+    return f"{model.name}: {miou(model.miou)} at {number(model.latency_ms.p50)} ms"
+
+
+def _describe_distribution(report: Report) -> str:
+    rows = "; ".join(
+        f"{model.name}: median {number(model.latency_ms.p50)}, 95th percentile {number(model.latency_ms.p95)}, "
+        f"99th {number(model.latency_ms.p99)} ms"
+        for model in report.models
+    )
+    return f"{len(report.models[0].latency_ms.samples)} timed runs of each model. {rows}."

@@ -1,0 +1,153 @@
+"""The figures of a comparison: what report.json holds.
+
+mIoU is between 0 and 1; latency is in milliseconds, from uint8 image to uint8 mask at batch 1.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+from export.machine import Machine
+from export.manifest import Precision
+from export.timing import Samples
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Latency(_Part):
+    """Milliseconds of one model with a number of threads."""
+
+    p50: float
+    p95: float
+    p99: float
+    samples: tuple[float, ...]
+    """Raw times in the order in which they were taken."""
+
+    @classmethod
+    def of(cls, samples: Samples) -> "Latency":
+        return cls(
+            p50=samples.median, p95=samples.percentile(95), p99=samples.percentile(99), samples=samples.milliseconds
+        )
+
+
+class ModelResult(_Part):
+    """One model of the comparison."""
+
+    name: str
+    bundle: str
+    """Name of the bundle's folder."""
+    precision: Precision
+    params: int
+    macs: int
+    """Multiply-accumulates of one image, as the manifest counts them."""
+    size_bytes: int
+    """Of model.onnx."""
+    miou: float | None
+    """None where nothing was scored and the manifest names no accuracy."""
+    miou_interval: tuple[float, float] | None
+    """95 % bootstrap over images."""
+    miou_split: str | None
+    """The split that `miou` is of."""
+    iou_per_class: dict[str, float | None]
+    """None for a class that occurs neither in truth nor in prediction; empty where nothing was scored."""
+    latency_ms: Latency
+    """With `Settings.threads`."""
+    latency_one_thread_ms: Latency
+    """With one thread, which is how the server runs by default."""
+    gain: float
+    """Median latency of the reference over this model's."""
+    throughput_images_s: float
+    """Images a second with `Settings.concurrency` one-thread runs of one shared session at a time."""
+    load_ms: float | None
+    """To make the session in a fresh process; None where that process failed."""
+    peak_memory_mib: float | None
+    """Largest resident set of a fresh process that holds this model and the runtime; None where it failed."""
+
+
+class DataUsed(_Part):
+    """What the models were scored and timed on."""
+
+    name: str
+    """Of the dataset's folder."""
+    fingerprint: str
+    split: str
+    images: int
+
+
+class Settings(_Part):
+    """How it was measured."""
+
+    threads: int
+    height: int
+    width: int
+    """Of the image that the graphs were given, padding included."""
+    rounds: int
+    warmup: int
+    concurrency: int
+    real_images: bool
+    """False: latency was measured on noise."""
+
+
+class Goals(_Part):
+    """What the compressed model is held to, against the reference; None: nothing is asked."""
+
+    speedup: float | None = None
+    max_drop: float | None = None
+    """mIoU that may be lost, absolute: 0.02 is two points."""
+    above_lookup_table: float | None = None
+    """mIoU by which the reference must beat the best grey-value look-up table."""
+
+
+class Verdict(_Part):
+    """One thing that a reader should know before believing the headline."""
+
+    ok: bool
+    text: str
+    """Names what holds, or what does not."""
+    detail: str
+    """The figures behind it."""
+
+
+class Report(_Part):
+    """A comparison of models, everything that is needed to judge it and to make it again.
+
+    `speedup` and `miou_drop` are of the last model, the most compressed one, against the reference.
+    """
+
+    schema_version: int = 1
+    title: str
+    command: str
+    """Makes this report again."""
+    date: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    data: DataUsed | None
+    settings: Settings
+    models: tuple[ModelResult, ...]
+    reference: str
+    compressed: str
+    speedup: float
+    miou_drop: float | None
+    """Reference minus compressed; negative where the compressed model scores higher."""
+    miou_drop_interval: tuple[float, float] | None
+    """95 % paired bootstrap over images; None where the models were not scored here."""
+    lookup_table_miou: float | None = None
+    """Of the best grey-value look-up table: what colour alone is worth on this data."""
+    goals: Goals = Goals()
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    """What could not be measured, and why."""
+
+    @property
+    def reference_model(self) -> ModelResult:
+        return self.models[0]
+
+    @property
+    def compressed_model(self) -> ModelResult:
+        return self.models[-1]
+
+    @property
+    def ok(self) -> bool:
+        """Every verdict holds and nothing failed."""
+        return all(verdict.ok for verdict in self.verdicts) and not self.failures

@@ -1,0 +1,93 @@
+"""The report's tables, once, for terminal, Markdown and HTML alike."""
+
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from benchmarks.report.results import ModelResult, Report
+from benchmarks.report.words import interval, millions, miou, miou_header, number, optional, size, threads, times
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headers; the first column names the row, the others hold figures."""
+
+    caption: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def summary(report: Report) -> Table:
+    """What each model costs and is worth."""
+    headers = ("model", "params M", "MMACs", "size MB", miou_header(report), "p50 ms", "p95 ms", "gain")
+
+    def row(model: ModelResult) -> tuple[str, ...]:
+        return (
+            model.name,
+            millions(model.params),
+            millions(model.macs),
+            millions(model.size_bytes),
+            miou(model.miou),
+            number(model.latency_ms.p50),
+            number(model.latency_ms.p95),
+            times(model.gain),
+        )
+
+    caption = f"Latency with {threads(report.settings.threads)}, batch 1, {size(report.settings)}; gain over {report.reference}"
+    return Table(caption, headers, tuple(map(row, report.models)))
+
+
+def details(report: Report) -> Table:
+    """What one looks up afterwards."""
+    headers = (
+        "model",
+        "p99 ms",
+        "1 thread p50 ms",
+        "1 thread p95 ms",
+        "1 thread p99 ms",
+        "images/s",
+        "load ms",
+        "peak MiB",
+        "mIoU 95 % interval",
+    )
+
+    def row(model: ModelResult) -> tuple[str, ...]:
+        one = model.latency_one_thread_ms
+        return (
+            model.name,
+            number(model.latency_ms.p99),
+            *map(number, (one.p50, one.p95, one.p99, model.throughput_images_s)),
+            optional(model.load_ms),
+            optional(model.peak_memory_mib),
+            interval(model.miou_interval),
+        )
+
+    concurrency = report.settings.concurrency
+    caption = (
+        f"images/s: {concurrency} one-thread run{'s' if concurrency != 1 else ''} of one shared session at a time, which "
+        "is how the server runs. Load time and peak memory: a fresh process with Python, ONNX Runtime and the one model"
+    )
+    return Table(caption, headers, tuple(map(row, report.models)))
+
+
+def per_class(report: Report) -> Table | None:
+    """IoU of each class under each model; None where nothing was scored."""
+    scored = [model for model in report.models if model.iou_per_class]
+    if not scored:
+        return None
+    # A dict keeps the order of the classes and drops repetitions.
+    classes = dict.fromkeys(name for model in scored for name in model.iou_per_class)
+    rows = tuple((name, *(miou(model.iou_per_class.get(name)) for model in scored)) for name in classes)
+    return Table("IoU of each class", ("class", *(model.name for model in scored)), rows)
+
+
+def terminal_table(report: Report) -> RichTable:
+    """The summary for a terminal."""
+    table = summary(report)
+    shown = RichTable(title=escape(table.caption), title_justify="left")
+    for index, header in enumerate(table.headers):
+        shown.add_column(header, justify="right" if index else "left", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*map(escape, row))
+    return shown

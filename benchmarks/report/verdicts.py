@@ -1,0 +1,106 @@
+"""What a reader should know before believing the headline, decided from the figures alone."""
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.report.results import Goals, ModelResult, Verdict
+from benchmarks.report.words import miou, number, times
+
+CONVERGENCE_MARGIN = 0.01
+"""A baseline that its own compression beats by more than a point was not trained to its end."""
+
+
+def verdicts(
+    models: Sequence[ModelResult], *, goals: Goals | None = None, lookup_table_miou: float | None = None
+) -> tuple[Verdict, ...]:
+    """Judge `models`: the reference first, the most compressed one last."""
+    goals = goals or Goals()
+    return (
+        *_convergence(models),
+        *_int8_against_float(models),
+        *_speedup(models, goals.speedup),
+        *_drop(models, goals.max_drop),
+        *_lookup_table(models[0], lookup_table_miou, goals.above_lookup_table),
+    )
+
+
+def _convergence(models: Sequence[ModelResult]) -> Iterable[Verdict]:
+    reference = models[0]
+    scored = [(m.miou, m) for m in models[1:] if m.miou is not None and _is_compressed(m, reference)]
+    if reference.miou is None or not scored:
+        return
+    best, model = max(scored, key=lambda pair: pair[0])
+    figures = f"{model.name} scores {miou(best)}, {reference.name} {miou(reference.miou)}"
+    if best - reference.miou > CONVERGENCE_MARGIN:
+        yield Verdict(
+            ok=False,
+            text="baseline not converged",
+            detail=f"{figures}: a compressed model beats what it was made from by more than {CONVERGENCE_MARGIN}, so "
+            "the drop means nothing; train the dense model for longer",
+        )
+    else:
+        yield Verdict(
+            ok=True,
+            text="no compressed model beats the baseline",
+            detail=f"at best {figures}; more than {CONVERGENCE_MARGIN} above it would mean a baseline not converged",
+        )
+
+
+def _is_compressed(model: ModelResult, reference: ModelResult) -> bool:
+    """Made smaller or coarser than the reference, as far as its figures tell."""
+    return model.macs < reference.macs or (model.precision == "int8" and reference.precision == "fp32")
+
+
+def _int8_against_float(models: Sequence[ModelResult]) -> Iterable[Verdict]:
+    for model in models:
+        # The same network in both precisions has the same number of multiplications.
+        parent = next((m for m in models if m.precision == "fp32" and m.macs == model.macs), None)
+        if model.precision != "int8" or parent is None:
+            continue
+        ok = model.latency_ms.p50 < parent.latency_ms.p50
+        yield Verdict(
+            ok=ok,
+            text=f"{model.name}: INT8 {'faster' if ok else 'not faster'} than float",
+            detail=f"{number(model.latency_ms.p50)} ms against {number(parent.latency_ms.p50)} ms of {parent.name}"
+            + ("" if ok else "; on this machine INT8 costs accuracy and buys nothing, serve the float model"),
+        )
+
+
+def _speedup(models: Sequence[ModelResult], goal: float | None) -> Iterable[Verdict]:
+    if goal is None:
+        return
+    gain = models[-1].gain
+    ok = gain >= goal
+    yield Verdict(
+        ok=ok,
+        text=f"speed-up goal {'met' if ok else 'missed'}",
+        detail=f"{models[-1].name}: {times(gain)}, asked for {times(goal)}",
+    )
+
+
+def _drop(models: Sequence[ModelResult], goal: float | None) -> Iterable[Verdict]:
+    if goal is None:
+        return
+    before, after = models[0].miou, models[-1].miou
+    if before is None or after is None:
+        yield Verdict(ok=False, text="accuracy goal not checked", detail="a model has no mIoU; score both on one split")
+        return
+    ok = before - after <= goal
+    yield Verdict(
+        ok=ok,
+        text=f"accuracy goal {'met' if ok else 'missed'}",
+        detail=f"{models[-1].name}: mIoU {miou(before)} to {miou(after)}, a drop of {miou(before - after)}; "
+        f"at most {miou(goal)} may be lost",
+    )
+
+
+def _lookup_table(reference: ModelResult, lookup: float | None, margin: float | None) -> Iterable[Verdict]:
+    if lookup is None or reference.miou is None:
+        return
+    needed = lookup + (margin or 0.0)
+    ok = reference.miou >= needed if margin else reference.miou > lookup
+    yield Verdict(
+        ok=ok,
+        text=f"{reference.name} {'beats' if ok else 'does not beat'} a grey-value look-up table",
+        detail=f"mIoU {miou(reference.miou)}; the best table from grey value to class scores {miou(lookup)}"
+        + (f", at least {miou(margin)} above it is asked for" if margin else ""),
+    )

@@ -1,0 +1,128 @@
+"""Figures and sentences as every form of the report spells them."""
+
+import math
+
+from benchmarks.report.results import Report, Settings
+
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+DASH = "\N{EN DASH}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, whole numbers in full, no exponent: 0.0123, 4.56, 31,101."""
+    if value == 0:
+        return "0"
+    decimals = 2 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{min(max(decimals, 0), 9)}f}".replace("-", MINUS)
+
+
+def optional(value: float | None) -> str:
+    return DASH if value is None else number(value)
+
+
+def miou(value: float | None) -> str:
+    """Four decimals: a hundredth of a point."""
+    return DASH if value is None else f"{value:.4f}".replace("-", MINUS)
+
+
+def interval(bounds: tuple[float, float] | None) -> str:
+    return DASH if bounds is None else f"{miou(bounds[0])} to {miou(bounds[1])}"
+
+
+def times(value: float) -> str:
+    return f"{value:.2f}{TIMES}" if value < 99.5 else f"{value:,.0f}{TIMES}"
+
+
+def millions(value: float) -> str:
+    return number(value / 1e6)
+
+
+def faster(gain: float) -> str:
+    """A speed-up as words; below 1 it is none."""
+    return f"{times(gain)} faster" if gain >= 1 else f"{times(1 / gain)} slower"
+
+
+def smaller(ratio: float) -> str:
+    """A ratio of sizes, reference over model, as words."""
+    return f"{times(ratio)} smaller" if ratio >= 1 else f"{times(1 / ratio)} larger"
+
+
+def lost(drop: float) -> str:
+    """An mIoU drop as words; below 0 it is a gain."""
+    if round(drop, 4) == 0:
+        return "loses no mIoU"
+    return f"{'loses' if drop > 0 else 'gains'} {miou(abs(drop))} mIoU"
+
+
+def threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
+def size(settings: Settings) -> str:
+    """Height and width, as `--size` takes them."""
+    return f"{settings.height}x{settings.width}"
+
+
+def miou_header(report: Report) -> str:
+    """`test mIoU` where every score is of that split."""
+    splits = {model.miou_split for model in report.models if model.miou is not None}
+    return f"{splits.pop()} mIoU" if len(splits) == 1 else "mIoU"
+
+
+def headline(report: Report) -> str:
+    """The result in one sentence."""
+    reference, compressed = report.reference_model, report.compressed_model
+    took = number(compressed.latency_ms.p50)
+    if reference is compressed:
+        scored = "" if compressed.miou is None else f" and scores {miou(compressed.miou)} mIoU"
+        return f"{compressed.name} takes {took} ms an image{scored}."
+    parts = [f"{faster(report.speedup)} than {reference.name} ({took} against {number(reference.latency_ms.p50)} ms)"]
+    parts.append(smaller(reference.size_bytes / compressed.size_bytes))
+    sentence = f"{compressed.name} is {parts[0]}, {parts[1]}"
+    if report.miou_drop is None:
+        return f"{sentence}; accuracy was not measured."
+    scores = f"{miou(reference.miou)} to {miou(compressed.miou)}"
+    return f"{sentence}, and {lost(report.miou_drop)} ({scores})."
+
+
+def judgement(report: Report) -> str:
+    """Whether the headline may be believed, in one sentence."""
+    failed = [verdict.text for verdict in report.verdicts if not verdict.ok]
+    broken = len(report.failures)
+    if failed:
+        found = f"{len(failed)} of {len(report.verdicts)} checks failed: {'; '.join(failed)}"
+    elif report.verdicts:
+        count = len(report.verdicts)
+        found = f"All {count} checks passed" if count > 1 else "The one check passed"
+    else:
+        found = "Nothing to check: the models do not stand for one another"
+    return f"{found}; {broken} measurement{'s' if broken != 1 else ''} failed." if broken else f"{found}."
+
+
+def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
+    """What the figures belong to: data, settings, machine, versions."""
+    settings, machine = report.settings, report.machine
+    inputs = "real images" if settings.real_images else "seeded noise"
+    facts = [
+        ("Date", report.date),
+        (
+            "Latency",
+            f"uint8 image to uint8 mask through ONNX Runtime, batch 1, {size(settings)}, {threads(settings.threads)}, "
+            f"spinning off; {settings.rounds} rounds after {settings.warmup} to warm up, the models taking turns in "
+            f"one process, on {inputs}",
+        ),
+    ]
+    if report.data is not None:
+        data = report.data
+        facts += [
+            ("Data", f"{data.name}, {data.split} split, {data.images} images, fingerprint {data.fingerprint}"),
+            ("mIoU", "one confusion matrix over the split, void ignored, mean over the classes, at mask size"),
+        ]
+    facts += [
+        ("Machine", f"{machine.cpu}, {machine.cores} usable cores, {machine.memory_gib} GiB, {machine.instruction_set}"),
+        ("System", f"{machine.system}, Python {machine.python}"),
+        ("Libraries", ", ".join(f"{name} {version}" for name, version in machine.libraries.items())),
+        ("Bundles", ", ".join(f"{model.name} from {model.bundle}" for model in report.models)),
+    ]
+    return tuple(facts)

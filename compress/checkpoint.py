@@ -1,0 +1,200 @@
+"""A trained network as data: `weights.safetensors` and `model.json`. Nothing is unpickled, ever.
+
+`model.json` names the factory, its arguments and the pruning plans that were applied, in their order; the
+network is rebuilt from these and the weights are put in.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress import models
+from compress.models.plan import PruningPlan
+from export.errors import CheckpointError
+from export.files import sha256_file, write_atomic
+from export.images import U8, Geometry
+from export.to_onnx import MEAN, STD
+
+WEIGHTS = "weights.safetensors"
+MODEL = "model.json"
+
+
+class ModelCard(BaseModel):
+    """model.json: all that is needed to rebuild the network and to use it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    schema_version: Literal[1] = 1
+    factory: str
+    arguments: dict[str, Any]
+    pruning: tuple[PruningPlan, ...] = ()
+    """Plans in the order in which they were applied, the oldest first."""
+    channels: Literal[1, 3]
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    size: tuple[int, int] | None
+    """Images are resized to this (height, width); None: never."""
+    size_multiple: int = Field(ge=1)
+    parents: dict[str, str]
+    """SHA-256 by role: the dataset, the weights that this was made from."""
+    miou_val: float | None = None
+    """On the validation split, in torch float32."""
+
+    def build(self) -> nn.Module:
+        """The network with fresh weights, pruned as its plans say."""
+        network = models.build(self.factory, self.arguments)
+        for plan in self.pruning:
+            network = plan.apply(network, channels=self.channels)
+        return network
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with weights and a card."""
+
+    path: Path
+    card: ModelCard
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        return sha256_file(self.path / WEIGHTS)
+
+    def network(self) -> nn.Module:
+        """The network with its weights, on the CPU, in eval mode.
+
+        Raises CheckpointError when card and weights do not go together.
+        """
+        try:
+            network = self.card.build()
+        except Exception as error:
+            raise CheckpointError(self.path, [f"{MODEL} describes no network that can be built: {error}"]) from error
+        load_weights(network, self.path / WEIGHTS)
+        return network.eval()
+
+    def segmenter(self) -> Callable[[U8], U8]:
+        """Image HWC to mask HW at the image's size, in torch float32."""
+        return torch_segmenter(self.network(), self.card.size)
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / MODEL).is_file()
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises CheckpointError.
+    """
+    if not is_checkpoint(path):
+        raise CheckpointError(path, [f"{MODEL} is missing; `compress train` and `compress prune` make checkpoints"])
+    if not (path / WEIGHTS).is_file():
+        raise CheckpointError(path, [f"{WEIGHTS} is missing"])
+    try:
+        card = ModelCard.model_validate_json((path / MODEL).read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        problems = (
+            [f"{MODEL}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            if isinstance(error, ValidationError)
+            else [f"{MODEL} is not UTF-8"]
+        )
+        raise CheckpointError(path, problems) from error
+    return Checkpoint(path, card)
+
+
+def save(folder: Path, network: nn.Module, card: ModelCard) -> None:
+    """Write weights and card into `folder`."""
+    save_weights(folder / WEIGHTS, network.state_dict())
+    write_atomic(folder / MODEL, card.model_dump_json(indent=2) + "\n")
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """A safetensors file, whole or absent; channels_last tensors are stored in their logical order."""
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, partial)
+    partial.replace(path)
+
+
+def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = False) -> list[str]:
+    """Put the tensors of `path` (.safetensors, or .pt read with weights_only) into `network`.
+
+    With `skip_other_shapes` (fine-tuning), tensors that are missing or of another shape keep their fresh
+    values and their names are returned; without it they are an error.
+
+    Raises CheckpointError.
+    """
+    state = _read_state(path)
+    own = network.state_dict()
+    unfit = {name: t for name, t in own.items() if name not in state or state[name].shape != t.shape}
+    strange = sorted(state.keys() - own.keys())
+    if len(unfit) == len(own) or ((unfit or strange) and not skip_other_shapes):
+        problems = [
+            f"{name}: {_described(state.get(name))}, the network's {list(t.shape)}" for name, t in unfit.items()
+        ]
+        problems += [f"{name}: not in the network" for name in strange]
+        more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise CheckpointError(path, [*problems[:10], *more])
+    network.load_state_dict({name: state[name] for name in own if name not in unfit}, strict=False)
+    return sorted(unfit)
+
+
+def torch_segmenter(network: nn.Module, size: tuple[int, int] | None) -> Callable[[U8], U8]:
+    """Image HWC to mask HW at the image's size, through torch in float32."""
+    network = network.eval()
+    multiple = models.size_multiple(network)
+
+    def segment(image_HWC: U8) -> U8:
+        geometry = Geometry.plan(*image_HWC.shape[:2], size=size, multiple=multiple)
+        with torch.inference_mode():
+            logits = network(normalised(torch.from_numpy(geometry.fit(image_HWC))[None].permute(0, 3, 1, 2)))
+            mask = logits[0].argmax(0).to(torch.uint8).numpy()
+        return geometry.restore(np.ascontiguousarray(mask))
+
+    return segment
+
+
+def normalised(images_NCHW: Tensor) -> Tensor:
+    """uint8 pixels to float32 (x - 128) / 128."""
+    return (images_NCHW.float() - MEAN) / STD
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy in eval mode that takes no gradients: a teacher, an average."""
+    twin = copy.deepcopy(network).eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    return twin
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(path, ["no such file"]) from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(path, [f"not a safetensors file: {error}"]) from error
+    except Exception as error:  # torch.load: UnpicklingError, RuntimeError, EOFError ... by what is wrong
+        raise CheckpointError(
+            path, ["not a plain state dict that torch.load(weights_only=True) takes; save model.state_dict()"]
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(path, ["holds no state dict: a mapping from parameter names to tensors"])
+    return state
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"has shape {list(tensor.shape)}"

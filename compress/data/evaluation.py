@@ -1,0 +1,33 @@
+"""A split as what scores a model: images as they are, truth at the size that it was drawn in. No torch."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from compress.data.folder import Dataset, Sample, Split
+from export.images import U8
+
+
+class EvaluationImages:
+    """Iterate over (name, image HWC, truth HW); files are read as they are asked for."""
+
+    def __init__(self, dataset: Dataset, split: Split, samples: Sequence[Sample] | None = None) -> None:
+        self.dataset = dataset
+        self.samples: Sequence[Sample] = dataset.split(split) if samples is None else samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[tuple[str, U8, U8]]:
+        for sample in self.samples:
+            yield sample.name, self.dataset.read_image(sample), self.dataset.read_mask(sample)
+
+    def images(self) -> Iterator[tuple[str, U8]]:
+        """(name, image HWC), without the truth."""
+        for sample in self.samples:
+            yield sample.name, self.dataset.read_image(sample)
+
+
+def drawn_by_name(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+    """`count` samples, spread over the split by the hash of their names: the same ones on every machine."""
+    ordered = sorted(samples, key=lambda sample: hashlib.sha256(sample.name.encode()).hexdigest())
+    return tuple(ordered[:count])

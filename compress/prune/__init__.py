@@ -1,0 +1,5 @@
+"""Cut channels and recover. `prune` is what the command calls."""
+
+from compress.prune.prune import prune
+
+__all__ = ["prune"]

@@ -1,0 +1,33 @@
+"""BatchNorm statistics, taken again from the training images.
+
+A cut or averaged network keeps statistics of what it was; judging it by them is judging another network.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.checkpoint import normalised
+from compress.data.loader import TrainingImages
+
+
+@torch.no_grad()
+def reestimate(network: nn.Module, images: TrainingImages, *, batches: int = 20, batch_size: int = 8) -> None:
+    """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    network.train()
+    done, epoch = 0, 0
+    while done < batches:
+        for batch in images.epoch(batch_size, np.random.default_rng(epoch)):
+            network(normalised(batch.images_NCHW))
+            done += 1
+            if done == batches:
+                break
+        epoch += 1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()

@@ -1,0 +1,128 @@
+"""`compress train`: a dataset folder becomes a checkpoint."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress import checkpoint, models
+from compress.checkpoint import Checkpoint, ModelCard
+from compress.data.augment import Augment
+from compress.data.check import require_sound
+from compress.data.folder import Dataset
+from compress.data.loader import TrainingImages, ValidationImages
+from compress.progress import say, task
+from compress.recipe import Recipe
+from compress.steps import StepFolder, StepPlan, finished, running
+from compress.train.loop import Fit, Runtime
+from compress.train.precision import Choice, choose, pick_device
+from export.errors import CheckpointError, RecipeError
+from export.files import sha256_file, write_json
+
+PRECISION = "precision.json"
+
+
+def train(data: Path, out: Path, recipe: Recipe | None = None, *, init: Path | None = None) -> Checkpoint:
+    """Train the recipe's network on `data` and write a checkpoint to `out`.
+
+    `init` is a checkpoint folder or a file with a state dict (.safetensors, or .pt read with weights_only)
+    to start from; layers of another shape, such as a head for other classes, start fresh and are named.
+    A finished `out` with the same inputs and settings is returned as it is; an interrupted one goes on.
+
+    Raises DatasetError, RecipeError, CheckpointError, BusyError, UsageError; WorkFailedError when training
+    diverges.
+    """
+    recipe = recipe or Recipe()
+    dataset = require_sound(data, recipe.data.channels)
+    plan = StepPlan(
+        "train",
+        {"data": dataset.fingerprint, **({"init": _init_hash(init)} if init else {})},
+        {part: getattr(recipe, part).model_dump(mode="json", exclude={"path"}) for part in ("data", "model", "train")},
+    )
+    if finished(out, plan):
+        say(f"{out} is up to date")
+        return checkpoint.load(out)
+    with running(out, plan) as step:
+        _train(step, plan, dataset, recipe, init)
+    return checkpoint.load(out)
+
+
+def _train(step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, init: Path | None) -> None:
+    network, arguments = _fresh_network(recipe, dataset)
+    if init is not None:
+        fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
+        say(f"starting from {init}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
+    device = pick_device(recipe.train.device)
+    choice = precision_of(step, recipe, device)
+    say(f"training on {device} in {choice.precision} ({choice.reason})")
+    multiple = models.size_multiple(network)
+    images, validation = decoded(dataset, recipe, multiple)
+    fitted = Fit(
+        network,
+        images,
+        validation,
+        recipe.train,
+        Augment(recipe.train.augment),
+        Runtime(device, choice.precision),
+        step.path,
+    ).run("train")
+    network.cpu().load_state_dict(fitted.weights)
+    card = ModelCard(
+        factory=recipe.model.factory,
+        arguments=arguments,
+        channels=dataset.channels,
+        classes=dataset.classes,
+        colours=dataset.colours,
+        size=recipe.data.size,
+        size_multiple=multiple,
+        parents=dict(plan.inputs),
+        miou_val=fitted.miou,
+    )
+    checkpoint.save(step.path, network, card)
+    write_json(step.path / "history.json", fitted.history)
+    step.record(plan, {"miou": fitted.miou, "best_epoch": fitted.best_epoch})
+
+
+def decoded(dataset: Dataset, recipe: Recipe, multiple: int) -> tuple[TrainingImages, ValidationImages]:
+    """Training and validation images in memory."""
+    with task("decode", len(dataset.split("train"))) as bar:
+        images = TrainingImages(
+            dataset, size=recipe.data.size, crop=recipe.data.crop, multiple=multiple, on_image=bar.advance
+        )
+    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple)
+
+
+def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choice:
+    """The probe's answer depends on the moment, so it is taken once and kept for a resumed run."""
+    saved = step.decided(PRECISION)
+    choice = Choice(**saved) if saved else choose(recipe.train.precision, device)
+    if not saved:
+        write_json(step.path / PRECISION, asdict(choice))
+    return choice
+
+
+def _fresh_network(recipe: Recipe, dataset: Dataset) -> tuple[nn.Module, dict[str, object]]:
+    arguments = {
+        "channels": dataset.channels,
+        "classes": len(dataset.classes),
+        **recipe.model.model_dump(mode="json", exclude={"factory"}),
+    }
+    torch.manual_seed(recipe.train.seed)
+    network = models.build(recipe.model.factory, arguments)
+    multiple = models.size_multiple(network)
+    crop = recipe.data.crop
+    if crop is not None and min(crop) < multiple:
+        raise RecipeError("data.crop", [f"{list(crop)} is too small: the model takes multiples of {multiple} pixels"])
+    return network, arguments
+
+
+def _weights_file(init: Path) -> Path:
+    return checkpoint.load(init).path / checkpoint.WEIGHTS if init.is_dir() else init
+
+
+def _init_hash(init: Path) -> str:
+    path = _weights_file(init)
+    if not path.is_file():
+        raise CheckpointError(init, ["no such checkpoint folder or weights file"])
+    return sha256_file(path)

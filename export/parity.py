@@ -1,0 +1,161 @@
+"""Two forms of one model, given the same images: do they give the same answers?
+
+Float: torch against the shipped graph, |Δlogit| <= 1e-3 · max|logit| and <= 0.01 % of the pixels. INT8: the
+optimised graph against the graph as written, <= 0.1 % of the pixels. Both: a batch equals its singles.
+
+N batch, H height, W width, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from export.errors import ParityError
+from export.images import U8, Geometry
+from export.runtime import OnnxModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCHES = (1, 2, 3, 8)
+LOGIT_TOLERANCE = 1e-3
+FLOAT_PIXELS = 0.0001
+INT8_PIXELS = 0.001
+
+
+class Case(BaseModel):
+    """One batch at one size."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch: int
+    height: int
+    width: int
+    max_logit: float | None = None
+    max_logit_difference: float | None = None
+    differing_pixels: float
+    """Share of all pixels of the batch."""
+    batch_differs_from_singles: float
+    """Share of pixels in which the batch's answer is not that of its images one by one."""
+
+
+class Parity(BaseModel):
+    """parity.json"""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["torch-onnxruntime", "optimised-unoptimised"]
+    pixel_tolerance: float
+    logit_tolerance: float | None = None
+    """Relative to the largest logit."""
+    cases: tuple[Case, ...]
+    images: str
+    """Where the images came from."""
+    miou: dict[str, float] | None = None
+    """Of each form on the same images, where there is a truth."""
+
+    def problems(self) -> list[str]:
+        """What is beyond a tolerance, a line each."""
+        return list(self._problems())
+
+    def require(self) -> None:
+        """Raises ParityError when a tolerance is broken."""
+        problems = self.problems()
+        if problems:
+            raise ParityError(
+                f"{self.kind} parity does not hold:" + "".join(f"\n  - {problem}" for problem in problems)
+            )
+
+    def _problems(self) -> Iterator[str]:
+        for case in self.cases:
+            where = f"batch {case.batch} of {case.height}x{case.width}"
+            if case.differing_pixels > self.pixel_tolerance:
+                yield f"{where}: {case.differing_pixels:.3%} of the pixels differ, {self.pixel_tolerance:.3%} may"
+            if case.batch_differs_from_singles > self.pixel_tolerance:
+                yield f"{where}: {case.batch_differs_from_singles:.3%} of the pixels depend on the rest of the batch"
+            if self.logit_tolerance is not None and case.max_logit is not None:
+                allowed = self.logit_tolerance * case.max_logit
+                if (case.max_logit_difference or 0) > allowed:
+                    yield f"{where}: logits differ by {case.max_logit_difference:.2e}, {allowed:.2e} may"
+
+
+def batches(images: Sequence[U8], multiple: int, sizes: Sequence[tuple[int, int]]) -> Iterator[U8]:
+    """Every batch size at every size (height, width): real images, resized and padded to it; uint8 NHWC."""
+    for size in sizes:
+        fitted = [
+            Geometry.plan(*image.shape[:2], size=size, multiple=multiple).fit(image) for image in images[: max(BATCHES)]
+        ]
+        for batch in BATCHES:
+            yield np.stack([fitted[i % len(fitted)] for i in range(batch)])
+
+
+def sizes_to_prove(image: U8, multiple: int) -> tuple[tuple[int, int], ...]:
+    """The images' own size and two others, neither of which the exporter traced; padding is left to the caller."""
+    return image.shape[:2], (5 * multiple, 3 * multiple), (7 * multiple, 9 * multiple)
+
+
+def float_parity(
+    network: nn.Module, shipped: OnnxModel, with_logits: OnnxModel, inputs: Iterator[U8], *, images: str
+) -> Parity:
+    """Torch (float32, CPU) against the graph at the optimisation level that serves."""
+    import torch
+
+    from export.to_onnx import MEAN, STD
+
+    network = network.eval()
+    cases = []
+    for batch in inputs:
+        with torch.inference_mode():
+            tensor = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() - MEAN) / STD
+            expected = network(tensor).numpy()
+        logits = with_logits.logits(batch)
+        masks = shipped.masks(batch)
+        cases.append(
+            Case(
+                **_place(batch),
+                max_logit=float(np.abs(expected).max()),
+                max_logit_difference=float(np.abs(expected - logits).max()),
+                differing_pixels=_share(expected.argmax(1), masks),
+                batch_differs_from_singles=_share(masks, _singles(shipped.masks, batch)),
+            )
+        )
+    return Parity(
+        kind="torch-onnxruntime",
+        pixel_tolerance=FLOAT_PIXELS,
+        logit_tolerance=LOGIT_TOLERANCE,
+        cases=tuple(cases),
+        images=images,
+    )
+
+
+def int8_parity(optimised: OnnxModel, unoptimised: OnnxModel, inputs: Iterator[U8], *, images: str) -> Parity:
+    """The graph that serves against the graph as written: fused integer kernels may round, not err."""
+    cases = []
+    for batch in inputs:
+        masks = optimised.masks(batch)
+        cases.append(
+            Case(
+                **_place(batch),
+                differing_pixels=_share(masks, unoptimised.masks(batch)),
+                batch_differs_from_singles=_share(masks, _singles(optimised.masks, batch)),
+            )
+        )
+    return Parity(kind="optimised-unoptimised", pixel_tolerance=INT8_PIXELS, cases=tuple(cases), images=images)
+
+
+def _place(batch_NHWC: U8) -> dict[str, int]:
+    n, height, width, _ = batch_NHWC.shape
+    return {"batch": n, "height": height, "width": width}
+
+
+def _singles(masks: Callable[[U8], U8], batch_NHWC: U8) -> U8:
+    return np.concatenate([masks(batch_NHWC[i : i + 1]) for i in range(len(batch_NHWC))])
+
+
+def _share(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    return float(np.mean(a != b))

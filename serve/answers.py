@@ -1,0 +1,153 @@
+"""A mask in the form that the client asked for: PNG, JSON with run lengths, or raw bytes.
+
+H height, W width, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from pycocotools import mask as coco
+from pydantic import BaseModel, ConfigDict
+
+from export.images import U8, encode_mask
+from export.manifest import Manifest
+from serve.problems import ProblemError
+
+PNG = "image/png"
+JSON = "application/json"
+RAW = "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An encoded mask."""
+
+    media_type: str
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Rle(BaseModel):
+    """COCO's compressed run-length encoding; columns first, as `pycocotools.mask.decode` takes it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    size: tuple[int, int]
+    """Height, width."""
+    counts: str
+
+
+class ClassArea(BaseModel):
+    """Where one class is."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    index: int
+    """The value of this class in the PNG and in the raw mask."""
+    name: str
+    pixels: int
+    share: float
+    """Of the image, between 0 and 1."""
+    rle: Rle
+
+
+class Segmentation(BaseModel):
+    """The JSON answer; the mask has the size of the image that was sent."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    model: str
+    version: str
+    digest: str
+    """Of the bundle's manifest: which model gave this answer."""
+    height: int
+    width: int
+    classes: list[ClassArea]
+    """Every class of the model, absent ones with an area of 0."""
+
+
+def to_png(mask_HW: U8, manifest: Manifest) -> Answer:
+    """A single-channel PNG whose values are class indices."""
+    return Answer(PNG, encode_mask(mask_HW))
+
+
+def to_json(mask_HW: U8, manifest: Manifest) -> Answer:
+    """Area and run lengths of every class."""
+    height, width = mask_HW.shape
+    pixels = np.bincount(mask_HW.ravel(), minlength=len(manifest.classes)).tolist()
+    classes = [
+        ClassArea(
+            index=index,
+            name=name,
+            pixels=pixels[index],
+            share=pixels[index] / mask_HW.size,
+            rle=_run_lengths(mask_HW, index) if pixels[index] else _nowhere(height, width),
+        )
+        for index, name in enumerate(manifest.classes)
+    ]
+    answer = Segmentation(
+        model=manifest.name,
+        version=manifest.version,
+        digest=manifest.digest,
+        height=height,
+        width=width,
+        classes=classes,
+    )
+    return Answer(JSON, answer.model_dump_json().encode())
+
+
+def to_raw(mask_HW: U8, manifest: Manifest) -> Answer:
+    """The bytes of the mask, row by row; its shape is in the headers."""
+    height, width = mask_HW.shape
+    return Answer(RAW, mask_HW.tobytes(), {"X-Mask-Shape": f"{height},{width}", "X-Mask-Dtype": "uint8"})
+
+
+ENCODERS: dict[str, Callable[[U8, Manifest], Answer]] = {PNG: to_png, JSON: to_json, RAW: to_raw}
+"""In the order in which they are preferred when a client takes several alike."""
+
+
+def negotiate(accept: str) -> Callable[[U8, Manifest], Answer]:
+    """The encoder for an Accept header; PNG when it is empty or takes anything.
+
+    Raises ProblemError 406. Source: RFC 9110, 12.5.1.
+    """
+    ranges = [_media_range(item) for item in accept.split(",") if item.strip()]
+    if not ranges:
+        return to_png
+    wanted = {media_type: _quality(media_type, ranges) for media_type in ENCODERS}
+    best = max(wanted, key=lambda media_type: wanted[media_type])
+    if wanted[best] <= 0:
+        detail = f"Accept {accept!r} leaves nothing that can be sent; accept one of {', '.join(ENCODERS)}"
+        raise ProblemError(406, "not_acceptable", detail)
+    return ENCODERS[best]
+
+
+def _media_range(item: str) -> tuple[str, float]:
+    name, *parameters = (part.strip().lower() for part in item.split(";"))
+    weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+    try:
+        quality = float(weight)
+    except ValueError:
+        quality = 0.0
+    return name, quality if 0 <= quality <= 1 else 0.0
+
+
+def _quality(media_type: str, ranges: list[tuple[str, float]]) -> float:
+    """The weight given by the most specific range that covers `media_type`; 0 when none does."""
+    group = media_type.partition("/")[0]
+    for covering in (media_type, f"{group}/*", "*/*"):
+        weights = [quality for name, quality in ranges if name == covering]
+        if weights:
+            return max(weights)
+    return 0.0
+
+
+def _run_lengths(mask_HW: U8, index: int) -> Rle:
+    encoded = coco.encode(np.asfortranarray(mask_HW == index, dtype=np.uint8))
+    return Rle(size=encoded["size"], counts=encoded["counts"].decode("ascii"))
+
+
+def _nowhere(height: int, width: int) -> Rle:
+    encoded = coco.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
+    return Rle(size=encoded["size"], counts=encoded["counts"].decode("ascii"))

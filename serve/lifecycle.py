@@ -1,0 +1,60 @@
+"""Where a server stands between its start and its end, and what is still in its hands."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """A server only ever goes forward through these."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Lifecycle:
+    """The phase, and the number of requests that have come in and are not answered yet.
+
+    Lives in the event loop's thread; nothing here is safe from another.
+    """
+
+    def __init__(self) -> None:
+        self.phase = Phase.STARTING
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.phase is Phase.READY
+
+    @property
+    def is_draining(self) -> bool:
+        return self.phase is Phase.DRAINING
+
+    def start(self) -> None:
+        """The models are verified and warm: take requests, unless the end has already been asked for."""
+        if self.phase is Phase.STARTING:
+            self.phase = Phase.READY
+
+    def drain(self) -> None:
+        """Take no more requests; those that are in are finished."""
+        self.phase = Phase.DRAINING
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request until its answer has been sent."""
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._idle.wait()

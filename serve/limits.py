@@ -1,0 +1,212 @@
+"""What is refused before any work is done: bodies too large, too slow, or of the wrong kind."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from export.images import FORMATS
+from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
+from serve.settings import ServeSettings
+
+IMAGE_TYPES = tuple(sorted(FORMATS.values()))
+MULTIPART = "multipart/form-data"
+
+_DISCARD_SECONDS = 2.0
+# The parser reads the headers of parts byte by byte; ours have two or three short ones.
+_MAX_PART_HEADER_BYTES = 8192
+_MULTIPART_SLICE = 65536
+
+
+class BodyReader:
+    """Reads bodies within the limits of one request and of all requests together."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._max_body_bytes = settings.max_body_bytes
+        self._max_buffered_bytes = settings.max_buffered_bytes
+        self._upload_seconds = settings.upload_seconds
+        self.buffered_bytes = 0
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The whole body, counted against the memory for all bodies until the block is left.
+
+        Raises ProblemError 413 (too large, announced or not), 408 (too slow), 429 (too many bodies at once),
+        400 (empty), 499 (the client left).
+        """
+        self._check_announced(request)
+        content = bytearray()
+        counted = 0
+        try:
+            try:
+                async with asyncio.timeout(self._upload_seconds):
+                    async for chunk in request.stream():
+                        self._check_room(len(content), len(chunk))
+                        content += chunk
+                        counted += len(chunk)
+                        self.buffered_bytes += len(chunk)
+            except TimeoutError:
+                raise self._too_slow() from None
+            except ClientDisconnect:
+                raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left its upload") from None
+            if not content:
+                raise ProblemError(400, "empty", "the body is empty; send the bytes of one image file")
+            yield bytes(content)
+        finally:
+            self.buffered_bytes -= counted
+
+    async def discard(self, request: Request) -> None:
+        """Read a body that is not wanted, so that closing the connection does not reset it under the answer."""
+        with contextlib.suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                discarded = 0
+                async for chunk in request.stream():
+                    discarded += len(chunk)
+                    if discarded > self._max_body_bytes:
+                        return
+
+    def _check_announced(self, request: Request) -> None:
+        announced = request.headers.get("content-length", "").lstrip("0")
+        if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._max_body_bytes):
+            raise self._too_large()
+
+    def _check_room(self, received: int, more: int) -> None:
+        if received + more > self._max_body_bytes:
+            raise self._too_large()
+        if self.buffered_bytes + more > self._max_buffered_bytes:
+            raise ProblemError(
+                429,
+                "memory",
+                f"the images being received fill the {self._max_buffered_bytes} bytes set aside for them; try again",
+                headers={"Retry-After": "1"},
+            )
+
+    def _too_large(self) -> ProblemError:
+        detail = f"the body is larger than {self._max_body_bytes} bytes; send a smaller image"
+        return ProblemError(413, "body_too_large", detail)
+
+    def _too_slow(self) -> ProblemError:
+        detail = f"the body was not whole after {self._upload_seconds:g} s; send a smaller image, or send it faster"
+        return ProblemError(408, "slow_upload", detail, headers={"Connection": "close"})
+
+
+@dataclass(frozen=True)
+class ContentType:
+    """What a request says its body is."""
+
+    media_type: str
+    boundary: bytes | None = None
+    """Between the parts of a multipart body; None when the body is the image itself."""
+
+    @classmethod
+    def of(cls, request: Request) -> "ContentType":
+        """Raises ProblemError 415 for what is not taken."""
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            detail = f"Content-Encoding {encoding!r} is not taken; image formats are compressed, send the file as it is"
+            raise ProblemError(415, "content_encoding", detail, headers={"Accept-Encoding": "identity"})
+        given = request.headers.get("content-type", "")
+        media_type, options = parse_options_header(given)
+        name = media_type.decode("latin-1")
+        if name in IMAGE_TYPES:
+            return cls(name)
+        if name == MULTIPART:
+            boundary = options.get(b"boundary")
+            if not boundary:
+                raise ProblemError(400, "malformed", f"Content-Type {MULTIPART} without a boundary; name it")
+            return cls(name, boundary)
+        taken = ", ".join([*IMAGE_TYPES, MULTIPART])
+        what = f"Content-Type {given!r} is not taken" if given else "there is no Content-Type"
+        raise ProblemError(415, "media_type", f"{what}; send one of {taken}", headers={"Accept": taken})
+
+    def image(self, body: bytes) -> bytes:
+        """The image file in `body`.
+
+        Raises ProblemError 400 for a multipart body that is not exactly one file.
+        """
+        return body if self.boundary is None else single_file(body, self.boundary)
+
+
+def single_file(body: bytes, boundary: bytes) -> bytes:
+    """The one file of a multipart/form-data body.
+
+    Raises ProblemError 400 when there is no file, more than one part, or no sense in it.
+    """
+    part = _SinglePart()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": part.begin,
+                "on_part_data": part.data,
+                "on_header_field": part.header_name,
+                "on_header_value": part.header_value,
+                "on_header_end": part.header_end,
+                "on_end": part.end,
+            },
+        )
+        for start in range(0, len(body), _MULTIPART_SLICE):
+            parser.write(body[start : start + _MULTIPART_SLICE])
+        parser.finalize()
+    except FormParserError as error:
+        raise _not_one_file(f"the body is not sound ({error})") from error
+    if not part.ended:
+        raise _not_one_file("the body ends before its last boundary")
+    if not part.is_file:
+        raise _not_one_file("its part has no filename, so it is a field and not a file")
+    if not part.content:
+        raise ProblemError(400, "empty", "the file in the multipart body is empty; send one image file")
+    return bytes(part.content)
+
+
+class _SinglePart:
+    """Collects the first part; a second one ends the parse."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.ended = False
+        self.is_file = False
+        self._begun = False
+        self._header_bytes = 0
+        self._name = bytearray()
+        self._value = bytearray()
+
+    def begin(self) -> None:
+        if self._begun:
+            raise _not_one_file("there is more than one part")
+        self._begun = True
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += self._header(data[start:end])
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += self._header(data[start:end])
+
+    def header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            _, options = parse_options_header(self._value.decode("latin-1"))
+            self.is_file = b"filename" in options
+        self._name.clear()
+        self._value.clear()
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self.content += data[start:end]
+
+    def end(self) -> None:
+        self.ended = True
+
+    def _header(self, piece: bytes) -> bytes:
+        self._header_bytes += len(piece)
+        if self._header_bytes > _MAX_PART_HEADER_BYTES:
+            raise _not_one_file("its headers are too long")
+        return piece
+
+
+def _not_one_file(what: str) -> ProblemError:
+    return ProblemError(400, "multipart", f"multipart: {what}; send exactly one file field and nothing else")

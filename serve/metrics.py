@@ -1,0 +1,144 @@
+"""What is counted and timed, in Prometheus' form.
+
+A `Metrics` is handed to whoever measures, with a registry of its own: two applications in one process, or two
+tests, do not share counters. Names follow Prometheus' rules: base units, `_seconds`, `_bytes`, `_total`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from export.manifest import Manifest
+from serve.problems import ProblemError
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+STAGES = ("queue", "decode", "preprocess", "inference", "postprocess", "encode")
+"""In the order in which a request passes them."""
+
+# From a pruned model's few milliseconds to a request that waited for its whole deadline.
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+UNKNOWN_MODEL = ""
+"""Label of requests for models that are not served: names that clients make up must not become time series."""
+
+
+class Metrics:
+    """Everything that /metrics shows."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        # Memory, CPU seconds, file descriptors; the interpreter; its garbage collector.
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._requests = Counter(
+            "segpress_requests", "Requests answered, by HTTP status.", ["model", "code"], registry=self.registry
+        )
+        self._errors = Counter(
+            "segpress_errors", "Requests not answered with a mask.", ["model", "reason"], registry=self.registry
+        )
+        self._duration = Histogram(
+            "segpress_request_duration_seconds",
+            "From the headers of a request to its answer, upload and queue included.",
+            ["model"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._stage = Histogram(
+            "segpress_stage_duration_seconds",
+            "Time that requests spent in each stage.",
+            ["model", "stage"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "segpress_requests_in_flight", "Requests for a mask not answered yet.", registry=self.registry
+        )
+        self._model_info = Gauge(
+            "segpress_model_info",
+            "1 for each model that is served.",
+            ["name", "version", "precision", "digest"],
+            registry=self.registry,
+        )
+
+    def add_model(self, manifest: Manifest) -> None:
+        """Show a model, and its stages and requests from zero on, so that rates are right from the first request."""
+        self._model_info.labels(manifest.name, manifest.version, manifest.precision, manifest.digest).set(1)
+        self._duration.labels(manifest.name)
+        self._requests.labels(manifest.name, "200")
+        for stage in STAGES:
+            self._stage.labels(manifest.name, stage)
+
+    def watch(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """Add a gauge whose value is read when /metrics is."""
+        Gauge(name, documentation, registry=self.registry).set_function(read)
+
+    @contextmanager
+    def request(self, model: str) -> Iterator[None]:
+        """Time and count one request, however it ends."""
+        begun = time.perf_counter()
+        code, reason = 500, "internal"
+        self._in_flight.inc()
+        try:
+            yield
+            code, reason = 200, ""
+        except ProblemError as problem:
+            code, reason = problem.status, problem.reason
+            raise
+        except asyncio.CancelledError:
+            # The drain is over and the server gives up on what is left.
+            reason = "cancelled"
+            raise
+        finally:
+            self._in_flight.dec()
+            self._duration.labels(model).observe(time.perf_counter() - begun)
+            self._requests.labels(model, str(code)).inc()
+            if reason:
+                self._errors.labels(model, reason).inc()
+
+    def stages(self, model: str) -> "Stages":
+        """Timers of one request for `model`."""
+        return Stages(lambda stage, seconds: self._stage.labels(model, stage).observe(seconds))
+
+    def render(self) -> bytes:
+        """Everything, in the text format that `MEDIA_TYPE` names."""
+        return generate_latest(self.registry)
+
+
+class Stages:
+    """How long one request spent in each stage."""
+
+    def __init__(self, observe: Callable[[str, float], None] = lambda stage, seconds: None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._observe = observe
+
+    def record(self, stage: str, seconds: float) -> None:
+        """Keep and observe a stage that ended just now."""
+        self.seconds[stage] = seconds
+        self._observe(stage, seconds)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Record what happens inside, also when it raises."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.record(stage, time.perf_counter() - begun)
+
+    def header(self) -> str:
+        """The value of a Server-Timing header, in milliseconds. Source: W3C Server Timing."""
+        return ", ".join(f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in self.seconds.items())

@@ -1,0 +1,57 @@
+"""From the bytes of an upload to an encoded mask: the work of one request, in a worker thread.
+
+H height, W width, N batch, C channels.
+"""
+
+from collections.abc import Callable
+
+from export.errors import ImageError
+from export.images import U8, decode
+from export.manifest import Manifest
+from serve.answers import Answer
+from serve.limits import ContentType
+from serve.metrics import Stages
+from serve.predictor import Predictor
+from serve.problems import ProblemError
+
+_STATUS = {"malformed": 400, "unsupported": 415, "too_large": 413}
+
+
+def segment(
+    body: bytes,
+    content_type: ContentType,
+    predictor: Predictor,
+    encode: Callable[[U8, Manifest], Answer],
+    *,
+    max_pixels: int,
+    stages: Stages,
+) -> Answer:
+    """Decode, fit, predict, restore, encode; the mask has the size of the image.
+
+    Raises ProblemError 4xx for a body that is no image, or one that is not taken.
+    """
+    manifest = predictor.manifest
+    with stages.time("decode"):
+        image_HWC = _decode(content_type.image(body), manifest, max_pixels)
+    with stages.time("preprocess"):
+        geometry = manifest.geometry(*image_HWC.shape[:2])
+        if geometry.padded_height * geometry.padded_width > max_pixels:
+            # A row of pixels is small, but padded to a multiple of the model's it is many times that.
+            padded = f"{geometry.padded_width}x{geometry.padded_height}"
+            raise ProblemError(
+                413, "too_large", f"padded for the model the image has {padded} pixels, at most {max_pixels} are taken"
+            )
+        images_NHWC = geometry.fit(image_HWC)[None]
+    with stages.time("inference"):
+        masks_NHW = predictor.predict(images_NHWC)
+    with stages.time("postprocess"):
+        mask_HW = geometry.restore(masks_NHW[0])
+    with stages.time("encode"):
+        return encode(mask_HW, manifest)
+
+
+def _decode(image: bytes, manifest: Manifest, max_pixels: int) -> U8:
+    try:
+        return decode(image, manifest.channels, max_pixels=max_pixels)
+    except ImageError as error:
+        raise ProblemError(_STATUS.get(error.reason, 400), error.reason, str(error)) from error

@@ -1,0 +1,95 @@
+"""Errors as clients see them: RFC 9457 problem details, each saying what to do."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from export.errors import SegpressError
+
+MEDIA_TYPE = "application/problem+json"
+
+CLIENT_CLOSED_REQUEST = 499
+"""Nobody is left to read it; it stands in the metrics. Source: nginx's code for the same thing."""
+
+
+class ProblemError(SegpressError):
+    """A request that is not answered with a mask.
+
+    `reason` is one of a short list of words, fit for a metric's label and for a client's `if`.
+    """
+
+    def __init__(self, status: int, reason: str, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.reason = reason
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 has it; `reason` is the word to test for, `detail` says what to do."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str = "about:blank"
+    title: str
+    """The HTTP status in words."""
+    status: int
+    detail: str
+    reason: str
+    """One of a short, stable list of words."""
+    request_id: str
+    """Of this request, also in the header X-Request-ID and in the server's log."""
+
+
+def problem_response(problem: ProblemError, request_id: str) -> Response:
+    """The answer that carries `problem`."""
+    body = Problem(
+        title=_title(problem.status),
+        status=problem.status,
+        detail=problem.detail,
+        reason=problem.reason,
+        request_id=request_id,
+    )
+    return Response(
+        body.model_dump_json().encode(), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error that the application or its router raises a problem+json answer."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ProblemError)
+        return problem_response(error, request_id_of(request))
+
+    async def routing(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem_response(_routing_problem(request, error), request_id_of(request))
+
+    app.add_exception_handler(ProblemError, known)
+    app.add_exception_handler(HTTPException, routing)
+
+
+def request_id_of(request: Request) -> str:
+    """The id that the middleware gave this request."""
+    return str(request.state.request_id)
+
+
+def _routing_problem(request: Request, error: HTTPException) -> ProblemError:
+    if error.status_code == 404:
+        detail = f"there is nothing at {request.url.path}; /docs lists the routes"
+        return ProblemError(404, "unknown_route", detail)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        detail = f"{request.url.path} does not take {request.method}; use {allowed}"
+        return ProblemError(405, "method", detail, headers=error.headers)
+    return ProblemError(error.status_code, "http", str(error.detail), headers=error.headers)
+
+
+def _title(status: int) -> str:
+    return "Client Closed Request" if status == CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase

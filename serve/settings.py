@@ -1,0 +1,40 @@
+"""Every setting of a server, in one place."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.machine import usable_cores
+
+
+class ServeSettings(BaseModel):
+    """How a server listens, how much it does at once, and what it refuses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 or :: for every interface."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0 takes any free port; the log says which."""
+    keep_alive_seconds: int = Field(default=75, ge=1)
+    """An idle connection is kept this long. Longer than the 60 s of most load balancers, or they would reuse a
+    connection in the moment in which it is closed."""
+
+    threads_per_run: int = Field(default=1, ge=1)
+    """Threads of one run of the model. One each, with as many runs as cores, costs the least CPU an image."""
+    concurrency: int = Field(default_factory=usable_cores, ge=1)
+    """Requests in work at once, over all models. Default: the cores this process may use."""
+    queue_limit: int = Field(default=64, ge=0)
+    """Requests that may wait for their turn; one more is answered 429."""
+    deadline_seconds: float = Field(default=30.0, gt=0)
+    """A request that has waited this long since it was received whole is answered 504 and never computed."""
+
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1)
+    """Of one request, also when it does not announce its length."""
+    max_buffered_bytes: int = Field(default=512 * 2**20, ge=1)
+    """Of all request bodies held at once, received or being received; beyond it requests are answered 429."""
+    max_pixels: int = Field(default=16 * 2**20, ge=1)
+    """Of one image, read from its header before decoding, and again as padded for the model."""
+    upload_seconds: float = Field(default=30.0, gt=0)
+    """A body that is not whole after this long is answered 408."""
+
+    drain_seconds: float = Field(default=25.0, gt=0)
+    """After SIGTERM, accepted requests have this long to be answered. Below the 30 s that Kubernetes grants."""
