@@ -26,7 +26,8 @@ from export.timing import Samples, interleaved
 WARMUP = 3
 """Untimed rounds before the timed ones."""
 DEFAULT_ROUNDS = 50
-SYNTHETIC_IMAGES = 8
+TIMED_IMAGES = 8
+"""How many different images the rounds go through."""
 
 _TURNS = 3
 _TURN_SECONDS = 0.4
@@ -64,9 +65,9 @@ def measure(
 ) -> dict[str, LatencyResult]:
     """Time each of `bundles` on the same inputs.
 
-    `size` is (height, width), padded up to a multiple that all of the models take. `threads` of one run: all usable cores
-    by default. `images` are uint8 HWC and brought to `size`; without them, seeded noise. Every model is given
-    the same image in the same round. Raises UsageError for no bundle, no round or no thread, ShapeError
+    `size` is (height, width), padded up to a multiple that all of the models take. `threads` of one run: all
+    usable cores by default. `images` are uint8 HWC and brought to `size`; without them, seeded noise. Every model
+    is given the same image in the same round. Raises UsageError for no bundle, no round or no thread, ShapeError
     for images that have not the channels of a model.
     """
     if not bundles:
@@ -97,9 +98,7 @@ def measure(
     return results
 
 
-def _inputs(
-    bundles: Mapping[str, Bundle], size: tuple[int, int], images: Sequence[U8] | None
-) -> dict[str, list[U8]]:
+def _inputs(bundles: Mapping[str, Bundle], size: tuple[int, int], images: Sequence[U8] | None) -> dict[str, list[U8]]:
     """Batches of one, NHWC, for each model: the same pixels wherever the channels are the same."""
     multiple = math.lcm(*(bundle.manifest.size_multiple for bundle in bundles.values()))
     by_channels: dict[int, list[U8]] = {}
@@ -109,7 +108,7 @@ def _inputs(
             continue
         if images is None:
             noise = np.random.default_rng(0)
-            shape = (SYNTHETIC_IMAGES, *size, channels)
+            shape = (TIMED_IMAGES, *size, channels)
             chosen: Sequence[U8] = list(noise.integers(0, 256, shape, dtype=np.uint8))
         else:
             chosen = images

@@ -155,7 +155,7 @@ def torch_segmenter(network: nn.Module, size: tuple[int, int] | None) -> Callabl
     def segment(image_HWC: U8) -> U8:
         geometry = Geometry.plan(*image_HWC.shape[:2], size=size, multiple=multiple)
         with torch.inference_mode():
-            logits = network(normalised(torch.from_numpy(geometry.fit(image_HWC))[None].permute(0, 3, 1, 2)))
+            logits = network(normalised(torch.tensor(geometry.fit(image_HWC))[None].permute(0, 3, 1, 2)))
             mask = logits[0].argmax(0).to(torch.uint8).numpy()
         return geometry.restore(np.ascontiguousarray(mask))
 

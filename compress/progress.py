@@ -1,11 +1,12 @@
 """Progress of long steps: a bar on a terminal, lines in a log. Always on standard error."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -61,3 +62,24 @@ def task(title: str, total: int, *, done: int = 0) -> Iterator[Task]:
 def say(text: str) -> None:
     """One line for the person who watches, beside the bars."""
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def counter(title: str) -> Iterator[Callable[[int, int], None]]:
+    """For work that says (done, total) itself: the bar appears with its first call."""
+    with ExitStack() as stack:
+        shown: list[Task] = []
+        behind = [0]
+
+        def report(done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(task(title, total)))
+            shown[0].advance(done - behind[0])
+            behind[0] = done
+
+        yield report
+
+
+def show_table(table: Table) -> None:
+    """The table that a command ends with, on standard output."""
+    Console().print(table)

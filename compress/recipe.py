@@ -165,6 +165,17 @@ class ExportSettings(Settings):
     golden_images: Positive = 4
 
 
+class BudgetSettings(Settings):
+    """What a whole run must gain and may lose: the served model against the dense one in FP32, on the test split."""
+
+    speedup: Annotated[float, Field(gt=1)] | None = None
+    """Wanted latency gain, both through ONNX Runtime in one run; None: none is asked for."""
+    max_drop: Share | None = None
+    """mIoU that may be lost, absolute; None: the report only states it."""
+    above_lookup_table: Share | None = None
+    """mIoU by which the dense model must beat the best grey-value look-up table."""
+
+
 class BenchSettings(Settings):
     """The latency part of the report."""
 
@@ -182,6 +193,7 @@ class Recipe(Settings):
     prune: PruneSettings = PruneSettings()
     quantize: QuantizeSettings = QuantizeSettings()
     export: ExportSettings = ExportSettings()
+    budget: BudgetSettings = BudgetSettings()
     bench: BenchSettings = BenchSettings()
 
     @classmethod

@@ -121,6 +121,11 @@ class Geometry:
             -(-resized_width // multiple) * multiple,
         )
 
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(height, width) that the model is given."""
+        return self.padded_height, self.padded_width
+
     def fit(self, image_HWC: U8) -> U8:
         """Resize (bilinear) and pad with `PAD_VALUE`: what the model is given."""
         if image_HWC.shape[:2] != (self.height, self.width):

@@ -95,9 +95,13 @@ class Segmenter:
     def of(cls, manifest: Manifest, model: OnnxModel) -> "Segmenter":
         return cls(model, size=manifest.size, multiple=manifest.size_multiple)
 
+    def geometry(self, image_HWC: U8) -> Geometry:
+        """How this image is brought to the model and its mask back."""
+        return Geometry.plan(*image_HWC.shape[:2], size=self.size, multiple=self.multiple)
+
     def segment(self, image_HWC: U8) -> U8:
         """Class indices HW, at the size of the image."""
-        geometry = Geometry.plan(*image_HWC.shape[:2], size=self.size, multiple=self.multiple)
+        geometry = self.geometry(image_HWC)
         return geometry.restore(self.model.masks(geometry.fit(image_HWC)[None])[0])
 
 

@@ -67,7 +67,7 @@ class Segmentation(BaseModel):
     """Every class of the model, absent ones with an area of 0."""
 
 
-def to_png(mask_HW: U8, manifest: Manifest) -> Answer:
+def to_png(mask_HW: U8, _manifest: Manifest) -> Answer:
     """A single-channel PNG whose values are class indices."""
     return Answer(PNG, encode_mask(mask_HW))
 
@@ -97,17 +97,19 @@ def to_json(mask_HW: U8, manifest: Manifest) -> Answer:
     return Answer(JSON, answer.model_dump_json().encode())
 
 
-def to_raw(mask_HW: U8, manifest: Manifest) -> Answer:
+def to_raw(mask_HW: U8, _manifest: Manifest) -> Answer:
     """The bytes of the mask, row by row; its shape is in the headers."""
     height, width = mask_HW.shape
     return Answer(RAW, mask_HW.tobytes(), {"X-Mask-Shape": f"{height},{width}", "X-Mask-Dtype": "uint8"})
 
 
-ENCODERS: dict[str, Callable[[U8, Manifest], Answer]] = {PNG: to_png, JSON: to_json, RAW: to_raw}
+Encoder = Callable[[U8, Manifest], Answer]
+
+ENCODERS: dict[str, Encoder] = {PNG: to_png, JSON: to_json, RAW: to_raw}
 """In the order in which they are preferred when a client takes several alike."""
 
 
-def negotiate(accept: str) -> Callable[[U8, Manifest], Answer]:
+def negotiate(accept: str) -> Encoder:
     """The encoder for an Accept header; PNG when it is empty or takes anything.
 
     Raises ProblemError 406. Source: RFC 9110, 12.5.1.

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from python_multipart import MultipartParser
@@ -19,6 +19,7 @@ IMAGE_TYPES = tuple(sorted(FORMATS.values()))
 MULTIPART = "multipart/form-data"
 
 _DISCARD_SECONDS = 2.0
+_DISCARD_BYTES = 256 * 2**20
 # The parser reads the headers of parts byte by byte; ours have two or three short ones.
 _MAX_PART_HEADER_BYTES = 8192
 _MULTIPART_SLICE = 65536
@@ -40,45 +41,56 @@ class BodyReader:
         Raises ProblemError 413 (too large, announced or not), 408 (too slow), 429 (too many bodies at once),
         400 (empty), 499 (the client left).
         """
-        self._check_announced(request)
-        content = bytearray()
-        counted = 0
+        if self._announces_too_much(request):
+            await self.discard(request)
+            raise self._too_large()
+        chunks: list[bytes] = []
         try:
-            try:
-                async with asyncio.timeout(self._upload_seconds):
-                    async for chunk in request.stream():
-                        self._check_room(len(content), len(chunk))
-                        content += chunk
-                        counted += len(chunk)
-                        self.buffered_bytes += len(chunk)
-            except TimeoutError:
-                raise self._too_slow() from None
-            except ClientDisconnect:
-                raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left its upload") from None
-            if not content:
+            await self._receive(request, chunks)
+            if not chunks:
                 raise ProblemError(400, "empty", "the body is empty; send the bytes of one image file")
-            yield bytes(content)
+            chunks[:] = [b"".join(chunks)]
+            yield chunks[0]
         finally:
-            self.buffered_bytes -= counted
+            self.buffered_bytes -= sum(map(len, chunks))
 
     async def discard(self, request: Request) -> None:
         """Read a body that is not wanted, so that closing the connection does not reset it under the answer."""
         with contextlib.suppress(TimeoutError, ClientDisconnect):
-            async with asyncio.timeout(_DISCARD_SECONDS):
+            async with asyncio.timeout(_DISCARD_SECONDS), aclosing(request.stream()) as stream:
                 discarded = 0
-                async for chunk in request.stream():
+                async for chunk in stream:
                     discarded += len(chunk)
-                    if discarded > self._max_body_bytes:
+                    if discarded > _DISCARD_BYTES:
                         return
 
-    def _check_announced(self, request: Request) -> None:
-        announced = request.headers.get("content-length", "").lstrip("0")
-        if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._max_body_bytes):
-            raise self._too_large()
+    async def _receive(self, request: Request, chunks: list[bytes]) -> None:
+        received = 0
+        try:
+            async with asyncio.timeout(self._upload_seconds), aclosing(request.stream()) as stream:
+                async for chunk in stream:
+                    received += len(chunk)
+                    if received > self._max_body_bytes:
+                        break
+                    if chunk:
+                        self._check_room(len(chunk))
+                        chunks.append(chunk)
+                        self.buffered_bytes += len(chunk)
+                else:
+                    return
+        except TimeoutError:
+            detail = f"the body was not whole after {self._upload_seconds:g} s; send a smaller image, or send it faster"
+            raise ProblemError(408, "slow_upload", detail, headers={"Connection": "close"}) from None
+        except ClientDisconnect:
+            raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left during its upload") from None
+        await self.discard(request)
+        raise self._too_large()
 
-    def _check_room(self, received: int, more: int) -> None:
-        if received + more > self._max_body_bytes:
-            raise self._too_large()
+    def _announces_too_much(self, request: Request) -> bool:
+        announced = request.headers.get("content-length", "").lstrip("0")
+        return announced.isdecimal() and (len(announced) > 18 or int(announced) > self._max_body_bytes)
+
+    def _check_room(self, more: int) -> None:
         if self.buffered_bytes + more > self._max_buffered_bytes:
             raise ProblemError(
                 429,
@@ -89,11 +101,7 @@ class BodyReader:
 
     def _too_large(self) -> ProblemError:
         detail = f"the body is larger than {self._max_body_bytes} bytes; send a smaller image"
-        return ProblemError(413, "body_too_large", detail)
-
-    def _too_slow(self) -> ProblemError:
-        detail = f"the body was not whole after {self._upload_seconds:g} s; send a smaller image, or send it faster"
-        return ProblemError(408, "slow_upload", detail, headers={"Connection": "close"})
+        return ProblemError(413, "body_too_large", detail, headers={"Connection": "close"})
 
 
 @dataclass(frozen=True)

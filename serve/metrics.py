@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    GCCollector,
     Gauge,
+    GCCollector,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -100,7 +100,7 @@ class Metrics:
             raise
         except asyncio.CancelledError:
             # The drain is over and the server gives up on what is left.
-            reason = "cancelled"
+            code, reason = 503, "cut_off"
             raise
         finally:
             self._in_flight.dec()
@@ -121,7 +121,7 @@ class Metrics:
 class Stages:
     """How long one request spent in each stage."""
 
-    def __init__(self, observe: Callable[[str, float], None] = lambda stage, seconds: None) -> None:
+    def __init__(self, observe: Callable[[str, float], None] = lambda _stage, _seconds: None) -> None:
         self.seconds: dict[str, float] = {}
         self._observe = observe
 

@@ -1,5 +1,6 @@
 """Around every request: an id, a place in the count of what is in flight, a line in the log."""
 
+import asyncio
 import logging
 import re
 import time
@@ -19,6 +20,14 @@ _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 # Asked every few seconds by probes and scrapers; in the log they would hide the requests that matter.
 _QUIET = ("/v2/health/", "/metrics")
+
+_FAILED = ProblemError(500, "internal", "the server failed on this request; its log tells more under the request id")
+_CUT_OFF = ProblemError(
+    503,
+    "cut_off",
+    "this server shut down before it could answer; send the request to another one, or again later",
+    headers={"Retry-After": "1", "Connection": "close"},
+)
 
 
 class RequestEnvelope:
@@ -50,14 +59,15 @@ class RequestEnvelope:
         with self._lifecycle.request():
             try:
                 await self._app(scope, receive, send_enveloped)
+            except asyncio.CancelledError:
+                if status is not None:
+                    raise
+                await problem_response(_CUT_OFF, request_id)(scope, receive, send_enveloped)
             except Exception:
                 logger.exception("request %s failed; this is a bug", request_id)
                 if status is not None:
                     raise
-                problem = ProblemError(
-                    500, "internal", "the server failed on this request; its log tells more under the request id"
-                )
-                await problem_response(problem, request_id)(scope, receive, send_enveloped)
+                await problem_response(_FAILED, request_id)(scope, receive, send_enveloped)
             finally:
                 _log(scope, status, time.perf_counter() - begun, request_id)
 

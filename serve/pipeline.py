@@ -3,12 +3,10 @@
 H height, W width, N batch, C channels.
 """
 
-from collections.abc import Callable
-
 from export.errors import ImageError
 from export.images import U8, decode
 from export.manifest import Manifest
-from serve.answers import Answer
+from serve.answers import Answer, Encoder
 from serve.limits import ContentType
 from serve.metrics import Stages
 from serve.predictor import Predictor
@@ -21,7 +19,7 @@ def segment(
     body: bytes,
     content_type: ContentType,
     predictor: Predictor,
-    encode: Callable[[U8, Manifest], Answer],
+    encode: Encoder,
     *,
     max_pixels: int,
     stages: Stages,
@@ -35,12 +33,11 @@ def segment(
         image_HWC = _decode(content_type.image(body), manifest, max_pixels)
     with stages.time("preprocess"):
         geometry = manifest.geometry(*image_HWC.shape[:2])
-        if geometry.padded_height * geometry.padded_width > max_pixels:
-            # A row of pixels is small, but padded to a multiple of the model's it is many times that.
-            padded = f"{geometry.padded_width}x{geometry.padded_height}"
-            raise ProblemError(
-                413, "too_large", f"padded for the model the image has {padded} pixels, at most {max_pixels} are taken"
-            )
+        height, width = geometry.padded
+        if height * width > max_pixels:
+            # A single row of pixels is small, but padded to the model's multiple it is many times that.
+            detail = f"padded for the model the image has {width}x{height} pixels, at most {max_pixels} are taken"
+            raise ProblemError(413, "too_large", f"{detail}; send a smaller one, or cut it into pieces")
         images_NHWC = geometry.fit(image_HWC)[None]
     with stages.time("inference"):
         masks_NHW = predictor.predict(images_NHWC)

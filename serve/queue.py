@@ -101,11 +101,12 @@ class WorkQueue:
         Raises QueueFullError and DeadlineError.
         """
         loop = asyncio.get_running_loop()
-        job = _Job(work, loop, loop.create_future(), time.monotonic() + deadline_seconds)
+        future: asyncio.Future[T] = loop.create_future()
+        job = _Job(work, loop, future, time.monotonic() + deadline_seconds)
         self._admit(job)
         timer = loop.call_later(deadline_seconds, self._expire, job)
         try:
-            return await job.future
+            return await future
         finally:
             timer.cancel()
             self._withdraw(job)

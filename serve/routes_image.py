@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 from serve.answers import JSON, PNG, RAW, Answer, Segmentation, negotiate
 from serve.limits import IMAGE_TYPES, MULTIPART, ContentType
 from serve.metrics import UNKNOWN_MODEL
+from serve.openapi import problems, reference
 from serve.pipeline import segment
-from serve.problems import CLIENT_CLOSED_REQUEST, MEDIA_TYPE, Problem, ProblemError
+from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from serve.queue import DeadlineError, QueueFullError
 from serve.service import Service, service_of
 
@@ -27,36 +28,29 @@ _ONE_FILE = {
         "properties": {"image": {"type": "string", "format": "binary"}},
     }
 }
-_PROBLEMS = {
-    400: "Empty, damaged, or not one image",
-    404: "No such model",
-    406: "No form of answer in Accept that can be sent",
-    408: "The upload took too long",
-    413: "Too many bytes, or too many pixels",
-    415: "Not an image format that is taken, or more than 8 bits a channel",
-    429: "Too much is waiting; Retry-After says when to come back",
-    503: "Not ready yet, or shutting down",
-    504: "The deadline passed in the queue; nothing was computed",
-}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The mask, of the size of the image. Accept chooses its form; Server-Timing tells the stages.",
-        "content": {
-            PNG: _BINARY,
-            JSON: {"schema": {"$ref": "#/components/schemas/Segmentation"}},
-            RAW: _BINARY,
-        },
+        "content": {PNG: _BINARY, JSON: reference(Segmentation), RAW: _BINARY},
         "headers": {
             "Server-Timing": {"description": "Milliseconds in each stage", "schema": {"type": "string"}},
             "X-Mask-Shape": {"description": "Of a raw mask: height,width", "schema": {"type": "string"}},
             "X-Mask-Dtype": {"description": "Of a raw mask: uint8", "schema": {"type": "string"}},
         },
-        "model": Segmentation,
     },
-    **{
-        status: {"description": text, "content": {MEDIA_TYPE: {}}, "model": Problem}
-        for status, text in _PROBLEMS.items()
-    },
+    **problems(
+        {
+            400: "Empty, damaged, or not one image",
+            404: "No such model",
+            406: "No form of answer in Accept that can be sent",
+            408: "The upload took too long",
+            413: "Too many bytes, or too many pixels",
+            415: "Not an image format that is taken, or more than 8 bits a channel",
+            429: "Too much is waiting; Retry-After says when to come back",
+            503: "Not ready yet, or shutting down",
+            504: "The deadline passed in the queue; nothing was computed",
+        }
+    ),
 }
 
 
@@ -102,9 +96,7 @@ async def _segment(service: Service, name: str, request: Request) -> tuple[Answe
 
         def work() -> Answer:
             stages.record("queue", time.perf_counter() - begun)
-            return segment(
-                body, content_type, predictor, encode, max_pixels=service.settings.max_pixels, stages=stages
-            )
+            return segment(body, content_type, predictor, encode, max_pixels=service.settings.max_pixels, stages=stages)
 
         queued = service.queue.run(work, deadline_seconds=service.settings.deadline_seconds)
         try:

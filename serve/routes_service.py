@@ -1,23 +1,17 @@
 """What probes, scrapers and curious clients ask: health, metadata, metrics. Nothing here waits for a model."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from export.manifest import Manifest, TensorSignature
 from serve.metrics import MEDIA_TYPE as METRICS_TYPE
-from serve.problems import MEDIA_TYPE, Problem
+from serve.openapi import problems
 from serve.service import service_of
 
 router = APIRouter(tags=["service"])
 
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"description": "No such model", "content": {MEDIA_TYPE: {}}, "model": Problem}
-}
-_NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "Not ready yet, or shutting down", "content": {MEDIA_TYPE: {}}, "model": Problem}
-}
+_NOT_READY = problems({503: "Not ready yet, or shutting down"})
+_NOT_FOUND = problems({404: "No such model"})
 
 
 class Live(BaseModel):

@@ -114,12 +114,11 @@ def service_of(request: Request) -> Service:
 def _check_pixels(manifest: Manifest, max_pixels: int) -> None:
     if manifest.size is None:
         return
-    geometry = manifest.geometry(*manifest.size)
-    needed = geometry.padded_height * geometry.padded_width
-    if needed > max_pixels:
+    height, width = manifest.geometry(*manifest.size).padded
+    if height * width > max_pixels:
         raise UsageError(
-            f"{manifest.name} takes images of {geometry.padded_width}x{geometry.padded_height}: with max_pixels = "
-            f"{max_pixels} every request would be refused; set it to {needed} or more"
+            f"{manifest.name} takes images of {width}x{height}: with max_pixels = {max_pixels} every request would be "
+            f"refused; set it to {height * width} or more"
         )
 
 

@@ -10,6 +10,7 @@ from benchmarks.report.results import DataUsed, Goals, Latency, ModelResult, Rep
 from benchmarks.report.verdicts import verdicts
 from benchmarks.report.words import interval, number, size
 from export.bundle import Bundle
+from export.images import Geometry
 from export.machine import Machine
 from export.scoring import Score
 
@@ -39,9 +40,7 @@ def build(
     reference, compressed = names[0], names[-1]
     reference_ms = latencies[reference].samples.median
     models = tuple(
-        _result(
-            name, bundles[name], latencies[name], scores.get(name), data.split if data else None, reference_ms
-        )
+        _result(name, bundles[name], latencies[name], scores.get(name), data.split if data else None, reference_ms)
         for name in names
     )
     drop, drop_interval = _drop(models, scores)
@@ -141,9 +140,7 @@ def _accuracy_notes(
         )
 
 
-def _latency_notes(
-    models: Sequence[ModelResult], bundles: Mapping[str, Bundle], settings: Settings
-) -> Iterable[str]:
+def _latency_notes(models: Sequence[ModelResult], bundles: Mapping[str, Bundle], settings: Settings) -> Iterable[str]:
     if not settings.real_images:
         yield "Latency was measured on seeded noise; --data measures it on real images."
     noisy = [model for model in models if model.latency_ms.p95 > NOISY * model.latency_ms.p50]
@@ -154,11 +151,17 @@ def _latency_notes(
             f"{number(worst.latency_ms.p95 / worst.latency_ms.p50)} times its median. Medians hold better than tails; "
             "run it again with nothing else running."
         )
-    elsewhere = {
-        (latency.height, latency.width)
-        for bundle in bundles.values()
-        if (latency := bundle.manifest.latency) is not None
-    } - {(settings.height, settings.width)}
+    elsewhere = {counted for bundle in bundles.values() if (counted := _counted_at(bundle)) is not None}
+    elsewhere -= {(settings.height, settings.width)}
     if elsewhere:
-        counted = ", ".join(f"{height}x{width}" for height, width in sorted(elsewhere))
-        yield f"MMACs are as the manifests count them, at {counted}; latency here is at {size(settings)}."
+        sizes = ", ".join(f"{height}x{width}" for height, width in sorted(elsewhere))
+        yield f"MMACs are as the manifests count them, at {sizes}; latency here is at {size(settings)}."
+
+
+def _counted_at(bundle: Bundle) -> tuple[int, int] | None:
+    """Height and width, padding included, that the manifest's MACs are of."""
+    latency, multiple = bundle.manifest.latency, bundle.manifest.size_multiple
+    if latency is None:
+        return None
+    geometry = Geometry.plan(latency.height, latency.width, size=None, multiple=multiple)
+    return geometry.padded_height, geometry.padded_width

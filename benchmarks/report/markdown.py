@@ -7,7 +7,7 @@ from benchmarks.report.plots import Plot
 from benchmarks.report.results import Report
 from benchmarks.report.strip import DIFFERENCES, Strip
 from benchmarks.report.table import Table, details, per_class, summary
-from benchmarks.report.words import circumstances, headline, judgement
+from benchmarks.report.words import circumstances, failed_first, headline, judgement
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
@@ -30,7 +30,7 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
     yield from _table(summary(report))
     if report.verdicts:
         yield from ("## Checks", "")
-        for verdict in report.verdicts:
+        for verdict in failed_first(report.verdicts):
             mark = "passed" if verdict.ok else "**failed**"
             yield f"- {mark}: {escaped(verdict.text)}. {_sentence(verdict.detail)}"
         yield ""

@@ -9,7 +9,17 @@ from benchmarks.report.plots import Plot, colour_of
 from benchmarks.report.results import Report, Verdict
 from benchmarks.report.strip import DIFFERENCES, Row, Strip
 from benchmarks.report.table import Table, details, per_class, summary
-from benchmarks.report.words import DASH, circumstances, headline, interval, judgement, lost, miou, number, times
+from benchmarks.report.words import (
+    DASH,
+    circumstances,
+    failed_first,
+    headline,
+    interval,
+    judgement,
+    miou,
+    number,
+    times,
+)
 from export.images import U8, encode_image
 
 
@@ -30,7 +40,7 @@ def _body(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterabl
     yield "<main>"
     yield _section("Results", _table(summary(report), report, stacks=True))
     if report.verdicts:
-        checks = "".join(map(_verdict, report.verdicts))
+        checks = "".join(map(_verdict, failed_first(report.verdicts)))
         yield _section("Checks", f'<ul class="checks">{checks}</ul>')
     if report.failures:
         yield _section("What could not be measured", _list(report.failures))
@@ -39,7 +49,7 @@ def _body(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterabl
         yield _section("What it looks like", _strip(strip))
     classes = per_class(report)
     if classes is not None:
-        yield _section(classes.caption, _table(classes, report, named=False))
+        yield _section(classes.caption, _table(classes, report, of_models=False))
     yield _section("More figures", _table(details(report), report, stacks=True))
     if report.notes:
         yield _section("Notes", _list(report.notes))
@@ -53,14 +63,23 @@ def _head(report: Report) -> Iterable[str]:
     state = "good" if report.ok else "bad"
     yield "<header>"
     yield f'<p class="eyebrow">{escape(report.title)}</p>'
-    yield f"<h1>{escape(headline(report))}</h1>"
+    yield f"<h1>{_unbroken(headline(report), (report.reference, report.compressed))}</h1>"
     yield f'<p class="judgement {state}">{escape(judgement(report))}</p>'
     tiles = "".join(
-        f'<div class="tile"><dt>{escape(label)}</dt><dd>{escape(figure)}</dd><dd class="aside">{escape(aside)}</dd></div>'
+        f'<div class="tile"><dt>{escape(label)}</dt><dd>{escape(figure)}</dd>'
+        f'<dd class="aside">{escape(aside)}</dd></div>'
         for label, figure, aside in _tiles(report)
     )
     yield f'<dl class="tiles">{tiles}</dl>'
     yield "</header>"
+
+
+def _unbroken(sentence: str, names: Iterable[str]) -> str:
+    """`sentence` escaped, with no line break inside of `names`."""
+    text = escape(sentence)
+    for name in sorted(set(map(escape, names)), key=len, reverse=True):
+        text = text.replace(f"{name} ", f'<span class="unbroken">{name}</span> ')
+    return text
 
 
 def _tiles(report: Report) -> Iterable[tuple[str, str, str]]:
@@ -74,21 +93,25 @@ def _tiles(report: Report) -> Iterable[tuple[str, str, str]]:
         return
     yield "speed-up", times(report.speedup), f"{number(before.latency_ms.p50)} ms to {ms} ms"
     if report.miou_drop is None:
-        yield "mIoU lost", DASH, "not measured"
+        yield "mIoU lost", DASH, "not known"
     else:
         scores = f"{miou(before.miou)} to {miou(after.miou)}"
         bounds = report.miou_drop_interval
         yield (
-            "mIoU lost",
-            miou(report.miou_drop),
+            "mIoU lost" if report.miou_drop >= 0 else "mIoU gained",
+            miou(abs(report.miou_drop)),
             scores if bounds is None else f"{scores}; 95 % interval {interval(bounds)}",
         )
     ratio = before.size_bytes / after.size_bytes
-    yield "smaller", times(ratio), f"{number(before.size_bytes / 1e6)} MB to {number(after.size_bytes / 1e6)} MB"
     yield (
-        "throughput",
-        f"{number(after.throughput_images_s)}/s",
-        f"{number(before.throughput_images_s)} images/s before",
+        "smaller" if ratio >= 1 else "larger",
+        times(max(ratio, 1 / ratio)),
+        f"{number(before.size_bytes / 1e6)} MB to {number(after.size_bytes / 1e6)} MB",
+    )
+    yield (
+        "images a second",
+        number(after.throughput_images_s),
+        f"{before.name}: {number(before.throughput_images_s)}",
     )
 
 
@@ -105,23 +128,27 @@ def _verdict(verdict: Verdict) -> str:
     )
 
 
-def _table(table: Table, report: Report, *, stacks: bool = False, named: bool = True) -> str:
-    """`stacks`: on a narrow page each row becomes a card. `named`: the rows are the report's models, in order."""
+def _table(table: Table, report: Report, *, stacks: bool = False, of_models: bool = True) -> str:
+    """`stacks`: on a narrow page each row becomes a card. `of_models`: a row is a model, in the report's order."""
     # Roles are spelt out because a table that CSS lays out as blocks loses its own.
     head = "".join(f'<th scope="col" role="columnheader">{escape(header)}</th>' for header in table.headers)
     rows = []
     for index, (name, *cells) in enumerate(table.rows):
-        swatch = f'<span class="swatch" style="background:{colour_of(index)}"></span>' if named else ""
-        compressed = ' class="compressed"' if named and name == report.compressed else ""
+        swatch = f'<span class="swatch" style="background:{colour_of(index)}"></span>' if of_models else ""
+        compressed = ' class="compressed"' if of_models and name == report.compressed else ""
         figures = "".join(
             f'<td role="cell" data-label="{escape(header)}">{escape(cell)}</td>'
             for header, cell in zip(table.headers[1:], cells, strict=True)
         )
-        rows.append(f'<tr role="row"{compressed}><th scope="row" role="rowheader">{swatch}{escape(name)}</th>{figures}</tr>')
+        rows.append(
+            f'<tr role="row"{compressed}><th scope="row" role="rowheader">{swatch}{escape(name)}</th>{figures}</tr>'
+        )
     kind = "wide stacks" if stacks else "wide"
+    hidden = "" if of_models else ' class="unseen"'
     return (
         f'<div class="{kind}" role="region" aria-label="{escape(table.caption)}" tabindex="0"><table role="table">'
-        f'<caption>{escape(table.caption)}</caption><thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f"<caption{hidden}>{escape(table.caption)}</caption>"
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
         f'<tbody role="rowgroup">{"".join(rows)}</tbody></table></div>'
     )
 
@@ -153,7 +180,8 @@ def _strip_row(strip: Strip, row: Row) -> str:
 
 def _legend(title: str, entries: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
     items = "".join(
-        f'<li><span class="swatch" style="background:rgb{colour}"></span>{escape(name)}</li>' for name, colour in entries
+        f'<li><span class="swatch" style="background:rgb{colour}"></span>{escape(name)}</li>'
+        for name, colour in entries
     )
     return f'<div class="legend"><span>{escape(title)}</span><ul>{items}</ul></div>'
 

@@ -3,6 +3,8 @@
 mIoU is between 0 and 1; latency is in milliseconds, from uint8 image to uint8 mask at batch 1.
 """
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict
 
 from export.machine import Machine
@@ -72,6 +74,10 @@ class DataUsed(_Part):
     fingerprint: str
     split: str
     images: int
+
+    @classmethod
+    def of(cls, folder: Path, fingerprint: str, split: str, images: int) -> "DataUsed":
+        return cls(name=folder.resolve().name, fingerprint=fingerprint, split=split, images=images)
 
 
 class Settings(_Part):

@@ -34,7 +34,8 @@ def summary(report: Report) -> Table:
             times(model.gain),
         )
 
-    caption = f"Latency with {threads(report.settings.threads)}, batch 1, {size(report.settings)}; gain over {report.reference}"
+    settings = report.settings
+    caption = f"Latency with {threads(settings.threads)}, batch 1, {size(settings)}; gain over {report.reference}"
     return Table(caption, headers, tuple(map(row, report.models)))
 
 
@@ -65,8 +66,9 @@ def details(report: Report) -> Table:
 
     concurrency = report.settings.concurrency
     caption = (
-        f"images/s: {concurrency} one-thread run{'s' if concurrency != 1 else ''} of one shared session at a time, which "
-        "is how the server runs. Load time and peak memory: a fresh process with Python, ONNX Runtime and the one model"
+        f"images/s: {concurrency} one-thread run{'s' if concurrency != 1 else ''} of one shared session at a time, "
+        "which is how the server runs. Load time and peak memory: a fresh process with Python, ONNX Runtime and "
+        "the one model"
     )
     return Table(caption, headers, tuple(map(row, report.models)))
 

@@ -1,8 +1,9 @@
 """Figures and sentences as every form of the report spells them."""
 
 import math
+from collections.abc import Sequence
 
-from benchmarks.report.results import Report, Settings
+from benchmarks.report.results import Report, Settings, Verdict
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -31,7 +32,9 @@ def interval(bounds: tuple[float, float] | None) -> str:
 
 
 def times(value: float) -> str:
-    return f"{value:.2f}{TIMES}" if value < 99.5 else f"{value:,.0f}{TIMES}"
+    """A ratio: 0.92, 6.20, 14.2, 131."""
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{decimals}f}{TIMES}"
 
 
 def millions(value: float) -> str:
@@ -100,6 +103,11 @@ def judgement(report: Report) -> str:
     return f"{found}; {broken} measurement{'s' if broken != 1 else ''} failed." if broken else f"{found}."
 
 
+def failed_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """What the reader must not miss comes first."""
+    return sorted(verdicts, key=lambda verdict: verdict.ok)
+
+
 def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
     """What the figures belong to: data, settings, machine, versions."""
     settings, machine = report.settings, report.machine
@@ -120,7 +128,10 @@ def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
             ("mIoU", "one confusion matrix over the split, void ignored, mean over the classes, at mask size"),
         ]
     facts += [
-        ("Machine", f"{machine.cpu}, {machine.cores} usable cores, {machine.memory_gib} GiB, {machine.instruction_set}"),
+        (
+            "Machine",
+            f"{machine.cpu}, {machine.cores} usable cores, {machine.memory_gib} GiB, {machine.instruction_set}",
+        ),
         ("System", f"{machine.system}, Python {machine.python}"),
         ("Libraries", ", ".join(f"{name} {version}" for name, version in machine.libraries.items())),
         ("Bundles", ", ".join(f"{model.name} from {model.bundle}" for model in report.models)),

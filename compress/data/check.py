@@ -107,8 +107,9 @@ class _Tally:
             return
         if self.layout.table is None:
             return
-        self.pixels[split] += np.array(seen.histogram)
         self.numbers.update(seen.numbers)
+        if not seen.unknown_numbers and not seen.unknown_colours:
+            self.pixels[split] += np.array(seen.histogram)
         if seen.unknown_numbers:
             self.masks_with_unknown_numbers[name] = seen.unknown_numbers
         elif seen.unknown_colours:
@@ -220,15 +221,15 @@ class _Tally:
 
 def _advice(table: ClassTable, numbers: list[int], unknown: list[int]) -> str:
     """What to write into classes.json so that masks with these numbers can be read, or what to do to the masks."""
-    remedies = []
     if table.values is not None:
         return f'add each to "values" with its class, or with "{VOID_NAME}"'
+    remedies = []
     if len(numbers) == len(table.classes):
         pairs = ", ".join(f'"{number}": "{name}"' for number, name in zip(numbers, table.classes, strict=True))
         remedies.append(f'if they mean the classes in this order, set "values": {{{pairs}}} in {FILE}')
     if len(unknown) == 1 and table.ignore_index is None:
         remedies.append(f'if {unknown[0]} means void, set "ignore_index": {unknown[0]} in {FILE}')
-    if not remedies:
+    if len(numbers) != len(table.classes):
         remedies.append(
             f'say with "values" in {FILE} which class, or "{VOID_NAME}", each number means, or mend the masks'
         )

@@ -75,7 +75,7 @@ class ClassTable(BaseModel):
         except FileNotFoundError:
             example = '{"classes": ["background", "nucleus"], "ignore_index": null}'
             raise DatasetError(path, [f"missing; write one that names the classes, such as {example}"]) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DatasetError(path, [f"not JSON: {error}; mend it where it says"]) from None
         if not isinstance(content, dict):
             kind = type(content).__name__

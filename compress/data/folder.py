@@ -34,9 +34,9 @@ class Dataset:
     table: ClassTable
     channels: Channels
     """What `read_image` gives: 1 grey, 3 RGB."""
-    train: tuple[Sample, ...]
-    val: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    train: tuple[Sample, ...] = field(repr=False)
+    val: tuple[Sample, ...] = field(repr=False)
+    test: tuple[Sample, ...] = field(repr=False)
     known_fingerprint: str | None = field(default=None, repr=False, compare=False)
     """Spares reading every file again where a check has just done it."""
 

@@ -69,7 +69,10 @@ class _Scan:
         table = None
         if self.path.is_dir():
             table = self._table()
-            samples = self._samples(table)
+            try:
+                samples = self._samples(table)
+            except OSError as error:
+                self.problems.add(f"cannot be listed ({error}); check its permissions", str(self.path))
         elif self.path.exists():
             self.problems.add("not a folder; give the folder that holds classes.json", str(self.path))
         else:
@@ -88,11 +91,11 @@ class _Scan:
         splits_there = [split for split in SPLITS if (self.path / split).is_dir()]
         heap_there = [name for name in ("images", "masks") if (self.path / name).is_dir()]
         if splits_there and heap_there:
-            self.problems.add(
-                f"beside {', '.join(splits_there)}, and only one of the two forms can hold; move them into the "
-                "splits, or all pictures into images and masks",
-                *(f"{name}/" for name in heap_there),
+            what = (
+                f"the split folders {', '.join(splits_there)} are there too, and only one form can hold; "
+                "move the pictures into the splits, or all of them into images and masks"
             )
+            self.problems.add(what, *(f"{name}/" for name in heap_there))
         if heap_there and not splits_there:
             return self._by_hash(self._pairs(self.path), table)
         if splits_there:
@@ -114,7 +117,11 @@ class _Scan:
                 )
         samples = {split: self._pairs(self.path / split) if split in there else () for split in SPLITS}
         for split in there:
-            if not samples[split]:
+            if (
+                not samples[split]
+                and (self.path / split / "images").is_dir()
+                and (self.path / split / "masks").is_dir()
+            ):
                 self.problems.add("holds no image with a mask; put some there", f"{split}/")
         return samples
 

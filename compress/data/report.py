@@ -37,7 +37,7 @@ class DatasetReport(BaseModel):
     sizes: tuple[SizeCount, ...] = ()
     """Of the images, the commonest first."""
     pixels: dict[Split, dict[str, int]] = Field(default_factory=dict)
-    """Pixels of each class, and of "void", in each split."""
+    """Pixels of each class, and of "void", in each split; masks with what is not declared are left out."""
     problems: tuple[str, ...] = ()
     """Errors; training refuses the folder while there are any."""
     notes: tuple[str, ...] = ()

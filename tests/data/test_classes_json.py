@@ -38,7 +38,10 @@ MALFORMED: list[tuple[Any, list[str]]] = [
         ['"palette" colours "disk", not among the classes; use their names'],
     ),
     ({"classes": TWO, "palette": {"background": [0, 0, 0], "disc": [0, 0, 0]}}, ["[0, 0, 0]", "colour of its own"]),
-    ({"classes": TWO, "palette": {"background": [0, 0], "disc": [0, 0, 256]}}, ["palette.background", "palette.disc.2"]),
+    (
+        {"classes": TWO, "palette": {"background": [0, 0], "disc": [0, 0, 256]}},
+        ["palette.background", "palette.disc.2"],
+    ),
     ({"classes": TWO, "values": {"0": "background"}}, ['"values" gives no number for "disc"; add one']),
     ({"classes": TWO, "values": {"0": "background", "1": "disk"}}, ['"values" gives "disk"', "use their names"]),
     ({"classes": TWO, "values": {"0": "background", "300": "disc"}}, ["[300]", "use numbers 0..255"]),
@@ -47,7 +50,7 @@ MALFORMED: list[tuple[Any, list[str]]] = [
         {"classes": TWO, "values": {"0": "background", "255": "disc"}, "ignore_index": 255},
         ['"ignore_index" 255 is class "disc" in "values"; let the number mean one of the two'],
     ),
-    ({"classes": TWO, "group": "(unclosed"}, ['"group" \'(unclosed\' is no regular expression', "write a regular"]),
+    ({"classes": TWO, "group": "(unclosed"}, ["\"group\" '(unclosed' is no regular expression", "write a regular"]),
 ]
 
 

@@ -179,7 +179,7 @@ CASES: list[tuple[Callable[[Path], None], list[str]]] = [
     (nothing_there, ["no such folder; check the path"]),
     (a_file_instead, ["not a folder; give the folder that holds classes.json"]),
     (no_form, ["neither the folders train, val, test nor the folders images, masks", "my_train/", "make one"]),
-    (both_forms, ["images/: beside train, val, test", "move them"]),
+    (both_forms, ["images/: the split folders train, val, test are there too", "move the pictures"]),
     (no_test_split, ["test/: no such folder", "testing/", "make all of train, val, test"]),
     (no_masks_folder, ["val/masks/: no such folder", "labels/", "their masks into masks"]),
     (empty_split, ["val/: holds no image with a mask; put some there"]),
@@ -222,9 +222,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("spoil", "expected"), CASES, ids=lambda case: getattr(case, "__name__", ""))
-def test_refused_with_the_file_and_the_remedy(
-    folder: Path, spoil: Callable[[Path], None], expected: list[str]
-) -> None:
+def test_refused_with_the_file_and_the_remedy(folder: Path, spoil: Callable[[Path], None], expected: list[str]) -> None:
     spoil(folder)
     with pytest.raises(DatasetError) as caught:
         require_sound(folder)

@@ -1,13 +1,13 @@
 """Small dataset folders for tests, made from a seed: discs on noise, easy enough for a tiny UNet to learn in seconds.
 
-    write_dataset(tmp_path / "discs", counts={"train": 8, "val": 4, "test": 4})
-    write_dataset(tmp_path / "heap", counts=40)                       # one heap, split by the hash of the names
-    write_dataset(tmp_path / "mixed", counts={...}, size=[(64, 64), (48, 80)], channels=3)
+write_dataset(tmp_path / "discs", counts={"train": 8, "val": 4, "test": 4})
+write_dataset(tmp_path / "heap", counts=40)                       # one heap, split by the hash of the names
+write_dataset(tmp_path / "mixed", counts={...}, size=[(64, 64), (48, 80)], channels=3)
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def write_dataset(
     turn. Class 0 is the ground, every other class discs of its own brightness (and, with 3 channels,
     colour); each occurs in every image. `table` adds keys to classes.json.
     """
-    sizes = [size] if isinstance(size[0], int) else list(size)
+    sizes = [cast(Size, size)] if isinstance(size[0], int) else list(cast(Sequence[Size], size))
     rng = np.random.default_rng(seed)
     folders = {path: counts} if isinstance(counts, int) else {path / split: count for split, count in counts.items()}
     number = 0

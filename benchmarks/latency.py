@@ -1,0 +1,206 @@
+"""Bundles side by side: scored, timed, and reported.
+
+`bench` starts from paths and is what the command line calls; `report_on` starts from bundles that somebody has
+loaded and scored, and is what a run ends with. Both give the same report.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import DEFAULT_ROUNDS, TIMED_IMAGES, measure
+from benchmarks.progress import Progress, silent
+from benchmarks.report.build import build
+from benchmarks.report.results import DataUsed, Goals, Report
+from benchmarks.report.strip import Strip, choose, strip_of
+from benchmarks.report.write import write
+from compress.data.folder import Dataset, open_dataset
+from compress.data.layout import Sample, Split
+from export.bundle import Bundle, load
+from export.errors import DatasetError, UsageError
+from export.images import U8
+from export.scoring import Score, score
+
+DEFAULT_SIZE = (256, 256)
+
+
+def bench(
+    bundle_paths: Sequence[Path],
+    *,
+    data: Path | None = None,
+    split: Split = "test",
+    size: tuple[int, int] | None = None,
+    threads: int | None = None,
+    rounds: int = DEFAULT_ROUNDS,
+    out: Path,
+    command: str,
+    progress: Progress = silent,
+) -> Report:
+    """Compare bundles and write the report into `out`; the first is the reference, the last the most compressed.
+
+    With `data` all are scored on its `split` and timed on its images; without, accuracy is quoted from the
+    manifests and latency measured on noise. `command` is what the report says makes it again. Raises UsageError
+    for anything wrong with what was given: BundleError, DatasetError, models and data that do not go together.
+    """
+    bundles = _named([load(path) for path in bundle_paths])
+    if not bundles:
+        raise UsageError("no bundle to measure; name at least one")
+    dataset = None if data is None else _dataset_for(bundles, data)
+    scores = {}
+    if dataset is not None:
+        samples = _samples(dataset, split)
+        for name, bundle in bundles.items():
+            segmenter = bundle.segmenter(threads=threads)
+            with progress(f"scoring {name}", len(samples)) as bar:
+                triples = ((s.name, dataset.read_image(s), dataset.read_mask(s)) for s in samples)
+                scores[name] = score(segmenter.segment, triples, dataset.classes, on_image=bar.advance)
+    return report_on(
+        bundles,
+        scores,
+        dataset=dataset,
+        split=split,
+        size=size,
+        threads=threads,
+        rounds=rounds,
+        out=out,
+        title=f"Bundles compared: {', '.join(bundles)}",
+        command=command,
+        progress=progress,
+    )
+
+
+def report_on(
+    bundles: Mapping[str, Bundle],
+    scores: Mapping[str, Score],
+    *,
+    dataset: Dataset | None,
+    split: Split = "test",
+    size: tuple[int, int] | None = None,
+    threads: int | None = None,
+    rounds: int = DEFAULT_ROUNDS,
+    out: Path,
+    title: str,
+    command: str,
+    goals: Goals | None = None,
+    lookup_table_miou: float | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Report:
+    """Time `bundles`, set them beside their `scores` on `split` of `dataset`, and write the report into `out`.
+
+    The first is the reference, the last the most compressed. `size` (height, width) is by default what the
+    reference was made for, else that of the images, else 256x256. Raises what `measure` raises, and
+    DatasetError for a split without images.
+    """
+    samples = () if dataset is None else _samples(dataset, split)
+    images = None if dataset is None else [dataset.read_image(sample) for sample in _spread(samples, TIMED_IMAGES)]
+    latencies = measure(
+        bundles,
+        size=size or _usual_size(next(iter(bundles.values())), images),
+        threads=threads,
+        rounds=rounds,
+        images=images,
+        progress=progress,
+    )
+    report = build(
+        bundles,
+        latencies,
+        scores,
+        title=title,
+        command=command,
+        data=None if dataset is None else DataUsed.of(dataset.path, dataset.fingerprint, split, len(samples)),
+        goals=goals,
+        lookup_table_miou=lookup_table_miou,
+        notes=notes,
+    )
+    strip = None if dataset is None else _strip(bundles, scores, dataset, samples, threads)
+    write(report, out, strip)
+    return report
+
+
+def _named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
+    """By the name in the manifest; by folder where that tells them apart and the manifest does not."""
+    names = [bundle.manifest.name for bundle in bundles]
+    if len(set(names)) < len(names):
+        folders = [bundle.path.resolve().name for bundle in bundles]
+        names = folders if len(set(folders)) == len(folders) else names
+    seen: Counter[str] = Counter()
+    named = {}
+    for name, bundle in zip(names, bundles, strict=True):
+        seen[name] += 1
+        unique = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        while unique in named:
+            unique += "-"
+        named[unique] = bundle
+    return named
+
+
+def _dataset_for(bundles: Mapping[str, Bundle], path: Path) -> Dataset:
+    """The dataset, with the channels that the models take.
+
+    Raises UsageError when the models differ from one another or from the data.
+    """
+    channels = {name: bundle.manifest.channels for name, bundle in bundles.items()}
+    if len(set(channels.values())) > 1:
+        spelt = ", ".join(f"{name} {count}" for name, count in channels.items())
+        raise UsageError(f"the models take images of different channels ({spelt}); compare those that take the same")
+    dataset = open_dataset(path, channels=next(iter(channels.values())))
+    for name, bundle in bundles.items():
+        if bundle.manifest.classes != dataset.classes:
+            raise UsageError(
+                f"{name} knows the classes {', '.join(bundle.manifest.classes)}; {path} has "
+                f"{', '.join(dataset.classes)}; score it on data with its own classes"
+            )
+    return dataset
+
+
+def _samples(dataset: Dataset, split: Split) -> tuple[Sample, ...]:
+    samples = dataset.split(split)
+    if not samples:
+        raise DatasetError(dataset.path, [f"the {split} split has no images; choose another split"])
+    return samples
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most `count`, evenly chosen."""
+    positions = np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)
+    return [samples[position] for position in positions]
+
+
+def _usual_size(reference: Bundle, images: Sequence[U8] | None) -> tuple[int, int]:
+    manifest = reference.manifest
+    if manifest.size is not None:
+        return manifest.size
+    if manifest.latency is not None:
+        return manifest.latency.height, manifest.latency.width
+    if images:
+        height, width = Counter(image.shape[:2] for image in images).most_common(1)[0][0]
+        return height, width
+    return DEFAULT_SIZE
+
+
+def _strip(
+    bundles: Mapping[str, Bundle],
+    scores: Mapping[str, Score],
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    threads: int | None,
+) -> Strip | None:
+    """Pictures of a few images; none where there is nothing to set beside the reference."""
+    reference, compressed = next(iter(bundles)), list(bundles)[-1]
+    if reference == compressed or not {reference, compressed} <= scores.keys():
+        return None
+    by_name = {sample.name: sample for sample in samples}
+
+    def load_pair(name: str) -> tuple[U8, U8]:
+        return dataset.read_image(by_name[name]), dataset.read_mask(by_name[name])
+
+    return strip_of(
+        choose(scores[reference], scores[compressed]),
+        load_pair,
+        [(name, bundles[name].segmenter(threads=threads).segment) for name in (reference, compressed)],
+        classes=dataset.classes,
+        colours=dataset.colours,
+    )

@@ -1,0 +1,66 @@
+"""A checkpoint or a bundle, whichever a folder is: what segments images and what its classes mean.
+
+A bundle needs no torch; a checkpoint is loaded with it, and scored in float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from compress.data.evaluation import EvaluationImages
+from compress.data.folder import Split, open_dataset
+from compress.data.match import require_classes
+from compress.progress import task
+from export import bundle
+from export.errors import UsageError, require
+from export.images import U8
+from export.scoring import Score, score
+
+
+@dataclass(frozen=True)
+class AnyModel:
+    """Image HWC to mask HW at the image's size, and what surrounds it."""
+
+    path: Path
+    kind: Literal["checkpoint", "bundle"]
+    channels: Literal[1, 3]
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    segment: Callable[[U8], U8]
+
+
+def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
+    """Load what `path` is.
+
+    Raises UsageError when it is neither, BundleError or CheckpointError when it is a damaged one,
+    MissingExtraError for a checkpoint where torch is not installed.
+    """
+    if bundle.is_bundle(path):
+        loaded = bundle.load(path)
+        manifest = loaded.manifest
+        segment = loaded.segmenter(threads=threads).segment
+        return AnyModel(path, "bundle", manifest.channels, manifest.classes, manifest.colours, segment)
+    if (path / "model.json").is_file():
+        require("torch", extra="train", purpose=f"{path} is a checkpoint; running it")
+        from compress import checkpoint
+
+        source = checkpoint.load(path)
+        card = source.card
+        return AnyModel(path, "checkpoint", card.channels, card.classes, card.colours, source.segmenter())
+    raise UsageError(f"{path} is neither a bundle (manifest.json) nor a checkpoint (model.json)")
+
+
+def evaluate(path: Path, data: Path, *, split: Split = "test", threads: int | None = None) -> Score:
+    """Score a checkpoint (torch, float32) or a bundle (ONNX Runtime) on a split of `data`.
+
+    Raises what `load_model` raises, and DatasetError.
+    """
+    model = load_model(path, threads=threads)
+    dataset = open_dataset(data, channels=model.channels)
+    require_classes(dataset, model.classes, path)
+    images = EvaluationImages(dataset, split)
+    if not len(images):
+        raise UsageError(f"{data} has no images in its {split} split")
+    with task(f"score {split}", len(images)) as bar:
+        return score(model.segment, images, model.classes, on_image=bar.advance)

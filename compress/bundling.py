@@ -1,0 +1,183 @@
+"""What turns a step's folder with a `model.onnx` into a bundle: the one place that writes one."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress.checkpoint import Checkpoint, ModelCard
+from compress.data.evaluation import EvaluationImages, drawn_by_name
+from compress.data.folder import Dataset
+from compress.progress import task
+from compress.recipe import ExportSettings, Recipe
+from compress.steps import StepFolder, StepPlan
+from export import bundle
+from export.bundle import Bundle
+from export.files import write_json
+from export.images import U8
+from export.machine import instruction_set, library_versions
+from export.manifest import Accuracy, FloatLayer, Latency, Precision
+from export.parity import BATCHES, Parity
+from export.runtime import OnnxModel, Segmenter
+from export.scoring import Score, score
+
+PARITY = "parity.json"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was measured about a graph before it may be called a bundle."""
+
+    parity: Parity
+    golden: Sequence[tuple[str, U8]]
+    score: Score | None = None
+    score_split: str = "val"
+    miou_parent: float | None = None
+    latency: Latency | None = None
+
+
+def write_bundle(
+    step: StepFolder,
+    plan: StepPlan,
+    source: Checkpoint,
+    proof: Proof,
+    recipe: Recipe,
+    *,
+    name: str,
+    precision: Precision,
+    result: Mapping[str, Any],
+    size: tuple[int, int],
+    target: str = "auto",
+    float_layers: Sequence[FloatLayer] = (),
+) -> Bundle:
+    """Golden answers, parity, record and manifest beside `model.onnx` in the step's folder.
+
+    `size` (height, width) is what MACs are counted at.
+    """
+    card = source.card
+    model = OnnxModel(step.path / bundle.MODEL)
+    golden = bundle.write_golden(step.path, segmenter_of(card, model), proof.golden)
+    write_json(step.path / PARITY, proof.parity.model_dump(mode="json"))
+    step.record(plan, result)
+    network = source.network()
+    return bundle.seal(
+        step.path,
+        name=name,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        channels=card.channels,
+        size=card.size,
+        size_multiple=card.size_multiple,
+        classes=card.classes,
+        colours=card.colours,
+        precision=precision,
+        float_layers=tuple(float_layers),
+        instruction_set=instruction_set(),
+        target=target,
+        opset=_opset(step.path / bundle.MODEL),
+        params=sum(p.numel() for p in network.parameters()),
+        macs=macs(network, card.channels, size),
+        parents={**card.parents, **plan.inputs},
+        recipe=_plain(recipe.as_tree()),
+        libraries=library_versions(),
+        accuracy=_accuracy(proof),
+        latency=proof.latency,
+        golden=golden,
+    )
+
+
+def segmenter_of(card: ModelCard, model: OnnxModel) -> Segmenter:
+    """Masks at image size from a graph of the card's geometry."""
+    return Segmenter(model, size=card.size, multiple=card.size_multiple)
+
+
+def score_on(dataset: Dataset, split: str, card: ModelCard, model: OnnxModel, title: str) -> Score:
+    """Score a graph on a split, through ONNX Runtime, with a progress bar."""
+    images = EvaluationImages(dataset, split)  # type: ignore[arg-type]
+    with task(title, len(images)) as bar:
+        return score(segmenter_of(card, model).segment, images, card.classes, on_image=bar.advance)
+
+
+def golden_images(dataset: Dataset | None, card: ModelCard, settings: ExportSettings) -> list[tuple[str, U8]]:
+    """The first of the calibration list, or pictures that show nobody anything."""
+    if dataset is None or settings.golden == "synthetic":
+        images: Iterator[tuple[str, U8]] = synthetic_images(card, settings.golden_images)
+    else:
+        images = EvaluationImages(dataset, "train", drawn_by_name(dataset.train, settings.golden_images)).images()
+    return [(f"{i:02d}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}", image) for i, (name, image) in enumerate(images)]
+
+
+def parity_images(dataset: Dataset | None, card: ModelCard) -> tuple[list[U8], str]:
+    """Enough images for the largest batch, and where they come from."""
+    count = max(BATCHES)
+    if dataset is None:
+        return [image for _, image in synthetic_images(card, count)], "synthetic"
+    drawn = EvaluationImages(dataset, "val", drawn_by_name(dataset.val, count))
+    return [image for _, image in drawn.images()], "validation split"
+
+
+def synthetic_images(card: ModelCard, count: int) -> Iterator[tuple[str, U8]]:
+    """Smooth blobs of light: no picture of anything, but structure at every scale that a network looks at."""
+    rng = np.random.default_rng(0)
+    height, width = card.size or (8 * card.size_multiple, 8 * card.size_multiple)
+    rows, columns = np.mgrid[0:height, 0:width]
+    for i in range(count):
+        image = np.zeros((height, width, card.channels))
+        for _ in range(24):
+            y, x, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(4, max(height, width) / 3)
+            blob = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / radius**2)
+            image += blob[..., None] * rng.uniform(-90, 90, card.channels)
+        image += 128 + rng.normal(0, 6, image.shape)
+        yield f"synthetic{i}", np.clip(image, 0, 255).astype(np.uint8)
+
+
+def model_name(settings: ExportSettings, fallback: Path) -> str:
+    """A name that fits a URL: the asked for one, or that of the folder."""
+    if settings.name is not None:
+        return settings.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", fallback.resolve().name).strip("-._") or "model"
+
+
+def macs(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of one image of (height, width), counted by torch."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, channels, *size))
+    return int(counter.get_total_flops()) // 2
+
+
+def padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(height, width) brought up to what the model takes."""
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
+
+def _accuracy(proof: Proof) -> Accuracy | None:
+    if proof.score is None:
+        return None
+    return Accuracy(
+        split=proof.score_split,
+        images=len(proof.score.images),
+        miou=proof.score.miou,
+        miou_interval=proof.score.interval(),
+        iou_per_class=proof.score.iou_per_class,
+        miou_parent=proof.miou_parent,
+    )
+
+
+def _opset(path: Path) -> int:
+    model = onnx.load(str(path), load_external_data=False)
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    """The recipe as JSON holds it; a path of the machine that trained is nobody else's business."""
+    plain: dict[str, Any] = json.loads(json.dumps(tree))
+    plain.get("data", {}).pop("path", None)
+    return plain

@@ -1,0 +1,46 @@
+"""Options that several commands share, and how a result is printed."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress.recipe import Recipe
+
+DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder.")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; whole or absent.")]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", metavar="FILE", help="Recipe (TOML), or the name of a built-in one.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as train.epochs=20; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of one run; default: all cores that may be used.")
+]
+
+
+def recipe_of(source: str | None, settings: list[str] | None, **options: Any) -> Recipe:
+    """The recipe with `--set` and then the command's own options (`prune__speedup=4`) applied; None means not given."""
+    own = [f"{name.replace('__', '.')}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    return Recipe.load(source, [*(settings or []), *own])
+
+
+def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """The result, on standard output."""
+    sys.stdout.write((json.dumps(result, allow_nan=False) if as_json else text).rstrip() + "\n")
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`HxW` to (height, width)."""
+    if text is None:
+        return None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise typer.BadParameter(f"{text!r} is not HEIGHTxWIDTH, such as 256x256")
+    return int(height), int(width)

@@ -1,0 +1,55 @@
+"""`compress data check` and `compress data sample`"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compress.cli.common import JsonOption, emit
+from export.errors import DatasetError
+
+app = typer.Typer(help="Check a dataset folder, or write the built-in sample set.", no_args_is_help=True)
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder.")]
+
+
+@app.command("check")
+def check_command(
+    folder: FolderArgument,
+    channels: Annotated[
+        Literal["1", "3", "auto"],
+        typer.Option("--channels", help="Channels that the model takes; auto: by the images."),
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Count, measure and check a dataset folder; names every problem at once (status 2)."""
+    from compress.data.check import check
+    from compress.data.report import render
+    from compress.progress import counter
+
+    with counter("check") as progress:
+        report = check(folder, "auto" if channels == "auto" else _number(channels), progress=progress)
+    emit(report.model_dump(mode="json"), render(report), as_json=as_json)
+    if report.problems:
+        raise DatasetError(folder, report.problems)
+
+
+@app.command("sample")
+def sample_command(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Write the built-in sample set: coastlines of the earth, land against water, as an ordinary dataset folder."""
+    from compress.data.lookup import lookup_table_miou
+    from compress.data.sample import write_sample
+
+    dataset = write_sample(folder)
+    counts = {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)}
+    lookup = lookup_table_miou(dataset)
+    emit(
+        {"path": str(folder), **counts, "classes": dataset.classes, "lookup_table_miou": lookup},
+        f"{folder}: {', '.join(f'{count} {split}' for split, count in counts.items())}; "
+        f"the best grey-value look-up table has a test mIoU of {lookup:.4f}",
+        as_json=as_json,
+    )
+
+
+def _number(text: str) -> Literal[1, 3]:
+    return 1 if text == "1" else 3

@@ -1,0 +1,66 @@
+"""`compress` (and, where Unix has that name already, `segpress`)."""
+
+import logging
+import sys
+import warnings
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from compress.cli import bench, data, evaluate, export, predict, prune, quantize, run, serve, train, verify
+from export.errors import SegpressError
+
+app = typer.Typer(
+    name="compress",
+    help="From a folder of images and masks to a small, fast, proven INT8 segmentation model behind an endpoint.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.command)
+app.add_typer(data.app, name="data")
+app.command("train")(train.command)
+app.command("prune")(prune.command)
+app.command("quantize")(quantize.command)
+app.command("export")(export.command)
+app.command("verify")(verify.command)
+app.command("evaluate")(evaluate.command)
+app.command("predict")(predict.command)
+app.command("serve")(serve.command)
+app.add_typer(bench.app, name="bench")
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run a command; a mistake of the user's is one message and a status, never a traceback."""
+    _log_to_stderr()
+    try:
+        app()
+    except SegpressError as error:
+        _say(f"compress: {error}")
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        _say("compress: interrupted; what is finished is kept, and the same command continues")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _log_to_stderr() -> None:
+    """Warnings of our libraries' internals are for their developers; ours are for the user."""
+    warnings.simplefilter("ignore")
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    for package in ("compress", "export", "serve", "benchmarks"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

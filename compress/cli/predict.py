@@ -1,0 +1,30 @@
+"""`compress predict`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.cli.common import JsonOption, OutOption, ThreadsOption, emit
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint or bundle.")],
+    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Folder of images, or one image.")],
+    out: OutOption,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a mask (class indices, PNG) and an overlay for every image of a folder."""
+    from compress.predict import predict
+
+    written = predict(model, images, out, threads=threads)
+    emit(
+        {
+            "images": len(written),
+            "masks": [str(p.mask) for p in written],
+            "overlays": [str(p.overlay) for p in written],
+        },
+        f"{len(written)} masks in {out / 'masks'}, overlays in {out / 'overlays'}",
+        as_json=as_json,
+    )

@@ -1,0 +1,43 @@
+"""`compress run`"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.cli.common import JsonOption, OutOption, SetOption, emit, recipe_of
+from export.errors import require
+
+
+def command(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Recipe (TOML), or a built-in one: demo (default).")
+    ] = None,
+    out: OutOption = Path("runs/demo"),
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, prune, quantize, export and report, in order; a step that is up to date is not run again.
+
+    Killed at any moment, the same command continues. Without `data.path` the built-in sample set is used.
+    """
+    require("torch", extra="train", purpose="compress run")
+    from benchmarks.report.table import terminal_table
+    from compress.pipeline import run
+    from compress.progress import show_table
+
+    finished = run(recipe_of(recipe or "demo", settings), out, command=shlex.join(["compress", *sys.argv[1:]]))
+    if not as_json:
+        show_table(terminal_table(finished.report))
+    lines = [
+        *(
+            f"{'ok  ' if verdict.ok else 'FAIL'} {verdict.text}: {verdict.detail}"
+            for verdict in finished.report.verdicts
+        ),
+        f"report: {finished.page}",
+        f"bundle: {finished.bundle}   (serve it: compress serve {finished.bundle})",
+    ]
+    emit(finished.report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
+    finished.require_ok()

@@ -1,0 +1,40 @@
+"""`compress serve`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.errors import require
+
+
+def command(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle folders.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free port.")] = 8000,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, help="Requests in work at once; default: the cores.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one run of the model.")] = 1,
+    queue_limit: Annotated[int, typer.Option("--queue-limit", min=0, help="Requests that may wait.")] = 64,
+    deadline_seconds: Annotated[float, typer.Option("--deadline", help="Seconds that a request may wait.")] = 30.0,
+    drain_seconds: Annotated[float, typer.Option("--drain", help="Seconds to answer what was accepted.")] = 25.0,
+) -> None:
+    """Verify bundles, warm them up, and answer requests; SIGTERM drains."""
+    require("fastapi", extra="serve", purpose="compress serve")
+    from export.machine import usable_cores
+    from serve.runner import run
+    from serve.settings import ServeSettings
+
+    run(
+        bundles,
+        ServeSettings(
+            host=host,
+            port=port,
+            concurrency=concurrency or usable_cores(),
+            threads_per_run=threads,
+            queue_limit=queue_limit,
+            deadline_seconds=deadline_seconds,
+            drain_seconds=drain_seconds,
+        ),
+    )

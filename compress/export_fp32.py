@@ -1,0 +1,96 @@
+"""`compress export`: a checkpoint becomes a float bundle, proven against torch."""
+
+from pathlib import Path
+
+import onnx
+
+from compress import checkpoint
+from compress.bundling import (
+    Proof,
+    golden_images,
+    model_name,
+    padded,
+    parity_images,
+    score_on,
+    segmenter_of,
+    write_bundle,
+)
+from compress.checkpoint import Checkpoint
+from compress.data.check import require_sound
+from compress.data.evaluation import EvaluationImages
+from compress.data.folder import Dataset
+from compress.data.match import require_classes
+from compress.progress import say, task
+from compress.recipe import Recipe
+from compress.steps import StepFolder, StepPlan, finished, running
+from export import bundle
+from export.bundle import Bundle
+from export.parity import Parity, batches, float_parity, sizes_to_prove
+from export.runtime import OnnxModel
+from export.scoring import Score, score
+from export.to_onnx import export_onnx, with_outputs
+
+WITHOUT_DATA_SIZE = (256, 256)
+
+
+def export(parent: Path, out: Path, recipe: Recipe | None = None, *, data: Path | None = None) -> Bundle:
+    """Write the checkpoint `parent` as a float bundle to `out`, with parity against torch proven.
+
+    With `data`, parity, golden examples and accuracy come from real images; without, from synthetic ones, and
+    the manifest has no accuracy.
+
+    Raises CheckpointError, DatasetError, BusyError, UsageError; ParityError when torch and ONNX Runtime disagree.
+    """
+    recipe = recipe or Recipe()
+    source = checkpoint.load(parent)
+    dataset = require_sound(data, source.card.channels) if data is not None else None
+    if dataset is not None:
+        require_classes(dataset, source.card.classes, parent)
+    plan = StepPlan(
+        "export",
+        {"checkpoint": source.weights_sha256, **({"data": dataset.fingerprint} if dataset else {})},
+        {"export": recipe.export.model_dump(mode="json"), "name": model_name(recipe.export, out)},
+    )
+    if finished(out, plan):
+        say(f"{out} is up to date")
+        return bundle.load(out)
+    with running(out, plan) as step:
+        _export(step, plan, source, dataset, recipe)
+    return bundle.load(out)
+
+
+def _export(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dataset | None, recipe: Recipe) -> None:
+    card, network = source.card, source.network()
+    path = step.path / bundle.MODEL
+    graph = export_onnx(network, path, channels=card.channels, size_multiple=card.size_multiple)
+    onnx.save(with_outputs(graph, recipe.export.outputs), str(path))
+    shipped, with_logits = OnnxModel(path), OnnxModel(graph.SerializeToString())
+    images, whence = parity_images(dataset, card)
+    inputs = batches(images, card.size_multiple, sizes_to_prove(images[0], card.size_multiple))
+    parity = float_parity(network, shipped, with_logits, inputs, images=whence)
+    scored: Score | None = None
+    size = WITHOUT_DATA_SIZE
+    if dataset is not None:
+        scored = score_on(dataset, "val", card, shipped, "score ONNX")
+        parity = _with_miou(parity, source, dataset, scored)
+        size = segmenter_of(card, shipped).geometry(images[0]).padded
+    parity.require()
+    write_bundle(
+        step,
+        plan,
+        source,
+        Proof(parity, golden_images(dataset, card, recipe.export), scored),
+        recipe,
+        name=str(plan.settings["name"]),
+        precision="fp32",
+        result={"miou": scored.miou if scored else None, "split": "val"},
+        size=padded(size, card.size_multiple),
+    )
+
+
+def _with_miou(parity: Parity, source: Checkpoint, dataset: Dataset, onnx_score: Score) -> Parity:
+    """mIoU of both forms on the validation split."""
+    images = EvaluationImages(dataset, "val")
+    with task("score torch", len(images)) as bar:
+        torch_score = score(source.segmenter(), images, source.card.classes, on_image=bar.advance)
+    return parity.model_copy(update={"miou": {"torch": torch_score.miou, "onnxruntime": onnx_score.miou}})

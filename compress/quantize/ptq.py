@@ -1,0 +1,93 @@
+"""Post-training quantization: a float graph and calibration images become an INT8 graph in QDQ form."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from onnxruntime.quantization import QuantType, quant_pre_process
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from compress.quantize.calibration import Method, activation_ranges
+from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
+from export.images import U8
+from export.machine import SATURATING, instruction_set
+from export.manifest import FloatLayer
+
+Target = Literal["auto", "vnni", "avx2", "arm"]
+
+OP_TYPES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Concat", "Relu", "Add", "Mul", "ArgMax")
+"""What the runtime has integer kernels for; other operators stay in float."""
+
+WEIGHTLESS = frozenset(
+    {"Resize", "MaxPool", "Concat", "Transpose", "Cast", "ArgMax", "DequantizeLinear", "QuantizeLinear"}
+)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An INT8 graph, and what stayed in float."""
+
+    graph: onnx.ModelProto
+    float_layers: tuple[FloatLayer, ...]
+    seven_bit_weights: bool
+
+
+def seven_bits(target: Target) -> bool:
+    """Whether weights must leave one bit free, because U8S8 products saturate on the machine that will serve."""
+    if target == "auto":
+        return instruction_set() in SATURATING
+    return target == "avx2"
+
+
+def quantize_graph(graph: onnx.ModelProto, images_HWC: Iterator[U8], *, method: Method, target: Target) -> Quantized:
+    """U8 activations, S8 weights per channel, QDQ; the uint8 image enters the first convolution as it is."""
+    prepared = _prepared(graph)
+    ranges = activation_ranges(prepared, images_HWC, method, OP_TYPES)
+    reduced = seven_bits(target)
+    quantizer = QDQQuantizer(
+        prepared,
+        per_channel=True,
+        reduce_range=reduced,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=ranges,
+        nodes_to_quantize=[],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(OP_TYPES),
+        extra_options={
+            # Else a small scale of a bias silently changes the weights beside it.
+            "QDQDisableWeightAdjustForInt32Bias": True,
+            "TensorQuantOverrides": {
+                normalised_tensor(prepared.graph): [{"scale": SCALE, "zero_point": ZERO_POINT}],
+            },
+        },
+    )
+    quantizer.quantize_model()
+    quantized: onnx.ModelProto = quantizer.model.model
+    remove_door(quantized)
+    # Shapes that were inferred before the edit may no longer be true.
+    del quantized.graph.value_info[:]
+    onnx.checker.check_model(quantized)
+    return Quantized(quantized, tuple(_float_layers(quantized)), reduced)
+
+
+def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Shape inference and the runtime's own fusions; the tool leaves files, so it gets a folder to leave them in."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, target = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
+        onnx.save(graph, str(source))
+        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+        return onnx.load(str(target))
+
+
+def _float_layers(model: onnx.ModelProto) -> Iterator[FloatLayer]:
+    """Operators whose inputs do not come out of a DequantizeLinear: they run in float."""
+    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    for node in model.graph.node:
+        if node.op_type in _NEVER_FLOAT or not node.input:
+            continue
+        if node.input[0] not in dequantized:
+            yield FloatLayer(layer=node.name or node.output[0], reason=f"no integer kernel for {node.op_type} here")

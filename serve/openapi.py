@@ -1,0 +1,47 @@
+"""The OpenAPI document: what FastAPI finds in the routes, and the two things that it cannot know.
+
+Masks and problems are sent as they are encoded, not through FastAPI's response models, so their schemas
+are added here and the routes refer to them by name.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serve.answers import Segmentation
+from serve.problems import MEDIA_TYPE, Problem
+
+_REFERENCE = "#/components/schemas/{model}"
+_SENT_AS_THEY_ARE: tuple[type[BaseModel], ...] = (Problem, Segmentation)
+
+
+def reference(model: type[BaseModel]) -> dict[str, Any]:
+    """The content of a response or body of this model."""
+    assert model in _SENT_AS_THEY_ARE
+    return {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
+
+
+def problems(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Responses with a problem, for FastAPI's `responses`; any other status is one as well."""
+    content = {MEDIA_TYPE: reference(Problem)}
+    documented: list[tuple[int | str, str]] = [*descriptions.items(), ("default", "Any other problem")]
+    return {status: {"description": text, "content": content} for status, text in documented}
+
+
+def install(app: FastAPI) -> None:
+    """Add the schemas that routes refer to by name to the document of `app`."""
+    found_by_fastapi = app.openapi
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        described = found_by_fastapi()
+        _, schemas = models_json_schema(
+            [(model, "serialization") for model in _SENT_AS_THEY_ARE], ref_template=_REFERENCE
+        )
+        described.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        return described
+
+    app.openapi = document  # type: ignore[method-assign]

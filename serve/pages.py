@@ -1,0 +1,137 @@
+"""The pages for people: what is served, and every route. Written out here, so that they work without a network.
+
+FastAPI's own documentation page loads its scripts from elsewhere; this one is made from the same OpenAPI
+document and needs no script at all.
+"""
+
+from collections.abc import Iterable
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse
+
+from export.manifest import Manifest
+from serve.service import service_of
+
+router = APIRouter(include_in_schema=False)
+
+Json = dict[str, Any]
+
+
+@router.get("/")
+async def home(request: Request) -> HTMLResponse:
+    """What is served here, and how to ask for it."""
+    manifests = [predictor.manifest for predictor in service_of(request).predictors.values()]
+    return HTMLResponse(_page("home.html", models="".join(_model(m, str(request.base_url)) for m in manifests)))
+
+
+@router.get("/docs")
+async def docs(request: Request) -> HTMLResponse:
+    """Every route of the OpenAPI document."""
+    document: Json = request.app.openapi()
+    schemas = document["components"]["schemas"]
+    return HTMLResponse(
+        _page(
+            "docs.html",
+            title=escape(document["info"]["title"]),
+            version=escape(document["info"]["version"]),
+            description=escape(document["info"].get("description", "")),
+            operations="".join(
+                _operation(path, method, operation)
+                for path, methods in document["paths"].items()
+                for method, operation in methods.items()
+            ),
+            schemas="".join(_schema(name, schema) for name, schema in sorted(schemas.items())),
+        )
+    )
+
+
+def _page(name: str, **parts: str) -> str:
+    folder = files("serve") / "page"
+    style = (folder / "style.css").read_text(encoding="utf-8")
+    return Template((folder / name).read_text(encoding="utf-8")).substitute(style=style, **parts)
+
+
+def _model(manifest: Manifest, base_url: str) -> str:
+    classes = "".join(
+        f'<span><i class="swatch" style="background: rgb({red} {green} {blue})"></i>{index} {escape(name)}</span>'
+        for index, (name, (red, green, blue)) in enumerate(zip(manifest.classes, manifest.colours, strict=True))
+    )
+    accuracy = f", mIoU {manifest.accuracy.miou:.3f} on {manifest.accuracy.split}" if manifest.accuracy else ""
+    command = (
+        f"curl --data-binary @image.jpg -H 'Content-Type: image/jpeg' \\\n"
+        f"  {base_url}v1/models/{manifest.name}/segment -o mask.png"
+    )
+    return (
+        f'<section class="panel"><h3>{escape(manifest.name)}</h3>'
+        f'<p class="quiet">version {escape(manifest.version)}, {manifest.precision}{escape(accuracy)}, '
+        f"digest <code>{manifest.digest[:12]}</code></p>"
+        f'<p class="classes">{classes}</p><pre>{escape(command)}</pre>'
+        f'<p><a href="v2/models/{manifest.name}">Metadata</a></p></section>'
+    )
+
+
+def _operation(path: str, method: str, operation: Json) -> str:
+    parts = [
+        f'<section class="panel"><h3><span class="method">{method.upper()}</span> <code>{escape(path)}</code></h3>',
+        f"<p><strong>{escape(operation.get('summary', ''))}</strong></p>",
+        *(f"<p>{escape(text)}</p>" for text in operation.get("description", "").split("\n\n") if text),
+    ]
+    if parameters := operation.get("parameters"):
+        rows = [(_code(p["name"]), escape(p["in"]), _kind(p.get("schema", {}))) for p in parameters]
+        parts.append(_table(("Parameter", "In", "Type"), rows))
+    if body := operation.get("requestBody"):
+        parts.append(f"<p>{escape(body.get('description', ''))}</p>")
+        parts.append(_table(("Body", "Type"), _content(body)))
+    rows = [
+        (_code(status), escape(response["description"]), "<br>".join(" ".join(row) for row in _content(response)))
+        for status, response in operation["responses"].items()
+    ]
+    parts.append(_table(("Status", "Meaning", "Answer"), rows))
+    return "".join([*parts, "</section>"])
+
+
+def _schema(name: str, schema: Json) -> str:
+    rows = [
+        (_code(key), _kind(value), escape(value.get("description", "")))
+        for key, value in schema.get("properties", {}).items()
+    ]
+    return (
+        f'<section class="panel" id="{escape(name)}"><h3><code>{escape(name)}</code></h3>'
+        f"<p>{escape(schema.get('description', ''))}</p>{_table(('Field', 'Type', 'Meaning'), rows)}</section>"
+    )
+
+
+def _content(part: Json) -> list[tuple[str, str]]:
+    return [(_code(name), _kind(media.get("schema", {}))) for name, media in part.get("content", {}).items()]
+
+
+def _kind(schema: Json) -> str:
+    """A schema in a few words, as HTML."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f'<a href="#{name}">{name}</a>'
+    if "anyOf" in schema:
+        return " or ".join(_kind(option) for option in schema["anyOf"])
+    if "prefixItems" in schema:
+        return "[" + ", ".join(_kind(item) for item in schema["prefixItems"]) + "]"
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    if schema.get("format") == "binary":
+        return "bytes"
+    if "properties" in schema:
+        return ", ".join(f"{_code(key)}: {_kind(value)}" for key, value in schema["properties"].items())
+    return escape(str(schema.get("type", "anything")))
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    titles = "".join(f'<th scope="col">{title}</th>' for title in head)
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{titles}</tr>{lines}</table>"
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"

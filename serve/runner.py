@@ -1,0 +1,162 @@
+"""A server process: from bundles to an open port, and from SIGTERM to a clean end."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import disable_created_metrics
+
+from export.errors import UsageError, WorkFailedError
+from export.machine import usable_cores
+from serve.app import create_app
+from serve.lifecycle import Lifecycle
+from serve.service import Service
+from serve.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+
+def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
+    """Serve `bundles` until SIGTERM or SIGINT, then answer what has been accepted and return.
+
+    The port opens when every bundle is verified and warm. A second signal ends the process at once.
+
+    Raises BundleError for bundles that must not serve, UsageError for an address that cannot be listened on,
+    WorkFailedError when the server does not start, or when requests were cut off because the drain took longer
+    than `settings.drain_seconds`.
+    """
+    # A second time series beside every counter and histogram, which nobody looks at.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    with contextlib.closing(_bind(settings)) as listener:
+        app = create_app(bundles, settings)
+        service: Service = app.state.service
+        _log_choices(service)
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            loop="asyncio",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=settings.keep_alive_seconds,
+        )
+        server = _Server(config, service.lifecycle, settings.drain_seconds)
+        try:
+            server.run(sockets=[listener])
+        except SystemExit as error:
+            raise WorkFailedError("the server did not start; the log above says why") from error
+    if server.cut_off:
+        raise WorkFailedError(
+            f"{server.cut_off} accepted requests were cut off after draining for {settings.drain_seconds:g} s; "
+            "raise drain_seconds, or lower queue_limit"
+        )
+    logger.info("every accepted request is answered; stopped")
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, but the first signal drains with the port still open, and a drained server returns normally.
+
+    Uvicorn on its own closes the port at once and afterwards raises the signal again.
+    """
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._drain_seconds = drain_seconds
+        self._draining: asyncio.Task[None] | None = None
+        self.cut_off = 0
+        """Requests that were accepted and not answered within the drain."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            logger.info("ready on %s", _url(listener))
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # the signals belong to whoever runs the main thread
+            return
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._draining is None:
+            self._lifecycle.drain()
+            self._draining = asyncio.create_task(self._drain())
+            return
+        logger.warning("second signal: stopping at once, %d requests unanswered", self._lifecycle.in_flight)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    async def _drain(self) -> None:
+        logger.info("draining: %d requests in flight, %g s at most", self._lifecycle.in_flight, self._drain_seconds)
+        end = asyncio.get_running_loop().time() + self._drain_seconds
+        try:
+            async with asyncio.timeout(self._drain_seconds):
+                await self._lifecycle.idle()
+        except TimeoutError:
+            self.cut_off = self._lifecycle.in_flight
+        # What is answered may still be on its way to a slow reader.
+        self.config.timeout_graceful_shutdown = max(1, math.floor(end - asyncio.get_running_loop().time()))
+        self.should_exit = True
+
+
+def _bind(settings: ServeSettings) -> socket.socket:
+    """A socket with the address, not listening yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another host or port"
+        ) from error
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _log_choices(service: Service) -> None:
+    settings = service.settings
+    for predictor in service.predictors.values():
+        manifest = predictor.manifest
+        logger.info(
+            "%s version %s, %s, digest %s", manifest.name, manifest.version, manifest.precision, manifest.digest
+        )
+    logger.info(
+        "%d usable cores: %d requests computed at once on %d threads each, %d more may wait, deadline %g s",
+        usable_cores(),
+        settings.concurrency,
+        settings.threads_per_run,
+        settings.queue_limit,
+        settings.deadline_seconds,
+    )

@@ -1,0 +1,147 @@
+"""Servers for tests: one in a thread of this process around any predictor, one in a process of its own."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from export.bundle import Bundle
+from export.images import U8
+from export.manifest import Manifest
+from serve.app import create_app
+from serve.predictor import Predictor
+from serve.settings import ServeSettings
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class GatedPredictor:
+    """Answers as a bundle does, but while `gate` is closed (cleared) only when it opens. Remembers its inputs."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest: Manifest = bundle.manifest
+        self.gate = threading.Event()
+        self.gate.set()
+        self.seen: list[U8] = []
+        self._model = bundle.model(threads=1)
+
+    def predict(self, images_NHWC: U8) -> U8:
+        self.seen.append(images_NHWC.copy())
+        assert self.gate.wait(30), "a test left the gate closed"
+        return self._model.masks(images_NHWC)
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Hold every prediction back until the block is left."""
+        self.gate.clear()
+        try:
+            yield
+        finally:
+            self.gate.set()
+
+
+@contextlib.contextmanager
+def serving(models: Sequence[Path] | Sequence[Predictor], settings: ServeSettings | None = None) -> Iterator[str]:
+    """Serve over a real socket from a thread; gives the base URL."""
+    app = create_app(models, settings)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started or not thread.is_alive())
+        assert server.started, "the server did not start"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Wait for `condition`; fails the test when it does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def metric(base_url: str, sample: str) -> float:
+    """The value of one sample of /metrics, given as it is written there, labels included."""
+    for line in httpx.get(f"{base_url}/metrics").text.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name == sample:
+            return float(value)
+    raise AssertionError(f"/metrics shows no {sample}")
+
+
+class ServerProcess:
+    """`serve.runner.run` in a process of its own, with the exit status that the command line would give it."""
+
+    _SCRIPT = """
+import logging, sys
+from pathlib import Path
+from export.errors import SegpressError
+from serve.runner import run
+from serve.settings import ServeSettings
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+try:
+    run([Path(argument) for argument in sys.argv[2:]], ServeSettings.model_validate_json(sys.argv[1]))
+except SegpressError as error:
+    sys.exit(print(error, file=sys.stderr) or error.exit_status)
+"""
+
+    def __init__(self, bundles: Sequence[Path], settings: ServeSettings) -> None:
+        self.log = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", self._SCRIPT, settings.model_dump_json(), *map(str, bundles)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    @property
+    def base_url(self) -> str:
+        """Where it listens, once it is ready."""
+        until(lambda: "ready on" in self.log or self._process.poll() is not None, seconds=60)
+        found = re.search(r"ready on (\S+)", self.log)
+        assert found, f"the server did not start:\n{self.log}"
+        return found[1]
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, *, seconds: float = 30.0) -> int:
+        """The exit status; negative for a signal."""
+        status = self._process.wait(seconds)
+        self._reader.join()
+        return status
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.log += line
