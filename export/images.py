@@ -8,7 +8,6 @@ H height, W width, C channels; arrays are uint8.
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +29,9 @@ PAD_VALUE = 128
 """Images are padded with this: zero after the default normalisation (x - 128) / 128."""
 
 DEFAULT_MAX_PIXELS = 64 * 1024 * 1024
+
+# `max_pixels` decides here. Pillow's own guard warns through a filter that is not safe between threads.
+Image.MAX_IMAGE_PIXELS = None
 
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
@@ -65,7 +67,10 @@ def decode(source: bytes | Path, channels: Literal[1, 3], *, max_pixels: int = D
     Raises ImageError as `read_header` does, and for truncated data.
     """
     with _Opened(source, max_pixels) as image:
-        pixels = np.asarray(_loaded(image).convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+        if "transparency" in image.info:
+            # Pillow warns when it drops a palette's transparency; alpha is dropped here on purpose.
+            image = image.convert("RGBA")
+        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -76,8 +81,8 @@ def decode_indices(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
     """
     with _Opened(source, max_pixels) as image:
         if image.mode == "1":
-            return np.asarray(_loaded(image).convert("L"), dtype=np.uint8) // 255
-        return np.asarray(_loaded(image), dtype=np.uint8)
+            return np.asarray(image.convert("L"), dtype=np.uint8) // 255
+        return np.asarray(image, dtype=np.uint8)
 
 
 def encode_image(image_HWC: U8) -> bytes:
@@ -180,18 +185,13 @@ class _Opened:
     def __enter__(self) -> Image.Image:
         stream = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
         try:
-            with warnings.catch_warnings():
-                # Our own limit, below, decides; Pillow's warning would only repeat it.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                self._image = Image.open(stream, formats=list(FORMATS))
+            self._image = Image.open(stream, formats=list(FORMATS))
         except FileNotFoundError as error:
             raise ImageError(f"{self._where}no such file", reason="missing") from error
         except UnidentifiedImageError as error:
             raise ImageError(
                 f"{self._where}not an image that is taken; send {', '.join(sorted(FORMATS))}", reason="unsupported"
             ) from error
-        except Image.DecompressionBombError as error:
-            raise ImageError(f"{self._where}the header announces too many pixels", reason="too_large") from error
         except Exception as error:
             raise ImageError(f"{self._where}unreadable image header: {error}", reason="malformed") from error
         header = _header(self._image)
@@ -218,10 +218,3 @@ class _Opened:
 
 def _header(image: Image.Image) -> Header:
     return Header(str(image.format), image.mode, image.height, image.width)
-
-
-def _loaded(image: Image.Image) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image.load()
-    return image

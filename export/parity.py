@@ -72,16 +72,24 @@ class Parity(BaseModel):
             )
 
     def _problems(self) -> Iterator[str]:
-        for case in self.cases:
-            where = f"batch {case.batch} of {case.height}x{case.width}"
-            if case.differing_pixels > self.pixel_tolerance:
-                yield f"{where}: {case.differing_pixels:.3%} of the pixels differ, {self.pixel_tolerance:.3%} may"
-            if case.batch_differs_from_singles > self.pixel_tolerance:
-                yield f"{where}: {case.batch_differs_from_singles:.3%} of the pixels depend on the rest of the batch"
-            if self.logit_tolerance is not None and case.max_logit is not None:
-                allowed = self.logit_tolerance * case.max_logit
-                if (case.max_logit_difference or 0) > allowed:
-                    yield f"{where}: logits differ by {case.max_logit_difference:.2e}, {allowed:.2e} may"
+        for size in sorted({(case.height, case.width) for case in self.cases}):
+            cases = [case for case in self.cases if (case.height, case.width) == size]
+            yield from self._problems_at(f"{size[0]}x{size[1]}", cases)
+
+    def _problems_at(self, where: str, cases: Sequence[Case]) -> Iterator[str]:
+        """Pixels are counted over all batches of one size: a single small image has too few to judge 0.01 % by."""
+        images = sum(case.batch for case in cases)
+        differing = sum(case.batch * case.differing_pixels for case in cases) / images
+        dependent = sum(case.batch * case.batch_differs_from_singles for case in cases) / images
+        if differing > self.pixel_tolerance:
+            yield f"{where}: {differing:.3%} of the pixels differ, {self.pixel_tolerance:.3%} may"
+        if dependent > self.pixel_tolerance:
+            yield f"{where}: {dependent:.3%} of the pixels depend on the rest of the batch"
+        if self.logit_tolerance is not None:
+            allowed = self.logit_tolerance * max(case.max_logit or 0 for case in cases)
+            difference = max(case.max_logit_difference or 0 for case in cases)
+            if not difference <= allowed:
+                yield f"{where}: logits differ by {difference:.2e}, {allowed:.2e} may"
 
 
 def batches(images: Sequence[U8], multiple: int, sizes: Sequence[tuple[int, int]]) -> Iterator[U8]:

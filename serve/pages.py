@@ -111,20 +111,23 @@ def _content(part: Json) -> list[tuple[str, str]]:
 
 def _kind(schema: Json) -> str:
     """A schema in a few words, as HTML."""
-    if "$ref" in schema:
-        name = escape(schema["$ref"].rpartition("/")[2])
-        return f'<a href="#{name}">{name}</a>'
-    if "anyOf" in schema:
-        return " or ".join(_kind(option) for option in schema["anyOf"])
-    if "prefixItems" in schema:
-        return "[" + ", ".join(_kind(item) for item in schema["prefixItems"]) + "]"
-    if schema.get("type") == "array":
-        return f"list of {_kind(schema.get('items', {}))}"
-    if schema.get("format") == "binary":
-        return "bytes"
-    if "properties" in schema:
-        return ", ".join(f"{_code(key)}: {_kind(value)}" for key, value in schema["properties"].items())
-    return escape(str(schema.get("type", "anything")))
+    match schema:
+        case {"$ref": str(target)}:
+            name = escape(target.rpartition("/")[2])
+            words = f'<a href="#{name}">{name}</a>'
+        case {"anyOf": options}:
+            words = " or ".join(_kind(option) for option in options)
+        case {"prefixItems": items}:
+            words = "[" + ", ".join(_kind(item) for item in items) + "]"
+        case {"type": "array"}:
+            words = f"list of {_kind(schema.get('items', {}))}"
+        case {"type": "object", "properties": properties}:
+            words = ", ".join(f"{_code(key)}: {_kind(value)}" for key, value in properties.items())
+        case {"format": "binary"}:
+            words = "bytes"
+        case _:
+            words = escape(str(schema.get("type", "anything")))
+    return words
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

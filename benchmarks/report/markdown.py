@@ -32,7 +32,7 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
         yield from ("## Checks", "")
         for verdict in failed_first(report.verdicts):
             mark = "passed" if verdict.ok else "**failed**"
-            yield f"- {mark}: {escaped(verdict.text)}. {_sentence(verdict.detail)}"
+            yield f"- {mark}: {escaped(verdict.text)} ({escaped(verdict.detail)})"
         yield ""
     if report.failures:
         yield from ("## What could not be measured", "", *(f"- {escaped(line)}" for line in report.failures), "")
@@ -70,18 +70,13 @@ def _strip(strip: Strip) -> Iterable[str]:
     for index, row in enumerate(strip.rows, start=1):
         yield f"{index}. {escaped(row.name)}: {row.reason}; {row.differing:.2%} of its pixels differ"
     yield ""
-    names = ", ".join(f"{name} {_hex(colour)}" for name, colour in zip(strip.classes, strip.colours, strict=True))
-    yield f"Classes: {escaped(names)}."
-    yield f"Differences: {escaped(', '.join(f'{name} {_hex(colour)}' for name, colour in DIFFERENCES))}."
+    yield f"Classes: {_legend(zip(strip.classes, strip.colours, strict=True))}."
+    yield f"Where they differ: {_legend(DIFFERENCES)}."
     yield ""
 
 
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _sentence(text: str) -> str:
-    return escaped(text[0].upper() + text[1:] + ".")
+def _legend(entries: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
+    return "; ".join(f"{escaped(name)} `#{bytes(colour).hex()}`" for name, colour in entries)
 
 
 def _code(text: str) -> Iterable[str]:

@@ -60,7 +60,7 @@ def _body(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterabl
 
 
 def _head(report: Report) -> Iterable[str]:
-    state = "good" if report.ok else "bad"
+    state = "bad" if not report.ok else "good" if report.verdicts else "neutral"
     yield "<header>"
     yield f'<p class="eyebrow">{escape(report.title)}</p>'
     yield f"<h1>{_unbroken(headline(report), (report.reference, report.compressed))}</h1>"
@@ -97,6 +97,8 @@ def _tiles(report: Report) -> Iterable[tuple[str, str, str]]:
     else:
         scores = f"{miou(before.miou)} to {miou(after.miou)}"
         bounds = report.miou_drop_interval
+        if bounds is not None and report.miou_drop < 0:
+            bounds = (-bounds[1], -bounds[0])
         yield (
             "mIoU lost" if report.miou_drop >= 0 else "mIoU gained",
             miou(abs(report.miou_drop)),
@@ -135,7 +137,7 @@ def _table(table: Table, report: Report, *, stacks: bool = False, of_models: boo
     rows = []
     for index, (name, *cells) in enumerate(table.rows):
         swatch = f'<span class="swatch" style="background:{colour_of(index)}"></span>' if of_models else ""
-        compressed = ' class="compressed"' if of_models and name == report.compressed else ""
+        compressed = ' class="compressed"' if of_models and name == report.compressed != report.reference else ""
         figures = "".join(
             f'<td role="cell" data-label="{escape(header)}">{escape(cell)}</td>'
             for header, cell in zip(table.headers[1:], cells, strict=True)

@@ -47,6 +47,15 @@ class Plot:
     """On white."""
 
 
+@dataclass(frozen=True)
+class _ErrorBar:
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+
+
 def shortcomings() -> tuple[str, ...]:
     """What the report lacks because matplotlib is not installed."""
     try:
@@ -61,7 +70,7 @@ def colour_of(index: int) -> str:
 
 
 def draw(report: Report) -> tuple[Plot, ...]:
-    """Accuracy against latency where there is an mIoU, and how the latencies are distributed.
+    """Accuracy against latency where two or more models have an mIoU, and how the latencies are distributed.
 
     Raises MissingExtraError without matplotlib.
     """
@@ -71,7 +80,7 @@ def draw(report: Report) -> tuple[Plot, ...]:
         _describe_distribution(report),
         lambda axes: _distribution(axes, report),
     )
-    if all(model.miou is None for model in report.models):
+    if sum(model.miou is not None for model in report.models) < 2:
         return (distribution,)
     tradeoff = _plot(
         "accuracy", "Accuracy against latency", _describe_tradeoff(report), lambda axes: _tradeoff(axes, report)
@@ -114,7 +123,7 @@ def _matplotlib(part: str = "") -> Any:
 def _tradeoff(axes: "Axes", report: Report) -> None:
     """mIoU with its interval over median latency, a point a model."""
     _log_milliseconds(axes, [model.latency_ms.p50 for model in report.models], room=1.7)
-    points, bars = [], []
+    bars = []
     for index, model in enumerate(report.models):
         if model.miou is None:
             continue
@@ -133,16 +142,15 @@ def _tradeoff(axes: "Axes", report: Report) -> None:
             capsize=3.5,
             linestyle="none",
         )
-        points.append((model.name, model.latency_ms.p50, model.miou))
-        bars += [(model.latency_ms.p50, height) for height in np.linspace(low, high, 15)]
-    axes.margins(y=0.16)
+        bars.append(_ErrorBar(model.name, model.latency_ms.p50, model.miou, low, high))
+    axes.margins(y=0.22)
     if report.lookup_table_miou is not None:
         _lookup_table(axes, report.lookup_table_miou)
     axes.grid(visible=True)
     axes.set_xlabel(f"median ms ({threads(report.settings.threads)}, {size(report.settings)}); left is better")
     interval = " with 95 % interval" if any(model.miou_interval for model in report.models) else ""
     axes.set_ylabel(f"{miou_header(report)}{interval}")
-    _label(axes, points, bars)
+    _label(axes, bars)
 
 
 def _lookup_table(axes: "Axes", lookup: float) -> None:
@@ -163,39 +171,43 @@ def _lookup_table(axes: "Axes", lookup: float) -> None:
     )
 
 
-def _label(axes: "Axes", points: Sequence[tuple[str, float, float]], bars: Sequence[tuple[float, float]]) -> None:
-    """Name each point where its name covers the least of the error bars and names already there."""
+def _label(axes: "Axes", bars: Sequence[_ErrorBar]) -> None:
+    """Name each model where its name covers the least of the error bars and of the names already there."""
     figure = axes.get_figure(root=True)
     if figure is None:
         return
     figure.draw_without_rendering()
-    taken = [tuple(axes.transData.transform(point)) for point in bars]
-    boxes: list[Any] = []
+    covered = [
+        tuple(axes.transData.transform((bar.x, height)))
+        for bar in bars
+        for height in np.linspace(bar.low, bar.high, 15)
+    ]
     frame = axes.get_window_extent()
-    places = (
-        ((9, 5), "left", "bottom"),
-        ((-9, 5), "right", "bottom"),
-        ((9, -5), "left", "top"),
-        ((-9, -5), "right", "top"),
-        ((9, 20), "left", "bottom"),
-        ((-9, -20), "right", "top"),
-    )
+    names: list[Any] = []
 
-    def put(name: str, x: float, y: float, place: tuple[tuple[int, int], str, str]) -> "Annotation":
-        offset, ha, va = place
-        return axes.annotate(name, (x, y), xytext=offset, textcoords="offset points", ha=ha, va=va, fontsize=10)
+    def put(bar: _ErrorBar, height: float, offset: tuple[int, int], ha: str, va: str) -> "Annotation":
+        return axes.annotate(
+            bar.name, (bar.x, height), xytext=offset, textcoords="offset points", ha=ha, va=va, fontsize=10
+        )
 
-    for name, x, y in points:
+    for bar in bars:
+        places = (
+            (bar.high, (0, 4), "center", "bottom"),
+            (bar.low, (0, -5), "center", "top"),
+            (bar.y, (9, 4), "left", "bottom"),
+            (bar.y, (-9, 4), "right", "bottom"),
+            (bar.high, (-9, 2), "right", "bottom"),
+            (bar.low, (9, -2), "left", "top"),
+        )
         costs = []
         for place in places:
-            trial = put(name, x, y, place)
+            trial = put(bar, *place)
             box = trial.get_window_extent()
             trial.remove()
             outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-            crowd = sum(box.padded(4).contains(*point) for point in taken) + sum(map(box.overlaps, boxes))
-            costs.append(crowd + 2 * outside)
-        chosen = put(name, x, y, places[costs.index(min(costs))])
-        boxes.append(chosen.get_window_extent())
+            crowd = sum(box.padded(2).contains(*point) for point in covered) + 10 * sum(map(box.overlaps, names))
+            costs.append(crowd + 5 * outside)
+        names.append(put(bar, *places[costs.index(min(costs))]).get_window_extent())
 
 
 def _distribution(axes: "Axes", report: Report) -> None:

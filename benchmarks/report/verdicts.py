@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from benchmarks.report.results import Goals, ModelResult, Verdict
-from benchmarks.report.words import miou, number, times
+from benchmarks.report.words import lost, miou, number, times
 
 CONVERGENCE_MARGIN = 0.01
 """A baseline that its own compression beats by more than a point was not trained to its end."""
@@ -40,8 +40,8 @@ def _convergence(models: Sequence[ModelResult]) -> Iterable[Verdict]:
     else:
         yield Verdict(
             ok=True,
-            text="no compressed model beats the baseline",
-            detail=f"at best {figures}; more than {CONVERGENCE_MARGIN} above it would mean a baseline not converged",
+            text=f"no compressed model more than {CONVERGENCE_MARGIN} above the baseline",
+            detail=f"at best {figures}; more would mean a baseline not converged",
         )
 
 
@@ -88,7 +88,7 @@ def _drop(models: Sequence[ModelResult], goal: float | None) -> Iterable[Verdict
     yield Verdict(
         ok=ok,
         text=f"accuracy goal {'met' if ok else 'missed'}",
-        detail=f"{models[-1].name}: mIoU {miou(before)} to {miou(after)}, a drop of {miou(before - after)}; "
+        detail=f"{models[-1].name} {lost(before - after)} ({miou(before)} to {miou(after)}); "
         f"at most {miou(goal)} may be lost",
     )
 

@@ -99,7 +99,7 @@ def judgement(report: Report) -> str:
         count = len(report.verdicts)
         found = f"All {count} checks passed" if count > 1 else "The one check passed"
     else:
-        found = "Nothing to check: the models do not stand for one another"
+        found = "No check applies to these models" if len(report.models) > 1 else "Nothing to compare it with"
     return f"{found}; {broken} measurement{'s' if broken != 1 else ''} failed." if broken else f"{found}."
 
 

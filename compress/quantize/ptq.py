@@ -21,9 +21,7 @@ Target = Literal["auto", "vnni", "avx2", "arm"]
 OP_TYPES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Concat", "Relu", "Add", "Mul", "ArgMax")
 """What the runtime has integer kernels for; other operators stay in float."""
 
-WEIGHTLESS = frozenset(
-    {"Resize", "MaxPool", "Concat", "Transpose", "Cast", "ArgMax", "DequantizeLinear", "QuantizeLinear"}
-)
+_NEVER_FLOAT = frozenset({"Transpose", "Cast", "DequantizeLinear", "QuantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ def quantize_graph(graph: onnx.ModelProto, images_HWC: Iterator[U8], *, method: 
     quantizer.quantize_model()
     quantized: onnx.ModelProto = quantizer.model.model
     remove_door(quantized)
+    quantizer.model.topological_sort()
     # Shapes that were inferred before the edit may no longer be true.
     del quantized.graph.value_info[:]
     onnx.checker.check_model(quantized)

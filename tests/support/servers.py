@@ -54,7 +54,9 @@ class GatedPredictor:
 def serving(models: Sequence[Path] | Sequence[Predictor], settings: ServeSettings | None = None) -> Iterator[str]:
     """Serve over a real socket from a thread; gives the base URL."""
     app = create_app(models, settings)
-    listener = socket.create_server(("127.0.0.1", 0))
+    # asyncio turns Nagle's algorithm off only on sockets that name their protocol; with it, answers take 40 ms more.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
