@@ -35,5 +35,6 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def relative_files(folder: Path) -> list[str]:
-    """Every file below `folder`, as sorted POSIX paths relative to it."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Every file below `folder`, as sorted POSIX paths relative to it; hidden ones are scratch and left out."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))

@@ -67,10 +67,9 @@ def decode(source: bytes | Path, channels: Literal[1, 3], *, max_pixels: int = D
     Raises ImageError as `read_header` does, and for truncated data.
     """
     with _Opened(source, max_pixels) as image:
-        if "transparency" in image.info:
-            # Pillow warns when it drops a palette's transparency; alpha is dropped here on purpose.
-            image = image.convert("RGBA")
-        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+        # Pillow warns when it drops a palette's transparency by itself; alpha is dropped here on purpose.
+        opaque = image.convert("RGBA") if "transparency" in image.info else image
+        pixels = np.asarray(opaque.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

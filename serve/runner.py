@@ -23,6 +23,9 @@ from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
+# What had been sent when the signal came, but not been read yet, is answered too (503) instead of being reset.
+_SETTLE_SECONDS = 0.2
+
 
 def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
     """Serve `bundles` until SIGTERM or SIGINT, then answer what has been accepted and return.
@@ -54,6 +57,8 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
         server = _Server(config, service.lifecycle, settings.drain_seconds)
         try:
             server.run(sockets=[listener])
+        except OSError as error:
+            raise _cannot_listen(settings, error) from error
         except SystemExit as error:
             raise WorkFailedError("the server did not start; the log above says why") from error
     if server.cut_off:
@@ -112,6 +117,7 @@ class _Server(uvicorn.Server):
         end = asyncio.get_running_loop().time() + self._drain_seconds
         try:
             async with asyncio.timeout(self._drain_seconds):
+                await asyncio.sleep(_SETTLE_SECONDS)
                 await self._lifecycle.idle()
         except TimeoutError:
             self.cut_off = self._lifecycle.in_flight
@@ -134,10 +140,13 @@ def _bind(settings: ServeSettings) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise UsageError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another host or port"
-        ) from error
+        raise _cannot_listen(settings, error) from error
     return listener
+
+
+def _cannot_listen(settings: ServeSettings, error: OSError) -> UsageError:
+    where = f"{settings.host}:{settings.port}"
+    return UsageError(f"cannot listen on {where}: {error.strerror}; choose another host or port")
 
 
 def _url(listener: socket.socket) -> str:

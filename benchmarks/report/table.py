@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -87,7 +88,14 @@ def per_class(report: Report) -> Table | None:
 def terminal_table(report: Report) -> RichTable:
     """The summary for a terminal."""
     table = summary(report)
-    shown = RichTable(title=escape(table.caption), title_justify="left")
+    shown = RichTable(
+        title=escape(table.caption),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for index, header in enumerate(table.headers):
         shown.add_column(header, justify="right" if index else "left", no_wrap=True)
     for row in table.rows:

@@ -84,7 +84,7 @@ def headline(report: Report) -> str:
     parts.append(smaller(reference.size_bytes / compressed.size_bytes))
     sentence = f"{compressed.name} is {parts[0]}, {parts[1]}"
     if report.miou_drop is None:
-        return f"{sentence}; accuracy was not measured."
+        return f"{sentence}; the drop in accuracy is not known."
     scores = f"{miou(reference.miou)} to {miou(compressed.miou)}"
     return f"{sentence}, and {lost(report.miou_drop)} ({scores})."
 

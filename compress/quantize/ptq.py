@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quant_pre_process
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -15,6 +16,7 @@ from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_
 from export.images import U8
 from export.machine import SATURATING, instruction_set
 from export.manifest import FloatLayer
+from export.runtime import LOGITS
 
 Target = Literal["auto", "vnni", "avx2", "arm"]
 
@@ -71,6 +73,26 @@ def quantize_graph(graph: onnx.ModelProto, images_HWC: Iterator[U8], *, method: 
     del quantized.graph.value_info[:]
     onnx.checker.check_model(quantized)
     return Quantized(quantized, tuple(_float_layers(quantized)), reduced)
+
+
+def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, float]:
+    """The same graph giving its logits too, and the step of their quantization (0 when they are in float)."""
+    argmax = next(node for node in model.graph.node if node.op_type == "ArgMax")
+    source = next((node for node in model.graph.node if node.output[0] == argmax.input[0]), None)
+    step = 0.0
+    if source is not None and source.op_type == "DequantizeLinear":
+        scales = {tensor.name: tensor for tensor in model.graph.initializer}
+        step = float(numpy_helper.to_array(scales[source.input[1]]))
+    both = onnx.ModelProto()
+    both.CopyFrom(model)
+    if LOGITS not in {output.name for output in both.graph.output}:
+        # The float logits before quantization may still carry the name that the exporter gave them.
+        for node in both.graph.node:
+            node.input[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.input]
+            node.output[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.output]
+        both.graph.node.append(onnx.helper.make_node("Identity", [argmax.input[0]], [LOGITS], name="logits_of_argmax"))
+        both.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
+    return both, step
 
 
 def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -24,7 +24,7 @@ from compress.data.evaluation import EvaluationImages, drawn_by_name
 from compress.data.folder import Dataset, Sample
 from compress.data.match import require_classes
 from compress.progress import say
-from compress.quantize.ptq import Quantized, quantize_graph
+from compress.quantize.ptq import Quantized, quantize_graph, with_quantized_logits
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from export import bundle
@@ -95,10 +95,12 @@ def _quantize(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dat
     _require_gain(latency, force=recipe.quantize.force)
 
     images, whence = parity_images(dataset, card)
+    as_written, logit_step = with_quantized_logits(graphs.quantized.graph)
     parity = int8_parity(
         graphs.child,
-        OnnxModel(step.path / bundle.MODEL, optimised=False),
+        OnnxModel(as_written.SerializeToString(), optimised=False),
         batches(images, card.size_multiple, sizes_to_prove(images[0], card.size_multiple)),
+        logit_step=logit_step,
         images=whence,
     )
     parity.require()

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -47,7 +48,7 @@ def test_every_piece_of_work_has_exactly_the_end_it_should(workers: int, fates: 
             while queue.running < workers:
                 await asyncio.sleep(0)
             tasks = [
-                asyncio.create_task(queue.run(lambda i=i: work(i), deadline_seconds=0.01 if fate == "deadline" else 60))
+                asyncio.create_task(queue.run(partial(work, i), deadline_seconds=0.01 if fate == "deadline" else 60))
                 for i, fate in enumerate(fates)
             ]
             await asyncio.sleep(0.02 if "deadline" in fates else 0)
@@ -75,7 +76,7 @@ def test_work_is_begun_in_the_order_in_which_it_came() -> None:
 
     async def scenario() -> None:
         async with running(workers=1, limit=50) as queue:
-            await asyncio.gather(*[queue.run(lambda i=i: begun.append(i), deadline_seconds=60) for i in range(50)])
+            await asyncio.gather(*[queue.run(partial(begun.append, i), deadline_seconds=60) for i in range(50)])
 
     asyncio.run(scenario())
     assert begun == list(range(50))

@@ -1,0 +1,174 @@
+"""`compress bench latency` without its command line: bundles and a dataset in, a report out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bundles import expected_mask, tiny_bundle
+from support.datasets import write_dataset
+from support.reports import Watched
+
+from benchmarks.latency import bench, report_on
+from benchmarks.report.results import Report
+from compress.data.folder import open_dataset
+from export.errors import BundleError, DatasetError, ShapeError, UsageError
+from export.machine import Machine
+from export.manifest import Latency
+from export.scoring import ConfusionMatrix, Score, score
+
+CLASSES = ("class-0", "class-1", "class-2")
+FAST: dict[str, Any] = {"threads": 1, "rounds": 3, "command": "compress bench latency a b"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "discs"
+    counts = {"train": 1, "val": 1, "test": 5}
+    return write_dataset(path, counts=counts, size=[(40, 56), (40, 56), (64, 48)], classes=CLASSES, channels=3)
+
+
+def test_bundles_are_scored_timed_and_reported(tmp_path: Path, data: Path) -> None:
+    paths = [tiny_bundle(tmp_path / name, name=name).path for name in ("dense-fp32", "int8")]
+    watched = Watched()
+    report = bench(paths, data=data, out=tmp_path / "out", progress=watched, **FAST)
+
+    dataset = open_dataset(data)
+    matrix = ConfusionMatrix(3)
+    for sample in dataset.test:
+        matrix.update(dataset.read_mask(sample), expected_mask(dataset.read_image(sample), 3))
+    assert [model.name for model in report.models] == ["dense-fp32", "int8"]
+    assert {model.miou for model in report.models} == {matrix.miou}
+    assert report.miou_drop == 0.0
+    assert report.data is not None
+    assert report.data.model_dump() == {
+        "name": "discs",
+        "fingerprint": dataset.fingerprint,
+        "split": "test",
+        "images": 5,
+    }
+    # Most images are 40x56, and the models take multiples of 16.
+    assert (report.settings.height, report.settings.width) == (48, 64)
+    assert report.settings.real_images
+    assert Report.model_validate_json((tmp_path / "out" / "report.json").read_text()) == report
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.md", "report.html", "strip.png"}
+    assert watched.steps["scoring dense-fp32"] == watched.steps["scoring int8"] == (5, 5)
+
+
+def test_without_data_the_manifests_size_is_timed_on_noise(tmp_path: Path) -> None:
+    measured = Latency(milliseconds=1.0, height=33, width=80, threads=1, machine=Machine.here())
+    path = tiny_bundle(tmp_path / "a", latency=measured).path
+    report = bench([path], out=tmp_path / "out", **FAST)
+    assert (report.settings.height, report.settings.width) == (48, 80)
+    assert not report.settings.real_images
+    assert report.data is None
+    assert not (tmp_path / "out" / "strip.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked", "timed"),
+    [({"size": (32, 48)}, None, (32, 48)), ({}, None, (256, 256)), ({"size": (32, 48)}, (16, 20), (16, 32))],
+)
+def test_size_is_asked_for_or_the_models_own(
+    tmp_path: Path, fields: dict[str, Any], asked: tuple[int, int] | None, timed: tuple[int, int]
+) -> None:
+    path = tiny_bundle(tmp_path / "a", **fields).path
+    report = bench([path], size=asked, out=tmp_path / "out", **FAST)
+    assert (report.settings.height, report.settings.width) == timed
+
+
+@pytest.mark.parametrize(
+    ("names", "folders", "shown"),
+    [
+        (("same", "same"), ("x", "y"), ["x", "y"]),
+        (("same", "same"), ("one/x", "two/x"), ["same", "same-2"]),
+        (("same", "same-2", "same"), ("one/x", "two/x", "three/x"), ["same", "same-2", "same-2-"]),
+    ],
+)
+def test_every_model_has_a_name_of_its_own(
+    tmp_path: Path, names: tuple[str, ...], folders: tuple[str, ...], shown: list[str]
+) -> None:
+    paths = [tiny_bundle(tmp_path / f, name=n).path for n, f in zip(names, folders, strict=True)]
+    report = bench(paths, size=(16, 16), out=tmp_path / "out", **FAST)
+    assert [model.name for model in report.models] == shown
+
+
+def test_models_and_data_must_go_together(tmp_path: Path, data: Path) -> None:
+    two = tiny_bundle(tmp_path / "two", classes=2, name="two").path
+    with pytest.raises(UsageError, match=r"two knows the classes class-0, class-1; .* class-0, class-1, class-2"):
+        bench([two], data=data, out=tmp_path / "out", **FAST)
+    grey, colour = tiny_bundle(tmp_path / "grey", channels=1, name="grey"), tiny_bundle(tmp_path / "rgb", name="rgb")
+    with pytest.raises(UsageError, match=r"different channels \(grey 1, rgb 3\)"):
+        bench([grey.path, colour.path], data=data, out=tmp_path / "out", **FAST)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grey_model_reads_coloured_data_as_grey(tmp_path: Path, data: Path) -> None:
+    path = tiny_bundle(tmp_path / "grey", channels=1).path
+    report = bench([path], data=data, out=tmp_path / "out", **FAST)
+    dataset = open_dataset(data, channels=1)
+    expected = score(
+        lambda image: expected_mask(image, 3),
+        [(s.name, dataset.read_image(s), dataset.read_mask(s)) for s in dataset.test],
+        CLASSES,
+    )
+    assert report.models[0].miou == expected.miou
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, data: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "a")
+    with pytest.raises(UsageError, match="name at least one"):
+        bench([], out=tmp_path / "out", **FAST)
+    with pytest.raises(BundleError, match="no such folder"):
+        bench([bundle.path, tmp_path / "missing"], out=tmp_path / "out", **FAST)
+    with pytest.raises(DatasetError, match="choose one of train, val, test"):
+        bench([bundle.path], data=data, split="valid", out=tmp_path / "out", **FAST)  # type: ignore[arg-type]
+    empty = write_dataset(tmp_path / "empty", counts={"train": 2, "val": 1}, classes=CLASSES, channels=3)
+    with pytest.raises(DatasetError, match="test"):
+        bench([bundle.path], data=empty, out=tmp_path / "out", **FAST)
+    bundle.model_path.write_bytes(b"changed")
+    with pytest.raises(BundleError, match="does not match its hash"):
+        bench([bundle.path], out=tmp_path / "out", **FAST)
+
+
+def test_a_run_reports_on_bundles_that_it_has_scored_itself(tmp_path: Path, data: Path) -> None:
+    names = ("dense-fp32", "pruned-int8")
+    bundles = {name: tiny_bundle(tmp_path / name, name="segpress") for name in names}
+    dataset = open_dataset(data)
+    samples = [(s.name, dataset.read_image(s), dataset.read_mask(s)) for s in dataset.test]
+    scores: dict[str, Score] = {
+        name: score(bundle.segmenter(threads=1).segment, samples, CLASSES) for name, bundle in bundles.items()
+    }
+    report = report_on(
+        bundles,
+        scores,
+        dataset=dataset,
+        title="demo",
+        command="compress run --out demo",
+        threads=1,
+        rounds=2,
+        out=tmp_path / "out",
+        lookup_table_miou=0.25,
+        notes=("from the run",),
+    )
+    assert [model.name for model in report.models] == list(names)
+    assert report.title == "demo"
+    assert report.notes[0] == "from the run"
+    assert report.lookup_table_miou == 0.25
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content["command"] == "compress run --out demo"
+    assert "pruned-int8" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_images_whose_channels_the_model_does_not_take_are_refused(tmp_path: Path, data: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "grey", channels=1)
+    with pytest.raises(ShapeError, match="takes images of 1 channels"):
+        report_on(
+            {"grey": bundle},
+            {},
+            dataset=open_dataset(data, channels=3),
+            title="t",
+            command="c",
+            out=tmp_path / "out",
+            rounds=1,
+        )

@@ -1,0 +1,70 @@
+"""What cannot be served is said at once, with what to do."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from support.bundles import tiny_bundle
+
+from export.bundle import Bundle
+from export.errors import BundleError, UsageError
+from export.machine import usable_cores
+from serve.app import create_app
+from serve.predictor import BundlePredictor
+from serve.settings import ServeSettings
+
+
+def damaged(bundle: Bundle, path: Path) -> Path:
+    """A copy of `bundle` in which one byte of the model differs."""
+    shutil.copytree(bundle.path, path)
+    model = bytearray((path / "model.onnx").read_bytes())
+    model[len(model) // 2] ^= 1
+    (path / "model.onnx").write_bytes(model)
+    return path
+
+
+def test_a_damaged_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.onnx does not match its hash"):
+        create_app([damaged(bundle, tmp_path / "damaged")])
+
+
+def test_everything_wrong_in_several_bundles_is_said_at_once(bundle: Bundle, tmp_path: Path) -> None:
+    paths = [damaged(bundle, tmp_path / "one"), bundle.path, tmp_path / "two"]
+    with pytest.raises(BundleError) as caught:
+        create_app(paths)
+    assert any("one" in problem and "hash" in problem for problem in caught.value.problems)
+    assert any("two" in problem and "no such folder" in problem for problem in caught.value.problems)
+
+
+def test_two_bundles_of_one_name_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    twin = tiny_bundle(tmp_path / "twin", classes=2)
+    with pytest.raises(UsageError, match="two bundles are named tiny"):
+        create_app([bundle.path, twin.path])
+
+
+def test_nothing_to_serve_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing to serve"):
+        create_app([])
+
+
+def test_a_pixel_limit_below_the_models_own_size_is_refused(grey_bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"grey takes images of 64x48.*set it to 3072 or more"):
+        create_app([grey_bundle.path], ServeSettings(max_pixels=1000))
+
+
+def test_predictors_may_be_made_elsewhere(bundle: Bundle) -> None:
+    app = create_app([BundlePredictor(bundle, threads=1)])
+    assert "/v1/models/{name}/segment" in app.openapi()["paths"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"port": 70000}, {"concurrency": 0}, {"queue_limit": -1}, {"deadline_seconds": 0}, {"unknown": 1}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        ServeSettings.model_validate(wrong)
+
+
+def test_as_many_requests_are_computed_at_once_as_there_are_usable_cores() -> None:
+    assert ServeSettings().concurrency == usable_cores()

@@ -1,0 +1,181 @@
+"""The server as a process: opens its port when it is ready, ends without losing what it accepted."""
+
+import re
+import shutil
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from support.bundles import expected_mask, tiny_bundle
+from support.servers import ServerProcess, until
+
+from export.bundle import Bundle
+from export.images import decode_indices, encode_image
+from serve.settings import ServeSettings
+
+SEGMENT = "/v1/models/tiny/segment"
+PNG = {"Content-Type": "image/png"}
+IMAGE = np.arange(64 * 48 * 3, dtype=np.uint32).reshape(64, 48, 3).astype(np.uint8)
+
+
+class HalfSent:
+    """A request whose headers and first half have been sent, and have arrived; the `number`th that is in flight."""
+
+    def __init__(self, base_url: str, number: int = 1) -> None:
+        url, self._body = httpx.URL(base_url), encode_image(IMAGE)
+        self._connection = socket.create_connection((url.host, url.port or 80), timeout=20)
+        length = len(self._body)
+        head = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
+        self._connection.sendall(head.encode() + self._body[: length // 2])
+        until(lambda: _in_flight(base_url) == number)
+
+    def __enter__(self) -> "HalfSent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def finish(self) -> bytes:
+        """Send the rest; the whole answer, up to the end of the connection."""
+        self._connection.sendall(self._body[len(self._body) // 2 :])
+        return self.answer()
+
+    def answer(self) -> bytes:
+        return b"".join(iter(lambda: self._connection.recv(65536), b""))
+
+
+def settings(**values: float) -> ServeSettings:
+    return ServeSettings.model_validate({"port": 0, "concurrency": 1, **values})
+
+
+def test_a_ready_server_says_what_it_chose_and_answers(bundle: Bundle) -> None:
+    with ServerProcess([bundle.path], settings()) as server:
+        response = httpx.post(server.base_url + SEGMENT, content=encode_image(IMAGE), headers=PNG)
+        np.testing.assert_array_equal(decode_indices(response.content), expected_mask(IMAGE, 4))
+        assert "server" not in response.headers
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "usable cores: 1 requests computed at once on 1 threads each, 64 more may wait" in server.log
+    assert f"tiny version 1, fp32, digest {bundle.manifest.digest}" in server.log
+    assert f"POST {SEGMENT} 200" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_while_it_drains_it_finishes_what_it_accepted_and_takes_nothing_new(bundle: Bundle) -> None:
+    with ServerProcess([bundle.path], settings()) as server:
+        url = server.base_url
+        with HalfSent(url) as accepted, httpx.Client(base_url=url) as kept:
+            assert kept.get("/v2/health/ready").status_code == 200
+            server.signal(signal.SIGTERM)
+            until(lambda: httpx.get(url + "/v2/health/ready").status_code == 503)
+            assert httpx.get(url + "/v2/health/live").status_code == 200
+            # On a new connection, and on one that was open before; with a body too long to be lost in a buffer.
+            for client in (httpx.Client(base_url=url), kept):
+                refused = client.post(SEGMENT, content=bytes(2**20), headers=PNG)
+                client.close()
+                assert (refused.status_code, refused.json()["reason"]) == (503, "draining")
+                assert int(refused.headers["retry-after"]) >= 1
+                assert refused.headers["connection"] == "close"
+            head, _, body = accepted.finish().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            np.testing.assert_array_equal(decode_indices(body), expected_mask(IMAGE, 4))
+        assert server.wait() == 0
+    assert "every accepted request is answered" in server.log
+
+
+def test_every_accepted_request_gets_its_one_answer_after_the_signal(bundle: Bundle) -> None:
+    with ServerProcess([bundle.path], settings()) as server, ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        accepted = [stack.enter_context(HalfSent(server.base_url, number)) for number in range(1, 9)]
+        server.signal(signal.SIGTERM)
+        until(lambda: "draining: 8 requests in flight" in server.log)
+        answers = list(pool.map(HalfSent.finish, accepted))
+        assert server.wait() == 0
+    for answer in answers:
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        np.testing.assert_array_equal(decode_indices(body), expected_mask(IMAGE, 4))
+
+
+def _in_flight(url: str) -> int:
+    text = httpx.get(url + "/metrics").text
+    return int(float(next(line.split()[1] for line in text.splitlines() if line.startswith("segpress_requests_in_f"))))
+
+
+def test_what_was_sent_but_not_read_when_the_signal_came_is_answered(bundle: Bundle) -> None:
+    with ServerProcess([bundle.path], settings()) as server:
+        url = httpx.URL(server.base_url)
+        connections = [socket.create_connection((url.host, url.port or 80), timeout=20) for _ in range(5)]
+        server.signal(signal.SIGSTOP)  # it reads nothing while the requests and the signal arrive
+        for connection in connections:
+            connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGCONT)
+        for connection in connections:
+            with connection:
+                assert re.match(rb"HTTP/1.1 (200|503) ", connection.recv(65536))
+        assert server.wait() == 0
+
+
+def test_a_second_signal_ends_it_at_once(bundle: Bundle) -> None:
+    with ServerProcess([bundle.path], settings(drain_seconds=60)) as server, HalfSent(server.base_url):
+        server.signal(signal.SIGTERM)
+        until(lambda: "draining" in server.log)
+        begun = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == -signal.SIGTERM
+        assert time.monotonic() - begun < 5
+
+
+def test_a_drain_that_takes_too_long_ends_with_the_work_failed(bundle: Bundle) -> None:
+    with ServerProcess([bundle.path], settings(drain_seconds=0.5)) as server, HalfSent(server.base_url) as stuck:
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 1
+        assert stuck.answer().startswith(b"HTTP/1.1 503 ")
+    assert "1 accepted requests were cut off after draining for 0.5 s; raise drain_seconds" in server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_idle_server_stops_promptly_with_clients_connected(bundle: Bundle, number: signal.Signals) -> None:
+    with ServerProcess([bundle.path], settings()) as server, httpx.Client(base_url=server.base_url) as idle:
+        assert idle.get("/v2/health/live").status_code == 200
+        server.signal(number)
+        assert server.wait(seconds=10) == 0
+
+
+def test_a_damaged_bundle_stops_the_server_with_its_message(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "damaged")
+    (tmp_path / "damaged" / "parity.json").unlink()
+    with ServerProcess([tmp_path / "damaged"], settings()) as server:
+        assert server.wait() == 2
+    assert "parity.json is missing" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_port_that_is_taken_is_said(bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with ServerProcess([bundle.path], settings(port=port)) as server:
+            assert server.wait() == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in server.log
+
+
+@pytest.mark.slow
+def test_a_port_that_another_server_takes_during_the_start_is_said(tmp_path: Path) -> None:
+    # Large images make for a long warm-up, in which the other server comes first.
+    slow = tiny_bundle(tmp_path / "slow", size=(1536, 1536))
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with ServerProcess([slow.path], settings(port=port)) as server:
+            until(lambda: "usable cores" in server.log)
+            taken.listen()
+            assert server.wait() == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in server.log
