@@ -13,7 +13,8 @@ from export.errors import require
 
 def command(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Recipe (TOML), or a built-in one: demo (default).")
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="Recipe (TOML) or built-in one: demo; default when data.path is set."),
     ] = None,
     out: OutOption = Path("runs/demo"),
     settings: SetOption = None,
@@ -21,14 +22,16 @@ def command(
 ) -> None:
     """Train, prune, quantize, export and report, in order; a step that is up to date is not run again.
 
-    Killed at any moment, the same command continues. Without `data.path` the built-in sample set is used.
+    Killed at any moment, the same command continues. Without data.path the built-in sample set is used.
     """
     require("torch", extra="train", purpose="compress run")
     from benchmarks.report.table import terminal_table
     from compress.pipeline import run
     from compress.progress import show_table
 
-    finished = run(recipe_of(recipe or "demo", settings), out, command=shlex.join(["compress", *sys.argv[1:]]))
+    on_own_data = any(setting.replace(" ", "").startswith("data.path=") for setting in settings or [])
+    chosen = recipe_of(recipe or ("default" if on_own_data else "demo"), settings)
+    finished = run(chosen, out, command=shlex.join(["compress", *sys.argv[1:]]))
     if not as_json:
         show_table(terminal_table(finished.report))
     lines = [

@@ -8,7 +8,6 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from compress.models.plan import Dependencies, GroupCut, PruningPlan
-from export.errors import BudgetMissedError
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,12 @@ def for_speedup(
 ) -> PruningPlan:
     """The lightest plan whose measured speed-up is at least `wanted`, by bisection over the ratio.
 
-    Raises BudgetMissedError when even the narrowest network is not that fast.
+    The narrowest plan there is when even that is not so fast.
     """
     low, high = 0.0, 1.0
     best = scores.plan(high, multiple)
-    reached = speedup_of(best)
-    if reached < wanted:
-        raise BudgetMissedError(
-            f"a speed-up of {wanted:g} is out of reach: with every group at {multiple} channels it is {reached:.2f}; "
-            f"ask for less, or train a model with wider layers to prune from"
-        )
+    if speedup_of(best) < wanted:
+        return best
     tried = {best}
     for _ in range(halvings):
         ratio = (low + high) / 2

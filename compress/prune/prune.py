@@ -37,8 +37,8 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     The goal is `prune.ratio` (share of the channels) or `prune.speedup` (measured through ONNX Runtime, FP32,
     against `parent`). The parent teaches while the pruned network is fine-tuned on `data`.
 
-    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the speed-up is out
-    of reach.
+    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the speed-up is out of
+    reach (the narrowest network is kept in `out`).
     """
     recipe = recipe or Recipe()
     if recipe.prune.ratio is None and recipe.prune.speedup is None:
@@ -57,14 +57,25 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
             "device": recipe.train.device,
         },
     )
-    if finished(out, plan):
+    record = finished(out, plan)
+    if record is not None:
         say(f"{out} is up to date")
-        return checkpoint.load(out)
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": source.card.size})})
-    with running(out, plan) as step:
-        images, validation = decoded(dataset, recipe, source.card.size_multiple)
-        _prune(step, plan, source, images, validation, recipe)
+    else:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": source.card.size})})
+        with running(out, plan) as step:
+            images, validation = decoded(dataset, recipe, source.card.size_multiple)
+            record = {"result": _prune(step, plan, source, images, validation, recipe)}
+    _require_speedup(recipe.prune, record["result"]["speedup"], out)
     return checkpoint.load(out)
+
+
+def _require_speedup(settings: PruneSettings, speedup: float, out: Path) -> None:
+    if settings.speedup is not None and speedup < settings.speedup:
+        raise BudgetMissedError(
+            f"a speed-up of {settings.speedup:g} is out of reach: the narrowest network, widths at least "
+            f"{settings.channel_multiple}, is {speedup:.2f}x faster and is kept in {out}; ask for less, or train a "
+            "model with wider layers to prune from"
+        )
 
 
 def _prune(
@@ -74,7 +85,7 @@ def _prune(
     images: TrainingImages,
     validation: ValidationImages,
     recipe: Recipe,
-) -> None:
+) -> dict[str, Any]:
     network = source.network()
     device = pick_device(recipe.train.device)
     choice = precision_of(step, recipe, device)
@@ -99,31 +110,28 @@ def _prune(
     pruned.cpu().load_state_dict(fitted.weights)
     checkpoint.save(step.path, pruned, card.model_copy(update={"miou_val": fitted.miou}))
     write_json(step.path / "history.json", fitted.history)
-    step.record(
-        plan,
-        {
-            **measured,
-            "miou_parent": parent_miou,
-            "miou_before_finetune": before,
-            "miou": fitted.miou,
-            "best_epoch": fitted.best_epoch,
-            "widths": {layer: list(pair) for layer, pair in cut.widths().items()},
-        },
-    )
+    result = {
+        **measured,
+        "miou_parent": parent_miou,
+        "miou_before_finetune": before,
+        "miou": fitted.miou,
+        "best_epoch": fitted.best_epoch,
+        "widths": {layer: list(pair) for layer, pair in cut.widths().items()},
+    }
+    step.record(plan, result)
+    return result
 
 
 def _decision(
     step: StepFolder, source: Checkpoint, network: nn.Module, validation: ValidationImages, settings: PruneSettings
 ) -> tuple[PruningPlan, dict[str, Any]]:
     """The plan and what it measured. It rests on timing, so it is taken once, saved, and then acted on."""
-    saved = step.decided(DECISION)
-    if saved is None:
+    measured = step.decided(DECISION)
+    if measured is None:
         cut, measured = _decide(step, source, network, validation, settings)
         write_json(step.path / PLAN, cut.model_dump(mode="json"))
-        saved = {"plan": cut.model_dump(mode="json"), "measured": measured}
-        write_json(step.path / DECISION, saved)
+        write_json(step.path / DECISION, measured)
     cut = PruningPlan.model_validate_json((step.path / PLAN).read_text())
-    measured = saved["measured"]
     say(f"cut: {measured['channels_removed']:.0%} of the channels, {measured['speedup']:.2f}x faster than its parent")
     return cut, measured
 
@@ -156,7 +164,8 @@ def _fast_enough(
 ) -> tuple[PruningPlan, float]:
     """Decide by the probe, verify on the exported graph, and ask the probe for more when that falls short."""
     assert settings.speedup is not None
-    channels, asked, speedup = source.card.channels, settings.speedup, 0.0
+    channels, asked = source.card.channels, settings.speedup
+    found: list[tuple[PruningPlan, float]] = []
     for _ in range(VERIFICATIONS):
         cut = for_speedup(
             scores,
@@ -165,12 +174,11 @@ def _fast_enough(
             lambda plan: probe.speedup(plan.apply(network, channels=channels)),
         )
         speedup = probe.measure(_graph(cut.apply(network, channels=channels), step, source))
-        if speedup >= settings.speedup:
-            return cut, speedup
+        found.append((cut, speedup))
+        if speedup >= settings.speedup or cut == scores.plan(1.0, settings.channel_multiple):
+            break
         asked *= 1.02 * settings.speedup / speedup
-    raise BudgetMissedError(
-        f"a speed-up of {settings.speedup:g} is not held by the exported graph: the last plan gave {speedup:.2f}"
-    )
+    return found[-1]
 
 
 def _graph(network: nn.Module, step: StepFolder, source: Checkpoint) -> onnx.ModelProto:

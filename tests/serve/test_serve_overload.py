@@ -79,6 +79,15 @@ def test_what_the_queue_cannot_hold_is_refused_with_the_time_to_come_back(predic
     assert len(predictor.seen) == 4
 
 
+def test_what_will_be_refused_need_not_be_uploaded(predictor: GatedPredictor) -> None:
+    with overloaded(predictor, ServeSettings(concurrency=1, queue_limit=0)) as (clients, _):
+        url = httpx.URL(clients.base_url)
+        head = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n"
+        with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+            connection.sendall(head.encode())
+            assert connection.recv(4096).startswith(b"HTTP/1.1 429 ")
+
+
 def test_retry_after_grows_with_the_service_time_and_the_queue(predictor: GatedPredictor) -> None:
     settings = ServeSettings(concurrency=1, queue_limit=8)
     with serving([predictor], settings) as url, ThreadPoolExecutor(16) as pool:

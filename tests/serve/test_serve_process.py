@@ -71,22 +71,41 @@ def test_while_it_drains_it_finishes_what_it_accepted_and_takes_nothing_new(bund
     with ServerProcess([bundle.path], settings()) as server:
         url = server.base_url
         with HalfSent(url) as accepted, httpx.Client(base_url=url) as kept:
-            assert kept.get("/v2/health/ready").status_code == 200
+            assert "connection" not in kept.get("/v2/health/ready").headers
             server.signal(signal.SIGTERM)
             until(lambda: httpx.get(url + "/v2/health/ready").status_code == 503)
-            assert httpx.get(url + "/v2/health/live").status_code == 200
-            # On a new connection, and on one that was open before; with a body too long to be lost in a buffer.
-            for client in (httpx.Client(base_url=url), kept):
-                refused = client.post(SEGMENT, content=bytes(2**20), headers=PNG)
-                client.close()
+            # On a connection that was open before, and on a new one.
+            for client in (kept, httpx.Client(base_url=url)):
+                with client:
+                    refused = client.post(SEGMENT, content=encode_image(IMAGE), headers=PNG)
                 assert (refused.status_code, refused.json()["reason"]) == (503, "draining")
                 assert int(refused.headers["retry-after"]) >= 1
                 assert refused.headers["connection"] == "close"
+            live = httpx.get(url + "/v2/health/live")
+            assert (live.status_code, live.headers["connection"]) == (200, "close")
             head, _, body = accepted.finish().partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in head.lower()
             np.testing.assert_array_equal(decode_indices(body), expected_mask(IMAGE, 4))
         assert server.wait() == 0
     assert "every accepted request is answered" in server.log
+
+
+def test_a_refusal_during_the_drain_is_not_lost_under_a_large_upload(bundle: Bundle) -> None:
+    """Closing a connection with unread bytes resets it, and the client never sees why."""
+    length = 12 * 2**20
+    with ServerProcess([bundle.path], settings()) as server, HalfSent(server.base_url) as accepted:
+        url = httpx.URL(server.base_url)
+        server.signal(signal.SIGTERM)
+        until(lambda: "draining" in server.log)
+        with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+            head = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
+            connection.sendall(head.encode())
+            connection.sendall(bytes(length))
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        accepted.finish()
+        assert server.wait() == 0
 
 
 def test_every_accepted_request_gets_its_one_answer_after_the_signal(bundle: Bundle) -> None:
@@ -108,17 +127,18 @@ def _in_flight(url: str) -> int:
 
 
 def test_what_was_sent_but_not_read_when_the_signal_came_is_answered(bundle: Bundle) -> None:
-    with ServerProcess([bundle.path], settings()) as server:
+    with ServerProcess([bundle.path], settings()) as server, ExitStack() as stack:
         url = httpx.URL(server.base_url)
-        connections = [socket.create_connection((url.host, url.port or 80), timeout=20) for _ in range(5)]
-        server.signal(signal.SIGSTOP)  # it reads nothing while the requests and the signal arrive
+        server.signal(signal.SIGSTOP)  # it accepts and reads nothing while the requests and the signal arrive
+        address = (url.host, url.port or 80)
+        connections = [stack.enter_context(socket.create_connection(address, timeout=20)) for _ in range(5)]
         for connection in connections:
             connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
         server.signal(signal.SIGTERM)
+        time.sleep(0.3)
         server.signal(signal.SIGCONT)
         for connection in connections:
-            with connection:
-                assert re.match(rb"HTTP/1.1 (200|503) ", connection.recv(65536))
+            assert re.match(rb"HTTP/1.1 (200|503) ", connection.recv(65536))
         assert server.wait() == 0
 
 
