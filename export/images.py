@@ -200,10 +200,10 @@ class _Opened:
                 f"{self._where}{header.width}x{header.height} pixels, at most {self._max_pixels} are taken",
                 reason="too_large",
             )
-        if header.mode not in _EIGHT_BIT_MODES:
+        if not _is_eight_bits(self._image):
             self._image.close()
             raise ImageError(
-                f"{self._where}pixel mode {header.mode!r} has more than 8 bits a channel; convert it to 8 bits",
+                f"{self._where}its channels have more than 8 bits (pixel mode {header.mode!r}); convert it to 8 bits",
                 reason="unsupported",
             )
         return self._image
@@ -213,6 +213,11 @@ class _Opened:
         if isinstance(error, Exception) and not isinstance(error, ImageError):
             # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError ... for broken bytes.
             raise ImageError(f"{self._where}damaged image data: {error}", reason="malformed") from error
+
+
+def _is_eight_bits(image: Image.Image) -> bool:
+    """Pillow cuts 16-bit colour down to 8 by itself: its mode does not tell, the raw mode of its tiles does."""
+    return image.mode in _EIGHT_BIT_MODES and not any(";16" in str(tile.args) for tile in image.tile)
 
 
 def _header(image: Image.Image) -> Header:

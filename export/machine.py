@@ -99,9 +99,9 @@ def peak_memory_mib() -> float:
 def _quota(cgroup: Path) -> int | None:
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
         return None
-    return None if quota == "max" else max(1, int(quota) // int(period))
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -12,6 +12,7 @@ SCHEMA_VERSION = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Precision = Literal["fp32", "int8"]
+Side = Annotated[int, Field(ge=1)]
 
 
 class _Part(BaseModel):
@@ -80,7 +81,7 @@ class Manifest(_Part):
     inputs: tuple[TensorSignature, ...]
     outputs: tuple[TensorSignature, ...]
     channels: Literal[1, 3]
-    size: tuple[int, int] | None
+    size: tuple[Side, Side] | None
     """Images are resized to this (height, width) before the model and masks brought back; None: never."""
     size_multiple: int = Field(ge=1)
     """Height and width that the graph takes are multiples of this; images are padded up to it."""

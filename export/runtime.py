@@ -19,8 +19,8 @@ MASK = "mask"
 LOGITS = "logits"
 IMAGE = "image"
 
-# Where a provider is missing, ONNX Runtime says so once as a warning of its own and falls back; we refuse instead.
-ort.set_default_logger_severity(3)
+# Its errors come as exceptions too, and are told once; its warnings are about providers that we refuse to do without.
+ort.set_default_logger_severity(4)
 
 
 class OnnxModel:
@@ -51,7 +51,10 @@ class OnnxModel:
         content = str(source) if isinstance(source, Path) else source
         try:
             self._session = ort.InferenceSession(
-                content, session_options(self.threads, optimised=optimised), providers=list(providers)
+                content,
+                session_options(self.threads, optimised=optimised),
+                providers=list(providers),
+                enable_fallback=0,  # it would try another provider, and print about it on standard output
             )
         except Exception as error:  # onnxruntime raises bindings' own classes, with no common base but Exception
             raise BundleError(

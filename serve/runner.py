@@ -23,8 +23,8 @@ from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-# What had been sent when the signal came, but not been read yet, is answered too (503) instead of being reset.
-_SETTLE_SECONDS = 0.2
+# The port stays open this long at least: what was on its way when the signal came is answered (503), not reset.
+_SETTLE_SECONDS = 0.5
 
 
 def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
@@ -85,8 +85,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for listener in sockets or []:
-            logger.info("ready on %s", _url(listener))
+        if self._lifecycle.is_ready:
+            for listener in sockets or []:
+                logger.info("ready on %s", _url(listener))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from compress.recipe import Recipe
+from export.errors import BudgetMissedError
 
 DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder.")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; whole or absent.")]
@@ -34,6 +35,25 @@ def recipe_of(source: str | None, settings: list[str] | None, **options: Any) ->
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """The result, on standard output."""
     sys.stdout.write((json.dumps(result, allow_nan=False) if as_json else text).rstrip() + "\n")
+
+
+class Missed:
+    """Lets a command print its figures before it fails for a budget that was missed."""
+
+    def __init__(self) -> None:
+        self._error: BudgetMissedError | None = None
+
+    def __enter__(self) -> "Missed":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self._error = error if isinstance(error, BudgetMissedError) else None
+        return self._error is not None
+
+    def reraise(self) -> None:
+        """Raises what was held back."""
+        if self._error is not None:
+            raise self._error
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import DataOption, JsonOption, OutOption, RecipeOption, SetOption, emit, recipe_of
+from compress.cli.common import DataOption, JsonOption, Missed, OutOption, RecipeOption, SetOption, emit, recipe_of
 from export.errors import UsageError, require
 
 
@@ -29,7 +29,8 @@ def command(
     if speedup is not None and ratio is not None:
         raise UsageError("--speedup and --ratio exclude each other; give one")
     chosen = recipe_of(recipe, settings, prune__speedup=speedup, prune__ratio=ratio)
-    prune(checkpoint, data, out, chosen)
+    with Missed() as missed:
+        prune(checkpoint, data, out, chosen)
     result = (read_record(out) or {})["result"]
     emit(
         result,
@@ -37,3 +38,4 @@ def command(
         f"on the validation split, {result['channels_removed']:.0%} of the channels removed",
         as_json=as_json,
     )
+    missed.reraise()

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import DataOption, JsonOption, OutOption, RecipeOption, SetOption, emit, recipe_of
+from compress.cli.common import DataOption, JsonOption, Missed, OutOption, RecipeOption, SetOption, emit, recipe_of
+from export.bundle import MODEL
 from export.errors import require
 
 
@@ -38,11 +39,14 @@ def command(
         quantize__target=target,
         quantize__force=force or None,
     )
-    bundle = quantize(checkpoint, data, out, chosen)
+    with Missed() as missed:
+        quantize(checkpoint, data, out, chosen)
     result = (read_record(out) or {})["result"]
+    size_bytes = (out / MODEL).stat().st_size
     emit(
-        {**result, "size_bytes": bundle.size_bytes},
+        {**result, "size_bytes": size_bytes},
         f"{out}: {result['speedup']:.2f}x faster than its float parent, mIoU {result['miou_parent']:.4f} -> "
-        f"{result['miou']:.4f} on the validation split, {bundle.size_bytes / 1e6:.2f} MB",
+        f"{result['miou']:.4f} on the validation split, {size_bytes / 1e6:.2f} MB",
         as_json=as_json,
     )
+    missed.reraise()

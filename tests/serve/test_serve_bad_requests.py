@@ -31,10 +31,11 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes whose header announces `width` x `height` pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(10_000))), (b"IEND", b"")]
+def black_png(width: int, height: int, *, bits: int = 8) -> bytes:
+    """An RGB PNG whose header announces `width` x `height` pixels, with at most a few thousand of them behind it."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    pixels = bytes(min(10_000, height * (1 + width * 3 * bits // 8)))
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
 
 
@@ -60,9 +61,10 @@ BAD_BODIES: dict[str, tuple[bytes, str, int, str]] = {
     "GIF called PNG": (saved(Image.new("P", (9, 9)), "GIF"), "image/png", 415, "unsupported"),
     "BMP called PNG": (saved(Image.new("RGB", (9, 9)), "BMP"), "image/png", 415, "unsupported"),
     "16 bits a channel": (saved(Image.new("I;16", (9, 9)), "PNG"), "image/png", 415, "unsupported"),
+    "16 bits a colour": (black_png(9, 9, bits=16), "image/png", 415, "unsupported"),
     "float TIFF": (saved(Image.new("F", (9, 9)), "TIFF"), "image/tiff", 415, "unsupported"),
-    "bomb": (bomb(30_000, 30_000), "image/png", 413, "too_large"),
-    "bomb beyond Pillow's own limit": (bomb(2**20, 2**20), "image/png", 413, "too_large"),
+    "bomb": (black_png(30_000, 30_000), "image/png", 413, "too_large"),
+    "bomb beyond Pillow's own limit": (black_png(2**20, 2**20), "image/png", 413, "too_large"),
     "a little too large": (encode_image(np.zeros((513, 512, 1), np.uint8)), "image/png", 413, "too_large"),
     "a row that padding makes large": (encode_image(np.zeros((1, 2**15, 1), np.uint8)), "image/png", 413, "too_large"),
     "huge": (bytes(2**20 + 1), "image/png", 413, "body_too_large"),

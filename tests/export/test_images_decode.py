@@ -1,0 +1,184 @@
+"""Image bytes to arrays: every mode and format that is taken, and every kind of bytes that is refused."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from support.pictures import png, promising_png, tiff_of_16_bits
+
+from export.errors import ImageError
+from export.images import FORMATS, U8, decode, decode_indices, encode_image, encode_mask, read_header
+
+RGB = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [17, 40, 203]]], dtype=np.uint8)
+GREY = np.array([[0, 77], [160, 255]], dtype=np.uint8)
+PALETTE = [10, 20, 30, 200, 100, 50, 0, 0, 255]
+
+
+def file_of(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def luminance(rgb_HWC: U8) -> U8:
+    """ITU-R 601-2, as Pillow's documentation of `convert` gives it."""
+    red, green, blue = np.moveaxis(rgb_HWC.astype(np.int64), -1, 0)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
+
+
+def with_alpha(colours: U8) -> Image.Image:
+    alpha = np.array([[0, 1], [128, 255]], dtype=np.uint8)
+    return Image.fromarray(np.dstack([colours, alpha]))
+
+
+def palette_image() -> Image.Image:
+    picture = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8)).convert("P")
+    picture.putpalette(PALETTE)
+    return picture
+
+
+IN_PALETTE = np.array(PALETTE, dtype=np.uint8).reshape(3, 3)[[[0, 1], [2, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("content", "rgb", "grey"),
+    [
+        (file_of(Image.fromarray(GREY)), np.dstack([GREY] * 3), GREY),
+        (file_of(Image.fromarray(RGB)), RGB, luminance(RGB)),
+        (file_of(with_alpha(RGB)), RGB, luminance(RGB)),
+        (file_of(with_alpha(GREY[..., None])), np.dstack([GREY] * 3), GREY),
+        (file_of(palette_image()), IN_PALETTE, luminance(IN_PALETTE)),
+        (file_of(palette_image(), transparency=1), IN_PALETTE, luminance(IN_PALETTE)),
+        (file_of(Image.fromarray(GREY), transparency=77), np.dstack([GREY] * 3), GREY),
+        (file_of(Image.fromarray(RGB), transparency=(255, 0, 0)), RGB, luminance(RGB)),
+        (file_of(Image.fromarray(GREY > 100)), np.dstack([(GREY > 100) * 255] * 3), (GREY > 100) * 255),
+        # Pillow's plain conversion: 255 - ink, then less the black.
+        (
+            file_of(Image.fromarray(255 - np.dstack([RGB, np.full((2, 2), 255)]).astype(np.uint8), "CMYK"), "TIFF"),
+            RGB,
+            luminance(RGB),
+        ),
+    ],
+    ids=["grey", "rgb", "rgba", "la", "palette", "palette+trns", "grey+trns", "rgb+trns", "bilevel", "cmyk"],
+)
+def test_every_mode_becomes_grey_or_rgb(content: bytes, rgb: U8, grey: U8) -> None:
+    np.testing.assert_array_equal(decode(content, 3), rgb)
+    # Pillow rounds the luminance of RGB in one step and of palettes in another.
+    decoded = decode(content, 1)
+    assert decoded.shape == (2, 2, 1)
+    np.testing.assert_allclose(decoded[..., 0].astype(int), grey.astype(int), atol=1)
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
+def test_a_mask_survives_its_png_bit_for_bit(mask_HW: U8) -> None:
+    content = encode_mask(mask_HW)
+    np.testing.assert_array_equal(decode_indices(content), mask_HW)
+    assert read_header(content).mode == "L"
+
+
+@given(st.sampled_from([1, 3]).flatmap(lambda c: hnp.arrays(np.uint8, st.tuples(*[st.integers(1, 30)] * 2, st.just(c)))))
+def test_an_image_survives_its_png_bit_for_bit(image_HWC: U8) -> None:
+    channels: Literal[1, 3] = 1 if image_HWC.shape[2] == 1 else 3
+    np.testing.assert_array_equal(decode(encode_image(image_HWC), channels), image_HWC)
+
+
+def test_a_mask_gives_its_stored_numbers() -> None:
+    np.testing.assert_array_equal(decode_indices(file_of(palette_image())), [[0, 1], [2, 1]])
+    np.testing.assert_array_equal(decode_indices(file_of(Image.fromarray(GREY > 100))), [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(decode_indices(file_of(Image.fromarray(RGB))), RGB)
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_every_format_is_read_from_bytes_and_from_a_file(kind: str, tmp_path: Path) -> None:
+    flat = np.full((24, 40, 3), (200, 90, 30), dtype=np.uint8)
+    content = file_of(Image.fromarray(flat), kind)
+    (tmp_path / "image").write_bytes(content)
+    for source in (content, tmp_path / "image"):
+        header = read_header(source)
+        assert (header.format, header.height, header.width, header.is_grey) == (kind, 24, 40, False)
+        np.testing.assert_allclose(decode(source, 3).astype(int), flat.astype(int), atol=4)
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "nothing": (lambda: b"", "unsupported"),
+    "text": (lambda: b"this is not an image", "unsupported"),
+    "gif": (lambda: file_of(Image.fromarray(GREY), "GIF"), "unsupported"),
+    "bmp": (lambda: file_of(Image.fromarray(RGB), "BMP"), "unsupported"),
+    "postscript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unsupported"),
+    "16-bit grey png": (lambda: png(4, 5, "grey", bits=16), "unsupported"),
+    "16-bit grey+alpha png": (lambda: png(4, 5, "grey+alpha", bits=16), "unsupported"),
+    "16-bit rgb png": (lambda: png(4, 5, "rgb", bits=16), "unsupported"),
+    "16-bit rgba png": (lambda: png(4, 5, "rgb+alpha", bits=16), "unsupported"),
+    "16-bit grey tiff": (lambda: tiff_of_16_bits(4, 5, 1), "unsupported"),
+    "16-bit rgb tiff": (lambda: tiff_of_16_bits(4, 5, 3), "unsupported"),
+    "float tiff": (lambda: file_of(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"), "unsupported"),
+    "32-bit tiff": (lambda: file_of(Image.fromarray(np.ones((3, 3), np.int32)), "TIFF"), "unsupported"),
+    "a bomb": (lambda: promising_png(60_000, 60_000), "too_large"),
+    "a png without pixels": (lambda: promising_png(8, 8), "malformed"),
+    "a header cut short": (lambda: promising_png(8, 8)[:20], "malformed"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_no_image_of_ours_is_refused_with_its_reason(what: str, tmp_path: Path) -> None:
+    make, reason = REFUSED[what]
+    path = tmp_path / "named.png"
+    path.write_bytes(make())
+    for read in (lambda source: decode(source, 3), decode_indices):
+        with pytest.raises(ImageError) as from_bytes:
+            read(make())
+        assert from_bytes.value.reason == reason
+        with pytest.raises(ImageError, match=r"named\.png: ") as from_file:
+            read(path)
+        assert from_file.value.reason == reason
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_a_truncated_file_is_refused(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    content = file_of(Image.fromarray(noise), kind)
+    with pytest.raises(ImageError) as caught:
+        decode(content[: len(content) // 2], 3)
+    # Where the directory of a format stands at its end, the cut takes the header too.
+    assert caught.value.reason in {"malformed", "unsupported"}
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png: no such file") as caught:
+        decode(tmp_path / "gone.png", 3)
+    assert caught.value.reason == "missing"
+    with pytest.raises(ImageError, match=str(tmp_path)):
+        decode(tmp_path, 3)
+
+
+def test_pixels_are_counted_before_they_are_decoded() -> None:
+    content = png(30, 40, "grey")
+    assert decode(content, 1, max_pixels=30 * 40).shape == (30, 40, 1)
+    with pytest.raises(ImageError, match="40x30 pixels, at most 1199") as caught:
+        decode(content, 1, max_pixels=30 * 40 - 1)
+    assert caught.value.reason == "too_large"
+
+
+SEEDS = {kind: file_of(Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)), kind) for kind in FORMATS}
+
+
+@given(st.sampled_from(sorted(FORMATS)), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6))
+@example("TIFF", [])
+def test_damaged_bytes_are_decoded_or_refused_but_nothing_else(kind: str, changes: list[tuple[int, int]]) -> None:
+    content = bytearray(SEEDS[kind])
+    for place, value in changes:
+        content[place % len(content)] = value
+    try:
+        pixels = decode(bytes(content), 3, max_pixels=10_000)
+    except ImageError as error:
+        assert error.reason in {"malformed", "unsupported", "too_large"}
+    else:
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == 3
