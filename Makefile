@@ -24,11 +24,13 @@ test: lint ## lint, then every test
 	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/.dev ## ruff, mypy, import contracts
-	@$(BIN)/ruff check -q
-	@$(BIN)/ruff format -q --check
-	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
-	@echo "lint: ruff, mypy and the import contracts pass"
+	@failed=0; \
+	$(BIN)/ruff check -q || failed=1; \
+	$(BIN)/ruff format -q --check || failed=1; \
+	$(BIN)/mypy --no-error-summary || failed=1; \
+	contracts="$$($(BIN)/lint-imports --no-logo)" || { echo "$$contracts"; failed=1; }; \
+	if [ $$failed = 0 ]; then echo "lint: ruff, mypy and the import contracts pass"; fi; \
+	exit $$failed
 
 format: $(VENV)/.dev ## let ruff put the code in its form
 	$(BIN)/ruff check --fix

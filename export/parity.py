@@ -95,8 +95,9 @@ class Parity(BaseModel):
         if dependent > self.pixel_tolerance:
             yield f"{where}: {dependent:.3%} of the pixels depend on the rest of the batch"
         if self.logit_tolerance is not None:
-            allowed = self.logit_tolerance * max(case.max_logit or 0 for case in cases)
-            difference = max(case.max_logit_difference or 0 for case in cases)
+            # np.max keeps a NaN that any of the cases holds; the built-in max may lose it.
+            allowed = self.logit_tolerance * np.max([case.max_logit or 0 for case in cases])
+            difference = np.max([case.max_logit_difference or 0 for case in cases])
             if not difference <= allowed:
                 yield f"{where}: logits differ by {difference:.2e}, {allowed:.2e} may"
 

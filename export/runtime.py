@@ -56,12 +56,12 @@ class OnnxModel:
                 providers=list(providers),
                 enable_fallback=0,  # it would try another provider, and print about it on standard output
             )
+            self.inputs = tuple(_signature(node) for node in self._session.get_inputs())
+            self.outputs = tuple(_signature(node) for node in self._session.get_outputs())
         except Exception as error:  # onnxruntime raises bindings' own classes, with no common base but Exception
             raise BundleError(
                 source if isinstance(source, Path) else "model.onnx", [f"onnxruntime cannot load the graph: {error}"]
             ) from error
-        self.inputs = tuple(_signature(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_signature(node) for node in self._session.get_outputs())
         self.providers = tuple(self._session.get_providers())
 
     def masks(self, images_NHWC: U8) -> U8:

@@ -42,7 +42,7 @@ class Scores:
 
 
 def for_speedup(
-    scores: Scores, multiple: int, wanted: float, speedup_of: Callable[[PruningPlan], float], *, halvings: int = 5
+    scores: Scores, multiple: int, wanted: float, speedup_of: Callable[[PruningPlan], float], *, halvings: int = 6
 ) -> PruningPlan:
     """The lightest plan whose measured speed-up is at least `wanted`, by bisection over the ratio.
 

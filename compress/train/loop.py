@@ -137,15 +137,19 @@ class Fit:
         rng = np.random.default_rng([self._settings.seed, epoch])
         torch.manual_seed(int(rng.integers(2**62)))
         self._network.train()
-        total = 0.0
+        losses = []
         for index, batch in enumerate(self._images.epoch(self._settings.batch_size, rng)):
             self._set_learning_rate(epoch * self._steps_an_epoch + index)
             loss = self._step(batch)
-            total += loss
-            bar.advance(1, loss=loss)
-        return total / self._steps_an_epoch
+            if loss is None:
+                bar.advance(1)
+            else:
+                losses.append(loss)
+                bar.advance(1, loss=loss)
+        return sum(losses) / max(1, len(losses))
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch) -> float | None:
+        """The loss of one step; None when it was skipped."""
         device = self._runtime.device
         images = normalised(batch.images_NCHW.to(device, non_blocking=True))
         images, masks = self._augment(images, batch.masks_NHW.to(device, non_blocking=True))
@@ -155,7 +159,7 @@ class Fit:
         loss = self._loss(logits, images, masks)
         if not math.isfinite(loss.item()):
             self._skip(batch)
-            return float("nan")
+            return None
         self._non_finite.clear()
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

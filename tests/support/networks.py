@@ -1,0 +1,58 @@
+"""Networks for tests: UNets with random weights and statistics, and their ONNX graphs, each exported once.
+
+network = random_unet(base=16, depth=2, skip="add")
+graph = exported(network, channels=1, size_multiple=4)
+"""
+
+import hashlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from compress.models import build
+from export.to_onnx import export_onnx
+
+TINY: dict[str, Any] = {"channels": 1, "classes": 3, "base": 16, "depth": 2}
+
+_graphs: dict[str, bytes] = {}
+
+
+def random_unet(seed: int = 0, **arguments: Any) -> nn.Module:
+    """A UNet of `arguments` (else `TINY`) in eval mode, in which no two channels, biases or statistics are alike."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build("unet", {**TINY, **arguments})
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.3)
+                nn.init.normal_(module.running_mean, 0, 0.3)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
+                nn.init.normal_(module.bias, 0, 0.3)
+    return network.eval()
+
+
+def exported(network: nn.Module, *, channels: int = 1, size_multiple: int | None = None) -> onnx.ModelProto:
+    """What `export_onnx` gives for `network`, with mask and logits. An export takes seconds, so each is done once."""
+    with TemporaryDirectory() as folder:
+        multiple = size_multiple or int(network.size_multiple)  # type: ignore[arg-type]
+        return export_once(network, Path(folder) / "model.onnx", channels=channels, size_multiple=multiple)
+
+
+def export_once(network: nn.Module, path: Path, *, channels: int, size_multiple: int) -> onnx.ModelProto:
+    """`export_onnx`, but the same network is not exported a second time in one run of the tests."""
+    network.eval()
+    digest = hashlib.sha256(f"{network} {channels} {size_multiple}".encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    key = digest.hexdigest()
+    if key not in _graphs:
+        _graphs[key] = export_onnx(network, path, channels=channels, size_multiple=size_multiple).SerializeToString()
+    path.write_bytes(_graphs[key])
+    return onnx.load_from_string(_graphs[key])
