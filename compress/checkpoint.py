@@ -95,6 +95,8 @@ def load(path: Path) -> Checkpoint:
 
     Raises CheckpointError.
     """
+    if not path.is_dir():
+        raise CheckpointError(path, ["no such folder"])
     if not is_checkpoint(path):
         raise CheckpointError(path, [f"{MODEL} is missing; `compress train` and `compress prune` make checkpoints"])
     if not (path / WEIGHTS).is_file():

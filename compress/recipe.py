@@ -14,16 +14,20 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from export.errors import RecipeError
+from export.manifest import ModelName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 SizeHW = tuple[Positive, Positive]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Settings(BaseModel):
     """One branch of the tree: unknown names are refused, values are checked where they stand."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class DataSettings(Settings):
@@ -94,7 +98,7 @@ class FitSettings(Settings):
     """Weight of soft Dice beside cross-entropy."""
     validate_every: Positive = 1
     """Epochs between validations; the last epoch is always validated."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TrainSettings(FitSettings):
@@ -157,8 +161,8 @@ class QuantizeSettings(Settings):
 class ExportSettings(Settings):
     """What every bundle carries."""
 
-    name: str | None = None
-    """Model name in the manifest and in URLs; None: from the classes' dataset folder."""
+    name: ModelName | None = None
+    """Model name in the manifest and in URLs; None: that of the bundle's folder."""
     outputs: Literal["mask", "logits", "both"] = "mask"
     golden: Literal["calibration", "synthetic"] = "calibration"
     """Where the golden inputs come from; synthetic when pixels must not leave the house."""

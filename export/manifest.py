@@ -11,6 +11,7 @@ from export.machine import InstructionSet, Machine
 SCHEMA_VERSION = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Precision = Literal["fp32", "int8"]
 Side = Annotated[int, Field(ge=1)]
 
@@ -74,7 +75,7 @@ class Manifest(_Part):
     """manifest.json. `digest` is the SHA-256 of the canonical JSON of everything else."""
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: ModelName
     version: str = "1"
     files: dict[str, Sha256]
     """Every other file of the folder, by relative path."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from compress.cli.common import JsonOption, emit
-from export.errors import DatasetError
+from export.errors import UsageError
 
 app = typer.Typer(help="Check a dataset folder, or write the built-in sample set.", no_args_is_help=True)
 
@@ -31,7 +31,7 @@ def check_command(
         report = check(folder, "auto" if channels == "auto" else _number(channels), progress=progress)
     emit(report.model_dump(mode="json"), render(report), as_json=as_json)
     if report.problems:
-        raise DatasetError(folder, report.problems)
+        raise UsageError(f"{folder}: {len(report.problems)} kinds of problem, listed in the report above")
 
 
 @app.command("sample")

@@ -5,8 +5,6 @@ import sys
 import warnings
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from compress.cli import bench, data, evaluate, export, predict, prune, quantize, run, serve, train, verify
 from export.errors import SegpressError
@@ -52,8 +50,9 @@ def main() -> None:
 def _log_to_stderr() -> None:
     """Warnings of our libraries' internals are for their developers; ours are for the user."""
     warnings.simplefilter("ignore")
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    # A person needs no clock beside each line; a log does, and never a line that is wrapped.
+    form = "%(message)s" if sys.stderr.isatty() else "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr)
     for package in ("compress", "export", "serve", "benchmarks"):
         logging.getLogger(package).setLevel(logging.INFO)
 

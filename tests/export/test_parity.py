@@ -147,15 +147,17 @@ def one_channel(weight: np.ndarray) -> np.ndarray:
     return np.where(np.arange(weight.shape[0]) == 0, 0, weight.T).T.astype(np.float32)
 
 
-@pytest.mark.parametrize("change", [by_a_hundredth, one_channel])
-@pytest.mark.parametrize("layer", ["model.head.weight", "model.stem.0.weight", "model.down.1.3.weight"])
-def test_a_unet_with_one_damaged_layer_fails(layer: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+@pytest.mark.parametrize("change", [None, by_a_hundredth, one_channel])
+@pytest.mark.parametrize("layer", ["model.head.weight", "model.down.1.3.weight"])
+def test_a_unet_with_one_damaged_layer_fails(layer: str, change: Callable[[np.ndarray], np.ndarray] | None) -> None:
     network = random_unet()
     graph = exported(network)
-    proven(network, graph, multiple=4).require()
-    _change(graph, layer, change)
-    with pytest.raises(ParityError, match="logits differ"):
-        proven(network, graph, multiple=4).require()
+    if change is None:
+        proven(network, graph, multiple=4, sizes=[(12, 20)]).require()
+    else:
+        _change(graph, layer, change)
+        with pytest.raises(ParityError, match="logits differ"):
+            proven(network, graph, multiple=4, sizes=[(12, 20)]).require()
 
 
 def quantized_pair(raised: float, logit_step: float) -> Parity:

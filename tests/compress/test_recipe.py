@@ -1,0 +1,121 @@
+"""Every setting of a run: read, overridden, written, read again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomllib
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compress.recipe import Recipe, builtin_recipes
+
+FINITE = {"allow_nan": False, "allow_infinity": False}
+SHARES = st.floats(0, 1)
+POSITIVE = st.floats(1e-9, 1e9, **FINITE)
+COUNTS = st.integers(1, 10**6)
+SIZES = st.none() | st.tuples(COUNTS, COUNTS).map(list)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
+FIT = {
+    "epochs": COUNTS,
+    "batch_size": COUNTS,
+    "learning_rate": POSITIVE,
+    "warmup": SHARES,
+    "ema_decay": st.floats(0, 1, exclude_max=True),
+    "seed": st.integers(0, 2**63 - 1),
+}
+
+
+def trees(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Some of the fields, in any order."""
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+RECIPES = trees(
+    data=trees(
+        path=st.none() | TEXT.filter(lambda text: "\0" not in text),
+        channels=st.sampled_from([1, 3, "auto"]),
+        size=SIZES,
+        crop=SIZES,
+    ),
+    model=trees(base=COUNTS, depth=st.integers(1, 6), skip=st.sampled_from(["concat", "add", "none"])),
+    train=trees(
+        **FIT,
+        device=TEXT,
+        augment=trees(rotate_degrees=st.floats(0, 180), scale=st.tuples(POSITIVE, POSITIVE).map(sorted)),
+    ),
+    prune=trees(ratio=st.floats(0.01, 0.99), latency_size=SIZES, finetune=trees(**FIT, temperature=POSITIVE)),
+    quantize=trees(max_drop=SHARES, force=st.booleans(), calibration_images=COUNTS),
+    export=trees(name=st.none() | st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")),
+    budget=trees(speedup=st.none() | st.floats(1, 100, exclude_min=True), max_drop=st.none() | SHARES),
+    bench=trees(threads=st.none() | COUNTS),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(RECIPES)
+def test_a_recipe_that_is_written_and_read_is_the_same(tmp_path: Path, tree: dict[str, Any]) -> None:
+    recipe = Recipe.model_validate(tree)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.load(path) == recipe
+    assert Recipe.load(path).to_toml() == recipe.to_toml()
+    assert tomllib.loads(recipe.to_toml()) == recipe.as_tree()
+
+
+def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").touch()
+    assert Recipe.load(tmp_path / "empty.toml") == Recipe() == Recipe.load() == Recipe.load(None, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "value"),
+    [
+        ("train.epochs=20", ("train", "epochs"), 20),
+        ("train.learning_rate=2e-4", ("train", "learning_rate"), 2e-4),
+        ("train.learning_rate=1", ("train", "learning_rate"), 1.0),
+        ("data.path=/data/with space", ("data", "path"), Path("/data/with space")),
+        ("data.path='quoted'", ("data", "path"), Path("quoted")),
+        ("data.channels=3", ("data", "channels"), 3),
+        ("data.channels=auto", ("data", "channels"), "auto"),
+        ("data.size=[96, 128]", ("data", "size"), (96, 128)),
+        ("quantize.force=true", ("quantize", "force"), True),
+        ("prune.finetune.epochs=3", ("prune", "finetune", "epochs"), 3),
+        ("train.augment.scale=[0.5, 2]", ("train", "augment", "scale"), (0.5, 2.0)),
+        ("train.precision = bfloat16", ("train", "precision"), "bfloat16"),
+    ],
+)
+def test_an_override_has_the_type_of_its_setting(text: str, place: tuple[str, ...], value: object) -> None:
+    found: Any = Recipe.load(None, [text])
+    for name in place:
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value) or isinstance(value, Path)
+
+
+def test_overrides_win_over_the_file_and_the_last_over_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nepochs = 5\nbatch_size = 2\n[train.augment]\nbrightness = 0.5\n")
+    recipe = Recipe.load(path, ["train.epochs=6", "train.epochs=7", "train.augment.contrast=0.25"])
+    assert (recipe.train.epochs, recipe.train.batch_size) == (7, 2)
+    assert (recipe.train.augment.brightness, recipe.train.augment.contrast) == (0.5, 0.25)
+
+
+def test_a_whole_section_may_be_given() -> None:
+    assert Recipe.load(None, ["train={epochs = 3}"]).train.epochs == 3
+
+
+def test_built_in_recipes_load_by_name_and_by_path() -> None:
+    assert "demo" in builtin_recipes()
+    for name, path in builtin_recipes().items():
+        recipe = Recipe.load(name)
+        assert recipe == Recipe.load(path)
+        # `compress run` needs to know how much to prune.
+        assert recipe.prune.speedup or recipe.prune.ratio
+    assert Recipe.load("demo").export.name == "coastlines"
+
+
+def test_a_file_of_a_built_in_name_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_text("[train]\nepochs = 2\n")
+    assert Recipe.load("demo").train.epochs == 2

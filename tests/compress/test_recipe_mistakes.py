@@ -1,0 +1,98 @@
+"""Recipes and overrides that mean nothing: each message names the place, the reason, and the nearest known name."""
+
+from pathlib import Path
+
+import pytest
+
+from compress.recipe import Recipe
+from export.errors import RecipeError
+
+FILES = {
+    "not TOML": ("epochs: 20", ["not TOML"]),
+    "cut short": ("[train\nepochs = 20", ["not TOML", "line 1"]),
+    "twice": ("[train]\nepochs = 1\nepochs = 2", ["not TOML"]),
+    "a section that is none": ("[trian]\nepochs = 1", ["trian: no such setting; did you mean 'train'?"]),
+    "a name that is none": ("[train]\nepoch = 1", ["train.epoch: no such setting; did you mean 'epochs'?"]),
+    "deeper": (
+        "[prune.finetune]\nlearning_rat = 1",
+        ["prune.finetune.learning_rat: no such setting; did you mean 'learning_rate'?"],
+    ),
+    "nothing like it": ("[bench]\nzzz = 1", ["bench.zzz: no such setting; known here: rounds, threads"]),
+    "a word for a number": ("[train]\nepochs = 'many'", ["train.epochs = 'many': Input should be a valid integer"]),
+    "none at all": ("[train]\nepochs = 0", ["train.epochs = 0: Input should be greater than or equal to 1"]),
+    "a share above one": ("[quantize]\nmax_drop = 3", ["quantize.max_drop = 3: Input should be less than or equal to 1"]),
+    "an unknown word": ("[model]\nupsampling = 'cubic'", ["model.upsampling = 'cubic'", "'nearest', 'bilinear' or"]),
+    "a size of one number": ("[data]\nsize = [64]", ["data.size"]),
+    "a range that is none": ("[train.augment]\nscale = [2.0, 1.0]", ["train.augment", "[2.0, 1.0] is not a range"]),
+    "two goals": ("[prune]\nspeedup = 2.0\nratio = 0.5", ["prune", "speedup and ratio exclude each other"]),
+    "no gain": ("[prune]\nspeedup = 1.0", ["prune.speedup = 1.0: Input should be greater than 1"]),
+    "a value for a section": ("train = 3", ["train = 3"]),
+    "infinite": ("[train]\nlearning_rate = inf", ["train.learning_rate = inf: Input should be a finite number"]),
+    "no number": ("[train]\ndice_weight = nan", ["train.dice_weight = nan: Input should be a finite number"]),
+    "a seed below nought": ("[train]\nseed = -1", ["train.seed = -1: Input should be greater than or equal to 0"]),
+    "a name that fits no URL": ("[export]\nname = 'my model'", ["export.name = 'my model'"]),
+    "everything": (
+        "[train]\nepochs = 0\nwarmup = 2\n[data]\ncolour = 3\n[prune]\nratio = 7",
+        ["4 problems", "train.epochs = 0", "train.warmup = 2", "data.colour: no such setting", "prune.ratio = 7"],
+    ),
+}
+
+LINES = {
+    "no value": ("train.epochs", ["'train.epochs': write section.name=value"]),
+    "no name": ("=3", ["'=3': write section.name=value"]),
+    "an empty part": ("train..epochs=3", ["'train..epochs=3': write section.name=value"]),
+    "through a value": ("data.path.name=3", ["data.path = {'name': 3}"]),
+    "unknown": ("train.epocs=3", ["train.epocs: no such setting; did you mean 'epochs'?"]),
+    "another type": ("train.epochs=many", ["train.epochs = 'many': Input should be a valid integer"]),
+    "half a number": ("train.epochs=2.5", ["train.epochs = 2.5"]),
+    "a section": ("train=3", ["train = 3"]),
+    "not finite": ("budget.speedup=inf", ["budget.speedup = inf: Input should be a finite number"]),
+    "beyond 64 bits": (f"train.seed={2**64}", ["train.seed"]),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_malformed_recipe_is_refused(what: str, tmp_path: Path) -> None:
+    text, expected = FILES[what]
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert str(caught.value).startswith(f"recipe {path}: ")
+    assert [part for part in expected if part not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_a_malformed_override_is_refused(what: str) -> None:
+    text, expected = LINES[what]
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(None, [text])
+    assert [part for part in expected if part not in str(caught.value)] == []
+
+
+def test_all_malformed_overrides_are_told_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load("demo", ["epochs", "train.epochs=3", "=1"])
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["'epochs'", "'=1'"]
+
+
+def test_an_override_cannot_go_through_a_value_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[data]\npath = '/data'\n")
+    with pytest.raises(RecipeError, match=r"'data\.path\.name=3': path is a value, not a section"):
+        Recipe.load(path, ["data.path.name=3"])
+
+
+@pytest.mark.parametrize("source", ["dmeo", "nowhere/mine.toml", ""])
+def test_a_recipe_that_is_not_there_names_the_built_in_ones(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"no such file; give a TOML file or a built-in recipe \(.*demo"):
+        Recipe.load(source)
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b"\xff\xfe\x00[train]")
+    with pytest.raises(RecipeError, match="not TOML"):
+        Recipe.load(tmp_path / "r.toml")
