@@ -21,7 +21,7 @@ demo: $(VENV)/.all ## the whole way on the built-in sample set, into runs/demo
 	$(BIN)/compress run demo --out runs/demo
 
 test: lint ## lint, then every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	@failed=0; \

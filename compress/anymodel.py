@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from compress.data.evaluation import EvaluationImages
+from compress.data.evaluation import EvaluationImages, nothing_counts
 from compress.data.folder import Split, open_dataset
 from compress.data.match import require_classes
 from compress.progress import task
@@ -31,7 +31,7 @@ class AnyModel:
 
 
 def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
-    """Load what `path` is.
+    """Load what `path` is, to run with `threads` threads (a checkpoint: torch's, of the whole process).
 
     Raises UsageError when it is neither, BundleError or CheckpointError when it is a damaged one,
     MissingExtraError for a checkpoint where torch is not installed.
@@ -42,9 +42,11 @@ def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
         segment = loaded.segmenter(threads=threads).segment
         return AnyModel(path, "bundle", manifest.channels, manifest.classes, manifest.colours, segment)
     if (path / "model.json").is_file():
-        require("torch", extra="train", purpose=f"{path} is a checkpoint; running it")
+        torch = require("torch", extra="train", purpose=f"{path} is a checkpoint; running it")
         from compress import checkpoint
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         source = checkpoint.load(path)
         card = source.card
         return AnyModel(path, "checkpoint", card.channels, card.classes, card.colours, source.segmenter())
@@ -63,4 +65,7 @@ def evaluate(path: Path, data: Path, *, split: Split = "test", threads: int | No
     if not len(images):
         raise UsageError(f"{data} has no images in its {split} split")
     with task(f"score {split}", len(images)) as bar:
-        return score(model.segment, images, model.classes, on_image=bar.advance)
+        result = score(model.segment, images, model.classes, on_image=bar.advance)
+    if not result.counts.any():
+        raise nothing_counts(dataset, split)
+    return result

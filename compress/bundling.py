@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.checkpoint import Checkpoint, ModelCard
-from compress.data.evaluation import EvaluationImages, drawn_by_name
+from compress.data.evaluation import EvaluationImages, drawn_by_name, nothing_counts
 from compress.data.folder import Dataset
 from compress.progress import task
 from compress.recipe import ExportSettings, Recipe
@@ -100,10 +100,16 @@ def segmenter_of(card: ModelCard, model: OnnxModel) -> Segmenter:
 
 
 def score_on(dataset: Dataset, split: str, card: ModelCard, model: OnnxModel, title: str) -> Score:
-    """Score a graph on a split, through ONNX Runtime, with a progress bar."""
+    """Score a graph on a split, through ONNX Runtime, with a progress bar.
+
+    Raises DatasetError when every mask of the split is void everywhere.
+    """
     images = EvaluationImages(dataset, split)  # type: ignore[arg-type]
     with task(title, len(images)) as bar:
-        return score(segmenter_of(card, model).segment, images, card.classes, on_image=bar.advance)
+        result = score(segmenter_of(card, model).segment, images, card.classes, on_image=bar.advance)
+    if not result.counts.any():
+        raise nothing_counts(dataset, split)
+    return result
 
 
 def golden_images(dataset: Dataset | None, card: ModelCard, settings: ExportSettings) -> list[tuple[str, U8]]:

@@ -23,6 +23,7 @@ from compress.models.plan import PruningPlan
 from export.errors import CheckpointError
 from export.files import sha256_file, write_atomic
 from export.images import U8, Geometry
+from export.manifest import Side
 from export.to_onnx import MEAN, STD
 
 WEIGHTS = "weights.safetensors"
@@ -42,7 +43,7 @@ class ModelCard(BaseModel):
     channels: Literal[1, 3]
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
-    size: tuple[int, int] | None
+    size: tuple[Side, Side] | None
     """Images are resized to this (height, width); None: never."""
     size_multiple: int = Field(ge=1)
     parents: dict[str, str]

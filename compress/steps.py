@@ -76,8 +76,13 @@ class StepFolder:
 def finished(out: Path, plan: StepPlan) -> dict[str, Any] | None:
     """The record of `out` when it was made from the same inputs with the same settings, else None."""
     partial = _partial(out)
-    if (partial / RECORD).exists() and not (partial / _KEY).exists():
-        _replace(partial, out)  # a kill came between the last write and the rename
+    if _is_whole(partial):
+        # A kill came between the last write and the rename; or another run is about to rename.
+        with contextlib.suppress(BusyError), _locked(partial, out):
+            if _is_whole(partial):
+                _replace(partial, out)
+    if out.exists():
+        shutil.rmtree(_old(out), ignore_errors=True)
     record = read_record(out)
     return record if record is not None and record.get("key") == plan.key else None
 
@@ -95,12 +100,14 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
     """The partial folder of `out`, locked; renamed to `out` when the block ends without an exception.
 
-    Raises BusyError when another run holds it, UsageError when `out` holds something that is no step.
+    Raises BusyError when another run holds it, UsageError when `out` holds something else or cannot be written.
     """
-    if out.exists() and read_record(out) is None and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and was not made by this tool; give another --out, or move it away")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _require_free(out, plan)
     partial = _partial(out)
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error}") from error
     with _locked(partial, out):
         _prepare(partial, plan)
         yield StepFolder(partial, time.monotonic())
@@ -109,11 +116,42 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
         _replace(partial, out)
 
 
+def require_apart(out: Path, source: Path) -> None:
+    """Raises UsageError when a step would put its result in the place of what it is made from."""
+    if out.resolve() == source.resolve():
+        raise UsageError(f"{out} is what the step starts from, and would be replaced by its result; give another --out")
+
+
 _KEY = ".key"
 
 
+def _require_free(out: Path, plan: StepPlan) -> None:
+    record = read_record(out)
+    if record is not None and record.get("step") != plan.name:
+        raise UsageError(
+            f"{out} holds the result of another step ({record.get('step')}); give another --out, or remove it"
+        )
+    if out.exists() and record is None and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and was not made by this tool; give another --out, or move it away")
+
+
 def _partial(out: Path) -> Path:
-    return out.with_name(f".{out.name}.partial")
+    return _beside(out, "partial")
+
+
+def _old(out: Path) -> Path:
+    return _beside(out, "old")
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    whole = out.resolve()
+    if not whole.name or whole == Path.cwd():
+        raise UsageError(f"{out} cannot be replaced by the result of a step; give --out a folder to make")
+    return whole.with_name(f".{whole.name}.{suffix}")
+
+
+def _is_whole(partial: Path) -> bool:
+    return (partial / RECORD).exists() and not (partial / _KEY).exists()
 
 
 def _prepare(partial: Path, plan: StepPlan) -> None:
@@ -121,7 +159,8 @@ def _prepare(partial: Path, plan: StepPlan) -> None:
     if key.exists() and key.read_text() == plan.key:
         log.info("continuing what an earlier run left in %s", partial)
         return
-    for path in partial.iterdir():
+    # The key goes last: without it, what is left after a kill would pass for whole.
+    for path in sorted(partial.iterdir(), key=lambda path: path == key):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -131,7 +170,7 @@ def _prepare(partial: Path, plan: StepPlan) -> None:
 
 def _replace(partial: Path, out: Path) -> None:
     """Rename into place; a folder cannot be swapped in one call, so the old one steps aside first."""
-    old = out.with_name(f".{out.name}.old")
+    out, old = out.resolve(), _old(out)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
@@ -142,13 +181,16 @@ def _replace(partial: Path, out: Path) -> None:
 @contextlib.contextmanager
 def _locked(partial: Path, out: Path) -> Iterator[None]:
     """Hold the partial folder itself: the kernel lets go when the process ends, however it ends."""
+    busy = f"another run is writing {out}; wait for it, or give another --out"
     partial.mkdir(exist_ok=True)
     handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(f"another run is writing {out}; wait for it, or give another --out") from error
+            raise BusyError(busy) from error
+        if not partial.exists() or not os.path.samestat(os.fstat(handle), partial.stat()):
+            raise BusyError(busy)  # the other run renamed the folder before it let go
         yield
     finally:
         os.close(handle)

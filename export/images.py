@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from export.errors import ImageError, ShapeError
 
@@ -217,7 +217,8 @@ class _Opened:
 
 def _is_eight_bits(image: Image.Image) -> bool:
     """Pillow cuts 16-bit colour down to 8 by itself: its mode does not tell, the raw mode of its tiles does."""
-    return image.mode in _EIGHT_BIT_MODES and not any(";16" in str(tile.args) for tile in image.tile)
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return image.mode in _EIGHT_BIT_MODES and not any(";16" in str(tile.args) for tile in tiles)
 
 
 def _header(image: Image.Image) -> Header:

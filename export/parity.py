@@ -3,7 +3,7 @@
 Float: torch against the shipped graph, |Δlogit| <= 1e-3 · max|logit| and <= 0.01 % of the pixels. INT8: the
 optimised graph against the graph as written, <= 0.1 % of the pixels, ties left out: where the two best logits
 of a pixel are less than two quantization steps apart, rounding alone decides, and of a model that is unsure of
-many pixels it decides many. Ties too may differ in no more than 1 %. Both: a batch equals its singles.
+many pixels it decides many. Ties too may differ in no more than 5 %. Both: a batch equals its singles.
 
 N batch, H height, W width, C channels, K classes.
 """
@@ -28,7 +28,7 @@ BATCHES = (1, 2, 3, 8)
 LOGIT_TOLERANCE = 1e-3
 FLOAT_PIXELS = 0.0001
 INT8_PIXELS = 0.001
-INT8_TIES = 0.01
+INT8_TIES = 0.05
 TIE_STEPS = 2
 
 
@@ -91,7 +91,10 @@ class Parity(BaseModel):
             yield f"{where}: {differing:.3%} of the pixels differ, {self.pixel_tolerance:.3%} may"
         ties = sum(case.batch * case.differing_ties for case in cases) / images
         if ties > INT8_TIES:
-            yield f"{where}: {ties:.3%} of the pixels differ in ties, {INT8_TIES:.3%} may"
+            yield (
+                f"{where}: {ties:.3%} of the pixels differ in ties, {INT8_TIES:.3%} may; the network is unsure of too "
+                "many pixels to be proven, train it for longer"
+            )
         if dependent > self.pixel_tolerance:
             yield f"{where}: {dependent:.3%} of the pixels depend on the rest of the batch"
         if self.logit_tolerance is not None:
@@ -113,8 +116,15 @@ def batches(images: Sequence[U8], multiple: int, sizes: Sequence[tuple[int, int]
 
 
 def sizes_to_prove(image: U8, multiple: int) -> tuple[tuple[int, int], ...]:
-    """The images' own size and two others, neither of which the exporter traced; padding is left to the caller."""
-    return image.shape[:2], (5 * multiple, 3 * multiple), (7 * multiple, 9 * multiple)
+    """The image's own size and two others, neither of which the exporter traced; padding is left to the caller.
+
+    The others are odd multiples of the model's `multiple`, and large enough to judge a share of pixels by.
+    """
+
+    def odd(side: int) -> int:
+        return multiple * (side // multiple | 1)
+
+    return image.shape[:2], (odd(80), odd(48)), (odd(112), odd(144))
 
 
 def float_parity(

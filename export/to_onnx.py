@@ -64,6 +64,7 @@ def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: i
         raise WorkFailedError(f"torch.onnx.export cannot export {type(model).__name__}: {error}") from error
     proto = onnx.load(str(path))
     _name_dimensions(proto)
+    _forget_where_it_was_made(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -110,6 +111,18 @@ def _name_dimensions(proto: onnx.ModelProto) -> None:
         for dim, name in zip(dims, names, strict=False):
             if name and dim.HasField("dim_param"):
                 dim.dim_param = name
+
+
+def _forget_where_it_was_made(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: stack traces with paths of this machine, and what differs from export to export.
+
+    Two exports of the same weights are then the same file, to the byte.
+    """
+    graph = proto.graph
+    del graph.value_info[:]
+    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 @contextlib.contextmanager

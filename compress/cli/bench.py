@@ -49,4 +49,5 @@ def latency_command(
     )
     if not as_json:
         show_table(terminal_table(report))
-    emit(report.model_dump(mode="json"), f"report: {out / 'report.html'}", as_json=as_json)
+    page = next(path for path in (out / "report.html", out / "report.md") if path.exists())
+    emit(report.model_dump(mode="json"), f"report: {page}", as_json=as_json)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from compress.data.folder import Dataset, Sample, Split
+from export.errors import DatasetError
 from export.images import U8
 
 
@@ -25,6 +26,11 @@ class EvaluationImages:
         """(name, image HWC), without the truth."""
         for sample in self.samples:
             yield sample.name, self.dataset.read_image(sample)
+
+
+def nothing_counts(dataset: Dataset, split: str) -> DatasetError:
+    """What to raise for a split that has no mIoU."""
+    return DatasetError(dataset.path, [f"{split}: every mask is void everywhere; nothing can be scored there"])
 
 
 def drawn_by_name(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:

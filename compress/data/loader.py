@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.data.evaluation import EvaluationImages
+from compress.data.evaluation import EvaluationImages, nothing_counts
 from compress.data.folder import Dataset
 from export.images import PAD_VALUE, U8, Geometry, resize_image, resize_mask
 from export.scoring import VOID
@@ -89,11 +89,14 @@ class ValidationImages:
     """The validation split in memory, batched by padded size, so that an epoch's validation is short."""
 
     def __init__(self, dataset: Dataset, *, size: tuple[int, int] | None, multiple: int) -> None:
+        """Raises DatasetError when every mask is void everywhere."""
         self.classes = dataset.classes
         self._prepared = []
         for name, image, truth in EvaluationImages(dataset, "val"):
             geometry = Geometry.plan(*image.shape[:2], size=size, multiple=multiple)
             self._prepared.append(_Prepared(name, geometry.fit(image), geometry, truth))
+        if all((item.truth == VOID).all() for item in self._prepared):
+            raise nothing_counts(dataset, "val")
 
     @property
     def typical_size(self) -> tuple[int, int]:

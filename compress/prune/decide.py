@@ -50,15 +50,16 @@ def for_speedup(
     """
     low, high = 0.0, 1.0
     best = scores.plan(high, multiple)
-    if speedup_of(best) < wanted:
+    measured = {best: speedup_of(best)}
+    if measured[best] < wanted:
         return best
-    tried = {best}
     for _ in range(halvings):
         ratio = (low + high) / 2
         plan = scores.plan(ratio, multiple)
-        if plan in tried or speedup_of(plan) >= wanted:
+        if plan not in measured:
+            measured[plan] = speedup_of(plan)
+        if measured[plan] >= wanted:
             best, high = plan, ratio
         else:
             low = ratio
-        tried.add(plan)
     return best

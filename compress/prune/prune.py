@@ -17,7 +17,7 @@ from compress.progress import say
 from compress.prune.decide import Scores, for_speedup
 from compress.prune.probe import LatencyProbe
 from compress.recipe import PruneSettings, Recipe
-from compress.steps import StepFolder, StepPlan, finished, running
+from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train.batchnorm import reestimate
 from compress.train.loop import Fit, Runtime, Teacher, validate
 from compress.train.precision import pick_device
@@ -44,6 +44,7 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     if recipe.prune.ratio is None and recipe.prune.speedup is None:
         raise UsageError("nothing says how much to prune; give --speedup 4 or --ratio 0.5")
     source = checkpoint.load(parent)
+    require_apart(out, parent)
     dataset = require_sound(data, source.card.channels)
     require_classes(dataset, source.card.classes, parent)
     plan = StepPlan(

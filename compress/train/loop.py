@@ -154,10 +154,13 @@ class Fit:
         images = normalised(batch.images_NCHW.to(device, non_blocking=True))
         images, masks = self._augment(images, batch.masks_NHW.to(device, non_blocking=True))
         images = images.contiguous(memory_format=torch.channels_last)
+        statistics = [buffer.clone() for buffer in self._network.buffers()]
         with autocast(self._runtime.precision, device):
             logits = self._network(images)
         loss = self._loss(logits, images, masks)
         if not math.isfinite(loss.item()):
+            for buffer, before in zip(self._network.buffers(), statistics, strict=True):
+                buffer.copy_(before)  # one forward pass over what is no number spoils BatchNorm's averages for good
             self._skip(batch)
             return None
         self._non_finite.clear()

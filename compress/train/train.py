@@ -14,7 +14,7 @@ from compress.data.folder import Dataset
 from compress.data.loader import TrainingImages, ValidationImages
 from compress.progress import say, task
 from compress.recipe import Recipe
-from compress.steps import StepFolder, StepPlan, finished, running
+from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train.loop import Fit, Runtime
 from compress.train.precision import Choice, choose, pick_device
 from export.errors import CheckpointError, RecipeError
@@ -34,6 +34,8 @@ def train(data: Path, out: Path, recipe: Recipe | None = None, *, init: Path | N
     diverges.
     """
     recipe = recipe or Recipe()
+    if init is not None:
+        require_apart(out, init)
     dataset = require_sound(data, recipe.data.channels)
     plan = StepPlan(
         "train",

@@ -1,0 +1,167 @@
+"""Augmentation: the mask follows the image exactly, and never holds a value that was not there."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from compress.data.augment import Augment
+from compress.recipe import AugmentSettings
+from export.scoring import VOID
+
+NOTHING: dict[str, Any] = {
+    "flip_horizontal": 0.0,
+    "flip_vertical": 0.0,
+    "rotate_degrees": 0.0,
+    "scale": (1.0, 1.0),
+    "brightness": 0.0,
+    "contrast": 0.0,
+}
+
+
+def augmented(images: Tensor, masks: Tensor, *, seed: int = 0, **settings: Any) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    out: tuple[Tensor, Tensor] = Augment(AugmentSettings(**{**NOTHING, **settings}))(images, masks)
+    return out
+
+
+def blobs(count: int, *, side: int = 64, classes: int = 3, seed: int = 0) -> Tensor:
+    """Masks of a few large shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, classes, 4, 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=True)
+    return smooth.argmax(1).to(torch.uint8)
+
+
+def painted(masks: Tensor) -> Tensor:
+    """The image that shows the mask: 1, 2, 3 ... so that the padding value 0 is none of them."""
+    return masks[:, None].float() + 1
+
+
+def seen(images: Tensor) -> Tensor:
+    return images[:, 0].round() - 1
+
+
+def inside(masks: Tensor) -> Tensor:
+    """Pixels whose neighbours are all of their own class, and in the frame."""
+    known = torch.where(masks == VOID, -1, masks.long()).float()[:, None]
+    padded = torch.nn.functional.pad(known, (2, 2, 2, 2), value=-1)
+    high = torch.nn.functional.max_pool2d(padded, 5, stride=1)
+    low = -torch.nn.functional.max_pool2d(-padded, 5, stride=1)
+    return ((high == low) & (known >= 0))[:, 0]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 10.0, 45.0, 180.0]),
+    st.sampled_from([(1.0, 1.0), (0.8, 1.25), (0.5, 0.5), (1.7, 1.7)]),
+    st.sampled_from([(48, 64), (64, 48), (63, 33)]),
+)
+def test_a_mask_follows_its_image(
+    seed: int, rotate_degrees: float, scale: tuple[float, float], size: tuple[int, int]
+) -> None:
+    masks = blobs(4, seed=seed)[:, : size[0], : size[1]]
+    images, moved = augmented(
+        painted(masks),
+        masks,
+        seed=seed,
+        flip_horizontal=0.5,
+        flip_vertical=0.5,
+        rotate_degrees=rotate_degrees,
+        scale=scale,
+    )
+    assert images.shape == painted(masks).shape
+    assert moved.shape == masks.shape
+    assert moved.dtype == torch.uint8
+    sure = inside(moved)
+    assert sure.float().mean() > 0.05
+    assert torch.equal(seen(images)[sure], moved[sure].float())
+    # At the edges bilinear and nearest part; were one shifted against the other by half a pixel, more would.
+    known = moved != VOID
+    assert (seen(images)[known] == moved[known].float()).float().mean() > 0.95
+
+
+@given(st.integers(0, 100), st.booleans(), st.booleans(), st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=20, deadline=None)
+def test_flips_are_exact(seed: int, horizontal: bool, vertical: bool, height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(3, 2, height, width, generator=generator)
+    masks = torch.randint(0, 256, (3, height, width), generator=generator).to(torch.uint8)
+    flipped = augmented(images, masks, flip_horizontal=float(horizontal), flip_vertical=float(vertical))
+    axes = [-1] * horizontal + [-2] * vertical
+    assert torch.equal(flipped[0], images.flip(axes))
+    assert torch.equal(flipped[1], masks.flip(axes))
+
+
+def test_each_image_of_a_batch_is_drawn_for_itself_and_the_seed_decides() -> None:
+    masks = blobs(1).expand(16, -1, -1)
+    chosen: dict[str, Any] = {"flip_horizontal": 0.5, "rotate_degrees": 20.0, "brightness": 0.2}
+    images, moved = augmented(painted(masks), masks, seed=3, **chosen)
+    assert len({tuple(mask.flatten().tolist()) for mask in moved}) > 10
+    again = augmented(painted(masks), masks, seed=3, **chosen)
+    assert torch.equal(images, again[0])
+    assert torch.equal(moved, again[1])
+    assert not torch.equal(images, augmented(painted(masks), masks, seed=4, **chosen)[0])
+
+
+def test_half_the_images_are_flipped_when_half_are_asked_for() -> None:
+    masks = torch.zeros(400, 4, 4, dtype=torch.uint8)
+    masks[:, :, 0] = 1
+    _, moved = augmented(painted(masks), masks, flip_horizontal=0.5)
+    flipped = int((moved[:, 0, -1] == 1).sum())
+    assert 150 < flipped < 250
+    assert int((moved[:, 0, 0] == 1).sum()) == 400 - flipped
+
+
+def test_what_comes_from_outside_the_frame_is_void_and_padding() -> None:
+    masks = blobs(4)
+    images, moved = augmented(painted(masks), masks, scale=(0.5, 0.5))
+    assert (moved == VOID).float().mean() == pytest.approx(0.75, abs=0.01)
+    assert (moved[:, :14] == VOID).all()
+    assert (moved[:, 20:44, 20:44] != VOID).all()
+    assert (images[:, 0, :14] == 0).all()
+    # A zoom by two shows the middle quarter, and nothing from outside.
+    _, zoomed = augmented(painted(masks), masks, scale=(2.0, 2.0))
+    assert (zoomed != VOID).all()
+    agreement = zoomed == masks[:, 16:48, 16:48].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert agreement.float().mean() > 0.95
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sets(st.sampled_from([0, 1, 2, 100, 253, 254, VOID]), min_size=1))
+def test_no_class_is_invented(seed: int, values: set[int]) -> None:
+    held = torch.tensor(sorted(values), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    masks = held[torch.randint(len(held), (2, 24, 24), generator=generator)]
+    _, moved = augmented(
+        torch.zeros(2, 1, 24, 24), masks, seed=seed, flip_horizontal=0.5, rotate_degrees=30.0, scale=(0.7, 1.4)
+    )
+    assert set(moved.unique().tolist()) <= values | {VOID}
+
+
+def test_light_changes_the_image_and_not_the_mask() -> None:
+    masks = blobs(64)
+    plain = painted(masks)
+    images, moved = augmented(plain, masks, brightness=0.2, contrast=0.3)
+    assert torch.equal(moved, masks)
+    # Of each image two levels tell gain and offset.
+    for image, mask in zip(images[:, 0], masks, strict=True):
+        levels = {int(k): image[mask == k] for k in mask.unique()}
+        assert all(torch.allclose(level, level[0].expand_as(level), atol=1e-6) for level in levels.values())
+        if {0, 1} <= levels.keys():
+            gain = float(levels[1][0] - levels[0][0])
+            offset = float(levels[0][0]) - gain
+            assert 0.7 <= gain <= 1.3
+            assert -0.2 <= offset <= 0.2
+    assert images.mean((1, 2, 3)).std() > plain.mean((1, 2, 3)).std()
+
+
+def test_without_augmentation_nothing_changes() -> None:
+    masks = blobs(2)
+    images, moved = augmented(painted(masks), masks)
+    assert torch.equal(images, painted(masks))
+    assert torch.equal(moved, masks)

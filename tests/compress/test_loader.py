@@ -1,0 +1,131 @@
+"""Batches for training and validation: drawn from a seed, cropped and padded alike in image and mask."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.datasets import write_dataset
+
+from compress.data.folder import Dataset, open_dataset
+from compress.data.loader import Batch, TrainingImages, ValidationImages
+from export.errors import DatasetError
+from export.images import PAD_VALUE, U8, encode_image, encode_mask
+from export.scoring import VOID
+
+SIZES = [(30, 44), (40, 20), (24, 24)]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Images of three sizes, whose pixels are 20 · class + 10: an image shows its own mask."""
+    path = write_dataset(tmp_path_factory.mktemp("data") / "mixed", counts={"train": 6, "val": 5, "test": 1}, size=SIZES)
+    dataset = open_dataset(path)
+    for sample in (*dataset.train, *dataset.val):
+        mask = dataset.read_mask(sample)
+        sample.image.write_bytes(encode_image(painted(mask)))
+    return open_dataset(path)
+
+
+def painted(mask_HW: U8) -> U8:
+    return np.where(mask_HW == VOID, PAD_VALUE, 20 * mask_HW + 10).astype(np.uint8)[..., None]
+
+
+def training(dataset: Dataset, *, crop: tuple[int, int] | None = None, size: tuple[int, int] | None = None) -> TrainingImages:
+    return TrainingImages(dataset, size=size, crop=crop, multiple=8)
+
+
+def epoch(images: TrainingImages, seed: int = 0, batch_size: int = 2) -> list[Batch]:
+    return list(images.epoch(batch_size, np.random.default_rng(seed)))
+
+
+def shows_its_mask(batch: Batch) -> bool:
+    """Padding included: 128 where the mask is void."""
+    expected = np.stack([painted(mask) for mask in batch.masks_NHW.numpy()]).transpose(0, 3, 1, 2)
+    return np.array_equal(batch.images_NCHW.numpy(), expected)
+
+
+@pytest.mark.parametrize("crop", [None, (16, 16), (8, 32), (100, 100)])
+def test_image_and_mask_are_cropped_and_padded_alike(mixed: Dataset, crop: tuple[int, int] | None) -> None:
+    images = training(mixed, crop=crop)
+    for seed in range(5):
+        for batch in epoch(images, seed):
+            assert batch.images_NCHW.dtype == batch.masks_NHW.dtype == torch.uint8
+            assert shows_its_mask(batch)
+            height, width = batch.masks_NHW.shape[1:]
+            assert height % 8 == width % 8 == 0
+            if crop == (16, 16):
+                assert (height, width) == (16, 16)
+                assert not (batch.masks_NHW == VOID).any()
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_that_the_seed_decides(mixed: Dataset) -> None:
+    images = training(mixed, crop=(8, 8))
+    orders = []
+    for seed in range(6):
+        first, again = epoch(images, seed), epoch(images, seed)
+        shown = [name for batch in first for name in batch.names]
+        assert sorted(shown) == [sample.name for sample in mixed.train]
+        assert all(torch.equal(a.images_NCHW, b.images_NCHW) for a, b in zip(first, again, strict=True))
+        orders.append(tuple(shown))
+    assert len(set(orders)) > 4
+
+
+def test_crops_come_from_everywhere(mixed: Dataset) -> None:
+    images = training(mixed, crop=(16, 16))
+    seen = {tuple(batch.masks_NHW.flatten().tolist()) for seed in range(20) for batch in epoch(images, seed, 1)}
+    assert len(seen) > 40
+
+
+@pytest.mark.parametrize(("batch_size", "batches", "shown"), [(1, 6, 6), (4, 1, 4), (6, 1, 6), (50, 1, 6)])
+def test_batches_are_full_unless_there_are_too_few_images(
+    mixed: Dataset, batch_size: int, batches: int, shown: int
+) -> None:
+    images = training(mixed)
+    assert images.batches(batch_size) == batches
+    assert sum(len(batch.names) for batch in epoch(images, batch_size=batch_size)) == shown
+
+
+def test_images_are_resized_once_and_masks_nearest(mixed: Dataset) -> None:
+    for batch in epoch(training(mixed, size=(24, 40))):
+        assert batch.masks_NHW.shape[1:] == (24, 40)
+        assert set(batch.masks_NHW.unique().tolist()) <= {0, 1}
+
+
+def test_progress_is_told_image_by_image(mixed: Dataset) -> None:
+    told: list[int] = []
+    images = TrainingImages(mixed, size=None, crop=None, multiple=8, on_image=lambda: told.append(1))
+    assert len(told) == len(images) == 6
+
+
+@pytest.mark.parametrize("size", [None, (16, 24)])
+def test_predictions_come_back_at_the_size_of_the_masks(mixed: Dataset, size: tuple[int, int] | None) -> None:
+    validation = ValidationImages(mixed, size=size, multiple=16)
+
+    def masks_of(images_NCHW: torch.Tensor) -> U8:
+        assert images_NCHW.shape[2] % 16 == images_NCHW.shape[3] % 16 == 0
+        grey = images_NCHW[:, 0].numpy()
+        return np.where(np.abs(grey.astype(int) - 30) < 10, 1, 0).astype(np.uint8)
+
+    found = list(validation.predictions(masks_of, batch_size=2))
+    assert sorted(name for name, _, _ in found) == [sample.name for sample in mixed.val]
+    for name, truth, prediction in found:
+        sample = next(sample for sample in mixed.val if sample.name == name)
+        np.testing.assert_array_equal(truth, mixed.read_mask(sample))
+        if size is None:
+            np.testing.assert_array_equal(prediction, truth)
+        assert prediction.shape == truth.shape
+
+
+def test_latency_is_measured_at_the_padded_size_of_the_first_image(mixed: Dataset) -> None:
+    height, width = mixed.read_mask(mixed.val[0]).shape
+    validation = ValidationImages(mixed, size=None, multiple=16)
+    assert validation.typical_size == (-(-height // 16) * 16, -(-width // 16) * 16)
+
+
+def test_a_split_in_which_nothing_can_be_scored_is_refused(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "void", table={"ignore_index": 7})
+    for mask in (path / "val" / "masks").iterdir():
+        mask.write_bytes(encode_mask(np.full((64, 64), 7, np.uint8)))
+    with pytest.raises(DatasetError, match="val: every mask is void everywhere"):
+        ValidationImages(open_dataset(path), size=None, multiple=16)

@@ -1,0 +1,71 @@
+"""Which number format training takes, device by device, with machines that are not there."""
+
+import pytest
+import torch
+from torch import nn
+
+from compress.train import precision
+from compress.train.precision import autocast, choose, pick_device
+from export.errors import UsageError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "Abacus 9000")
+
+
+def fake_probe(monkeypatch: pytest.MonkeyPatch, **milliseconds: float) -> None:
+    monkeypatch.setattr(precision, "_probe_ms", milliseconds.__getitem__)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float16")])
+def test_a_gpu_takes_bfloat16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
+    fake_gpu(monkeypatch, bfloat16=native)
+    choice = choose("auto", CUDA)
+    assert choice.precision == expected
+    assert "Abacus 9000" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("plain", "reduced", "expected"), [(30.0, 10.0, "bfloat16"), (10.0, 100.0, "float32"), (11.0, 10.0, "float32")]
+)
+def test_on_a_cpu_a_timed_probe_decides(
+    monkeypatch: pytest.MonkeyPatch, plain: float, reduced: float, expected: str
+) -> None:
+    fake_probe(monkeypatch, float32=plain, bfloat16=reduced)
+    choice = choose("auto", CPU)
+    assert choice.precision == expected
+    assert choice.reason == f"probe: float32 {plain} ms, bfloat16 {reduced} ms"
+
+
+def test_the_real_probe_decides_and_leaves_the_random_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert choose("auto", CPU).precision in ("float32", "bfloat16")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_device_is_not_guessed_at() -> None:
+    assert choose("auto", torch.device("mps")).precision == "float32"
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_what_is_asked_for_is_taken(device: torch.device) -> None:
+    for wanted in ("float32", "bfloat16", "float16"):
+        assert choose(wanted, device).precision == wanted  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there_is_a_users_mistake() -> None:
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type in ("cpu", "cuda")
+    for wanted in ("gpu", "cuda:99", "tpu:0"):
+        with pytest.raises(UsageError, match=f"train.device = '{wanted}' is not there"):
+            pick_device(wanted)
+
+
+@pytest.mark.parametrize(("wanted", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_autocast_runs_the_forward_pass_in_that_format(wanted: str, dtype: torch.dtype) -> None:
+    with autocast(wanted, CPU):  # type: ignore[arg-type]
+        assert nn.Conv2d(1, 2, 3)(torch.zeros(1, 1, 8, 8)).dtype == dtype

@@ -1,0 +1,215 @@
+"""A plan is data, and applying it gives the dense network without the channels that it names."""
+
+import copy
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.networks import random_unet
+from torch import Tensor, nn
+
+from compress.models.plan import Dependencies, GroupCut, PruningPlan
+from compress.prune.decide import Scores, for_speedup
+from export.errors import UsageError
+
+ARCHITECTURES = st.fixed_dictionaries(
+    {
+        "upsampling": st.sampled_from(["nearest", "bilinear", "transposed"]),
+        "skip": st.sampled_from(["concat", "add", "none"]),
+        "base": st.sampled_from([4, 8]),
+        "depth": st.integers(1, 3),
+        "channels": st.sampled_from([1, 3]),
+    }
+)
+SEEDS = st.integers(0, 2**16)
+
+
+def random_scores(network: nn.Module, channels: int, seed: int) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    widths = Dependencies(copy.deepcopy(network), channels).widths()
+    return Scores({name: torch.rand(width, generator=generator) for name, width in widths.items()})
+
+
+def masked(network: nn.Module, plan: PruningPlan, channels: int) -> nn.Module:
+    """The dense network with the channels of `plan` silenced: kernels, biases, BatchNorm, all zero."""
+    twin = copy.deepcopy(network)
+    graph = Dependencies(twin, channels)
+    with torch.no_grad():
+        for cut in plan.cuts:
+            for dependency, indices in graph.group(cut.layer, list(cut.remove)) if cut.remove else ():
+                module = dependency.target.module
+                if "in_channels" in dependency.handler.__name__:
+                    continue  # it reads what is silent already
+                if isinstance(module, nn.ConvTranspose2d):
+                    module.weight[:, indices] = 0
+                    module.bias[indices] = 0  # type: ignore[index]
+                elif isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                    for parameter in module.parameters():
+                        parameter[indices] = 0
+    return twin.eval()
+
+
+def logits(network: nn.Module, channels: int) -> Tensor:
+    side = 2 * int(network.size_multiple)  # type: ignore[arg-type]
+    images = torch.randn(2, channels, side, 2 * side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        out: Tensor = network(images)
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(ARCHITECTURES, SEEDS, st.floats(0.05, 0.95), st.sampled_from([1, 2, 4, 16]))
+def test_a_pruned_network_is_the_dense_one_without_those_channels(
+    arguments: dict[str, Any], seed: int, ratio: float, multiple: int
+) -> None:
+    channels = arguments["channels"]
+    network = random_unet(seed % 4, **arguments)
+    before = copy.deepcopy(network.state_dict())
+    plan = random_scores(network, channels, seed).plan(ratio, multiple)
+    pruned = plan.apply(network, channels=channels)
+
+    torch.testing.assert_close(logits(pruned, channels), logits(masked(network, plan, channels), channels))
+    # The parent stays whole, and the child has the widths that were promised.
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert Dependencies(copy.deepcopy(pruned), channels).widths() == {
+        layer: after for layer, (_, after) in plan.widths().items()
+    }
+    assert pruned.head.out_channels == 3  # type: ignore[union-attr]
+    assert "head" not in plan.widths()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 70), min_size=1),
+    SEEDS,
+    st.floats(0.0, 1.0),
+    st.sampled_from([1, 3, 8, 16]),
+)
+def test_widths_are_multiples_and_the_least_important_channels_go(
+    widths: dict[str, int], seed: int, ratio: float, multiple: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = Scores({name: torch.rand(width, generator=generator) for name, width in widths.items()})
+    plan = scores.plan(ratio, multiple)
+    assert plan.widths().keys() == widths.keys()
+    for cut in plan.cuts:
+        width = widths[cut.layer]
+        assert cut.width == width
+        assert cut.kept == width or (cut.kept % multiple == 0 and cut.kept >= multiple)
+        assert cut.kept >= min(multiple, width)
+        of_group = scores.by_group[cut.layer]
+        gone = set(cut.remove)
+        if gone and cut.kept:
+            assert of_group[sorted(gone)].max() <= of_group[[i for i in range(width) if i not in gone]].min()
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS, st.floats(0.05, 0.9))
+def test_a_ratio_is_the_share_of_the_channels_of_the_whole_network(seed: int, ratio: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = Scores({name: torch.rand(200, generator=generator) + i * 0.1 for i, name in enumerate("abcd")})
+    plan = scores.plan(ratio, 1)
+    assert sum(len(cut.remove) for cut in plan.cuts) == pytest.approx(800 * ratio, abs=5)
+    if 0.3 < ratio < 0.7:
+        kept = [cut.kept for cut in plan.cuts]
+        assert kept[0] < kept[-1]
+
+
+def test_magnitude_is_small_where_weights_are() -> None:
+    network = random_unet()
+    with torch.no_grad():
+        network.stem[0].weight[[2, 5]] *= 0.01  # type: ignore[index]
+        network.stem[1].weight[[2, 5]] *= 0.01  # type: ignore[index]
+        network.stem[1].bias[[2, 5]] *= 0.01  # type: ignore[index]
+        network.stem[3].weight[:, [2, 5]] *= 0.01  # type: ignore[index]
+    scores = Scores.magnitude(network, channels=1)
+    assert set(scores.by_group["stem.0"].argsort()[:2].tolist()) == {2, 5}
+    for of_group in scores.by_group.values():
+        assert of_group.mean() == pytest.approx(1, rel=1e-4)
+    again = Scores.magnitude(network, channels=1)
+    assert all(torch.equal(again.by_group[name], of_group) for name, of_group in scores.by_group.items())
+
+
+def test_a_plan_is_json() -> None:
+    plan = random_scores(random_unet(), 1, 0).plan(0.5, 8)
+    text = plan.model_dump_json()
+    assert PruningPlan.model_validate_json(text) == plan
+    assert {cut["layer"] for cut in json.loads(text)["cuts"]} == plan.widths().keys()
+
+
+@pytest.mark.parametrize(
+    ("cut", "problem"),
+    [
+        (GroupCut(layer="steam.0", width=16, remove=(1,)), "steam.0: no such group of layers; known: stem.0, "),
+        (GroupCut(layer="head", width=3, remove=(1,)), "head: no such group"),
+        (GroupCut(layer="stem.0", width=32, remove=(1,)), "stem.0: planned for 32 channels, has 16"),
+        (GroupCut(layer="stem.0", width=16, remove=(16,)), "stem.0: channels to remove are not distinct numbers"),
+        (GroupCut(layer="stem.0", width=16, remove=(-1,)), "stem.0: channels to remove are not distinct numbers"),
+        (GroupCut(layer="stem.0", width=16, remove=(3, 3)), "stem.0: channels to remove are not distinct numbers"),
+        (GroupCut(layer="stem.0", width=16, remove=tuple(range(16))), "stem.0: no channel would be left"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_by_name(cut: GroupCut, problem: str) -> None:
+    network = random_unet()
+    good = GroupCut(layer="stem.3", width=16, remove=(0, 1))
+    with pytest.raises(UsageError) as caught:
+        PruningPlan(cuts=(good, cut)).apply(network, channels=1)
+    assert problem in str(caught.value)
+    assert "stem.3:" not in str(caught.value)
+
+
+def test_every_group_that_does_not_fit_is_named() -> None:
+    plan = random_scores(random_unet(base=16), 1, 0).plan(0.5, 8)
+    with pytest.raises(UsageError) as caught:
+        plan.apply(random_unet(base=8), channels=1)
+    assert all(f"{layer}: planned for" in str(caught.value) for layer in plan.widths())
+
+
+class Bench:
+    """A speed-up that only depends on how many channels are kept."""
+
+    def __init__(self, scores: Scores) -> None:
+        self.total = sum(len(of_group) for of_group in scores.by_group.values())
+        self.asked: list[PruningPlan] = []
+
+    def __call__(self, plan: PruningPlan) -> float:
+        self.asked.append(plan)
+        return self.total / sum(cut.kept for cut in plan.cuts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.floats(1.05, 7.9), st.sampled_from([1, 8, 16]))
+def test_bisection_finds_the_lightest_plan_that_is_fast_enough(seed: int, wanted: float, multiple: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = Scores({name: torch.rand(128, generator=generator) for name in "abcdef"})
+    bench = Bench(scores)
+    plan = for_speedup(scores, multiple, wanted, bench)
+    reached = bench(plan)
+    assert reached >= wanted
+    # Whatever was asked and was lighter, was too slow.
+    tried = [(bench(other), other) for other in list(bench.asked)]
+    assert all(speedup < wanted for speedup, _ in tried if speedup < reached)
+    # No plan is timed twice: timing is what costs.
+    timed = bench.asked[: -1 - len(tried)]
+    assert len(timed) == len(set(timed)) <= 7
+    # Six halvings bring the ratio to within 1/64.
+    assert wanted > 4 or multiple > 1 or reached <= wanted * 1.1
+
+
+def test_a_speedup_out_of_reach_gives_the_narrowest_plan() -> None:
+    scores = Scores({name: torch.rand(64) for name in "ab"})
+    plan = for_speedup(scores, 16, 100.0, Bench(scores))
+    assert [cut.kept for cut in plan.cuts] == [16, 16]
+
+
+def test_more_speed_never_takes_a_wider_network() -> None:
+    scores = Scores({name: torch.rand(128, generator=torch.Generator().manual_seed(3)) for name in "abc"})
+    kept = [
+        sum(cut.kept for cut in for_speedup(scores, 8, wanted, Bench(scores)).cuts) for wanted in (1.2, 2, 3, 5, 8)
+    ]
+    assert kept == sorted(kept, reverse=True)
+    assert math.isclose(kept[0], 384 / 1.2, rel_tol=0.1)

@@ -1,0 +1,43 @@
+"""Checkpoint folders for tests, from networks that were never trained.
+
+made = write_checkpoint(tmp_path / "ckpt", random_unet(), size=(32, 48))
+"""
+
+from pathlib import Path
+from typing import Any
+
+from support.networks import TINY
+from torch import nn
+
+from compress import checkpoint
+from compress.checkpoint import Checkpoint, ModelCard
+
+_COLOURS = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115))
+
+
+def write_checkpoint(
+    path: Path,
+    network: nn.Module,
+    *,
+    size: tuple[int, int] | None = None,
+    pruning: tuple[Any, ...] = (),
+    class_names: tuple[str, ...] | None = None,
+    **arguments: Any,
+) -> Checkpoint:
+    """Write `network`, which is a UNet of `arguments` (else `TINY`) after the plans of `pruning`."""
+    full = {**TINY, **arguments}
+    names = class_names or tuple(f"class-{k}" for k in range(full["classes"]))
+    card = ModelCard(
+        factory="unet",
+        arguments=full,
+        pruning=pruning,
+        channels=full["channels"],
+        classes=names,
+        colours=_COLOURS[: len(names)],
+        size=size,
+        size_multiple=2 ** full["depth"],
+        parents={"data": "ab" * 32},
+    )
+    path.mkdir(parents=True)
+    checkpoint.save(path, network, card)
+    return checkpoint.load(path)

@@ -1,0 +1,26 @@
+"""A recipe with which the whole way takes seconds."""
+
+from compress.recipe import Recipe
+
+TINY_SETTINGS = [
+    "model.base=16",
+    "model.depth=2",
+    "train.epochs=8",
+    "train.batch_size=4",
+    "train.learning_rate=0.01",
+    "train.ema_decay=0.9",
+    "train.precision=float32",
+    "prune.ratio=0.5",
+    "prune.channel_multiple=8",
+    "prune.finetune.epochs=3",
+    "prune.finetune.batch_size=4",
+    "prune.finetune.ema_decay=0.9",
+    "quantize.calibration_images=4",
+    "quantize.force=true",
+    "quantize.max_drop=0.2",
+    "bench.rounds=3",
+    "bench.threads=1",
+]
+"""As `--set` takes them. Forced: so small a network is not always faster in INT8."""
+
+TINY_RECIPE = Recipe.load(None, TINY_SETTINGS)
