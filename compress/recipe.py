@@ -19,6 +19,7 @@ from export.manifest import ModelName
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 SizeHW = tuple[Positive, Positive]
+LearningRate = Annotated[float, Field(gt=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -85,7 +86,7 @@ class FitSettings(Settings):
 
     epochs: Positive = 60
     batch_size: Positive = 8
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Peak of the schedule, for AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup: Share = 0.05
@@ -115,7 +116,7 @@ class DistillSettings(FitSettings):
     """Recovery after pruning: the parent teaches."""
 
     epochs: Positive = 15
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: LearningRate = 5e-4
     teacher_weight: Share = 0.5
     """Share of the loss that follows the parent's logits; the rest follows the masks."""
     temperature: Annotated[float, Field(gt=0)] = 2.0

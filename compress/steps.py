@@ -109,8 +109,14 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error}") from error
     with _locked(partial, out):
-        _prepare(partial, plan)
-        yield StepFolder(partial, time.monotonic())
+        continued = _prepare(partial, plan)
+        try:
+            yield StepFolder(partial, time.monotonic())
+        except UsageError:
+            # A mistake of the user's leaves nothing behind; but never throw away what an earlier run had done.
+            if not continued:
+                shutil.rmtree(partial)
+            raise
         # Without its key a partial folder is whole: from here on a kill loses nothing.
         (partial / _KEY).unlink()
         _replace(partial, out)
@@ -154,11 +160,12 @@ def _is_whole(partial: Path) -> bool:
     return (partial / RECORD).exists() and not (partial / _KEY).exists()
 
 
-def _prepare(partial: Path, plan: StepPlan) -> None:
+def _prepare(partial: Path, plan: StepPlan) -> bool:
+    """Whether what an earlier run left is gone on with."""
     key = partial / _KEY
     if key.exists() and key.read_text() == plan.key:
         log.info("continuing what an earlier run left in %s", partial)
-        return
+        return True
     # The key goes last: without it, what is left after a kill would pass for whole.
     for path in sorted(partial.iterdir(), key=lambda path: path == key):
         if path.is_dir():
@@ -166,6 +173,7 @@ def _prepare(partial: Path, plan: StepPlan) -> None:
         else:
             path.unlink()
     key.write_text(plan.key)
+    return False
 
 
 def _replace(partial: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 N batch, H height, W width, C channels, K classes.
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,10 +66,12 @@ class OnnxModel:
         self.providers = tuple(self._session.get_providers())
 
     def masks(self, images_NHWC: U8) -> U8:
-        """Class indices NHW.
+        """Class indices NHW; of a graph that gives logits alone, the best of them.
 
         Raises ShapeError when the images are not what the graph takes.
         """
+        if all(output.name != MASK for output in self.outputs):
+            return self.logits(images_NHWC).argmax(axis=1).astype(np.uint8)
         return self._run(MASK, images_NHWC).astype(np.uint8, copy=False)
 
     def logits(self, images_NHWC: U8) -> NDArray[np.float32]:
@@ -106,6 +109,16 @@ class Segmenter:
         """Class indices HW, at the size of the image."""
         geometry = self.geometry(image_HWC)
         return geometry.restore(self.model.masks(geometry.fit(image_HWC)[None])[0])
+
+
+def optimised_graph(model: bytes) -> bytes:
+    """The ONNX file of what the runtime really runs: `model` after the optimisations that serve."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "optimised.onnx"
+        options = session_options(1)
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return path.read_bytes()
 
 
 def session_options(threads: int, *, optimised: bool = True) -> ort.SessionOptions:

@@ -16,14 +16,14 @@ from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_
 from export.images import U8
 from export.machine import SATURATING, instruction_set
 from export.manifest import FloatLayer
-from export.runtime import LOGITS
+from export.runtime import LOGITS, optimised_graph
 
 Target = Literal["auto", "vnni", "avx2", "arm"]
 
 OP_TYPES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Concat", "Relu", "Add", "Mul", "ArgMax")
 """What the runtime has integer kernels for; other operators stay in float."""
 
-_NEVER_FLOAT = frozenset({"Transpose", "Cast", "DequantizeLinear", "QuantizeLinear"})
+_LAYOUT = frozenset({"Transpose", "Cast"})
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,12 @@ def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float_layers(model: onnx.ModelProto) -> Iterator[FloatLayer]:
-    """Operators whose inputs do not come out of a DequantizeLinear: they run in float."""
-    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    for node in model.graph.node:
-        if node.op_type in _NEVER_FLOAT or not node.input:
-            continue
-        if node.input[0] not in dequantized:
-            yield FloatLayer(layer=node.name or node.output[0], reason=f"no integer kernel for {node.op_type} here")
+    """Operators that the runtime leaves in float between its integer ones: it found no way to fuse their Q/DQ pairs."""
+    floating: set[str] = set()
+    for node in onnx.load_from_string(optimised_graph(model.SerializeToString())).graph.node:
+        if node.op_type == "DequantizeLinear":
+            floating.update(node.output)
+        elif node.op_type != "QuantizeLinear" and floating.intersection(node.input):
+            floating.update(node.output)
+            if node.op_type not in _LAYOUT:
+                yield FloatLayer(layer=node.name or node.output[0], reason=f"no integer kernel for {node.op_type} here")

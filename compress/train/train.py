@@ -114,8 +114,11 @@ def _fresh_network(recipe: Recipe, dataset: Dataset) -> tuple[nn.Module, dict[st
     network = models.build(recipe.model.factory, arguments)
     multiple = models.size_multiple(network)
     crop = recipe.data.crop
-    if crop is not None and min(crop) < multiple:
-        raise RecipeError("data.crop", [f"{list(crop)} is too small: the model takes multiples of {multiple} pixels"])
+    # One multiple each way is one pixel at the deepest level: BatchNorm then has nothing to take statistics of.
+    if crop is not None and (min(crop) < multiple or max(crop) == multiple):
+        raise RecipeError(
+            "data.crop", [f"{list(crop)} is too small: the model takes multiples of {multiple} pixels, and more than one"]
+        )
     return network, arguments
 
 

@@ -19,7 +19,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10
 FIT = {
     "epochs": COUNTS,
     "batch_size": COUNTS,
-    "learning_rate": POSITIVE,
+    "learning_rate": st.floats(1e-9, 1000),
     "warmup": SHARES,
     "ema_decay": st.floats(0, 1, exclude_max=True),
     "seed": st.integers(0, 2**63 - 1),

@@ -1,0 +1,220 @@
+"""The command line: what it prints where, its exit status, and that a user's mistake is one message."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.datasets import write_dataset
+
+from compress.checkpoint import Checkpoint
+from compress.cli.main import main
+from export.bundle import Bundle
+from export.images import decode_indices
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Call the program as a shell would; standard output and standard error come back apart."""
+
+    def call(*arguments: object) -> Done:
+        capfd.readouterr()
+        monkeypatch.setattr("sys.argv", ["compress", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 0
+        else:
+            status = 0
+        captured = capfd.readouterr()
+        return Done(status, captured.out, captured.err)
+
+    return call
+
+
+def test_evaluate_scores_a_checkpoint_and_its_bundle_alike(
+    cli: Cli, trained: Checkpoint, float_bundle: Bundle, discs: Path
+) -> None:
+    scores = []
+    for model in (trained.path, float_bundle.path):
+        done = cli("evaluate", model, "--data", discs, "--split", "test", "--json")
+        assert done.status == 0
+        result = json.loads(done.out)
+        assert set(result["iou_per_class"]) == {"background", "disc"}
+        scores.append(result["miou"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_progress_goes_to_standard_error_and_the_result_alone_to_standard_output(
+    cli: Cli, int8_bundle: Bundle, discs: Path
+) -> None:
+    done = cli("evaluate", int8_bundle.path, "--data", discs)
+    assert done.status == 0
+    assert done.out.startswith("mIoU ")
+    assert "score test" in done.err
+    assert "score test" not in done.out
+
+
+def test_an_up_to_date_step_prints_its_result_again(cli: Cli, trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    settings = ["--set", "train.epochs=1", "--set", "model.base=16", "--set", "model.depth=1", "--seed", "3"]
+    first = cli("train", "--data", discs, "--out", tmp_path / "dense", *settings, "--json")
+    again = cli("train", "--data", discs, "--out", tmp_path / "dense", *settings, "--json")
+    assert first.status == again.status == 0
+    assert json.loads(first.out) == json.loads(again.out)
+    assert {"miou", "best_epoch"} <= json.loads(first.out).keys()
+    assert "is up to date" in again.err
+
+
+def test_prune_and_quantize_say_what_was_gained_and_lost(
+    cli: Cli, trained: Checkpoint, discs: Path, tmp_path: Path
+) -> None:
+    pruned = cli(
+        *("prune", trained.path, "--data", discs, "--out", tmp_path / "pruned", "--ratio", "0.5"),
+        *("--set", "prune.finetune.epochs=1", "--json"),
+    )
+    assert pruned.status == 0, pruned.err
+    assert {"speedup", "miou_parent", "miou"} <= json.loads(pruned.out).keys()
+    quantized = cli(
+        *("quantize", tmp_path / "pruned", "--data", discs, "--mode", "ptq", "--max-drop", "1.0"),
+        *("--out", tmp_path / "int8", "--force", "--json"),
+    )
+    assert quantized.status == 0, quantized.err
+    assert {"speedup", "miou_parent", "miou"} <= json.loads(quantized.out).keys()
+
+
+def test_a_missed_speed_up_prints_the_figures_and_fails(
+    cli: Cli, trained: Checkpoint, discs: Path, tmp_path: Path
+) -> None:
+    arguments = ("prune", trained.path, "--data", discs, "--out", tmp_path / "pruned", "--speedup", "1000")
+    for _ in range(2):  # the second time the step is up to date, and still misses
+        done = cli(*arguments, "--set", "prune.finetune.epochs=1", "--json")
+        assert done.status == 1
+        assert json.loads(done.out)["speedup"] < 1000
+        assert "out of reach" in done.err
+    assert (tmp_path / "pruned" / "weights.safetensors").exists()
+
+
+def test_predict_writes_masks_of_the_size_of_their_images(
+    cli: Cli, int8_bundle: Bundle, discs: Path, tmp_path: Path
+) -> None:
+    done = cli("predict", int8_bundle.path, "--images", discs / "test" / "images", "--out", tmp_path, "--json")
+    assert done.status == 0
+    masks = [Path(name) for name in json.loads(done.out)["masks"]]
+    assert len(masks) == 6
+    assert all(decode_indices(mask).shape == (48, 64) for mask in masks)
+    assert all((tmp_path / "overlays" / mask.name).exists() for mask in masks)
+
+
+def test_predict_names_every_file_that_is_no_image_and_writes_nothing(
+    cli: Cli, int8_bundle: Bundle, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.png", "b.jpg"):
+        (images / name).write_text("no image")
+    done = cli("predict", int8_bundle.path, "--images", images, "--out", tmp_path / "out")
+    assert done.status == 2
+    assert "a.png" in done.err
+    assert "b.jpg" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_names_all_that_is_wrong(cli: Cli, int8_bundle: Bundle, tmp_path: Path) -> None:
+    assert cli("verify", int8_bundle.path).status == 0
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in int8_bundle.path.rglob("*"):
+        target = damaged / path.relative_to(int8_bundle.path)
+        target.mkdir() if path.is_dir() else target.write_bytes(path.read_bytes())
+    (damaged / "parity.json").unlink()
+    (damaged / "step.json").write_bytes(b"{}")
+    done = cli("verify", damaged)
+    assert done.status == 2
+    assert "parity.json is missing" in done.err
+    assert "step.json does not match its hash" in done.err
+
+
+def test_a_dataset_with_problems_is_reported_and_refused(cli: Cli, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    assert cli("data", "check", data).status == 0
+    next((data / "val" / "masks").iterdir()).unlink()
+    done = cli("data", "check", data, "--json")
+    assert done.status == 2
+    assert len(json.loads(done.out)["problems"]) == 1
+
+
+# Words of a wrong command line ({data} is a sound dataset, {ckpt} a sound checkpoint) and what the message must say.
+MISTAKES = [
+    (["train", "--data", "nowhere", "--out", "x"], "nowhere"),
+    (["train", "--data", "{data}", "--out", "x", "--set", "train.epoch=3"], "did you mean 'epochs'"),
+    (["train", "--data", "{data}", "--out", "x", "--set", "train.epochs=many"], "train.epochs"),
+    (["train", "--data", "{data}", "--out", "x", "--set", "nonsense"], "section.name=value"),
+    (["train", "--data", "{data}", "--out", "x", "--recipe", "missing.toml"], "missing.toml"),
+    (["train", "--data", "{data}", "--out", "x", "--init", "nowhere"], "nowhere"),
+    (["train", "--data", "{data}", "--out", "x", "--set", "train.device=tpu9"], "tpu9"),
+    (["train", "--data", "{data}", "--out", "{data}"], "not made by this tool"),
+    (["train", "--data", "{data}"], "--out"),
+    (["prune", "nowhere", "--data", "{data}", "--out", "x", "--speedup", "2"], "nowhere"),
+    (["prune", "{ckpt}", "--data", "{data}", "--out", "x"], "--speedup"),
+    (["prune", "{ckpt}", "--data", "{data}", "--out", "x", "--speedup", "2", "--ratio", "0.5"], "exclude"),
+    (["prune", "{ckpt}", "--data", "{data}", "--out", "x", "--ratio", "1.5"], "prune.ratio"),
+    (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--mode", "qat"], "quantize.mode"),
+    (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--max-drop", "-1"], "quantize.max_drop"),
+    (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--for", "abacus"], "quantize.target"),
+    (["export", "nowhere", "--out", "x"], "nowhere"),
+    (["export", "{ckpt}", "--out", "x", "--outputs", "smell"], "export.outputs"),
+    (["verify", "nowhere"], "nowhere"),
+    (["evaluate", "{data}", "--data", "{data}"], "neither a bundle"),
+    (["evaluate", "{ckpt}", "--data", "{data}", "--split", "holiday"], "holiday"),
+    (["predict", "{ckpt}", "--images", "nowhere", "--out", "x"], "nowhere"),
+    (["bench", "latency", "nowhere"], "nowhere"),
+    (["bench", "latency", "{ckpt}", "--size", "big"], "HEIGHTxWIDTH"),
+    (["serve", "nowhere"], "nowhere"),
+    (["run", "--out", "x", "--set", "prune.speedup=0.5", "--set", "data.path={data}"], "prune.speedup"),
+    (["data", "check", "nowhere"], "nowhere"),
+    (["dance"], "dance"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[" ".join(words)[:60] for words, _ in MISTAKES])
+def test_a_mistake_is_one_message_and_status_2(
+    words: list[str],
+    says: str,
+    cli: Cli,
+    trained: Checkpoint,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = cli(*(word.format(data=discs, ckpt=trained.path) for word in words))
+    assert done.status == 2
+    assert says in done.err
+    assert "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+def test_a_model_for_other_classes_is_refused(cli: Cli, int8_bundle: Bundle, tmp_path: Path) -> None:
+    other = write_dataset(tmp_path / "other", classes=("sea", "ship"))
+    done = cli("evaluate", int8_bundle.path, "--data", other)
+    assert done.status == 2
+    assert "['sea', 'ship']" in done.err
+
+
+def test_every_command_has_help(cli: Cli) -> None:
+    commands = ["run", "data check", "data sample", "train", "prune", "quantize", "export", "verify", "evaluate"]
+    for command in [*commands, "predict", "serve", "bench latency"]:
+        done = cli(*command.split(), "--help")
+        assert done.status == 0
+        assert "Usage" in done.out

@@ -1,0 +1,266 @@
+"""`train`: a dataset folder becomes a checkpoint, from scratch or from weights that somebody has."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.checkpoints import write_checkpoint
+from support.datasets import write_dataset
+from support.networks import random_unet
+from torch import Tensor
+
+from compress import checkpoint
+from compress.checkpoint import Checkpoint
+from compress.recipe import Recipe
+from compress.steps import read_record
+from compress.train import train
+from export.errors import CheckpointError, DatasetError, RecipeError, UsageError, WorkFailedError
+from export.files import sha256_file
+
+TWO_CLASSES = ("background", "disc")
+QUICK = ["model.base=8", "model.depth=2", "train.epochs=2", "train.batch_size=4", "train.precision=float32"]
+# So small a step that the weights are those it started from, but for the last bits.
+STANDING = [*QUICK, "train.epochs=1", "train.learning_rate=1e-12", "train.weight_decay=0"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "discs", size=(24, 32))
+
+
+def recipe(*settings: str) -> Recipe:
+    return Recipe.load(None, [*QUICK, *settings])
+
+
+def kernels(made: Checkpoint) -> dict[str, Tensor]:
+    return {name: t for name, t in load_file(made.path / "weights.safetensors").items() if t.ndim == 4}
+
+
+def test_a_checkpoint_says_what_it_is(data: Path, tmp_path: Path) -> None:
+    made = train(data, tmp_path / "out", recipe("data.size=[24, 40]", "model.skip=add"))
+    assert made.card.classes == TWO_CLASSES
+    assert made.card.arguments == {
+        "channels": 1,
+        "classes": 2,
+        "base": 8,
+        "depth": 2,
+        "upsampling": "nearest",
+        "skip": "add",
+    }
+    assert (made.card.channels, made.card.size, made.card.size_multiple) == (1, (24, 40), 4)
+    record = read_record(made.path)
+    assert record is not None
+    assert record["result"].keys() >= {"miou", "best_epoch"}
+    assert record["result"]["miou"] == made.card.miou_val
+    assert made.card.parents == record["inputs"]
+    assert record["settings"]["train"]["epochs"] == 2
+    assert "path" not in record["settings"]["data"]
+
+
+def test_the_same_settings_give_the_same_bits_and_another_seed_does_not(data: Path, tmp_path: Path) -> None:
+    one, same = (train(data, tmp_path / name, recipe()) for name in ("one", "same"))
+    assert one.weights_sha256 == same.weights_sha256
+    assert train(data, tmp_path / "other", recipe("train.seed=1")).weights_sha256 != one.weights_sha256
+
+
+def test_what_is_up_to_date_is_not_trained_again(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = train(data, tmp_path / "out", recipe())
+    before = made.path.stat().st_mtime_ns
+    again = train(data, tmp_path / "out", recipe())
+    assert again.weights_sha256 == made.weights_sha256
+    assert again.path.stat().st_mtime_ns == before
+    assert "is up to date" in capfd.readouterr().err
+    assert train(data, tmp_path / "out", recipe("train.epochs=1")).path.stat().st_mtime_ns != before
+
+
+def as_folder(state: dict[str, Tensor], path: Path) -> Path:
+    network = random_unet(base=8, depth=2, classes=2)
+    network.load_state_dict(state)
+    return write_checkpoint(path / "ckpt", network, base=8, depth=2, classes=2).path
+
+
+def as_safetensors(state: dict[str, Tensor], path: Path) -> Path:
+    save_file(state, path / "w.safetensors")
+    return path / "w.safetensors"
+
+
+def as_pt(state: dict[str, Tensor], path: Path) -> Path:
+    torch.save(state, path / "w.pt")
+    return path / "w.pt"
+
+
+def as_nested_pt(state: dict[str, Tensor], path: Path) -> Path:
+    torch.save({"epoch": 3, "state_dict": state}, path / "w.pth")
+    return path / "w.pth"
+
+
+@pytest.mark.parametrize("write", [as_folder, as_safetensors, as_pt, as_nested_pt])
+def test_training_starts_from_weights_that_are_given(
+    data: Path, tmp_path: Path, write: Callable[[dict[str, Tensor], Path], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    start = random_unet(7, base=8, depth=2, classes=2).state_dict()
+    init = write(start, tmp_path)
+    made = train(data, tmp_path / "out", recipe(*STANDING), init=init)
+    for name, tensor in kernels(made).items():
+        torch.testing.assert_close(tensor, start[name], msg=name)
+    assert f"starting from {init}\n" in capfd.readouterr().err
+    assert made.card.parents["init"] == sha256_file(init / "weights.safetensors" if init.is_dir() else init)
+
+
+def test_other_classes_start_with_a_fresh_head_that_is_named(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start = random_unet(7, base=8, depth=2, classes=5)
+    init = write_checkpoint(tmp_path / "five", start, base=8, depth=2, classes=5, class_names=tuple("abcd")).path
+    made = train(data, tmp_path / "out", recipe(*STANDING), init=init)
+    assert f"starting from {init}; fresh: head.bias, head.weight" in capfd.readouterr().err
+    for name, tensor in kernels(made).items():
+        if name == "head.weight":
+            assert tensor.shape == (2, 8, 1, 1)
+        else:
+            torch.testing.assert_close(tensor, start.state_dict()[name])
+
+
+class Malicious:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def a_pickle_that_runs_code(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"stem.0.weight": Malicious(path.with_name("executed"))}))
+
+
+def a_saved_module(path: Path) -> None:
+    torch.save(random_unet(), path)
+
+
+def a_saved_module_that_runs_code(path: Path) -> None:
+    torch.save({"state_dict": Malicious(path.with_name("executed"))}, path)
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(os.urandom(300))
+
+
+def nothing(path: Path) -> None:
+    path.touch()
+
+
+def a_list(path: Path) -> None:
+    torch.save([torch.zeros(1)], path)
+
+
+def a_dict_of_numbers(path: Path) -> None:
+    torch.save({"epoch": 3}, path)
+
+
+def a_folder_of_photographs(path: Path) -> None:
+    path.mkdir()
+    (path / "cat.jpg").touch()
+
+
+def of_another_network(path: Path) -> None:
+    torch.save({f"conv{i}.weight": torch.zeros(3, 3) for i in range(4)}, path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        a_pickle_that_runs_code,
+        a_saved_module,
+        a_saved_module_that_runs_code,
+        noise,
+        nothing,
+        a_list,
+        a_dict_of_numbers,
+        a_folder_of_photographs,
+        of_another_network,
+    ],
+)
+def test_weights_that_are_none_are_refused_and_never_unpickled(
+    data: Path, tmp_path: Path, make: Callable[[Path], None], suffix: str
+) -> None:
+    init = tmp_path / f"weights{suffix}"
+    make(init)
+    with pytest.raises(CheckpointError) as caught:
+        train(data, tmp_path / "out", recipe(), init=init)
+    assert str(init) in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_there(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.pt: (.|\n)*no such checkpoint folder or weights file"):
+        train(data, tmp_path / "out", recipe(), init=tmp_path / "gone.pt")
+
+
+def test_a_checkpoint_is_not_trained_over_itself(data: Path, tmp_path: Path) -> None:
+    made = train(data, tmp_path / "out", recipe())
+    with pytest.raises(UsageError, match="would be replaced"):
+        train(data, tmp_path / "out", recipe("train.epochs=1"), init=made.path)
+    assert checkpoint.load(made.path).weights_sha256 == made.weights_sha256
+
+
+def test_a_loss_that_explodes_is_told(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorkFailedError, match=r"not finite in 5 steps in a row, last for 000"):
+        train(data, tmp_path / "out", recipe("train.dice_weight=1e300", "train.epochs=20"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        (["data.crop=[2, 64]"], RecipeError, "is too small: the model takes multiples of 4 pixels"),
+        (["train.device=abacus"], UsageError, "train.device = 'abacus' is not there"),
+        (["data.crop=[4, 4]"], RecipeError, "multiples of 4 pixels, and more than one"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with(
+    data: Path, tmp_path: Path, settings: list[str], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        train(data, tmp_path / "out", recipe(*settings))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such folder"):
+        train(tmp_path / "nowhere", tmp_path / "out", recipe())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_training_goes_on_with_the_precision_that_it_chose(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe's answer depends on the moment; a resumed run must not change its mind."""
+    from compress.train import precision
+
+    times = {"float32": 30.0, "bfloat16": 1.0}
+    monkeypatch.setattr(precision, "_probe_ms", times.__getitem__)
+    monkeypatch.setattr("compress.train.loop.Fit.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "out", recipe("train.precision=auto"))
+    monkeypatch.undo()
+    monkeypatch.setattr(precision, "_probe_ms", lambda _: pytest.fail("it was probed again"))
+    made = train(data, tmp_path / "out", recipe("train.precision=auto"))
+    assert '"bfloat16"' in (made.path / "precision.json").read_text()
+
+
+def test_colour_and_mixed_sizes_train_alike(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", size=[(24, 32), (33, 17), (20, 50)], channels=3, classes=("a", "b", "c"))
+    made = train(data, tmp_path / "out", recipe())
+    assert made.card.channels == 3
+    assert made.network()(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)
