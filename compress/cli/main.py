@@ -40,10 +40,14 @@ def main() -> None:
     except SegpressError as error:
         _say(f"compress: {error}")
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        _say("compress: interrupted; what is finished is kept, and the same command continues")
-        sys.exit(INTERRUPTED)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # what Typer makes of Ctrl-C
+            _say("compress: interrupted; what is finished is kept, and the same command continues")
+        raise
     except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        _say(f"compress: {error}; what is finished is kept, and the same command continues")
         sys.exit(1)
 
 

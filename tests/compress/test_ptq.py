@@ -1,0 +1,198 @@
+"""The INT8 graph: integers from the image to the mask, weights of as many bits as the target takes."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from support.networks import exported, random_unet
+
+from compress.quantize import ptq
+from compress.quantize.door import normalised_tensor, remove_door
+from compress.quantize.ptq import Quantized, Target, quantize_graph, seven_bits, with_quantized_logits
+from export.errors import WorkFailedError
+from export.images import U8
+from export.parity import batches, int8_parity
+from export.runtime import OnnxModel, optimised_graph
+from export.to_onnx import Outputs, with_outputs
+
+SLOW = pytest.mark.slow
+
+
+def pictures(count: int, seed: int = 0) -> Iterator[U8]:
+    """Smooth, so that neighbouring pixels agree as they do in photographs."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        coarse = rng.integers(0, 256, (5, 7), dtype=np.uint8)
+        yield np.kron(coarse, np.ones((8, 8), np.uint8))[..., None]
+
+
+def quantized(target: Target = "vnni", outputs: Outputs = "mask", **architecture: Any) -> Quantized:
+    graph = with_outputs(exported(random_unet(**architecture)), outputs)
+    return quantize_graph(graph, pictures(4), method="minmax", target=target)
+
+
+@pytest.fixture(scope="module")
+def int8() -> Quantized:
+    return quantized()
+
+
+def weights(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    return {name: array for name, array in tensors.items() if array.dtype == np.int8 and array.ndim == 4}
+
+
+def operators(model: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
+
+
+def test_nothing_is_in_float_between_image_and_mask(int8: Quantized) -> None:
+    """Of the graph that the runtime really runs: no conversion is left, so there is no float to convert from or to."""
+    found = operators(optimised_graph(int8.graph.SerializeToString()))
+    assert found.keys() <= {
+        "QLinearConv",
+        "QLinearConcat",
+        "NhwcMaxPool",
+        "MaxPool",
+        "Resize",
+        "Transpose",
+        "ArgMax",
+        "Cast",
+    }
+    assert found["QLinearConv"] == 11
+    assert int8.float_layers == ()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "operator", "count"),
+    [
+        pytest.param({"skip": "add"}, None, 0, marks=SLOW),
+        pytest.param({"skip": "none"}, None, 0, marks=SLOW),
+        pytest.param({"upsampling": "bilinear"}, "Resize", 2, marks=SLOW),
+        pytest.param({"upsampling": "transposed"}, "ConvTranspose", 2, marks=SLOW),
+    ],
+)
+def test_what_stays_in_float_is_named(architecture: dict[str, Any], operator: str | None, count: int) -> None:
+    made = quantized(**architecture)
+    assert [layer.reason for layer in made.float_layers] == [f"no integer kernel for {operator} here"] * count
+    names = {node.name for node in made.graph.graph.node if node.op_type == operator}
+    assert {layer.layer for layer in made.float_layers} == names
+
+
+def test_the_image_goes_into_the_first_convolution_as_it_is(int8: Quantized) -> None:
+    found = operators(int8.graph.SerializeToString())
+    assert not {"Sub", "Div"} & found.keys()
+    graph = int8.graph.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    tensor = "image"
+    while (node := next(node for node in graph.node if tensor in node.input)).op_type == "Transpose":
+        tensor = node.output[0]
+    assert node.op_type == "DequantizeLinear"
+    assert constants[node.input[1]] == np.float32(1 / 128)
+    assert constants[node.input[2]] == 128
+    assert constants[node.input[2]].dtype == np.uint8
+
+
+def test_activations_are_unsigned_and_weights_are_per_channel(int8: Quantized) -> None:
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.graph.initializer}
+    for node in int8.graph.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert constants[node.input[2]].dtype == np.uint8
+        elif node.op_type == "DequantizeLinear" and node.input[0] in weights(int8.graph):
+            channels = constants[node.input[0]].shape[0]
+            assert constants[node.input[1]].shape == (channels,)
+            assert not constants[node.input[2]].any()
+    assert len(weights(int8.graph)) == 11
+
+
+@pytest.mark.parametrize(("target", "bits"), [("avx2", 7), ("vnni", 8), ("arm", 8)])
+def test_weights_take_as_many_bits_as_the_target(target: Target, bits: int) -> None:
+    made = quantized(target)
+    largest = max(int(np.abs(array.astype(int)).max()) for array in weights(made.graph).values())
+    assert largest <= 2 ** (bits - 1)
+    assert largest > 2 ** (bits - 1) - 2
+    assert made.seven_bit_weights == (bits == 7)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [("avx2", True), ("avx512", True), ("generic", True), ("avx512_vnni", False), ("avx_vnni", False), ("amx", False)]
+    + [("arm_dotprod", False), ("arm_i8mm", False)],
+)
+def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, instructions: str, expected: bool) -> None:
+    monkeypatch.setattr(ptq, "instruction_set", lambda: instructions)
+    assert seven_bits("auto") == expected
+    assert not seven_bits("vnni")
+    assert seven_bits("avx2")
+
+
+def test_int8_says_nearly_what_float_says(int8: Quantized) -> None:
+    float_model = OnnxModel(with_outputs(exported(random_unet()), "mask").SerializeToString(), threads=1)
+    model = OnnxModel(int8.graph.SerializeToString(), threads=1)
+    images = np.stack(list(pictures(4)))
+    # Random weights leave many pixels undecided; a graph that was cut wrongly agrees in a third of them.
+    assert np.mean(model.masks(images) == float_model.masks(images)) > 0.9
+
+
+def test_batch_and_size_are_still_free_and_a_batch_is_its_singles(int8: Quantized) -> None:
+    model = OnnxModel(int8.graph.SerializeToString(), threads=1)
+    rng = np.random.default_rng(1)
+    for batch, height, width in ((1, 4, 4), (3, 20, 12), (8, 36, 28)):
+        images = rng.integers(0, 256, (batch, height, width, 1), dtype=np.uint8)
+        singles = np.concatenate([model.masks(image[None]) for image in images])
+        np.testing.assert_array_equal(model.masks(images), singles)
+
+
+def test_the_optimised_graph_rounds_like_the_graph_as_written(int8: Quantized) -> None:
+    as_written, step = with_quantized_logits(int8.graph)
+    assert step > 0
+    model = OnnxModel(int8.graph.SerializeToString(), threads=1)
+    written = OnnxModel(as_written.SerializeToString(), threads=1, optimised=False)
+    logits = written.logits(np.zeros((1, 8, 8, 1), np.uint8))
+    steps = (logits - logits.min()) / step
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
+    parity = int8_parity(model, written, batches(list(pictures(3)), 4, [(40, 56)]), logit_step=step, images="smooth")
+    assert parity.problems() == []
+
+
+@pytest.mark.parametrize(("outputs", "names"), [("logits", ["logits"]), ("both", ["mask", "logits"])])
+def test_logits_come_out_of_int8_too(int8: Quantized, outputs: Outputs, names: list[str]) -> None:
+    made = quantized(outputs=outputs)
+    model = OnnxModel(made.graph.SerializeToString(), threads=1)
+    assert [output.name for output in model.outputs] == names
+    assert made.float_layers == ()
+    images = np.stack(list(pictures(2)))
+    logits = model.logits(images)
+    np.testing.assert_array_equal(model.masks(images), logits.argmax(1))
+    assert np.mean(model.masks(images) == OnnxModel(int8.graph.SerializeToString(), threads=1).masks(images)) > 0.95
+    both, step = with_quantized_logits(made.graph)
+    assert step > 0
+    assert [output.name for output in both.graph.output] == names
+
+
+def test_a_graph_with_another_door_is_refused() -> None:
+    graph = exported(random_unet())
+    assert normalised_tensor(graph.graph)
+    with pytest.raises(WorkFailedError, match="not quantized at scale 1/128"):
+        remove_door(with_a_quantizer(graph, scale=0.5))
+    for node in list(graph.graph.node):
+        if node.op_type == "Div":
+            graph.graph.node.remove(node)
+    with pytest.raises(WorkFailedError, match="does not begin with Cast, Sub, Div"):
+        remove_door(graph)
+
+
+def with_a_quantizer(graph: onnx.ModelProto, *, scale: float) -> onnx.ModelProto:
+    """The door, followed by a QuantizeLinear."""
+    made = onnx.ModelProto()
+    made.CopyFrom(graph)
+    name = normalised_tensor(made.graph)
+    for node in made.graph.node:
+        node.input[:] = ["quantized" if entry == name else entry for entry in node.input]
+    made.graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), "scale"))
+    made.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "zero"))
+    made.graph.node.append(onnx.helper.make_node("QuantizeLinear", [name, "scale", "zero"], ["quantized"]))
+    return made
