@@ -45,11 +45,12 @@ def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
         torch = require("torch", extra="train", purpose=f"{path} is a checkpoint; running it")
         from compress import checkpoint
 
-        if threads is not None:
-            torch.set_num_threads(threads)
         source = checkpoint.load(path)
         card = source.card
-        return AnyModel(path, "checkpoint", card.channels, card.classes, card.colours, source.segmenter())
+        segment = source.segmenter()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return AnyModel(path, "checkpoint", card.channels, card.classes, card.colours, segment)
     raise UsageError(f"{path} is neither a bundle (manifest.json) nor a checkpoint (model.json)")
 
 

@@ -1,6 +1,5 @@
 """What turns a step's folder with a `model.onnx` into a bundle: the one place that writes one."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from compress.checkpoint import Checkpoint, ModelCard
 from compress.data.evaluation import EvaluationImages, drawn_by_name, nothing_counts
 from compress.data.folder import Dataset
 from compress.progress import task
-from compress.recipe import ExportSettings, Recipe
+from compress.recipe import ExportSettings
 from compress.steps import StepFolder, StepPlan
 from export import bundle
 from export.bundle import Bundle
@@ -30,6 +29,8 @@ from export.runtime import OnnxModel, Segmenter
 from export.scoring import Score, score
 
 PARITY = "parity.json"
+OWN_SECTIONS = ("quantize", "export")
+"""Of the recipe; what trained and pruned the network is on its card."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ def write_bundle(
     plan: StepPlan,
     source: Checkpoint,
     proof: Proof,
-    recipe: Recipe,
     *,
     name: str,
     precision: Precision,
@@ -86,7 +86,7 @@ def write_bundle(
         params=sum(p.numel() for p in network.parameters()),
         macs=macs(network, card.channels, size),
         parents={**card.parents, **plan.inputs},
-        recipe=_plain(recipe.as_tree()),
+        recipe={**card.recipe, **{part: plan.settings[part] for part in OWN_SECTIONS if part in plan.settings}},
         libraries=library_versions(),
         accuracy=_accuracy(proof),
         latency=proof.latency,
@@ -159,11 +159,6 @@ def macs(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """(height, width) brought up to what the model takes."""
-    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
-
-
 def _accuracy(proof: Proof) -> Accuracy | None:
     if proof.score is None:
         return None
@@ -180,10 +175,3 @@ def _accuracy(proof: Proof) -> Accuracy | None:
 def _opset(path: Path) -> int:
     model = onnx.load(str(path), load_external_data=False)
     return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
-
-
-def _plain(tree: dict[str, Any]) -> dict[str, Any]:
-    """The recipe as JSON holds it; a path of the machine that trained is nobody else's business."""
-    plain: dict[str, Any] = json.loads(json.dumps(tree))
-    plain.get("data", {}).pop("path", None)
-    return plain

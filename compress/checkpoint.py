@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from compress import models
@@ -23,11 +24,14 @@ from compress.models.plan import PruningPlan
 from export.errors import CheckpointError
 from export.files import sha256_file, write_atomic
 from export.images import U8, Geometry
+from export.machine import usable_cores
 from export.manifest import Side
 from export.to_onnx import MEAN, STD
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
+MOSTLY_FRESH = 0.5
+"""Fine-tuning that takes less than half of its start from somewhere is training from scratch by mistake."""
 
 
 class ModelCard(BaseModel):
@@ -48,6 +52,8 @@ class ModelCard(BaseModel):
     size_multiple: int = Field(ge=1)
     parents: dict[str, str]
     """SHA-256 by role: the dataset, the weights that this was made from."""
+    recipe: dict[str, Any] = {}
+    """The sections of the recipe that made it, each as it was used."""
     miou_val: float | None = None
     """On the validation split, in torch float32."""
 
@@ -69,6 +75,10 @@ class Checkpoint:
     @cached_property
     def weights_sha256(self) -> str:
         return sha256_file(self.path / WEIGHTS)
+
+    @cached_property
+    def card_sha256(self) -> str:
+        return sha256_file(self.path / MODEL)
 
     def network(self) -> nn.Module:
         """The network with its weights, on the CPU, in eval mode.
@@ -122,9 +132,7 @@ def save(folder: Path, network: nn.Module, card: ModelCard) -> None:
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """A safetensors file, whole or absent; channels_last tensors are stored in their logical order."""
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, partial)
-    partial.replace(path)
+    write_atomic(path, to_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
 
 
 def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = False) -> list[str]:
@@ -133,13 +141,14 @@ def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = Fa
     With `skip_other_shapes` (fine-tuning), tensors that are missing or of another shape keep their fresh
     values and their names are returned; without it they are an error.
 
-    Raises CheckpointError.
+    Raises CheckpointError, also when `MOSTLY_FRESH` of the network would keep its fresh values.
     """
     state = _read_state(path)
     own = network.state_dict()
     unfit = {name: t for name, t in own.items() if name not in state or state[name].shape != t.shape}
     strange = sorted(state.keys() - own.keys())
-    if len(unfit) == len(own) or ((unfit or strange) and not skip_other_shapes):
+    fresh = sum(tensor.numel() for tensor in unfit.values()) / sum(tensor.numel() for tensor in own.values())
+    if fresh > MOSTLY_FRESH or ((unfit or strange) and not skip_other_shapes):
         problems = [
             f"{name}: {_described(state.get(name))}, the network's {list(t.shape)}" for name, t in unfit.items()
         ]
@@ -152,6 +161,7 @@ def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = Fa
 
 def torch_segmenter(network: nn.Module, size: tuple[int, int] | None) -> Callable[[U8], U8]:
     """Image HWC to mask HW at the image's size, through torch in float32."""
+    torch.set_num_threads(usable_cores())
     network = network.eval()
     multiple = models.size_multiple(network)
 

@@ -9,7 +9,6 @@ from compress.bundling import (
     Proof,
     golden_images,
     model_name,
-    padded,
     parity_images,
     score_on,
     segmenter_of,
@@ -30,8 +29,6 @@ from export.runtime import OnnxModel
 from export.scoring import Score, score
 from export.to_onnx import export_onnx, with_outputs
 
-WITHOUT_DATA_SIZE = (256, 256)
-
 
 def export(parent: Path, out: Path, recipe: Recipe | None = None, *, data: Path | None = None) -> Bundle:
     """Write the checkpoint `parent` as a float bundle to `out`, with parity against torch proven.
@@ -48,7 +45,11 @@ def export(parent: Path, out: Path, recipe: Recipe | None = None, *, data: Path 
         require_classes(dataset, source.card.classes, parent)
     plan = StepPlan(
         "export",
-        {"checkpoint": source.weights_sha256, **({"data": dataset.fingerprint} if dataset else {})},
+        {
+            "checkpoint": source.weights_sha256,
+            "card": source.card_sha256,
+            **({"data": dataset.fingerprint} if dataset else {}),
+        },
         {"export": recipe.export.model_dump(mode="json"), "name": model_name(recipe.export, out)},
     )
     if finished(out, plan):
@@ -66,25 +67,23 @@ def _export(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Datas
     onnx.save(with_outputs(graph, recipe.export.outputs), str(path))
     shipped, with_logits = OnnxModel(path), OnnxModel(graph.SerializeToString())
     images, whence = parity_images(dataset, card)
-    inputs = batches(images, card.size_multiple, sizes_to_prove(images[0], card.size_multiple))
+    size = segmenter_of(card, shipped).geometry(images[0]).padded
+    inputs = batches(images, card.size_multiple, sizes_to_prove(size, card.size_multiple))
     parity = float_parity(network, shipped, with_logits, inputs, images=whence)
     scored: Score | None = None
-    size = WITHOUT_DATA_SIZE
     if dataset is not None:
         scored = score_on(dataset, "val", card, shipped, "score ONNX")
         parity = _with_miou(parity, source, dataset, scored)
-        size = segmenter_of(card, shipped).geometry(images[0]).padded
     parity.require()
     write_bundle(
         step,
         plan,
         source,
         Proof(parity, golden_images(dataset, card, recipe.export), scored),
-        recipe,
         name=str(plan.settings["name"]),
         precision="fp32",
         result={"miou": scored.miou if scored else None, "split": "val"},
-        size=padded(size, card.size_multiple),
+        size=size,
     )
 
 

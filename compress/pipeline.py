@@ -1,6 +1,6 @@
 """`compress run`: every step in order, each skipped when it is up to date."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ from compress.steps import StepPlan, finished, running
 from compress.train import train
 from export import bundle
 from export.bundle import Bundle
-from export.errors import BudgetMissedError, UsageError
-from export.files import write_atomic
+from export.errors import BudgetMissedError, ParityError, UsageError
+from export.files import make_folder, write_atomic
 
 REPORT = "report.json"
 PAGE = "report.html"
@@ -56,7 +56,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     """
     if recipe.prune.ratio is None and recipe.prune.speedup is None:
         raise UsageError("the recipe does not say how much to prune; set prune.speedup or prune.ratio")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_atomic(out / RECIPE, recipe.to_toml())
     data = recipe.data.path
     if data is None:
@@ -69,8 +69,13 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     # Whether INT8 is faster is a verdict of the report here, not a reason to have none.
     forced = recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"force": True})})
     # The dense network in INT8 only stands in the table: nobody will serve it, so it is held to no budget.
+    without: list[str] = []
     with _kept([]):
-        quantize(dense.path, data, out / "dense-int8", forced)
+        try:
+            quantize(dense.path, data, out / "dense-int8", forced)
+        except ParityError as error:
+            without.append(f"dense-int8 is left out: {error}")
+            say(without[-1])
     with _kept(missed):
         prune(dense.path, data, out / "pruned", recipe)
     pruned_fp32 = export(out / "pruned", out / "pruned-fp32", recipe, data=data)
@@ -80,11 +85,11 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     bundles = {
         "dense-fp32": dense_fp32,
         "pruned-fp32": pruned_fp32,
-        "dense-int8": bundle.load(out / "dense-int8"),
+        **({} if without else {"dense-int8": bundle.load(out / "dense-int8")}),
         "pruned-int8": bundle.load(out / "int8"),
     }
     dataset = require_sound(data, dense.card.channels)
-    report = _report(out / "report", bundles, dataset, recipe, command)
+    report = _report(out / "report", bundles, dataset, recipe, command, without)
     return Finished(report, out / "report" / PAGE, out / "int8", tuple(missed))
 
 
@@ -98,7 +103,9 @@ def _kept(missed: list[str]) -> Iterator[None]:
         missed.append(str(error))
 
 
-def _report(out: Path, bundles: Mapping[str, Bundle], dataset: Dataset, recipe: Recipe, command: str) -> Report:
+def _report(
+    out: Path, bundles: Mapping[str, Bundle], dataset: Dataset, recipe: Recipe, command: str, notes: Sequence[str]
+) -> Report:
     settings: dict[str, Any] = {
         "bench": recipe.bench.model_dump(mode="json"),
         "budget": recipe.budget.model_dump(mode="json"),
@@ -125,6 +132,7 @@ def _report(out: Path, bundles: Mapping[str, Bundle], dataset: Dataset, recipe: 
                     above_lookup_table=recipe.budget.above_lookup_table,
                 ),
                 lookup_table_miou=lookup_table_miou(dataset),
+                notes=notes,
                 progress=task,
             )
             step.record(plan, {"speedup": report.speedup, "miou_drop": report.miou_drop, "ok": report.ok})

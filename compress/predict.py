@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from compress.anymodel import AnyModel, load_model
 from compress.progress import task
 from export.errors import ImageError, UsageError
-from export.files import write_atomic
-from export.images import SUFFIXES, U8, decode, encode_image, encode_mask, read_header
+from export.files import make_folder, write_atomic
+from export.images import SUFFIXES, U8, decode, encode_image, encode_mask
 
 OPACITY = 0.5
 
@@ -35,7 +35,7 @@ def predict(path: Path, images: Path, out: Path, *, threads: int | None = None) 
     model = load_model(path, threads=threads)
     sources = _sources(images)
     for folder in ("masks", "overlays"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
     written = []
     with task("predict", len(sources)) as bar:
         for source in sources:
@@ -70,7 +70,7 @@ def _sources(images: Path) -> list[Path]:
     stems: dict[str, Path] = {}
     for path in found:
         try:
-            read_header(path)
+            decode(path, 1)  # all of it: that a file is cut short does not show in its header
         except ImageError as error:
             problems.append(str(error))
         if path.stem in stems:

@@ -245,7 +245,7 @@ def _read(source: Path | str) -> tuple[str, dict[str, Any]]:
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:
-    """Put `a.b=value` into `tree`; the value is read as TOML, and as plain text where it is none."""
+    """Put `a.b=value` into `tree`; the value is read as TOML, as plain text where it is none, and `none` unsets."""
     key, equals, value = text.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
@@ -258,7 +258,7 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
     try:
         branch[names[-1]] = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        branch[names[-1]] = value.strip()
+        branch[names[-1]] = None if value.strip() == "none" else value.strip()
     return None
 
 

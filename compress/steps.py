@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import BusyError, UsageError
-from export.files import sha256_json, write_json
+from export.files import make_folder, sha256_json, write_json
 from export.machine import library_versions
 
 log = logging.getLogger(__name__)
@@ -104,10 +104,7 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
     """
     _require_free(out, plan)
     partial = _partial(out)
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error}") from error
+    make_folder(partial.parent)
     with _locked(partial, out):
         continued = _prepare(partial, plan)
         try:

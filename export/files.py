@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from export.errors import UsageError
+
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
@@ -32,6 +34,17 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON for people, written atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that the user named, unless it is there.
+
+    Raises UsageError when it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; give a folder that can be made") from error
 
 
 def relative_files(folder: Path) -> list[str]:

@@ -115,8 +115,8 @@ def batches(images: Sequence[U8], multiple: int, sizes: Sequence[tuple[int, int]
             yield np.stack([fitted[i % len(fitted)] for i in range(batch)])
 
 
-def sizes_to_prove(image: U8, multiple: int) -> tuple[tuple[int, int], ...]:
-    """The image's own size and two others, neither of which the exporter traced; padding is left to the caller.
+def sizes_to_prove(size: tuple[int, int], multiple: int) -> tuple[tuple[int, int], ...]:
+    """The (height, width) that the model is used at and two others, none of which the exporter traced.
 
     The others are odd multiples of the model's `multiple`, and large enough to judge a share of pixels by.
     """
@@ -124,7 +124,7 @@ def sizes_to_prove(image: U8, multiple: int) -> tuple[tuple[int, int], ...]:
     def odd(side: int) -> int:
         return multiple * (side // multiple | 1)
 
-    return image.shape[:2], (odd(80), odd(48)), (odd(112), odd(144))
+    return size, (odd(80), odd(48)), (odd(112), odd(144))
 
 
 def float_parity(

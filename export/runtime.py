@@ -71,7 +71,8 @@ class OnnxModel:
         Raises ShapeError when the images are not what the graph takes.
         """
         if all(output.name != MASK for output in self.outputs):
-            return self.logits(images_NHWC).argmax(axis=1).astype(np.uint8)
+            best: U8 = self.logits(images_NHWC).argmax(axis=1).astype(np.uint8)
+            return best
         return self._run(MASK, images_NHWC).astype(np.uint8, copy=False)
 
     def logits(self, images_NHWC: U8) -> NDArray[np.float32]:
@@ -124,7 +125,7 @@ def optimised_graph(model: bytes) -> bytes:
 def session_options(threads: int, *, optimised: bool = True) -> ort.SessionOptions:
     """Options that every session here has: sequential, `threads` intra-op threads, spinning off.
 
-    Spinning threads of one session starve the next (EVIDENCE in compress/README.md).
+    Spinning threads of one session starve the next (compress/README.md).
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from compress.cli.common import JsonOption, OutOption, ThreadsOption, emit, parse_size
+from export.errors import UsageError
 
 app = typer.Typer(help="Measure bundles side by side.", no_args_is_help=True)
 
@@ -32,6 +33,8 @@ def latency_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time bundles interleaved in one process; writes JSON, Markdown and one HTML page with plots."""
+    if (out / "step.json").exists():
+        raise UsageError(f"{out} belongs to a run; its report would be lost: give another --out")
     from benchmarks.latency import bench
     from benchmarks.report.table import terminal_table
     from compress.progress import show_table, task

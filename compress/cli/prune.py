@@ -28,7 +28,9 @@ def command(
 
     if speedup is not None and ratio is not None:
         raise UsageError("--speedup and --ratio exclude each other; give one")
-    chosen = recipe_of(recipe, settings, prune__speedup=speedup, prune__ratio=ratio)
+    # One goal on the line takes the place of the other in the recipe.
+    cleared = ["prune.speedup=none"] * (ratio is not None) + ["prune.ratio=none"] * (speedup is not None)
+    chosen = recipe_of(recipe, [*(settings or []), *cleared], prune__speedup=speedup, prune__ratio=ratio)
     with Missed() as missed:
         prune(checkpoint, data, out, chosen)
     result = (read_record(out) or {})["result"]

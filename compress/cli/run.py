@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, OutOption, SetOption, emit, recipe_of
-from export.errors import require
+from compress.cli.common import JsonOption, SetOption, emit, recipe_of
+from export.errors import UsageError, require
 
 
 def command(
@@ -16,7 +16,9 @@ def command(
         str | None,
         typer.Argument(metavar="[RECIPE]", help="Recipe (TOML) or built-in one: demo; default when data.path is set."),
     ] = None,
-    out: OutOption = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; for the demo: runs/demo.")
+    ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,7 +33,9 @@ def command(
 
     on_own_data = any(setting.replace(" ", "").startswith("data.path=") for setting in settings or [])
     chosen = recipe_of(recipe or ("default" if on_own_data else "demo"), settings)
-    finished = run(chosen, out, command=shlex.join(["compress", *sys.argv[1:]]))
+    if out is None and (recipe or on_own_data):
+        raise UsageError("say where the run goes: --out runs/NAME")
+    finished = run(chosen, out or Path("runs/demo"), command=shlex.join(["compress", *sys.argv[1:]]))
     if not as_json:
         show_table(terminal_table(finished.report))
     lines = [

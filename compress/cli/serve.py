@@ -17,8 +17,10 @@ def command(
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one run of the model.")] = 1,
     queue_limit: Annotated[int, typer.Option("--queue-limit", min=0, help="Requests that may wait.")] = 64,
-    deadline_seconds: Annotated[float, typer.Option("--deadline", help="Seconds that a request may wait.")] = 30.0,
-    drain_seconds: Annotated[float, typer.Option("--drain", help="Seconds to answer what was accepted.")] = 25.0,
+    deadline_seconds: Annotated[
+        float, typer.Option("--deadline", min=0.001, max=86400, help="Seconds a request may wait.")
+    ] = 30.0,
+    drain_seconds: Annotated[float, typer.Option("--drain", min=0.001, max=86400, help="Seconds to finish.")] = 25.0,
 ) -> None:
     """Verify bundles, warm them up, and answer requests; SIGTERM drains."""
     require("fastapi", extra="serve", purpose="compress serve")

@@ -49,7 +49,7 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     require_classes(dataset, source.card.classes, parent)
     plan = StepPlan(
         "prune",
-        {"data": dataset.fingerprint, "parent": source.weights_sha256},
+        {"data": dataset.fingerprint, "parent": source.weights_sha256, "card": source.card_sha256},
         {
             "prune": recipe.prune.model_dump(mode="json"),
             "crop": recipe.data.crop,
@@ -73,7 +73,7 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
 def _require_speedup(settings: PruneSettings, speedup: float, out: Path) -> None:
     if settings.speedup is not None and speedup < settings.speedup:
         raise BudgetMissedError(
-            f"a speed-up of {settings.speedup:g} is out of reach: the narrowest network, widths at least "
+            f"a speed-up of {settings.speedup:g} is out of reach: the fastest network found, widths at least "
             f"{settings.channel_multiple}, is {speedup:.2f}x faster and is kept in {out}; ask for less, or train a "
             "model with wider layers to prune from"
         )
@@ -91,7 +91,13 @@ def _prune(
     device = pick_device(recipe.train.device)
     choice = precision_of(step, recipe, device)
     cut, measured = _decision(step, source, network, validation, recipe.prune)
-    card = source.card.model_copy(update={"pruning": (*source.card.pruning, cut), "parents": dict(plan.inputs)})
+    card = source.card.model_copy(
+        update={
+            "pruning": (*source.card.pruning, cut),
+            "parents": dict(plan.inputs),
+            "recipe": {**source.card.recipe, "prune": plan.settings["prune"]},
+        }
+    )
     pruned = cut.apply(network, channels=card.channels)
     reestimate(pruned, images)
     settings = recipe.prune.finetune
@@ -179,7 +185,7 @@ def _fast_enough(
         if speedup >= settings.speedup or cut == scores.plan(1.0, settings.channel_multiple):
             break
         asked *= 1.02 * settings.speedup / speedup
-    return found[-1]
+    return max(found, key=lambda pair: pair[1])
 
 
 def _graph(network: nn.Module, step: StepFolder, source: Checkpoint) -> onnx.ModelProto:

@@ -4,6 +4,8 @@ Batches of one image go through ONNX Runtime's calibrators two at a time, so the
 number of images (the library's own loop keeps every activation until the end).
 """
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -53,6 +55,8 @@ def activation_ranges(
             augmented_model_path=str(Path(scratch) / "augmented.onnx"),
             calibrate_method=_METHODS[method],
         )
-        while chunk := list(islice(images_HWC, CHUNK)):
-            calibrator.collect_data(_Reader(chunk))
-        return calibrator.compute_data()
+        # The histogram calibrators print what they do; standard output is for results.
+        with contextlib.redirect_stdout(io.StringIO()):
+            while chunk := list(islice(images_HWC, CHUNK)):
+                calibrator.collect_data(_Reader(chunk))
+            return calibrator.compute_data()

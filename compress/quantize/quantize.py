@@ -69,7 +69,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     require_classes(dataset, source.card.classes, parent)
     plan = StepPlan(
         "quantize",
-        {"checkpoint": source.weights_sha256, "data": dataset.fingerprint},
+        {"checkpoint": source.weights_sha256, "card": source.card_sha256, "data": dataset.fingerprint},
         {
             "quantize": recipe.quantize.model_dump(mode="json"),
             "export": recipe.export.model_dump(mode="json"),
@@ -91,15 +91,15 @@ def _quantize(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dat
     samples = drawn_by_name(dataset.train, recipe.quantize.calibration_images)
     write_json(step.path / CALIBRATION, {"split": "train", "images": [sample.name for sample in samples]})
     graphs = _graphs(step, source, dataset, samples, recipe)
-    latency = _latency(step, graphs, parity_images(dataset, card)[0][0], source)
-    _require_gain(latency, force=recipe.quantize.force)
-
     images, whence = parity_images(dataset, card)
+    latency = _latency(step, graphs, images[0], source)
+    if not recipe.quantize.force:
+        _require_gain(step, latency)
     as_written, logit_step = with_quantized_logits(graphs.quantized.graph)
     parity = int8_parity(
         graphs.child,
         OnnxModel(as_written.SerializeToString(), optimised=False),
-        batches(images, card.size_multiple, sizes_to_prove(images[0], card.size_multiple)),
+        batches(images, card.size_multiple, sizes_to_prove((latency.height, latency.width), card.size_multiple)),
         logit_step=logit_step,
         images=whence,
     )
@@ -107,6 +107,7 @@ def _quantize(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dat
 
     before = score_on(dataset, "val", card, graphs.parent, "score float")
     after = score_on(dataset, "val", card, graphs.child, "score INT8")
+    parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": after.miou}})
     assert latency.milliseconds_parent is not None
     result = {
         "speedup": latency.milliseconds_parent / latency.milliseconds,
@@ -126,7 +127,6 @@ def _quantize(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dat
         plan,
         source,
         Proof(parity, golden_images(dataset, card, recipe.export), after, "val", before.miou, latency),
-        recipe,
         name=str(plan.settings["name"]),
         precision="int8",
         result=result,
@@ -178,15 +178,23 @@ def _latency(step: StepFolder, graphs: _Graphs, image: U8, source: Checkpoint) -
         machine=Machine.here(),
     )
     write_json(step.path / LATENCY, latency.model_dump(mode="json"))
+    say(_figures(latency))
     return latency
 
 
-def _require_gain(latency: Latency, *, force: bool) -> None:
+def _figures(latency: Latency) -> str:
+    return (
+        f"INT8 takes {latency.milliseconds:.2f} ms, its float parent {latency.milliseconds_parent:.2f} ms "
+        f"({latency.height}x{latency.width}, {latency.threads} threads)"
+    )
+
+
+def _require_gain(step: StepFolder, latency: Latency) -> None:
     assert latency.milliseconds_parent is not None
-    figures = f"INT8 takes {latency.milliseconds:.2f} ms, its float parent {latency.milliseconds_parent:.2f} ms"
-    say(f"{figures} ({latency.height}x{latency.width}, {latency.threads} threads)")
-    if latency.milliseconds >= latency.milliseconds_parent and not force:
+    if latency.milliseconds >= latency.milliseconds_parent:
+        # The next try measures again: a busy moment must not decide for ever.
+        (step.path / LATENCY).unlink()
         raise WorkFailedError(
-            f"{figures} on this machine ({latency.machine.instruction_set}): quantization gains nothing here; "
-            "serve the float bundle (compress export), or keep the INT8 one all the same with --force"
+            f"{_figures(latency)} on this machine ({latency.machine.instruction_set}): quantization gains nothing "
+            "here; serve the float bundle (compress export), or keep the INT8 one all the same with --force"
         )

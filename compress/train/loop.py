@@ -6,7 +6,7 @@ repeats that epoch exactly; on the CPU the result is the same to the last bit.
 N batch, C channels, K classes, H height, W width.
 """
 
-import logging
+import io
 import math
 import time
 from collections import deque
@@ -29,10 +29,8 @@ from compress.train.ema import MovingAverage
 from compress.train.losses import cross_entropy, distillation, soft_dice
 from compress.train.precision import Precision, autocast
 from export.errors import WorkFailedError
-from export.machine import usable_cores
+from export.files import write_atomic
 from export.scoring import ConfusionMatrix
-
-log = logging.getLogger(__name__)
 
 STATE = "training_state.pt"
 SECONDS_BETWEEN_SAVES = 20.0
@@ -91,7 +89,6 @@ class Fit:
         folder: Path,
         teacher: Teacher | None = None,
     ) -> None:
-        torch.set_num_threads(usable_cores())
         self._images = images
         self._validation = validation
         self._settings = settings
@@ -167,7 +164,10 @@ class Fit:
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._network.parameters(), self._settings.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._settings.clip_norm)
+        if not self._scaler.is_enabled() and not math.isfinite(norm):
+            self._skip(batch)
+            return None
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._average.update()
@@ -185,7 +185,7 @@ class Fit:
     def _skip(self, batch: Batch) -> None:
         """A batch whose loss is not finite changes nothing; several in a row end the run."""
         self._non_finite.append(batch.names)
-        say(f"the loss of {', '.join(batch.names)} is not finite; the step is skipped")
+        say(f"the loss or the gradient of {', '.join(batch.names)} is not finite; the step is skipped")
         if len(self._non_finite) == NON_FINITE_IN_A_ROW:
             raise WorkFailedError(
                 f"the loss was not finite in {NON_FINITE_IN_A_ROW} steps in a row, last for "
@@ -221,9 +221,9 @@ class Fit:
             "scaler": self._scaler.state_dict(),
             "best": self._best,
         }
-        partial = self._state_path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._state_path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self._state_path, buffer.getvalue())
 
     def _resume(self) -> None:
         if not self._state_path.exists():

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from export.errors import UsageError
+from export.machine import usable_cores
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -27,10 +28,11 @@ class Choice:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one.
+    """`auto` is CUDA where there is one. Torch is given the cores that this process may use, and no more.
 
     Raises UsageError for a device that torch does not have here.
     """
+    torch.set_num_threads(usable_cores())
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -79,6 +79,7 @@ def _train(step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, i
         size=recipe.data.size,
         size_multiple=multiple,
         parents=dict(plan.inputs),
+        recipe=dict(plan.settings),
         miou_val=fitted.miou,
     )
     checkpoint.save(step.path, network, card)
@@ -117,7 +118,8 @@ def _fresh_network(recipe: Recipe, dataset: Dataset) -> tuple[nn.Module, dict[st
     # One multiple each way is one pixel at the deepest level: BatchNorm then has nothing to take statistics of.
     if crop is not None and (min(crop) < multiple or max(crop) == multiple):
         raise RecipeError(
-            "data.crop", [f"{list(crop)} is too small: the model takes multiples of {multiple} pixels, and more than one"]
+            "data.crop",
+            [f"{list(crop)} is too small: the model halves {multiple} pixels down to one"],
         )
     return network, arguments
 

@@ -66,6 +66,12 @@ def test_ranges_are_those_of_the_library(
         assert high == pytest.approx(expected[1], abs=tolerance * width), name
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_nothing_is_printed(graph: onnx.ModelProto, method: Method, capfd: pytest.CaptureFixture[str]) -> None:
+    activation_ranges(graph, iter(IMAGES[:2]), method, OP_TYPES)
+    assert capfd.readouterr().out == ""
+
+
 def test_images_are_asked_for_a_few_at_a_time(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = 0
     most = 0

@@ -241,9 +241,38 @@ def test_a_loss_that_stays_undefined_ends_the_run_and_names_the_files(
     names = {sample for line in str(caught.value).split("last for ")[1].split(";")[:1] for sample in line.split(", ")}
     assert len(names) == 4
     assert names <= {f"{i:04d}" for i in range(8)}
-    lines = [line for line in capfd.readouterr().err.splitlines() if "is not finite; the step is skipped" in line]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "not finite; the step is skipped" in line]
     assert len(lines) == 5
     assert network.forwards == 8
+
+
+class Steep(torch.autograd.Function):
+    """Goes nowhere forward, and backward beyond all numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        out: Tensor = gradients[0] * torch.inf
+        return out
+
+
+class SteepPixelwise(Pixelwise):
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = Steep.apply(super().forward(image))  # type: ignore[no-untyped-call]
+        return out
+
+
+def test_gradients_that_stay_undefined_end_the_run_too(
+    splits: tuple[TrainingImages, ValidationImages], tmp_path: Path
+) -> None:
+    network = SteepPixelwise()
+    with pytest.raises(WorkFailedError, match="not finite in 5 steps in a row"):
+        fit(network, splits, tmp_path / "fit", epochs=50)
+    # No step was taken with them.
+    assert (network.head.weight == 0.1).all()
 
 
 def test_a_loss_that_is_undefined_now_and_then_changes_nothing(

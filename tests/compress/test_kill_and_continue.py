@@ -25,6 +25,7 @@ depth = 1
 [train]
 epochs = 6
 batch_size = 4
+precision = "float32"
 [prune]
 ratio = 0.5
 [prune.finetune]
@@ -45,7 +46,6 @@ MOMENTS = [
     (".dense-int8.partial/latency.json", "dense-int8"),
     (".pruned.partial/pruning_plan.json", "pruned"),
     (".pruned.partial/training_state.pt", "pruned"),
-    (".int8.partial/calibration.json", "int8"),
     (".report.partial/.key", "report"),
 ]
 

@@ -178,9 +178,7 @@ def test_a_graph_with_another_door_is_refused() -> None:
     assert normalised_tensor(graph.graph)
     with pytest.raises(WorkFailedError, match="not quantized at scale 1/128"):
         remove_door(with_a_quantizer(graph, scale=0.5))
-    for node in list(graph.graph.node):
-        if node.op_type == "Div":
-            graph.graph.node.remove(node)
+    next(node for node in graph.graph.node if node.op_type == "Div").op_type = "Mul"
     with pytest.raises(WorkFailedError, match="does not begin with Cast, Sub, Div"):
         remove_door(graph)
 

@@ -223,7 +223,7 @@ def test_a_loss_that_explodes_is_told(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        (["data.crop=[2, 64]"], RecipeError, "is too small: the model takes multiples of 4 pixels"),
+        (["data.crop=[2, 64]"], RecipeError, "is too small: the model halves 4 pixels down to one"),
         (["train.device=abacus"], UsageError, "train.device = 'abacus' is not there"),
         (["data.crop=[4, 4]"], RecipeError, "multiples of 4 pixels, and more than one"),
     ],

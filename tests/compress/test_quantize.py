@@ -1,0 +1,254 @@
+"""`quantize`: a bundle that keeps its budget and gains time, or a refusal that says why."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.checkpoints import write_checkpoint
+from support.networks import random_unet
+from support.recipes import TINY_SETTINGS
+
+from compress.budget import Budget, require_kept
+from compress.checkpoint import Checkpoint
+from compress.data.evaluation import drawn_by_name
+from compress.data.folder import open_dataset
+from compress.quantize import quantize
+from compress.quantize import quantize as quantize_function
+from compress.recipe import Recipe
+from compress.steps import read_record
+from export.bundle import Bundle, verify
+from export.errors import BudgetMissedError, DatasetError, ParityError, UsageError, WorkFailedError
+from export.scoring import Score
+from export.timing import Samples
+
+MODULE = "compress.quantize.quantize"
+
+
+def recipe(*settings: str) -> Recipe:
+    return Recipe.load(None, [*TINY_SETTINGS, *settings])
+
+
+def patch(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    """In the module, whose name in its package is that of its function."""
+    from importlib import import_module
+
+    monkeypatch.setattr(import_module(MODULE), name, value)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """Lets a test choose the milliseconds of parent and child."""
+
+    def wind(parent: float, child: float) -> None:
+        def fake(models: dict[str, Any], *, rounds: int) -> dict[str, Samples]:
+            for run in models.values():
+                run()
+            return {"parent": Samples((parent,) * rounds), "child": Samples((child,) * rounds)}
+
+        patch(monkeypatch, "interleaved", fake)
+
+    return wind
+
+
+def lose_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INT8 is scored as if a third of its hits were misses."""
+    import compress.bundling
+
+    real = compress.bundling.score_on
+
+    def score_on(*arguments: Any) -> Score:
+        score = real(*arguments)
+        if arguments[-1] != "score INT8":
+            return score
+        hits = score.counts // 3 * np.eye(len(score.classes), dtype=np.int64)
+        return Score(score.classes, score.images, score.counts - hits + np.roll(hits, 1, axis=2))
+
+    patch(monkeypatch, "score_on", score_on)
+
+
+def test_a_bundle_is_whole_and_says_what_it_is(int8_bundle: Bundle, trained: Checkpoint, discs: Path) -> None:
+    verify(int8_bundle.path)
+    manifest = int8_bundle.manifest
+    record = read_record(int8_bundle.path)
+    assert record is not None
+    result = record["result"]
+    assert (manifest.precision, manifest.target, manifest.float_layers) == ("int8", "auto", ())
+    assert manifest.accuracy is not None
+    assert manifest.latency is not None
+    assert (manifest.accuracy.split, manifest.accuracy.images) == ("val", 5)
+    assert manifest.accuracy.miou == result["miou"]
+    assert manifest.accuracy.miou_parent == result["miou_parent"]
+    assert manifest.accuracy.miou_interval[0] <= result["miou"] <= manifest.accuracy.miou_interval[1]
+    assert manifest.latency.milliseconds_parent is not None
+    assert result["speedup"] == manifest.latency.milliseconds_parent / manifest.latency.milliseconds
+    assert (manifest.latency.height, manifest.latency.width) == (48, 64)
+    assert result["drop"] == pytest.approx(result["miou_parent"] - result["miou"])
+    assert result["miou"] > 0.9
+    assert manifest.parents["checkpoint"] == trained.weights_sha256
+    assert manifest.parents["data"] == open_dataset(discs).fingerprint
+    assert {"parity.json", "calibration.json", "latency.json", "step.json"} < manifest.files.keys()
+    assert "path" not in manifest.recipe["data"]
+    # Four bytes a weight become one; what is left is scales and shapes.
+    assert int8_bundle.size_bytes < 0.6 * (trained.path / "weights.safetensors").stat().st_size
+
+
+def test_int8_parity_was_proven_on_real_images(int8_bundle: Bundle) -> None:
+    parity = json.loads((int8_bundle.path / "parity.json").read_text())
+    assert parity["kind"] == "optimised-unoptimised"
+    assert parity["images"] == "validation split"
+    assert {case["batch"] for case in parity["cases"]} == {1, 2, 3, 8}
+    assert len({(case["height"], case["width"]) for case in parity["cases"]}) == 3
+
+
+def test_calibration_images_are_named_and_come_from_train(int8_bundle: Bundle, discs: Path) -> None:
+    listed = json.loads((int8_bundle.path / "calibration.json").read_text())
+    dataset = open_dataset(discs)
+    assert listed["split"] == "train"
+    assert listed["images"] == [sample.name for sample in drawn_by_name(dataset.train, 4)]
+    assert set(listed["images"]) <= {sample.name for sample in dataset.train}
+    assert not set(listed["images"]) & {sample.name for sample in (*dataset.val, *dataset.test)}
+    golden = int8_bundle.manifest.golden.names
+    assert [name.split("-", 1)[1] for name in golden] == listed["images"]
+
+
+def test_what_is_drawn_by_name_does_not_depend_on_order_and_grows(discs: Path) -> None:
+    train = open_dataset(discs).train
+    assert drawn_by_name(train[::-1], 5) == drawn_by_name(train, 5)
+    assert drawn_by_name(train, 6)[:5] == drawn_by_name(train, 5)
+    assert len(drawn_by_name(train, 99)) == len(train)
+
+
+def test_what_is_up_to_date_is_returned(
+    int8_bundle: Bundle, trained: Checkpoint, discs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    again = quantize(trained.path, discs, int8_bundle.path, recipe())
+    assert again == int8_bundle
+    assert "is up to date" in capfd.readouterr().err
+
+
+def test_a_missed_budget_keeps_the_bundle_and_is_told_every_time(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "int8"
+    with monkeypatch.context() as patched:
+        lose_accuracy(patched)
+        with pytest.raises(BudgetMissedError) as first:
+            quantize(trained.path, discs, out, recipe("quantize.max_drop=0.05"))
+    assert first.value.exit_status == 1
+    assert f"The bundle is kept in {out}" in str(first.value)
+    assert "0.05 may be lost" in str(first.value)
+    made = verify(out).bundle
+    patch(monkeypatch, "_quantize", lambda *_: pytest.fail("it was quantized again"))
+    with pytest.raises(BudgetMissedError) as second:
+        quantize(trained.path, discs, out, recipe("quantize.max_drop=0.05"))
+    assert str(second.value) == str(first.value)
+    assert verify(out).bundle == made
+
+
+def test_int8_that_is_not_faster_is_refused_unless_forced(
+    trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None]
+) -> None:
+    clock(4.0, 5.0)
+    with pytest.raises(WorkFailedError, match=r"INT8 takes 5\.00 ms, its float parent 4\.00 ms.*--force"):
+        quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=false"))
+    assert not (tmp_path / "out").exists()
+    made = quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=true"))
+    assert made.manifest.latency is not None
+    assert (made.manifest.latency.milliseconds, made.manifest.latency.milliseconds_parent) == (5.0, 4.0)
+
+
+def test_a_busy_moment_does_not_decide_for_ever(
+    trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None]
+) -> None:
+    clock(4.0, 5.0)
+    with pytest.raises(WorkFailedError, match="quantization gains nothing here"):
+        quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=false"))
+    clock(5.0, 4.0)
+    made = quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=false"))
+    assert made.manifest.latency is not None
+    assert made.manifest.latency.milliseconds == 4.0
+
+
+def test_int8_that_is_faster_needs_no_force(
+    trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None]
+) -> None:
+    clock(9.0, 3.0)
+    made = quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=false", "quantize.target=avx2"))
+    record = read_record(made.path)
+    assert record is not None
+    assert record["result"]["speedup"] == 3.0
+    assert record["result"]["seven_bit_weights"]
+    assert made.manifest.target == "avx2"
+
+
+def test_a_graph_that_is_optimised_wrongly_never_becomes_a_bundle(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnx import numpy_helper
+
+    from compress.quantize.ptq import with_quantized_logits
+
+    def other(graph: Any) -> Any:
+        both, step = with_quantized_logits(graph)
+        for tensor in both.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.dtype == np.int8 and array.ndim == 4:
+                tensor.CopyFrom(numpy_helper.from_array(array // 2, tensor.name))
+        return both, step
+
+    patch(monkeypatch, "with_quantized_logits", other)
+    with pytest.raises(ParityError, match="optimised-unoptimised parity does not hold"):
+        quantize(trained.path, discs, tmp_path / "out", recipe())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("outputs", ["logits", "both"])
+def test_a_bundle_may_give_logits(trained: Checkpoint, discs: Path, tmp_path: Path, outputs: str) -> None:
+    made = quantize(
+        trained.path, discs, tmp_path / "out", recipe(f"export.outputs={outputs}", "export.golden=synthetic")
+    )
+    assert "logits" in {output.name for output in made.manifest.outputs}
+    assert verify(made.path).golden_differing.keys() == {f"0{i}-synthetic{i}" for i in range(4)}
+
+
+def test_a_dataset_of_other_classes_is_refused(discs: Path, tmp_path: Path) -> None:
+    made = write_checkpoint(tmp_path / "ckpt", random_unet(classes=2), classes=2, class_names=("disc", "background"))
+    with pytest.raises(DatasetError, match=r"its classes are \['background', 'disc'\].*order counts"):
+        quantize(made.path, discs, tmp_path / "out", recipe())
+
+
+def test_a_checkpoint_is_not_replaced_by_its_bundle(trained: Checkpoint, discs: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds the result of another step \(train\)"):
+        quantize_function(trained.path, discs, trained.path, recipe())
+    assert (trained.path / "weights.safetensors").exists()
+
+
+def result(drop: float, interval: tuple[float, float]) -> dict[str, Any]:
+    return {"miou_parent": 0.8, "miou": 0.8 - drop, "drop": drop, "drop_interval": interval, "images": 12}
+
+
+@pytest.mark.parametrize(
+    ("drop", "interval", "warns", "fails"),
+    [
+        (0.002, (0.001, 0.003), False, False),
+        (0.002, (-0.01, 0.02), True, False),
+        (0.05, (0.04, 0.06), False, True),
+        (0.05, (-0.01, 0.1), True, True),
+        (0.01, (0.0, 0.009), False, False),
+        (-0.02, (-0.03, -0.01), False, False),
+    ],
+)
+def test_a_split_that_is_too_small_to_tell_is_warned_about(
+    drop: float, interval: tuple[float, float], warns: bool, fails: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if fails:
+        with pytest.raises(BudgetMissedError, match=f"a drop of {drop:.4f}"):
+            require_kept(Budget(max_drop=0.01), result(drop, interval), Path("out"))
+    else:
+        require_kept(Budget(max_drop=0.01), result(drop, interval), Path("out"))
+    said = capfd.readouterr().err
+    assert ("warning: 12 images are too few to tell" in said) == warns
+    assert f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}" in said or fails
