@@ -47,6 +47,7 @@ def test_a_bundle_says_what_it_is(float_bundle: Bundle, trained: Checkpoint, dis
     assert manifest.parents == {
         **trained.card.parents,
         "checkpoint": trained.weights_sha256,
+        "card": trained.card_sha256,
         "data": open_dataset(discs).fingerprint,
     }
     opset = next(entry.version for entry in onnx.load(float_bundle.model_path).opset_import if not entry.domain)
@@ -80,7 +81,7 @@ def test_without_data_images_are_synthetic_and_nothing_is_scored(trained: Checkp
     made = export(trained.path, tmp_path / "out", recipe())
     verify(made.path)
     assert made.manifest.accuracy is None
-    assert set(made.manifest.parents) == {"data", "checkpoint"}
+    assert set(made.manifest.parents) == {"data", "checkpoint", "card"}
     assert [name.split("-")[1] for name in made.manifest.golden.names] == [f"synthetic{i}" for i in range(4)]
     assert json.loads((made.path / "parity.json").read_text())["images"] == "synthetic"
     for _, image, mask in made.golden():

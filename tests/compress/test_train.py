@@ -225,7 +225,7 @@ def test_a_loss_that_explodes_is_told(data: Path, tmp_path: Path) -> None:
     [
         (["data.crop=[2, 64]"], RecipeError, "is too small: the model halves 4 pixels down to one"),
         (["train.device=abacus"], UsageError, "train.device = 'abacus' is not there"),
-        (["data.crop=[4, 4]"], RecipeError, "multiples of 4 pixels, and more than one"),
+        (["data.crop=[4, 4]"], RecipeError, "halves 4 pixels down to one"),
     ],
 )
 def test_settings_that_cannot_be_trained_with(
