@@ -39,7 +39,7 @@ def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
     if bundle.is_bundle(path):
         loaded = bundle.load(path)
         manifest = loaded.manifest
-        segment = loaded.segmenter(threads=threads).segment
+        segment: Callable[[U8], U8] = loaded.segmenter(threads=threads).segment
         return AnyModel(path, "bundle", manifest.channels, manifest.classes, manifest.colours, segment)
     if (path / "model.json").is_file():
         torch = require("torch", extra="train", purpose=f"{path} is a checkpoint; running it")

@@ -160,7 +160,6 @@ class Fit:
                 buffer.copy_(before)  # one forward pass over what is no number spoils BatchNorm's averages for good
             self._skip(batch)
             return None
-        self._non_finite.clear()
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimizer)
@@ -168,6 +167,7 @@ class Fit:
         if not self._scaler.is_enabled() and not math.isfinite(norm):
             self._skip(batch)
             return None
+        self._non_finite.clear()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._average.update()

@@ -53,7 +53,7 @@ def all_at_once(graph: onnx.ModelProto, method: Method, folder: Path) -> Tensors
 def test_ranges_are_those_of_the_library(
     graph: onnx.ModelProto, tmp_path: Path, method: Method, tolerance: float
 ) -> None:
-    """Histograms that grow from chunk to chunk have other bins than one that sees everything; minimum and maximum not."""
+    """Histograms that grow from chunk to chunk have other bins than one that sees everything."""
     ours = activation_ranges(graph, iter(IMAGES), method, OP_TYPES)
     theirs = all_at_once(graph, method, tmp_path)
     assert ours.data.keys() == theirs.data.keys()

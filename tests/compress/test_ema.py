@@ -31,21 +31,21 @@ def wander(network: nn.Module, steps: int, average: MovingAverage) -> list[torch
 
 def test_the_average_follows_the_formula() -> None:
     network = random_unet(base=4)
-    expected = network.head.bias.detach().clone()  # type: ignore[union-attr, operator]
+    expected = network.get_parameter("head.bias").detach().clone()
     average = MovingAverage(network, 0.9)
     for step, value in enumerate(wander(network, 200, average)):
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
-    torch.testing.assert_close(average.network.head.bias, expected)  # type: ignore[union-attr]
+    torch.testing.assert_close(average.network.get_parameter("head.bias"), expected)
 
 
 def test_statistics_are_averaged_and_counters_are_not() -> None:
     network = random_unet(base=4)
     average = MovingAverage(network, 0.5)
-    before = average.network.stem[1].running_var.clone()  # type: ignore[index, union-attr, operator]
+    before = average.network.get_buffer("stem.1.running_var").clone()
     wander(network, 3, average)
-    assert not torch.equal(average.network.stem[1].running_var, before)  # type: ignore[index, union-attr, arg-type]
-    assert average.network.stem[1].num_batches_tracked == 0  # type: ignore[index, union-attr]
+    assert not torch.equal(average.network.get_buffer("stem.1.running_var"), before)
+    assert average.network.get_buffer("stem.1.num_batches_tracked") == 0
 
 
 def test_no_decay_means_the_network_itself() -> None:
@@ -94,14 +94,15 @@ class Normalised(nn.Sequential):
 def test_statistics_are_taken_again_from_the_training_images(images: TrainingImages) -> None:
     network = Normalised()
     with torch.no_grad():
-        network[0].running_mean.fill_(50)
+        network.get_buffer("0.running_mean").fill_(50)
     reestimate(network, images, batches=6, batch_size=4)
 
     # Three epochs of two full batches each.
-    pixels = []
-    for epoch in range(3):
-        for batch in images.epoch(4, np.random.default_rng(epoch)):
-            pixels.append((batch.images_NCHW.float() - 128) / 128)
+    pixels = [
+        (batch.images_NCHW.float() - 128) / 128
+        for epoch in range(3)
+        for batch in images.epoch(4, np.random.default_rng(epoch))
+    ]
     torch.testing.assert_close(network[0].running_mean, torch.stack([x.mean() for x in pixels]).mean()[None])
     torch.testing.assert_close(network[0].running_var, torch.stack([x.var() for x in pixels]).mean()[None])
     assert network[0].momentum == 0.1

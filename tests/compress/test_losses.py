@@ -81,18 +81,14 @@ def test_dice_of_a_sure_network_is_torchmetrics_f1(case: tuple[Tensor, Tensor]) 
         return
     guess = logits.argmax(1)
     sure = 200.0 * F.one_hot(guess, logits.shape[1]).permute(0, 3, 1, 2).float()
-    scores = multiclass_f1_score(
-        guess, target.long(), num_classes=logits.shape[1], average="none", ignore_index=VOID
-    )
+    scores = multiclass_f1_score(guess, target.long(), num_classes=logits.shape[1], average="none", ignore_index=VOID)
     present = torch.bincount(target[target != VOID].long(), minlength=logits.shape[1]) > 0
     assert float(soft_dice(sure, target)) == pytest.approx(float(1 - scores[present].mean()), abs=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
 @given(cases(), st.sampled_from([1.0, 2.0, 5.0]))
-def test_distillation_is_the_divergence_of_two_categoricals(
-    case: tuple[Tensor, Tensor], temperature: float
-) -> None:
+def test_distillation_is_the_divergence_of_two_categoricals(case: tuple[Tensor, Tensor], temperature: float) -> None:
     logits, target = case
     teacher = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     student_of, teacher_of = (
@@ -100,9 +96,7 @@ def test_distillation_is_the_divergence_of_two_categoricals(
     )
     divergence = torch.distributions.kl_divergence(teacher_of, student_of)[target != VOID]
     expected = divergence.mean() * temperature**2 if len(divergence) else torch.tensor(0.0)
-    torch.testing.assert_close(
-        distillation(logits, teacher, target, temperature), expected, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(distillation(logits, teacher, target, temperature), expected, rtol=1e-4, atol=1e-5)
 
 
 @EVERY
@@ -116,7 +110,7 @@ def test_void_never_contributes(name: str, case: tuple[Tensor, Tensor], seed: in
     torch.testing.assert_close(loss(torch.where(void, noise, logits), target), loss(logits, target))
 
     logits = logits.clone().requires_grad_(True)
-    loss(logits, target).backward()
+    torch.autograd.backward(loss(logits, target))
     assert logits.grad is not None
     assert not logits.grad[void].any()
     assert torch.isfinite(logits.grad).all()
@@ -126,7 +120,7 @@ def test_void_never_contributes(name: str, case: tuple[Tensor, Tensor], seed: in
 def test_a_target_that_is_all_void_costs_nothing(name: str) -> None:
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     loss = LOSSES[name](logits, torch.full((2, 4, 4), VOID, dtype=torch.uint8))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()

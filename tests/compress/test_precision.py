@@ -54,7 +54,7 @@ def test_another_device_is_not_guessed_at() -> None:
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_what_is_asked_for_is_taken(device: torch.device) -> None:
     for wanted in ("float32", "bfloat16", "float16"):
-        assert choose(wanted, device).precision == wanted  # type: ignore[arg-type]
+        assert choose(wanted, device).precision == wanted
 
 
 def test_a_device_that_is_not_there_is_a_users_mistake() -> None:

@@ -1,4 +1,4 @@
-"""How fast a plan would be is asked of the parent's graph with weights of the pruned shapes: they must be the real ones."""
+"""How fast a plan would be is asked of the parent's graph with weights of other shapes: those of the real export."""
 
 from typing import Any
 

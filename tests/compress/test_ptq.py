@@ -119,8 +119,10 @@ def test_weights_take_as_many_bits_as_the_target(target: Target, bits: int) -> N
 
 @pytest.mark.parametrize(
     ("instructions", "expected"),
-    [("avx2", True), ("avx512", True), ("generic", True), ("avx512_vnni", False), ("avx_vnni", False), ("amx", False)]
-    + [("arm_dotprod", False), ("arm_i8mm", False)],
+    [
+        *((name, True) for name in ("avx2", "avx512", "generic")),
+        *((name, False) for name in ("avx512_vnni", "avx_vnni", "amx", "arm_dotprod", "arm_i8mm")),
+    ],
 )
 def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, instructions: str, expected: bool) -> None:
     monkeypatch.setattr(ptq, "instruction_set", lambda: instructions)

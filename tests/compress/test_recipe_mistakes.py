@@ -20,7 +20,10 @@ FILES = {
     "nothing like it": ("[bench]\nzzz = 1", ["bench.zzz: no such setting; known here: rounds, threads"]),
     "a word for a number": ("[train]\nepochs = 'many'", ["train.epochs = 'many': Input should be a valid integer"]),
     "none at all": ("[train]\nepochs = 0", ["train.epochs = 0: Input should be greater than or equal to 1"]),
-    "a share above one": ("[quantize]\nmax_drop = 3", ["quantize.max_drop = 3: Input should be less than or equal to 1"]),
+    "a share above one": (
+        "[quantize]\nmax_drop = 3",
+        ["quantize.max_drop = 3: Input should be less than or equal to 1"],
+    ),
     "an unknown word": ("[model]\nupsampling = 'cubic'", ["model.upsampling = 'cubic'", "'nearest', 'bilinear' or"]),
     "a size of one number": ("[data]\nsize = [64]", ["data.size"]),
     "a range that is none": ("[train.augment]\nscale = [2.0, 1.0]", ["train.augment", "[2.0, 1.0] is not a range"]),

@@ -68,9 +68,7 @@ def test_the_same_settings_give_the_same_bits_and_another_seed_does_not(data: Pa
     assert train(data, tmp_path / "other", recipe("train.seed=1")).weights_sha256 != one.weights_sha256
 
 
-def test_what_is_up_to_date_is_not_trained_again(
-    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_up_to_date_is_not_trained_again(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     made = train(data, tmp_path / "out", recipe())
     before = made.path.stat().st_mtime_ns
     again = train(data, tmp_path / "out", recipe())

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support.bundles import expected_mask, tiny_bundle
 
-from export import bundle as bundles
 from export.bundle import Bundle, is_bundle, load, seal, verify, write_golden
+from export.errors import BundleError
 from export.images import U8, decode_indices, encode_mask
 from export.machine import InstructionSet, instruction_set
 from export.manifest import Golden
@@ -83,7 +83,7 @@ def test_how_many_golden_pixels_may_differ(
         assert found.golden_differing == {"large": pixels / image[..., 0].size}
         assert [measured_on in warning for warning in found.warnings] == [True] * (measured_on == ELSEWHERE)
     else:
-        with pytest.raises(bundles.BundleError, match="golden example large"):
+        with pytest.raises(BundleError, match="golden example large"):
             verify(made.path, threads=1)
 
 

@@ -92,7 +92,9 @@ def test_the_reference_evaluator_agrees(architecture: dict[str, Any]) -> None:
     assert np.mean(mask != expected.argmax(1)) < 0.005
 
 
-@pytest.mark.parametrize(("outputs", "names"), [("mask", ["mask"]), ("logits", ["logits"]), ("both", ["mask", "logits"])])
+@pytest.mark.parametrize(
+    ("outputs", "names"), [("mask", ["mask"]), ("logits", ["logits"]), ("both", ["mask", "logits"])]
+)
 def test_a_graph_gives_what_is_asked_for(outputs: Outputs, names: list[str]) -> None:
     graph = exported(random_unet())
     chosen = with_outputs(graph, outputs)

@@ -26,14 +26,11 @@ def random_unet(seed: int = 0, **arguments: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build("unet", {**TINY, **arguments})
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.3)
-                nn.init.normal_(module.running_mean, 0, 0.3)
-                nn.init.uniform_(module.running_var, 0.5, 2)
-            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
-                nn.init.normal_(module.bias, 0, 0.3)
+        for name, tensor in network.state_dict().items():
+            if name.endswith(("bias", "running_mean")):
+                nn.init.normal_(tensor, 0, 0.3)
+            elif name.endswith("running_var") or tensor.ndim == 1:
+                nn.init.uniform_(tensor, 0.5, 2)
     return network.eval()
 
 
