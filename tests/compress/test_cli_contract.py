@@ -127,8 +127,17 @@ def test_run(discs: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_says_how_to_go_on(discs: Path, tmp_path: Path) -> None:
     words = ("train", "--data", discs, "--out", tmp_path / "out", *settings(), "--epochs", 5000)
+    # A shell that runs the tests in the background has its children ignore the signal.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from compress.cli.main import main; main()"
+    )
     with subprocess.Popen(
-        command(*words), **process_options(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *map(str, words)],
+        **process_options(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         until((tmp_path / ".out.partial" / "precision.json").exists, process)
         time.sleep(0.5)
