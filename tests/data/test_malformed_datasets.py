@@ -191,8 +191,14 @@ CASES: list[tuple[Callable[[Path], None], list[str]]] = [
     (image_of_zero_bytes, [f"{FIRST_IMAGE} (not an image", "cannot be read; replace the file"]),
     (image_is_text, [f"{FIRST_IMAGE} (not an image", "cannot be read; replace the file"]),
     (image_cut_short, [f"{FIRST_IMAGE} (damaged image data", "cannot be read; replace the file"]),
-    (image_of_16_bits, [f"{FIRST_IMAGE} (pixel mode 'I;16'", "convert it to 8 bits"]),
-    (mask_of_16_bits, [f"{FIRST_MASK} (pixel mode 'I;16'", "convert it to 8 bits"]),
+    (
+        image_of_16_bits,
+        [f"{FIRST_IMAGE} (its channels have more than 8 bits (pixel mode 'I;16')", "convert it to 8 bits"],
+    ),
+    (
+        mask_of_16_bits,
+        [f"{FIRST_MASK} (its channels have more than 8 bits (pixel mode 'I;16')", "convert it to 8 bits"],
+    ),
     (mask_of_another_size, [f"{FIRST_MASK} (32x64, image 64x64): mask and image differ in size; give the mask"]),
     (mask_value_beyond_classes, [f"{FIRST_MASK} (7): mask values", "not the classes 0..1", '"ignore_index": 7']),
     (
