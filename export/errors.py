@@ -5,6 +5,7 @@ SegpressError                   the base: the command line prints its message, n
 |  |- DatasetError              a dataset folder
 |  |- RecipeError               a recipe file, or a setting given on the line
 |  |- CheckpointError           a checkpoint folder or weights file
+|  |- ModelError                a network of the user's own
 |  |- BundleError               a bundle folder: everything wrong with it at once
 |  |- ImageError                bytes that are no image we take
 |  |- ShapeError                arrays or tensors whose shapes do not go together
@@ -62,6 +63,12 @@ class CheckpointError(_ProblemsError):
     """A checkpoint folder or a file of weights that cannot be used."""
 
     noun = "checkpoint"
+
+
+class ModelError(_ProblemsError):
+    """A network of the user's own that cannot be made, or is not what it must be."""
+
+    noun = "model"
 
 
 class BundleError(_ProblemsError):

@@ -10,12 +10,12 @@ H height, W width, C channels; arrays are uint8.
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from export.bands import MAX_CHANNELS, as_pages, count_pages, lossless_format, read_bands
 from export.errors import ImageError, ShapeError
 
 U8 = NDArray[np.uint8]
@@ -45,6 +45,8 @@ class Header:
     mode: str
     height: int
     width: int
+    pages: int
+    """Of a TIFF, counted up to one more than a model can have channels; 1 for other formats."""
 
     @property
     def is_grey(self) -> bool:
@@ -58,15 +60,21 @@ def read_header(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -
     than `max_pixels` pixels (a decompression bomb is refused here).
     """
     with _Opened(source, max_pixels) as image:
-        return _header(image)
+        pages = count_pages(image, most=MAX_CHANNELS + 1)
+        return Header(str(image.format), image.mode, image.height, image.width, pages)
 
 
-def decode(source: bytes | Path, channels: Literal[1, 3], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> U8:
-    """Pixels HWC, grey for 1 channel, RGB for 3.
+def decode(source: bytes | Path, channels: int, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> U8:
+    """Pixels HWC: grey for 1 channel, RGB for 3, of the first page; for any other number the file's own bands.
 
-    Raises ImageError as `read_header` does, and for truncated data.
+    Grey and RGB are made of whatever there is. Bands are not: a file with another number of them is refused, and
+    where each band is a page, `max_pixels` counts the pixels of all pages.
+
+    Raises ImageError as `read_header` does, for truncated data, and with the reason "channels" for other bands.
     """
     with _Opened(source, max_pixels) as image:
+        if channels not in (1, 3):
+            return read_bands(image, channels, max_pixels=max_pixels)
         # Pillow warns when it drops a palette's transparency by itself; alpha is dropped here on purpose.
         opaque = image.convert("RGBA") if "transparency" in image.info else image
         pixels = np.asarray(opaque.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
@@ -85,9 +93,11 @@ def decode_indices(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 def encode_image(image_HWC: U8) -> bytes:
-    """A lossless PNG, grey for 1 channel, RGB for 3."""
+    """The image without loss, in `lossless_format`; `decode` gives it back bit for bit."""
     buffer = io.BytesIO()
-    Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC).save(buffer, format="PNG")
+    first, *others = as_pages(image_HWC)
+    pages = {"save_all": True, "append_images": others, "compression": "tiff_adobe_deflate"} if others else {}
+    first.save(buffer, format=lossless_format(image_HWC.shape[2]), **pages)
     return buffer.getvalue()
 
 
@@ -97,6 +107,11 @@ def encode_mask(mask_HW: U8) -> bytes:
     # Masks are large flat areas: the lowest level already packs them, in a fifth of the default's time.
     Image.fromarray(mask_HW).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """The least (height, width) that holds this one and that a model of this size multiple takes."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +136,7 @@ class Geometry:
             width,
             resized_height,
             resized_width,
-            -(-resized_height // multiple) * multiple,
-            -(-resized_width // multiple) * multiple,
+            *padded_size(resized_height, resized_width, multiple),
         )
 
     @property
@@ -160,9 +174,11 @@ def resize_image(image_HWC: U8, size: tuple[int, int]) -> U8:
     """Bilinear to (height, width), antialiased when it shrinks."""
     if image_HWC.shape[:2] == size:
         return image_HWC
-    picture = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
-    pixels = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.uint8)
-    return pixels.reshape(*size, image_HWC.shape[2])
+    # Band by band, because Pillow weighs the colours of an image with alpha by it.
+    bands = (Image.fromarray(image_HWC[..., band]) for band in range(image_HWC.shape[2]))
+    return np.dstack(
+        [np.asarray(b.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.uint8) for b in bands]
+    )
 
 
 def resize_mask(mask_HW: U8, size: tuple[int, int]) -> U8:
@@ -188,29 +204,30 @@ class _Opened:
         except FileNotFoundError as error:
             raise ImageError(f"{self._where}no such file", reason="missing") from error
         except UnidentifiedImageError as error:
-            raise ImageError(
-                f"{self._where}not an image that is taken; send {', '.join(sorted(FORMATS))}", reason="unsupported"
-            ) from error
+            raise ImageError(f"{self._where}{_unidentified(self._source)}", reason="unsupported") from error
         except Exception as error:
             raise ImageError(f"{self._where}unreadable image header: {error}", reason="malformed") from error
-        header = _header(self._image)
-        if header.height * header.width > self._max_pixels:
+        height, width = self._image.height, self._image.width
+        if height * width > self._max_pixels:
             self._image.close()
             raise ImageError(
-                f"{self._where}{header.width}x{header.height} pixels, at most {self._max_pixels} are taken",
+                f"{self._where}{width}x{height} pixels, at most {self._max_pixels} are taken",
                 reason="too_large",
             )
         if not _is_eight_bits(self._image):
             self._image.close()
             raise ImageError(
-                f"{self._where}its channels have more than 8 bits (pixel mode {header.mode!r}); convert it to 8 bits",
+                f"{self._where}its channels have more than 8 bits (pixel mode {self._image.mode!r}); "
+                "convert it to 8 bits",
                 reason="unsupported",
             )
         return self._image
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._image.close()
-        if isinstance(error, Exception) and not isinstance(error, ImageError):
+        if isinstance(error, ImageError):
+            raise ImageError(f"{self._where}{error}", reason=error.reason) from error
+        if isinstance(error, Exception):
             # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError ... for broken bytes.
             raise ImageError(f"{self._where}damaged image data: {error}", reason="malformed") from error
 
@@ -221,5 +238,17 @@ def _is_eight_bits(image: Image.Image) -> bool:
     return image.mode in _EIGHT_BIT_MODES and not any(";16" in str(tile.args) for tile in tiles)
 
 
-def _header(image: Image.Image) -> Header:
-    return Header(str(image.format), image.mode, image.height, image.width)
+def _unidentified(source: bytes | Path) -> str:
+    """What to do about a file that Pillow does not know, or knows but cannot read the pixels of."""
+    start = source[:4] if isinstance(source, bytes) else _start_of(source)
+    if any(start.startswith(prefix) for prefix in TiffImagePlugin.PREFIXES):
+        return (
+            "a TIFF that is damaged or whose kind of pixels is not taken; save it as 8-bit grey, RGB, RGBA or CMYK, "
+            "and more bands than that as one grey page each"
+        )
+    return f"not an image that is taken; send {', '.join(sorted(FORMATS))}"
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from export.bands import MAX_CHANNELS
 from export.files import sha256_json
 from export.images import Geometry
 from export.machine import InstructionSet, Machine
@@ -11,6 +12,9 @@ from export.machine import InstructionSet, Machine
 SCHEMA_VERSION = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+"""Of an image: 1 is grey, 3 is RGB, anything else is that many bands or pages of one file."""
+
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Precision = Literal["fp32", "int8"]
 Side = Annotated[int, Field(ge=1)]
@@ -65,7 +69,7 @@ class Golden(_Part):
     """Inputs with the masks that this bundle gave, and how many pixels may differ elsewhere."""
 
     names: tuple[str, ...]
-    """golden/NAME.image.png and golden/NAME.mask.png."""
+    """golden/NAME.image.png (.tiff for more than four channels) and golden/NAME.mask.png."""
     tolerance_same_instructions: float = 0.001
     tolerance_other_instructions: float = 0.01
     """Integer kernels of another instruction set round differently."""
@@ -81,7 +85,7 @@ class Manifest(_Part):
     """Every other file of the folder, by relative path."""
     inputs: tuple[TensorSignature, ...]
     outputs: tuple[TensorSignature, ...]
-    channels: Literal[1, 3]
+    channels: Channels
     size: tuple[Side, Side] | None
     """Images are resized to this (height, width) before the model and masks brought back; None: never."""
     size_multiple: int = Field(ge=1)

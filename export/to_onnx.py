@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from export.blame import told
 from export.errors import WorkFailedError
 from export.runtime import IMAGE, LOGITS, MASK
 
@@ -61,7 +63,7 @@ def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: i
             assert program is not None
             program.save(str(path), external_data=False)
     except Exception as error:  # the exporter's failures have no common base but Exception
-        raise WorkFailedError(f"torch.onnx.export cannot export {type(model).__name__}: {error}") from error
+        raise WorkFailedError(f"torch.onnx.export cannot export {type(model).__name__}: {_why(error)}") from error
     proto = onnx.load(str(path))
     _name_dimensions(proto)
     _forget_where_it_was_made(proto)
@@ -95,7 +97,9 @@ def _deployable(model: nn.Module) -> nn.Module:
             self.model = model
 
         def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self.model((image.permute(0, 3, 1, 2).float() - MEAN) / STD)
+            # Contiguous: in channels_last, torch's own adaptive pooling would leave strides in the graph as constants.
+            images = image.permute(0, 3, 1, 2).contiguous().float()
+            logits = self.model((images - MEAN) / STD)
             return logits.argmax(1).to(torch.uint8), logits
 
     return Deployable()
@@ -125,15 +129,32 @@ def _forget_where_it_was_made(proto: onnx.ModelProto) -> None:
         part.doc_string = ""
 
 
+def _why(error: BaseException) -> str:
+    """What the exporter's pages of text come down to, the line it is about, and what can be done about it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = told(error)
+    if "data-dependent" in text:
+        return f"its forward decides by the values in a tensor; use torch.where, or decide when it is made ({text})"
+    if fixed := re.search(r"Constraints violated \((.*?)\)", text):
+        return (
+            f"its forward holds {fixed[1]} fixed, which is to be free; look for a loop over that dimension, or for a "
+            "size that is written down or made an int where the tensor's own would do"
+        )
+    return text
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints its progress and warns about its own internals; neither is for our reader."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "torch.export", "torch._guards", "torch.fx.experimental", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

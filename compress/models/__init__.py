@@ -1,28 +1,77 @@
-"""Networks, and the allow-list through which a checkpoint names one.
+"""Networks, and the list through which a checkpoint names one; a name with a colon is a user's own (`own`).
 
-A factory takes plain keyword arguments and gives an `nn.Module` from normalised images NCHW to logits NKHW,
-with `size_multiple`: what height and width must be multiples of. A checkpoint stores the factory's name
-and arguments, never code.
+A factory takes plain keyword arguments and gives an `nn.Module` from normalised images NCHW to logits NKHW; `contract`
+says it in full. A checkpoint stores the factory's name and arguments, never code.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from compress.models import own
+from compress.models.contract import all_logits, size_multiple
+from compress.models.encoder_unet import EncoderUNet
+from compress.models.encoders import Encoder
 from compress.models.unet import UNet
+from compress.models.unetpp import UNetPlusPlus
+from export.errors import UsageError
 
-FACTORIES: Mapping[str, Callable[..., nn.Module]] = {"unet": UNet}
+__all__ = [
+    "FACTORIES",
+    "all_logits",
+    "build",
+    "counterpart",
+    "size_multiple",
+    "source_sha256",
+    "start_from_pretrained",
+]
+
+FACTORIES: Mapping[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "unetpp": UNetPlusPlus,
+    "encoder-unet": EncoderUNet,
+}
 
 
 def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     """A freshly initialised network.
 
-    Raises KeyError for an unknown factory, TypeError or ValueError for arguments that it does not take.
+    Raises UsageError for an unknown factory, TypeError or ValueError for arguments that one of ours does not take;
+    ModelError for all that is wrong with a network of the user's.
     """
+    if own.is_own(factory):
+        return own.build(factory, arguments)
+    if factory not in FACTORIES:
+        raise UsageError(
+            f"no network is called {factory!r}; known: {', '.join(FACTORIES)}, and your own as {own.FORMS}"
+        )
     return FACTORIES[factory](**arguments)
 
 
-def size_multiple(model: nn.Module) -> int:
-    """What height and width of the model's input must be multiples of."""
-    return int(getattr(model, "size_multiple", 1))
+def source_sha256(factory: str) -> str | None:
+    """SHA-256 of the file of a user's own factory, None for one of ours.
+
+    Raises ModelError when there is no such file.
+    """
+    return own.source_sha256(factory) if own.is_own(factory) else None
+
+
+def start_from_pretrained(network: nn.Module) -> None:
+    """Put pretrained weights into the encoder of a network of ours that was asked for them.
+
+    Raises MissingExtraError or RecipeError when there are none, WorkFailedError when they do not arrive.
+    """
+    if isinstance(network, EncoderUNet) and network.pretrained:
+        network.load_pretrained()
+
+
+def counterpart(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The part of `network` that a state dict is for, and the state in its names.
+
+    That of a bare classifier is for the encoder, where there is one; any other is for the whole network.
+    """
+    encoder = getattr(network, "encoder", None)
+    if isinstance(encoder, Encoder) and not any(name.startswith("encoder.") for name in state):
+        return encoder, encoder.from_classifier(state)
+    return network, state

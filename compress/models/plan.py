@@ -1,7 +1,7 @@
 """A pruning plan: which channels of which group of coupled layers go. Data first, action second.
 
 A group is what torch-pruning's dependency graph finds: the layers whose channels must go together because a
-BatchNorm, an addition or a concatenation ties them. It is named after the convolution at its root.
+BatchNorm, an addition or a concatenation ties them. It is named after the first of its convolutions.
 """
 
 import copy
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from compress import models
+from export.blame import told
 from export.errors import UsageError
 
 
@@ -41,17 +42,31 @@ class PruningPlan(BaseModel):
     def apply(self, network: nn.Module, *, channels: int) -> nn.Module:
         """A new, smaller module; `network` stays whole.
 
-        Raises UsageError that names every group that the plan and the network do not agree on.
+        Raises UsageError that names every group that the plan and the network do not agree on, or the line of a
+        user's own network that does not run with fewer channels.
         """
         pruned = copy.deepcopy(network).cpu()
         graph = Dependencies(pruned, channels)
         problems = self._problems(graph)
         if problems:
             raise UsageError("the pruning plan does not fit the network:" + "".join(f"\n  - {p}" for p in problems))
-        for cut in self.cuts:
-            if cut.remove:
-                graph.group(cut.layer, list(cut.remove)).prune()
+        try:
+            for cut in self.cuts:
+                if cut.remove:
+                    graph.group(cut.layer, list(cut.remove)).prune()
+            with torch.no_grad():
+                models.all_logits(pruned, _image(pruned, channels))
+        except Exception as error:  # what is wrong with a user's own network has no common base but Exception
+            raise UsageError(
+                f"{type(network).__name__} does not hold together with fewer channels: {told(error)}; take widths from "
+                "the tensors (x.shape[1]), and do without chunk() and parametrizations"
+            ) from error
         return pruned
+
+    def within(self, network: nn.Module, *, channels: int) -> "PruningPlan":
+        """The cuts of the groups that `network` has, which is a part of the network that this was planned for."""
+        groups = Dependencies(network, channels).widths()
+        return PruningPlan(cuts=tuple(cut for cut in self.cuts if cut.layer in groups))
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """(before, after) of each group, by the layer at its root."""
@@ -73,27 +88,41 @@ class PruningPlan(BaseModel):
 
 
 class Dependencies:
-    """torch-pruning's dependency graph of a network, with groups by name and the output layer left out."""
+    """torch-pruning's dependency graph of a network, traced over all its logits, with groups by name.
+
+    Left out are the groups whose channels are the classes, those that a grouped convolution ties to whole blocks
+    of channels, and those that a layer such as PixelShuffle deals out in a way that is not followed. A depthwise
+    convolution goes with the channels that it reads.
+    """
 
     def __init__(self, network: nn.Module, channels: int) -> None:
-        side = models.size_multiple(network) * 2
+        image = _image(network, channels)
+        self._kind = type(network).__name__
         self._modules = dict(network.named_modules())
+        self._names = {module: name for name, module in self._modules.items()}
         network.eval()
-        # The graph is traced with gradients, whatever the caller is in; the image is only for the tracing.
+        # The graph is traced with gradients, whatever the caller is in.
         with torch.enable_grad():
             for parameter in network.parameters():
                 parameter.requires_grad_(True)
-            self._graph = tp.DependencyGraph().build_dependency(network, torch.zeros(1, channels, side, side))
-        self._names = {module: name for name, module in self._modules.items()}
-        self._output = _output_layer(network, channels, side)
+            self._graph = tp.DependencyGraph().build_dependency(network, image, forward_fn=models.all_logits)
+            self._outputs = _output_layers(network, image)
 
     def groups(self) -> dict[str, Any]:
-        """Every prunable group by the name of its root layer, in the order of the network's modules."""
+        """Every prunable group by the name of its root layer, in the order of the network's modules.
+
+        Raises UsageError when there is none.
+        """
         found = {}
-        for group in self._graph.get_all_groups(
-            ignored_layers=[self._output], root_module_types=[nn.Conv2d, nn.ConvTranspose2d]
-        ):
-            found[self._names[group[0].dep.target.module]] = group
+        for group in self._graph.get_all_groups(ignored_layers=self._outputs, root_module_types=_CONVOLUTIONS):
+            if all(self._can_be_cut(dependency, indices) for dependency, indices in group):
+                root = self._root(group)
+                found[root] = self.group(root, group[0].idxs)
+        if not found:
+            raise UsageError(
+                f"{self._kind} has no channels that could go: no nn.Conv2d or nn.ConvTranspose2d between image and "
+                "logits whose channels torch-pruning can follow; quantize it as it is"
+            )
         return {name: found[name] for name in self._modules if name in found}
 
     def widths(self) -> dict[str, int]:
@@ -102,22 +131,62 @@ class Dependencies:
     def group(self, layer: str, remove: list[int]) -> Any:
         """The group of `layer` with these output channels chosen, ready to be pruned."""
         module = self._modules[layer]
-        prune = tp.prune_conv_out_channels
-        if isinstance(module, nn.ConvTranspose2d):
-            prune = self._graph.get_pruner_of_module(module).prune_out_channels
+        prune = self._graph.get_pruner_of_module(module).prune_out_channels
         return self._graph.get_pruning_group(module, prune, idxs=remove)
 
+    def _can_be_cut(self, dependency: Any, indices: list[int]) -> bool:
+        module, cut_output = dependency.target.module, self._graph.is_out_channel_pruning_fn(dependency.handler)
+        width = (self._graph.get_out_channels if cut_output else self._graph.get_in_channels)(dependency.target)
+        return not _is_grouped(module) and (width is None or max(indices) < width)
 
-def _output_layer(network: nn.Module, channels: int, side: int) -> nn.Module:
-    """The convolution that gives the logits: the last one that runs. Its channels are the classes."""
-    order: list[nn.Module] = []
-    hooks = [
-        module.register_forward_hook(lambda module, *_: order.append(module))
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    ]
-    with torch.no_grad():
-        network(torch.zeros(1, channels, side, side))
+    def _root(self, group: Any) -> str:
+        """The first of the network's convolutions that gives all channels of the group, wherever the tracing began."""
+        whole: set[str] = {
+            self._names[dependency.target.module]
+            for dependency, indices in group
+            if isinstance(dependency.target.module, _CONVOLUTIONS)
+            and self._graph.is_out_channel_pruning_fn(dependency.handler)
+            and indices == group[0].idxs
+        }
+        return min(whole, key=list(self._modules).index)
+
+
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+def _image(network: nn.Module, channels: int) -> Tensor:
+    """Only for tracing, NCHW."""
+    side = models.size_multiple(network) * 2
+    return torch.zeros(1, channels, side, side)
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    """Whether channels stand in blocks of more than one, which cannot be cut one by one."""
+    return isinstance(module, _CONVOLUTIONS) and not (
+        module.groups == 1 or module.groups == module.in_channels == module.out_channels
+    )
+
+
+def _output_layers(network: nn.Module, image_NCHW: Tensor) -> list[nn.Module]:
+    """The layers whose channels are the classes: the first that are met on the way back from each of the logits."""
+    made_by: dict[Any, nn.Module] = {}
+
+    def remember(module: nn.Module, _: Any, out: Tensor) -> None:
+        made_by[out.grad_fn] = module
+
+    layers = [module for module in network.modules() if isinstance(module, (*_CONVOLUTIONS, nn.Linear))]
+    hooks = [layer.register_forward_hook(remember) for layer in layers]
+    waiting = [logits.grad_fn for logits in models.all_logits(network, image_NCHW)]
     for hook in hooks:
         hook.remove()
-    return order[-1]
+    found, seen = [], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in made_by:
+            found.append(made_by[node])
+        else:
+            waiting.extend(before for before, _ in node.next_functions)
+    return found

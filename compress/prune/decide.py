@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from compress.models.plan import Dependencies, GroupCut, PruningPlan
 
+HALVINGS = 6
+"""Of the range of ratios: a 64th of the channels is finer than multiples of 16 mostly are."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -18,7 +21,10 @@ class Scores:
 
     @classmethod
     def magnitude(cls, network: nn.Module, *, channels: int) -> "Scores":
-        """L2 norm over all weights that go with a channel. Source: Fang et al. 2023 (DepGraph, arXiv:2301.12900)."""
+        """L2 norm over all weights that go with a channel. Source: Fang et al. 2023 (DepGraph, arXiv:2301.12900).
+
+        Raises UsageError when no channel can go.
+        """
         importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
         groups = Dependencies(network, channels).groups()
         return cls({name: importance(group).detach() for name, group in groups.items()})
@@ -42,7 +48,7 @@ class Scores:
 
 
 def for_speedup(
-    scores: Scores, multiple: int, wanted: float, speedup_of: Callable[[PruningPlan], float], *, halvings: int = 6
+    scores: Scores, multiple: int, wanted: float, speedup_of: Callable[[PruningPlan], float]
 ) -> PruningPlan:
     """The lightest plan whose measured speed-up is at least `wanted`, by bisection over the ratio.
 
@@ -53,7 +59,7 @@ def for_speedup(
     measured = {best: speedup_of(best)}
     if measured[best] < wanted:
         return best
-    for _ in range(halvings):
+    for _ in range(HALVINGS):
         ratio = (low + high) / 2
         plan = scores.plan(ratio, multiple)
         if plan not in measured:

@@ -4,6 +4,8 @@ Latency depends on shapes, not on values, and an export takes seconds. What is d
 on the real graph afterwards.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -19,12 +21,16 @@ class LatencyProbe:
     """Times graphs against the float parent, interleaved, at one image size."""
 
     def __init__(self, parent: onnx.ModelProto, *, size: tuple[int, int], channels: int) -> None:
+        self.size = size
         self._parent = parent
         self._image = np.random.default_rng(0).integers(0, 256, (1, *size, channels), dtype=np.uint8)
         self._parent_model = OnnxModel(parent.SerializeToString())
 
     def speedup(self, pruned: nn.Module) -> float:
-        """What `measure` would give for `pruned`, from a graph with the shapes of its weights."""
+        """What `measure` would give for `pruned`, from a graph with the shapes of its weights.
+
+        Raises BundleError or ShapeError when that graph does not run, because a width stands elsewhere in it too.
+        """
         return self.measure(with_shapes_of(self._parent, pruned))
 
     def measure(self, child: onnx.ModelProto) -> float:
@@ -43,19 +49,29 @@ class LatencyProbe:
 def with_shapes_of(parent: onnx.ModelProto, pruned: nn.Module) -> onnx.ModelProto:
     """A copy of `parent` whose weights have the shapes (not the values) of `pruned`'s."""
     shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
-    initializers = {tensor.name: tensor for tensor in parent.graph.initializer}
-    new: dict[str, tuple[int, ...]] = {name: shapes[name] for name in initializers if name in shapes}
-    for node in parent.graph.node:
-        # A bias that BatchNorm folding made has a name of the exporter's own; it is as long as its kernel is wide.
-        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and node.input[1] in new:
-            kernel = new[node.input[1]]
-            new[node.input[2]] = (kernel[0] if node.op_type == "Conv" else kernel[1],)
-    rng = np.random.default_rng(0)
+    widths = {f"model.{name}.weight": (m.out_channels, m.groups) for name, m in _convolutions(pruned)}
     child = onnx.ModelProto()
     child.CopyFrom(parent)
+    new = {tensor.name: shapes[tensor.name] for tensor in child.graph.initializer if tensor.name in shapes}
+    for node in child.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose") or node.input[1] not in widths:
+            continue
+        out_channels, groups = widths[node.input[1]]
+        for attribute in node.attribute:
+            if attribute.name == "group":
+                attribute.i = groups  # as many as channels, where the convolution is depthwise
+        if len(node.input) == 3:
+            new[node.input[2]] = (out_channels,)  # a bias that BatchNorm folding made has a name of the exporter's own
+    rng = np.random.default_rng(0)
     for tensor in child.graph.initializer:
         if tensor.name in new and tuple(tensor.dims) != new[tensor.name]:
             values = rng.normal(0, 0.05, new[tensor.name]).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     del child.graph.value_info[:]
     return child
+
+
+def _convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.ConvTranspose2d]]:
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            yield name, module

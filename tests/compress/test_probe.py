@@ -1,16 +1,19 @@
 """How fast a plan would be is asked of the parent's graph with weights of other shapes: those of the real export."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from support.networks import exported, random_unet
+from support.networks import Mobile, exported, random_network, random_unet, randomised
+from torch import Tensor, nn
 
 from compress.models.plan import PruningPlan
 from compress.prune import probe
 from compress.prune.decide import Scores
 from compress.prune.probe import LatencyProbe, with_shapes_of
+from export.errors import BundleError, ShapeError
 from export.runtime import OnnxModel
 from export.timing import Samples
 from export.to_onnx import with_outputs
@@ -18,35 +21,69 @@ from export.to_onnx import with_outputs
 SLOW = pytest.mark.slow
 
 
-def shapes(graph: onnx.ModelProto) -> list[tuple[str, list[list[int]]]]:
-    """Of the constants that go into each operator, in the order of the graph."""
+def shapes(graph: onnx.ModelProto) -> list[tuple[str, list[list[int]], list[int]]]:
+    """Of the constants that go into each operator, and into how many groups it splits, in the order of the graph."""
     dims = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
-    return [(node.op_type, [dims[name] for name in node.input if name in dims]) for node in graph.graph.node]
+    return [
+        (
+            node.op_type,
+            [dims[name] for name in node.input if name in dims],
+            [attribute.i for attribute in node.attribute if attribute.name == "group"],
+        )
+        for node in graph.graph.node
+    ]
 
 
 @pytest.mark.parametrize(
-    "architecture",
+    "made",
     [
-        {"upsampling": "nearest", "skip": "concat"},
-        pytest.param({"upsampling": "transposed", "skip": "concat"}, marks=SLOW),
-        pytest.param({"upsampling": "bilinear", "skip": "add"}, marks=SLOW),
-        pytest.param({"upsampling": "nearest", "skip": "none"}, marks=SLOW),
+        random_unet,
+        pytest.param(lambda: random_unet(upsampling="transposed", block="residual", squeeze_excite=True), marks=SLOW),
+        pytest.param(lambda: random_unet(upsampling="bilinear", skip="add", block="residual"), marks=SLOW),
+        pytest.param(lambda: random_unet(skip="none", squeeze_excite=True), marks=SLOW),
+        pytest.param(lambda: random_network("unetpp", block="residual", squeeze_excite=True), marks=SLOW),
+        lambda: randomised(Mobile()),
     ],
-    ids=lambda architecture: "-".join(architecture.values()),
+    ids=["plain", "residual-se-transposed", "residual-add-bilinear", "se-none", "unetpp-residual-se", "depthwise"],
 )
-def test_the_probes_graph_has_the_shapes_of_the_real_export(architecture: dict[str, Any]) -> None:
-    network = random_unet(**architecture)
+def test_the_probes_graph_has_the_shapes_of_the_real_export(made: Callable[[], nn.Module]) -> None:
+    network = made()
     parent = exported(network)
     plan = Scores.magnitude(network, channels=1).plan(0.5, 4)
     assert len({after for _, after in plan.widths().values()}) > 1
     pruned = plan.apply(network, channels=1)
     guessed, real = with_shapes_of(parent, pruned), exported(pruned)
     assert shapes(guessed) == shapes(real) != shapes(parent)
+    # Each stands directly after its convolution, and is part of it.
+    assert "BatchNormalization" not in {node.op_type for node in real.graph.node}
 
     image = np.zeros((2, 12, 20, 1), np.uint8)
     model = OnnxModel(guessed.SerializeToString(), threads=1)
     assert model.masks(image).shape == (2, 12, 20)
     assert np.isfinite(model.logits(image)).all()
+
+
+class Gated(nn.Module):
+    """Channel attention as it is often written: the width goes through a Python number into a constant of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size_multiple = 4
+        self.stem, self.gate, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, 16), nn.Conv2d(16, 3, 1)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        x = self.stem(image_NCHW)
+        gate = self.gate(x.mean((2, 3))).sigmoid().view(*x.shape[:2], 1, 1)
+        out: Tensor = self.head(x * gate)
+        return out
+
+
+def test_a_graph_in_which_a_width_stands_elsewhere_too_is_never_timed() -> None:
+    network = Gated()
+    plan = Scores.magnitude(network, channels=1).plan(0.5, 4)
+    asked = LatencyProbe(with_outputs(exported(network), "mask"), size=(16, 24), channels=1)
+    with pytest.raises((BundleError, ShapeError)):
+        asked.speedup(plan.apply(network, channels=1))
 
 
 def test_a_plan_that_cuts_nothing_changes_no_shape() -> None:

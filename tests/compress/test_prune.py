@@ -11,19 +11,22 @@ import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 from support.checkpoints import write_checkpoint
-from support.networks import random_unet
+from support.networks import random_network, random_unet
 from support.recipes import TINY_SETTINGS
 
 from compress import checkpoint
+from compress.anymodel import evaluate
 from compress.checkpoint import Checkpoint
+from compress.cli.main import main
+from compress.models import all_logits
 from compress.models.plan import Dependencies, PruningPlan
 from compress.prune import prune
 from compress.prune.decide import Scores
 from compress.recipe import Recipe
 from compress.steps import read_record
-from export.errors import BudgetMissedError, DatasetError, UsageError
+from export.errors import BudgetMissedError, DatasetError, ShapeError, UsageError
 
-MODULE = import_module("compress.prune.prune")
+PRUNE, CHANNELS, STEP = (import_module(f"compress.prune.{name}") for name in ("prune", "channels", "step"))
 
 
 def recipe(*settings: str) -> Recipe:
@@ -41,7 +44,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     class Probe:
-        def __init__(self, parent: Any, **_: Any) -> None:
+        def __init__(self, parent: Any, *, size: tuple[int, int], **_: Any) -> None:
+            self.size = size
             self._parent = weights_of(parent)
 
         def speedup(self, network: torch.nn.Module) -> float:
@@ -60,8 +64,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tensors = [numpy_helper.from_array(p.detach().numpy()) for p in network.parameters()]
         return helper.make_model(helper.make_graph([], "weights", [], [], tensors))
 
-    monkeypatch.setattr(MODULE, "LatencyProbe", Probe)
-    monkeypatch.setattr(MODULE, "export_onnx", export)
+    monkeypatch.setattr(STEP, "LatencyProbe", Probe)
+    monkeypatch.setattr(STEP, "export_onnx", export)
     return asked
 
 
@@ -127,7 +131,7 @@ def test_a_speedup_out_of_reach_is_a_missed_budget_that_keeps_the_narrowest(
         prune(trained.path, discs, out, chosen)
     kept = checkpoint.load(out)
     assert {after for _, after in kept.card.pruning[0].widths().values()} == {8}
-    monkeypatch.setattr(MODULE, "_prune", lambda *_: pytest.fail("it was pruned again"))
+    monkeypatch.setattr(PRUNE, "cut_channels", lambda *_: pytest.fail("it was pruned again"))
     with pytest.raises(BudgetMissedError) as second:
         prune(trained.path, discs, out, chosen)
     assert str(second.value) == str(first.value)
@@ -143,7 +147,7 @@ def test_a_decision_is_taken_once(
 
     out, chosen = tmp_path / "out", by_speedup("prune.speedup=1.5", "prune.channel_multiple=2")
     with monkeypatch.context() as patched:
-        patched.setattr(MODULE, "reestimate", killed)
+        patched.setattr(CHANNELS, "reestimate", killed)
         with pytest.raises(KeyboardInterrupt):
             prune(trained.path, discs, out, chosen)
     decided = json.loads((tmp_path / ".out.partial" / "pruning_plan.json").read_text())
@@ -159,6 +163,94 @@ def test_what_is_up_to_date_is_returned(
     again = prune(trained.path, discs, pruned.path, Recipe.load(None, TINY_SETTINGS))
     assert again.weights_sha256 == pruned.weights_sha256
     assert "is up to date" in capfd.readouterr().err
+
+
+def test_where_the_probe_cannot_tell_the_exporter_is_asked(
+    trained: Checkpoint, discs: Path, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot_tell(*_: Any) -> float:
+        raise ShapeError("a width stands elsewhere too")
+
+    monkeypatch.setattr(STEP.LatencyProbe, "speedup", cannot_tell)
+    made = prune(trained.path, discs, tmp_path / "out", by_speedup("prune.speedup=1.5", "prune.channel_multiple=2"))
+    assert (read_record(made.path) or {})["result"]["speedup"] >= 1.5
+    assert counted.count("exported") > 3
+
+
+def nested(folder: Path, **arguments: Any) -> Checkpoint:
+    """A UNet++ of depth 2 for the classes of `discs`, that was never trained, and cut once."""
+    network = random_network("unetpp", classes=2, **arguments)
+    plan = Scores.magnitude(network, channels=1).plan(0.3, 4)
+    pruned = plan.apply(network, channels=1)
+    names = ("background", "disc")
+    given = {"pruning": (plan,), "class_names": names, "factory": "unetpp", "classes": 2, **arguments}
+    return write_checkpoint(folder, pruned, **given)
+
+
+def test_a_nested_network_is_cut_to_a_depth(discs: Path, tmp_path: Path, counted: list[str]) -> None:
+    parent = nested(tmp_path / "parent", squeeze_excite=True)
+    child = prune(parent.path, discs, tmp_path / "out", by_speedup("prune.levels=1"))
+    image = torch.randn(2, 1, 8, 12)
+    whole, part = parent.network(), child.network()
+    with torch.inference_mode():
+        assert torch.equal(part(image), all_logits(whole, image)[0])
+    assert child.card.arguments == {**parent.card.arguments, "levels": 1}
+    assert child.card.size_multiple == 2
+    assert [cut.layer for cut in child.card.pruning[0].cuts] == [
+        f"{block}.{layer}" for block in ("stem", "down.0", "nodes.0_1.block") for layer in ("0", "3", "6.gate.1")
+    ]
+    assert child.card.parents["parent"] == parent.weights_sha256
+    result = (read_record(child.path) or {})["result"]
+    assert result["speedup"] > 1
+    assert result["levels"] == 1
+    for key, model in (("miou_parent", parent), ("miou", child)):
+        assert result[key] == pytest.approx(evaluate(model.path, discs, split="val").miou, abs=1e-6)
+    assert child.card.miou_val == result["miou"] != result["miou_parent"]
+    # What is left has one depth.
+    with pytest.raises(UsageError, match="has no smaller network inside"):
+        prune(child.path, discs, tmp_path / "again", by_speedup("prune.levels=1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "levels", "problem"),
+    [
+        ({"deep_supervision": False}, 1, "has no smaller network inside.*deep supervision.*--speedup or --ratio"),
+        ({}, 2, "has 2 levels; --levels takes 1 to 1"),
+        ({}, 7, "has 2 levels; --levels takes 1 to 1"),
+    ],
+)
+def test_levels_that_were_not_trained_are_refused(
+    arguments: dict[str, Any], levels: int, problem: str, discs: Path, tmp_path: Path
+) -> None:
+    parent = nested(tmp_path / "parent", **arguments)
+    with pytest.raises(UsageError, match=problem):
+        prune(parent.path, discs, tmp_path / "out", by_speedup(f"prune.levels={levels}"))
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_a_plain_unet_has_no_levels_to_cut(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no smaller network inside"):
+        prune(trained.path, discs, tmp_path / "out", by_speedup("prune.levels=1"))
+
+
+@pytest.mark.slow
+def test_levels_on_the_command_line(
+    discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = nested(tmp_path / "parent")
+    line = ["compress", "prune", parent.path, "--data", discs, "--out", tmp_path / "out", "--levels", "1"]
+
+    def call(*more: str) -> int:
+        monkeypatch.setattr("sys.argv", [*map(str, line), *more])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        return int(leaving.value.code or 0)
+
+    # A goal on the line takes the place of the recipe's.
+    assert call("--set", "prune.ratio=0.5") == 0
+    assert "on the validation split, cut to depth 1" in capfd.readouterr().out
+    assert call("--ratio", "0.5") == 2
+    assert "--speedup, --ratio and --levels exclude each other" in capfd.readouterr().err
 
 
 def test_without_a_goal_nothing_is_pruned(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:

@@ -3,27 +3,34 @@
 import copy
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.networks import random_unet
+from support.checkpoints import write_checkpoint
+from support.networks import Mobile, random_network, random_unet, randomised
 from torch import Tensor, nn
 
+from compress import checkpoint
+from compress.models import all_logits, size_multiple
 from compress.models.plan import Dependencies, GroupCut, PruningPlan
 from compress.prune.decide import Scores, for_speedup
 from export.errors import UsageError
 
-ARCHITECTURES = st.fixed_dictionaries(
-    {
-        "upsampling": st.sampled_from(["nearest", "bilinear", "transposed"]),
-        "skip": st.sampled_from(["concat", "add", "none"]),
-        "base": st.sampled_from([4, 8]),
-        "depth": st.integers(1, 3),
-        "channels": st.sampled_from([1, 3]),
-    }
+SHARED: dict[str, st.SearchStrategy[Any]] = {
+    "upsampling": st.sampled_from(["nearest", "bilinear", "transposed"]),
+    "base": st.sampled_from([4, 8]),
+    "depth": st.integers(1, 4),
+    "channels": st.sampled_from([1, 3]),
+    "block": st.sampled_from(["plain", "residual"]),
+    "squeeze_excite": st.booleans(),
+}
+ARCHITECTURES = st.one_of(
+    st.fixed_dictionaries({"factory": st.just("unet"), "skip": st.sampled_from(["concat", "add", "none"]), **SHARED}),
+    st.fixed_dictionaries({"factory": st.just("unetpp"), "deep_supervision": st.booleans(), **SHARED}),
 )
 SEEDS = st.integers(0, 2**16)
 
@@ -53,12 +60,12 @@ def masked(network: nn.Module, plan: PruningPlan, channels: int) -> nn.Module:
     return twin.eval()
 
 
-def logits(network: nn.Module, channels: int) -> Tensor:
-    side = 2 * int(network.size_multiple)  # type: ignore[arg-type]
+def logits(network: nn.Module, channels: int) -> list[Tensor]:
+    """Of every head, in float64: what is left of a difference is a mistake."""
+    side = 2 * size_multiple(network)
     images = torch.randn(2, channels, side, 2 * side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        out: Tensor = network(images)
-    return out
+        return all_logits(copy.deepcopy(network).double(), images.double())
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,7 +74,7 @@ def test_a_pruned_network_is_the_dense_one_without_those_channels(
     arguments: dict[str, Any], seed: int, ratio: float, multiple: int
 ) -> None:
     channels = arguments["channels"]
-    network = random_unet(seed % 4, **arguments)
+    network = random_network(seed=seed % 4, **arguments)
     before = copy.deepcopy(network.state_dict())
     plan = random_scores(network, channels, seed).plan(ratio, multiple)
     pruned = plan.apply(network, channels=channels)
@@ -78,8 +85,67 @@ def test_a_pruned_network_is_the_dense_one_without_those_channels(
     assert Dependencies(copy.deepcopy(pruned), channels).widths() == {
         layer: after for layer, (_, after) in plan.widths().items()
     }
-    assert len(pruned.get_parameter("head.weight")) == 3
-    assert "head" not in plan.widths()
+    assert all(out.shape[1] == 3 for out in logits(pruned, channels))
+    assert not [layer for layer in plan.widths() if layer.startswith("head")]
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 4])
+@pytest.mark.parametrize("ratio", [0.3, 0.7])
+def test_depthwise_convolutions_go_with_what_they_read(ratio: float, multiple: int) -> None:
+    network = randomised(Mobile())
+    plan = random_scores(network, 1, 0).plan(ratio, multiple)
+    # Every layer that gives the logits keeps its classes, wherever it stands.
+    assert len(plan.cuts) == 2
+    assert {cut.width for cut in plan.cuts} == {8, 24}
+    pruned = plan.apply(network, channels=1)
+    torch.testing.assert_close(logits(pruned, 1), logits(masked(network, plan, 1), 1))
+    depthwise = pruned.get_submodule("depthwise.0")
+    assert isinstance(depthwise, nn.Conv2d)
+    assert depthwise.groups == depthwise.in_channels == depthwise.out_channels < 24
+
+
+def test_what_a_grouped_convolution_ties_is_left_whole() -> None:
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU()),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 1)),
+    )
+    assert Dependencies(network, 1).widths() == {"4": 16}
+
+
+def test_what_is_dealt_out_in_another_order_is_left_whole() -> None:
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.PixelShuffle(2)),
+        *(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1)),
+    )
+    assert Dependencies(network, 1).widths() == {"0": 16, "4": 8}
+    assert Scores.magnitude(network, channels=1).by_group.keys() == {"0", "4"}
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "unet": {"factory": "unet", "skip": "add", "block": "residual", "squeeze_excite": True, "depth": 4},
+    "unetpp": {"factory": "unetpp", "upsampling": "transposed", "squeeze_excite": True, "depth": 3},
+    "resnet": {"factory": "encoder-unet", "encoder": "resnet18", "pretrained": False, "upsampling": "bilinear"},
+    "efficientnet-lite": {"factory": "encoder-unet", "encoder": "efficientnet-lite0", "pretrained": False},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_pruned_twice_is_rebuilt_to_the_bit(kind: str, tmp_path: Path) -> None:
+    network = random_network(**KINDS[kind])
+    first = Scores.magnitude(network, channels=1).plan(0.3, 4)
+    once = first.apply(network, channels=1)
+    torch.testing.assert_close(logits(once, 1), logits(masked(network, first, 1), 1))
+    second = Scores.magnitude(once, channels=1).plan(0.3, 2)
+    twice = second.apply(once, channels=1)
+    sizes = [sum(p.numel() for p in each.parameters()) for each in (network, once, twice)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+    made = write_checkpoint(tmp_path / "made", twice, pruning=(first, second), **KINDS[kind])
+    rebuilt = checkpoint.load(made.path).network()
+    assert rebuilt.state_dict().keys() == twice.state_dict().keys()
+    for got, wanted in zip(logits(rebuilt, 1), logits(twice.eval(), 1), strict=True):
+        assert torch.equal(got, wanted)
+        assert wanted.std() > 0
 
 
 @settings(max_examples=60, deadline=None)

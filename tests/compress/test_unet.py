@@ -74,10 +74,24 @@ def test_logits_have_the_size_of_the_image(
     assert logits.shape == (2, classes, height, width)
 
 
+def test_the_plain_network_has_the_names_of_the_checkpoints_that_exist() -> None:
+    def block(name: str) -> set[str]:
+        norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        return {f"{name}.{i}.weight" for i in (0, 3)} | {f"{name}.{i}.{part}" for i in (1, 4) for part in norm}
+
+    names = block("stem") | block("down.0") | block("up.0.block") | {"head.weight", "head.bias"}
+    assert unet(depth=1).state_dict().keys() == names
+    assert unet(depth=1, skip="add", upsampling="nearest").state_dict().keys() == names | {
+        "up.0.upsample.0.weight",
+        "up.0.upsample.0.bias",
+    }
+
+
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 @pytest.mark.parametrize("skip", SKIPS)
-def test_gradients_reach_every_parameter(upsampling: str, skip: str) -> None:
-    network = random_unet(base=4, upsampling=upsampling, skip=skip).train()
+@pytest.mark.parametrize("style", [{}, {"block": "residual", "squeeze_excite": True}], ids=["plain", "residual-se"])
+def test_gradients_reach_every_parameter(upsampling: str, skip: str, style: dict[str, Any]) -> None:
+    network = random_unet(base=4, upsampling=upsampling, skip=skip, **style).train()
     network(torch.randn(2, 1, 16, 16)).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 

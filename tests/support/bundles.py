@@ -11,7 +11,7 @@ whoever forgets to pad an image finds out.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +33,7 @@ def tiny_bundle(
     path: Path,
     *,
     classes: int = 3,
-    channels: Literal[1, 3] = 3,
+    channels: int = 3,
     size_multiple: int = 16,
     name: str = "tiny",
     size: tuple[int, int] | None = None,

@@ -7,10 +7,11 @@ write_dataset(tmp_path / "mixed", counts={...}, size=[(64, 64), (48, 80)], chann
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
+from export.bands import lossless_format
 from export.files import write_json
 from export.images import U8, encode_image, encode_mask
 
@@ -25,33 +26,33 @@ def write_dataset(
     counts: Mapping[str, int] | int = DEFAULT_COUNTS,
     size: Size | Sequence[Size] = (64, 64),
     classes: Sequence[str] = ("background", "disc"),
-    channels: Literal[1, 3] = 1,
+    channels: int = 1,
     seed: int = 0,
     table: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a sound dataset folder and return `path`.
 
     `counts` is images by split, or a number for one heap. `size` is (height, width), or several to take in
-    turn. Class 0 is the ground, every other class discs of its own brightness (and, with 3 channels,
-    colour); each occurs in every image. `table` adds keys to classes.json.
+    turn. Class 0 is the ground, every other class discs of its own brightness (in each
+    channel another); each occurs in every image. `table` adds keys to classes.json.
     """
     sizes = [cast(Size, size)] if isinstance(size[0], int) else list(cast(Sequence[Size], size))
     rng = np.random.default_rng(seed)
     folders = {path: counts} if isinstance(counts, int) else {path / split: count for split, count in counts.items()}
-    number = 0
+    number, suffix = 0, lossless_format(channels).lower()
     for folder, count in folders.items():
         for part in ("images", "masks"):
             (folder / part).mkdir(parents=True)
         for _ in range(count):
             image, mask = discs(rng, sizes[number % len(sizes)], len(classes), channels)
-            (folder / "images" / f"{number:04d}.png").write_bytes(encode_image(image))
+            (folder / "images" / f"{number:04d}.{suffix}").write_bytes(encode_image(image))
             (folder / "masks" / f"{number:04d}.png").write_bytes(encode_mask(mask))
             number += 1
     write_json(path / "classes.json", {"classes": list(classes), "ignore_index": None, **(table or {})})
     return path
 
 
-def discs(rng: np.random.Generator, size: Size, classes: int, channels: Literal[1, 3]) -> tuple[U8, U8]:
+def discs(rng: np.random.Generator, size: Size, classes: int, channels: int) -> tuple[U8, U8]:
     """One image HWC and its mask HW."""
     height, width = size
     rows, columns = np.mgrid[:height, :width]
@@ -63,6 +64,6 @@ def discs(rng: np.random.Generator, size: Size, classes: int, channels: Literal[
         centre = rng.uniform(0.3, 0.7) * height, (index - 1 + rng.uniform(0.4, 0.6)) * strip
         mask[np.hypot(rows - centre[0], columns - centre[1]) <= radius] = index
     shades = np.linspace(60, 200, classes)
-    levels = np.stack([shades, *(np.roll(shades, shift) for shift in (1, 2))], axis=1)[:, :channels]
+    levels = np.stack([np.roll(shades, shift) for shift in range(channels)], axis=1)
     noisy = levels[mask] + rng.normal(0, 20, (height, width, channels))
     return noisy.clip(0, 255).astype(np.uint8), mask

@@ -1,4 +1,4 @@
-"""Networks for tests: UNets with random weights and statistics, and their ONNX graphs, each exported once.
+"""Networks for tests, with random weights and statistics, and their ONNX graphs, each exported once.
 
 network = random_unet(base=16, depth=2, skip="add")
 graph = exported(network, channels=1, size_multiple=4)
@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.models import build
 from export.to_onnx import export_onnx
@@ -22,16 +22,53 @@ _graphs: dict[str, bytes] = {}
 
 
 def random_unet(seed: int = 0, **arguments: Any) -> nn.Module:
-    """A UNet of `arguments` (else `TINY`) in eval mode, in which no two channels, biases or statistics are alike."""
+    """`random_network` of the factory "unet"."""
+    return random_network("unet", seed, **arguments)
+
+
+def random_network(factory: str, seed: int = 0, **arguments: Any) -> nn.Module:
+    """A network of `arguments` (else `TINY`) in eval mode, in which no two channels, biases or statistics are alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build("unet", {**TINY, **arguments})
-        for name, tensor in network.state_dict().items():
-            if name.endswith(("bias", "running_mean")):
-                nn.init.normal_(tensor, 0, 0.3)
-            elif name.endswith("running_var") or tensor.ndim == 1:
-                nn.init.uniform_(tensor, 0.5, 2)
+        return randomised(build(factory, tiny(factory, **arguments)))
+
+
+def tiny(factory: str, **arguments: Any) -> dict[str, Any]:
+    """`arguments`, and of `TINY` what is not among them and what the factory takes."""
+    untaken = {"unet": set(), "unetpp": set(), "encoder-unet": {"depth"}}.get(factory, {"base", "depth"})
+    return {name: value for name, value in TINY.items() if name not in untaken} | arguments
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """`network` itself, in eval mode, with biases and statistics as training might leave them."""
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("bias", "running_mean")):
+            nn.init.normal_(tensor, 0, 0.3)
+        elif name.endswith("running_var") or tensor.ndim == 1:
+            nn.init.uniform_(tensor, 0.5, 2)
     return network.eval()
+
+
+class Mobile(nn.Module):
+    """An inverted residual with a depthwise convolution, and logits that are a sum at two resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size_multiple = 2
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.expand = nn.Sequential(nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU6()
+        )
+        self.project = nn.Sequential(nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8))
+        self.fine = nn.Conv2d(8, 3, 1)
+        self.coarse = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(8, 3, 1), nn.Upsample(scale_factor=2))
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        x = self.stem(image_NCHW)
+        x = x + self.project(self.depthwise(self.expand(x)))
+        out: Tensor = self.fine(x) + self.coarse(x)
+        return out
 
 
 def exported(network: nn.Module, *, channels: int = 1, size_multiple: int | None = None) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""Image files that no library writes on request: 16-bit PNG and TIFF, headers that promise what is not there."""
+"""Image files that no library writes on request: 16-bit PNG, odd TIFFs, headers that promise what is not there."""
 
 import struct
 import zlib
@@ -28,24 +28,32 @@ def _png(height: int, width: int, colour_type: int, bits: int, filtered: bytes) 
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def tiff_of_16_bits(height: int, width: int, channels: int) -> bytes:
-    """An uncompressed little-endian TIFF, grey or RGB."""
-    data = bytes(2 * height * width * channels)
-    tags: Sequence[tuple[int, int, int, int]] = (
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, channels, 16 if channels == 1 else 134),
-        (259, 3, 1, 1),
-        (262, 3, 1, 1 if channels == 1 else 2),
-        (273, 4, 1, 140),
-        (277, 3, 1, channels),
-        (278, 4, 1, height),
-        (279, 4, 1, len(data)),
-        (284, 3, 1, 1),
-    )
-    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    start = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + struct.pack("<3H", 16, 16, 16)
-    return start + data
+def tiff(height: int, width: int, samples: int, *, bits: int = 8, rgb: bool = False, extra: int | None = None) -> bytes:
+    """An uncompressed little-endian TIFF of zeros; samples beyond grey or RGB are of the kind `extra`."""
+    pixels = bytes(bits // 8 * height * width * samples)
+    tags: dict[int, Sequence[int]] = {
+        256: (width,),
+        257: (height,),
+        258: (bits,) * samples,
+        259: (1,),
+        262: (2 if rgb else 1,),
+        273: (8,),
+        277: (samples,),
+        278: (height,),
+        284: (1,),
+    }
+    if extra is not None:
+        tags[338] = (extra,) * (samples - (3 if rgb else 1))
+    directory_at = 8 + len(pixels)
+    behind_at = directory_at + 2 + 12 * len(tags) + 4
+    entries = behind = b""
+    for tag, values in tags.items():
+        packed = struct.pack(f"<{len(values)}H", *values)
+        if len(packed) > 4:
+            packed, behind = struct.pack("<I", behind_at + len(behind)), behind + packed
+        entries += struct.pack("<HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", directory_at) + pixels + directory + behind
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

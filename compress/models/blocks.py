@@ -1,0 +1,164 @@
+"""What the networks are built from: convolution blocks, and the step that doubles the resolution.
+
+BatchNorm stands directly after its convolution, so that an exporter folds it. Every convolution is initialised for
+what follows it, where it is made: `kaiming` before a ReLU, `xavier` before a sigmoid, a softmax or nothing.
+
+Names: N batch, C channels, H height, W width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Upsampling = Literal["nearest", "bilinear", "transposed"]
+Skip = Literal["concat", "add", "none"]
+Block = Literal["plain", "residual"]
+
+Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
+
+SQUEEZE_REDUCTION = 16
+NARROWEST_SQUEEZE = 8
+"""A sixteenth of a narrow block would be one or two channels, through which nothing can be told."""
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What a `ConvBlock` is made of; the fields are those of the recipe's model section."""
+
+    block: Block = "plain"
+    squeeze_excite: bool = False
+    dropout: float = 0.0
+    """Probability with which a channel is zero in training."""
+
+
+PLAIN = BlockStyle()
+
+
+class ConvBlock(nn.Sequential):
+    """Two 3x3 convolutions, each followed by BatchNorm and ReLU; height and width stay.
+
+    A residual block adds its input before the last ReLU (He et al. 2016, arXiv:1512.03385), through a 1x1 convolution
+    where the widths differ. Channel attention comes last, in a residual block before the addition; then spatial
+    dropout (Tompson et al. 2015, arXiv:1411.4280).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, style: BlockStyle = PLAIN) -> None:
+        layers: list[nn.Module] = [
+            *conv_bn(channels_in, channels_out, 3),
+            nn.ReLU(inplace=True),
+            *conv_bn(channels_out, channels_out, 3),
+        ]
+        attention = [SqueezeExcite(channels_out)] if style.squeeze_excite else []
+        if style.block == "residual":
+            layers = [Residual(channels_in, channels_out, [*layers, *attention]), nn.ReLU(inplace=True)]
+        else:
+            layers = [*layers, nn.ReLU(inplace=True), *attention]
+        if style.dropout:
+            layers.append(nn.Dropout2d(style.dropout))
+        super().__init__(*layers)
+
+
+class Residual(nn.Module):
+    """The sum of the input and of what `layers` make of it. Source: He et al. 2016 (arXiv:1512.03385)."""
+
+    def __init__(self, channels_in: int, channels_out: int, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else nn.Sequential(*conv_bn(channels_in, channels_out, 1))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        out: Tensor = self.body(x_NCHW) + self.shortcut(x_NCHW)
+        return out
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times a gate in 0..1 that sees the means of all channels.
+
+    Source: Hu et al. 2018 (arXiv:1709.01507).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = max(channels // SQUEEZE_REDUCTION, NARROWEST_SQUEEZE)
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            kaiming(nn.Conv2d(channels, squeezed, 1)),
+            nn.ReLU(inplace=True),
+            xavier(nn.Conv2d(squeezed, channels, 1)),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        out: Tensor = x_NCHW * self.gate(x_NCHW)
+        return out
+
+
+class Up(nn.Module):
+    """Double the resolution of `x`, join maps of that resolution, convolve.
+
+    `channels_skip` is the sum over all maps that will be joined: 0 where there is none.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_skip: int,
+        channels_out: int,
+        upsampling: Upsampling = "nearest",
+        skip: Skip = "concat",
+        style: BlockStyle = PLAIN,
+    ) -> None:
+        super().__init__()
+        self.skip = skip
+        channels_up = channels_skip if skip == "add" and channels_skip else channels_in
+        self.upsample = _upsample(channels_in, channels_up, upsampling)
+        self.block = ConvBlock(channels_up + (channels_skip if skip == "concat" else 0), channels_out, style)
+
+    def forward(self, x_NCHW: Tensor, *skips_NCHW: Tensor) -> Tensor:
+        x = self.upsample(x_NCHW)
+        if self.skip == "concat":
+            x = torch.cat([x, *skips_NCHW], dim=1)
+        elif self.skip == "add":
+            x = sum(skips_NCHW, start=x)
+        out: Tensor = self.block(x)
+        return out
+
+
+def conv_bn(channels_in: int, channels_out: int, kernel: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """A convolution that keeps height and width, without the bias that BatchNorm brings; a ReLU follows."""
+    convolution = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
+    return kaiming(convolution), nn.BatchNorm2d(channels_out)
+
+
+def kaiming(convolution: Convolution) -> Convolution:
+    """Initialised for a ReLU. Source: He et al. 2015 (arXiv:1502.01852)."""
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return _without_bias(convolution)
+
+
+def xavier(convolution: Convolution) -> Convolution:
+    """Initialised for a sigmoid, a softmax, or nothing. Source: Glorot and Bengio 2010 (AISTATS)."""
+    nn.init.xavier_normal_(convolution.weight)
+    return _without_bias(convolution)
+
+
+def _without_bias(convolution: Convolution) -> Convolution:
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    return convolution
+
+
+def _upsample(channels_in: int, channels_out: int, upsampling: Upsampling) -> nn.Module:
+    if upsampling == "transposed":
+        return xavier(nn.ConvTranspose2d(channels_in, channels_out, 2, stride=2))
+    resize = (
+        nn.Upsample(scale_factor=2, mode="nearest")
+        if upsampling == "nearest"
+        else nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    )
+    if channels_in == channels_out:
+        return resize
+    return nn.Sequential(xavier(nn.Conv2d(channels_in, channels_out, 1)), resize)

@@ -1,0 +1,76 @@
+"""A UNet's decoder on a classifier's features.
+
+The shape is that of UNets with ResNet encoders as they are used everywhere (Iglovikov and Shvets 2018,
+arXiv:1801.05746): one step up for each stride, with the features of that stride beside it, and one to full resolution.
+
+Names: N batch, C channels, K classes, H height, W width.
+"""
+
+from torch import Tensor, nn
+
+from compress.models import encoders
+from compress.models.blocks import Block, BlockStyle, Up, Upsampling, xavier
+
+WIDEST = 16
+"""Times `base`."""
+
+
+class EncoderUNet(nn.Module):
+    """Image to logits at the resolution of the image.
+
+    The decoder is `base` channels wide at full resolution, twice that at stride 2, and so on to 16 times `base`.
+    Where the encoder gives no features of a stride, the decoder has nothing beside it there.
+
+    All parameters start fresh, whatever `pretrained` says: it records where training starts, and `load_pretrained`
+    is what training does about it. A checkpoint is rebuilt without the encoder's weights.
+
+    Raises ValueError for an unknown encoder, MissingExtraError or RecipeError for one of timm's that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        classes: int = 2,
+        encoder: str = "efficientnet-lite0",
+        pretrained: bool = True,
+        base: int = 16,
+        upsampling: Upsampling = "nearest",
+        block: Block = "plain",
+        squeeze_excite: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(channels, classes, base) < 1:
+            raise ValueError(f"channels, classes and base are at least 1, got {channels}, {classes}, {base}")
+        style = BlockStyle(block, squeeze_excite, dropout)
+        self.pretrained = pretrained
+        self.encoder = encoders.make(encoder, channels)
+        self.size_multiple = self.encoder.size_multiple
+        self.strides = tuple(self.encoder.widths)
+        self.up = nn.ModuleDict()
+        channels_in, stride = self.encoder.widths[self.size_multiple], self.size_multiple
+        while stride > 1:
+            stride //= 2
+            channels_out = base * min(stride, WIDEST)
+            skip = self.encoder.widths.get(stride, 0)
+            self.up[str(stride)] = Up(channels_in, skip, channels_out, upsampling, style=style)
+            channels_in = channels_out
+        self.head = xavier(nn.Conv2d(channels_in, classes, 1))
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Logits NKHW of a normalised float image NCHW."""
+        features = dict(zip(self.strides, self.encoder(image_NCHW), strict=True))
+        x = features[self.size_multiple]
+        for stride, block in self.up.items():
+            skip = features.get(int(stride))
+            x = block(x) if skip is None else block(x, skip)
+        logits: Tensor = self.head(x)
+        return logits
+
+    def load_pretrained(self) -> None:
+        """Put ImageNet weights into the encoder.
+
+        Raises MissingExtraError or RecipeError when there are none, WorkFailedError when they do not arrive.
+        """
+        self.encoder.load_pretrained()

@@ -1,0 +1,65 @@
+"""A UNet++ cut to a smaller depth: what its head at that depth has learned is served, exactly as it is."""
+
+from typing import Any
+
+import torch
+
+from compress import models
+from compress.checkpoint import Checkpoint, ModelCard
+from compress.data.loader import ValidationImages
+from compress.models.unetpp import UNetPlusPlus
+from compress.progress import say
+from compress.prune.step import PruneStep
+from compress.train.precision import pick_device
+from compress.train.validation import validate
+from export.errors import UsageError
+
+
+def cut_levels(step: PruneStep) -> dict[str, Any]:
+    """Keep `prune.levels` levels of the parent; nothing has to recover. Gives the step's result.
+
+    Raises UsageError for a parent that cannot be cut to so many levels.
+    """
+    parent, levels = step.parent, step.recipe.prune.levels
+    assert levels is not None
+    network = parent.network()
+    _require_levels(parent, network, levels)
+    card = restricted(parent.card, levels)
+    child = card.build()
+    state = network.state_dict()
+    child.load_state_dict({name: state[name] for name in child.state_dict()})
+    validation = ValidationImages(step.dataset, size=parent.card.size, multiple=parent.card.size_multiple)
+    probe = step.probe(network)
+    speedup = probe.measure(step.graph(child))
+    say(f"cut to depth {levels}: {speedup:.2f}x faster than its parent")
+    device = pick_device(step.recipe.train.device)
+    result = {
+        "speedup": speedup,
+        "latency_size": list(probe.size),
+        "levels": levels,
+        "miou_parent": validate(network.to(device), validation, device).miou,
+        "miou": validate(child.to(device), validation, device).miou,
+    }
+    return step.keep(child, result, arguments=card.arguments, size_multiple=card.size_multiple, pruning=card.pruning)
+
+
+def restricted(card: ModelCard, levels: int) -> ModelCard:
+    """The card of the part of its network that leads to depth `levels`, pruned as the whole was."""
+    arguments = {**card.arguments, "levels": levels}
+    network = models.build(card.factory, arguments)
+    size_multiple = models.size_multiple(network)
+    plans = []
+    for plan in card.pruning:
+        plans.append(plan.within(network, channels=card.channels))
+        network = plans[-1].apply(network, channels=card.channels)
+    return card.model_copy(update={"arguments": arguments, "pruning": tuple(plans), "size_multiple": size_multiple})
+
+
+def _require_levels(parent: Checkpoint, network: torch.nn.Module, levels: int) -> None:
+    if not isinstance(network, UNetPlusPlus) or len(network.heads) < 2:
+        raise UsageError(
+            f"{parent.path} has no smaller network inside; --levels cuts a UNet++ that was trained with deep "
+            "supervision (model.factory=unetpp); give --speedup or --ratio"
+        )
+    if levels >= network.levels:
+        raise UsageError(f"{parent.path} has {network.levels} levels; --levels takes 1 to {network.levels - 1}")

@@ -1,0 +1,45 @@
+"""A pytest plugin: one function of the program is replaced by one that does nothing, before a test sees it.
+
+    SEGPRESS_NOOP='compress.train.losses:_focused=first' python -m pytest -p support.noop tests/compress/test_losses.py
+
+What "nothing" is, the name after the = says; see `NOTHING`. A function that others import by name is replaced where it
+is used: `compress.train.objective:distillation`, not `compress.train.losses:distillation`.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+NOTHING: Mapping[str, Callable[..., Any]] = {
+    "none": lambda *_, **__: None,
+    "false": lambda *_, **__: False,
+    "empty": lambda *_, **__: [],
+    "first": lambda first, *_, **__: first,
+    "second": lambda _, second, *__, **___: second,
+    "first two": lambda first, second, *_, **__: (first, second),
+    "last two": lambda *given: given[-2:],
+    "zero": lambda first, *_, **__: first.sum() * 0,
+    "small norm": lambda parameters, *_, **__: sum(parameter.detach().sum() for parameter in parameters) * 0,
+    "served": lambda network, images: [network(images)],
+    "peak": lambda schedule, _: schedule._peak,
+    "same rate": lambda optimizer, rate: [group.update(lr=rate) for group in optimizer.param_groups],
+    "context": lambda *_, **__: contextlib.nullcontext(),
+}
+"""`first`, `second` ... give those arguments back (self counts); the others are the least that a caller goes on with."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    place, _, nothing = os.environ["SEGPRESS_NOOP"].partition("=")
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    target: Any = importlib.import_module(module)
+    for owner in owners:
+        target = getattr(target, owner)
+    if not hasattr(target, name):
+        raise pytest.UsageError(f"{place} is not there to be replaced")
+    setattr(target, name, NOTHING[nothing])
