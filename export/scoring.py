@@ -1,4 +1,4 @@
-"""mIoU of a split: one int64 confusion matrix, void ignored, with a bootstrap interval over images.
+"""Scoring a split: one int64 confusion matrix, void ignored, with a bootstrap interval over images.
 
 K classes, H height, W width; 255 is void in a truth mask.
 """
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from export.errors import ShapeError
 from export.images import U8
+from export.metrics import Metrics, iou_of, mean_iou
 
 VOID = 255
 """Void inside the program, whatever a dataset calls it: counted nowhere."""
@@ -48,25 +49,6 @@ class ConfusionMatrix:
         return float(mean_iou(self.counts))
 
 
-def iou_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """IoU [..., K] of confusion matrices [..., K, K]; NaN where truth and prediction are both without the class."""
-    hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
-    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
-    iou: NDArray[np.float64] = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
-    return iou
-
-
-def mean_iou(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """mIoU [...] of confusion matrices [..., K, K], classes that occur nowhere left out."""
-    iou = iou_of(counts)
-    occurs = ~np.isnan(iou)
-    total = np.where(occurs, iou, 0.0).sum(axis=-1)
-    mean: NDArray[np.float64] = np.divide(
-        total, occurs.sum(axis=-1), out=np.full_like(total, np.nan), where=occurs.any(axis=-1)
-    )
-    return mean
-
-
 @dataclass(frozen=True)
 class Score:
     """How a model did on a split: one confusion matrix an image, so that intervals can be drawn."""
@@ -77,14 +59,18 @@ class Score:
     """[images, K, K]"""
 
     @property
+    def metrics(self) -> Metrics:
+        """Of the whole split."""
+        return Metrics(self.classes, self.counts.sum(axis=0))
+
+    @property
     def miou(self) -> float:
-        return float(mean_iou(self.counts.sum(axis=0)))
+        return self.metrics.miou
 
     @property
     def iou_per_class(self) -> dict[str, float | None]:
         """None for a class that occurs neither in truth nor in prediction."""
-        iou = iou_of(self.counts.sum(axis=0))
-        return {name: None if np.isnan(x) else float(x) for name, x in zip(self.classes, iou, strict=True)}
+        return self.metrics.by_class(iou_of(self.metrics.confusion))
 
     def interval(self, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """95 % percentile bootstrap of mIoU over images. Source: Efron & Tibshirani 1993, chapter 13."""

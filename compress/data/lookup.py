@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from compress.data.folder import Dataset
 from export.errors import DatasetError
 from export.images import decode
-from export.scoring import VOID, ConfusionMatrix, mean_iou
+from export.metrics import mean_iou
+from export.scoring import VOID, ConfusionMatrix
 
 _GREYS = 256
 
 
 def lookup_table_miou(dataset: Dataset) -> float:
-    """mIoU on test of the grey-value look-up table that has the best mIoU on train; colour counts as luminance.
+    """mIoU on test of the grey-value look-up table that has the best mIoU on train; colour counts as luminance,
+    and of the pages of a file the first.
 
     Raises ImageError and DatasetError when a file cannot be read.
     """

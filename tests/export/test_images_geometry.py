@@ -21,7 +21,7 @@ def masks(size: tuple[int, int]) -> st.SearchStrategy[U8]:
 
 
 def images(size: tuple[int, int]) -> st.SearchStrategy[U8]:
-    return st.sampled_from([1, 3]).flatmap(lambda channels: hnp.arrays(np.uint8, (*size, channels)))
+    return st.sampled_from([1, 2, 3, 4, 6]).flatmap(lambda channels: hnp.arrays(np.uint8, (*size, channels)))
 
 
 @given(st.data(), SIZES, MULTIPLES)
@@ -72,7 +72,7 @@ def test_a_mask_that_was_enlarged_comes_back_as_it_was(
     np.testing.assert_array_equal(geometry.restore(geometry.fit_mask(mask, void=VOID)), mask)
 
 
-@given(SIZES, SIZES, st.integers(0, 255), st.sampled_from([1, 3]))
+@given(SIZES, SIZES, st.integers(0, 255), st.sampled_from([1, 2, 3, 4, 6]))
 def test_a_flat_image_stays_flat(size: tuple[int, int], wanted: tuple[int, int], value: int, channels: int) -> None:
     resized = resize_image(np.full((*size, channels), value, dtype=np.uint8), wanted)
     assert resized.shape == (*wanted, channels)

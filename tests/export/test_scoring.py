@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from export.errors import ShapeError
 from export.images import U8
-from export.scoring import VOID, ConfusionMatrix, Score, iou_of, mean_iou, score
+from export.metrics import iou_of, mean_iou
+from export.scoring import VOID, ConfusionMatrix, Score, score
 
 Pair = tuple[U8, U8]
 
@@ -149,11 +149,6 @@ def test_masks_that_do_not_go_together_are_refused() -> None:
         with pytest.raises(ShapeError, match=r"beyond the classes 0\.\.2"):
             matrix.update(np.full((2, 2), truth, np.uint8), np.full((2, 2), prediction, np.uint8))
     assert not matrix.counts.any()
-
-
-@given(hnp.arrays(np.int64, (3, 4, 4), elements=st.integers(0, 50)))
-def test_many_matrices_at_once_are_each_alone(counts: NDArray[np.int64]) -> None:
-    np.testing.assert_array_equal(mean_iou(counts), [mean_iou(one) for one in counts])
 
 
 @pytest.mark.parametrize("seed", range(5))

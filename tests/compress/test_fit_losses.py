@@ -1,0 +1,104 @@
+"""The loss that a recipe asks for is the one that training descends, on real pixels with void among them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from kornia.losses import focal_loss
+from support.checkpoints import write_checkpoint
+from support.datasets import write_dataset
+from support.networks import random_unet
+from torch import Tensor
+
+from compress.data.folder import open_dataset
+from compress.recipe import Recipe
+from compress.train import train
+from compress.train.losses import Pixels, soft_dice
+from export.errors import RecipeError
+from export.images import decode_indices, encode_mask
+from export.scoring import VOID
+
+CLASSES = ("ground", "left", "right")
+EQUAL = [1.0, 1.0, 1.0]
+ONE_STEP = [
+    *("model.base=8", "model.depth=1", "train.epochs=1", "train.batch_size=4", "train.precision=float32"),
+    *("train.augment.flip_horizontal=0", "train.augment.rotate_degrees=0", "train.augment.scale=[1, 1]"),
+    *("train.augment.brightness=0", "train.augment.contrast=0", "train.loss.dice_weight=0"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images to train on; two columns of each mask are void."""
+    path = tmp_path_factory.mktemp("data") / "discs"
+    write_dataset(
+        path, counts={"train": 4, "val": 1, "test": 1}, size=(16, 24), classes=CLASSES, table={"ignore_index": 9}
+    )
+    for mask in (path / "train" / "masks").iterdir():
+        labels = decode_indices(mask).copy()
+        labels[:, :2] = 9
+        mask.write_bytes(encode_mask(labels))
+    return path
+
+
+def cross_entropy(weights: list[float], smoothing: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda logits, target: F.cross_entropy(
+        logits, target, torch.tensor(weights), ignore_index=VOID, label_smoothing=smoothing
+    )
+
+
+def balanced(logits: Tensor, target: Tensor) -> Tensor:
+    shares = torch.bincount(target[target != VOID]) / (target != VOID).sum()
+    return cross_entropy((shares**-0.5).tolist())(logits, target)
+
+
+def focal(logits: Tensor, target: Tensor) -> Tensor:
+    total: Tensor = focal_loss(logits, target, None, 3.0, "sum", ignore_index=VOID)
+    return total / (target != VOID).sum()
+
+
+def with_dice(logits: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(EQUAL)(logits, target) + 0.5 * soft_dice(Pixels.of(logits, target))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ([], cross_entropy(EQUAL)),
+        (["label_smoothing=0.3"], cross_entropy(EQUAL, smoothing=0.3)),
+        (["class_weights=[0.2, 1, 5]"], cross_entropy([0.2, 1, 5])),
+        (["class_weights=balanced"], balanced),
+        (["pixel=focal", "focal_gamma=3"], focal),
+        (["dice_weight=0.5"], with_dice),
+    ],
+    ids=["cross-entropy", "smoothed", "weighted", "balanced", "focal", "dice"],
+)
+def test_a_step_descends_the_loss_that_is_asked_for(
+    data: Path, tmp_path: Path, chosen: list[str], expected: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    start = random_unet(channels=1, base=8, depth=1, classes=3)
+    init = write_checkpoint(tmp_path / "start", start, channels=1, base=8, depth=1, classes=3).path
+    recipe = Recipe.load(None, [*ONE_STEP, *(f"train.loss.{setting}" for setting in chosen)])
+    made = train(data, tmp_path / "out", recipe, init=init)
+    (epoch,) = json.loads((made.path / "history.json").read_text())
+
+    dataset = open_dataset(data)
+    pairs = [(dataset.read_image(sample), dataset.read_mask(sample)) for sample in dataset.train]
+    images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
+    target = torch.from_numpy(np.stack([mask for _, mask in pairs])).long()
+    with torch.no_grad():
+        logits = start.train()((images - 128.0) / 128)
+    assert epoch["loss"] == pytest.approx(float(expected(logits, target)), rel=1e-4)
+    if chosen:
+        assert epoch["loss"] != pytest.approx(float(cross_entropy(EQUAL)(logits, target)), rel=1e-2)
+
+
+def test_weights_for_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(None, [*ONE_STEP, "train.loss.class_weights=[1, 2]"])
+    with pytest.raises(RecipeError, match="2 weights for 3 classes"):
+        train(data, tmp_path / "out", recipe)
+    assert not (tmp_path / "out").exists()
