@@ -15,6 +15,7 @@ from compress.progress import task
 from export import bundle
 from export.errors import UsageError, require
 from export.images import U8
+from export.manifest import Channels
 from export.scoring import Score, score
 
 
@@ -24,7 +25,7 @@ class AnyModel:
 
     path: Path
     kind: Literal["checkpoint", "bundle"]
-    channels: Literal[1, 3]
+    channels: Channels
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
     segment: Callable[[U8], U8]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from compress.anymodel import AnyModel, load_model
 from compress.progress import task
+from export.bands import as_rgb
 from export.errors import ImageError, UsageError
 from export.files import make_folder, write_atomic
 from export.images import SUFFIXES, U8, decode, encode_image, encode_mask
@@ -30,10 +31,11 @@ def predict(path: Path, images: Path, out: Path, *, threads: int | None = None) 
 
     `path` is a checkpoint or a bundle; `images` a folder or a single file. Masks have the size of their image.
 
-    Raises UsageError naming every file that is no image, before anything is written.
+    Raises UsageError naming every file that is no image, or has not the bands that the model takes, before anything is
+    written.
     """
     model = load_model(path, threads=threads)
-    sources = _sources(images)
+    sources = _sources(images, model.channels)
     for folder in ("masks", "overlays"):
         make_folder(out / folder)
     written = []
@@ -45,8 +47,8 @@ def predict(path: Path, images: Path, out: Path, *, threads: int | None = None) 
 
 
 def overlay(image_HWC: U8, mask_HW: U8, colours: Sequence[tuple[int, int, int]]) -> U8:
-    """The image with each class washed in its colour, RGB HWC."""
-    rgb = np.broadcast_to(image_HWC, (*image_HWC.shape[:2], 3)).astype(np.float32)
+    """What people are shown of the image, with each class washed in its colour, RGB HWC."""
+    rgb = as_rgb(image_HWC).astype(np.float32)
     painted: NDArray[np.float32] = np.asarray(colours, dtype=np.float32)[mask_HW]
     return np.asarray((1 - OPACITY) * rgb + OPACITY * painted, dtype=np.uint8)
 
@@ -60,7 +62,7 @@ def _predict_one(model: AnyModel, source: Path, out: Path) -> Prediction:
     return paths
 
 
-def _sources(images: Path) -> list[Path]:
+def _sources(images: Path, channels: int) -> list[Path]:
     if not images.exists():
         raise UsageError(f"{images}: no such file or folder")
     found = [images] if images.is_file() else sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES)
@@ -70,7 +72,7 @@ def _sources(images: Path) -> list[Path]:
     stems: dict[str, Path] = {}
     for path in found:
         try:
-            decode(path, 1)  # all of it: that a file is cut short does not show in its header
+            decode(path, channels)  # all of it: that a file is cut short does not show in its header
         except ImageError as error:
             problems.append(str(error))
         if path.stem in stems:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from export.bands import lossless_format
 from export.errors import BundleError
 from export.files import relative_files, sha256_file, write_atomic, write_json
 from export.images import U8, decode, decode_indices, encode_image, encode_mask
@@ -49,7 +50,7 @@ class Bundle:
     def golden(self) -> Iterable[tuple[str, U8, U8]]:
         """(name, image HWC, mask HW) of each golden example."""
         for name in self.manifest.golden.names:
-            image, mask = _golden_paths(self.path, name)
+            image, mask = _golden_paths(self.path, name, self.manifest.channels)
             yield name, decode(image, self.manifest.channels), decode_indices(mask)
 
 
@@ -118,7 +119,7 @@ def write_golden(folder: Path, segmenter: Segmenter, images: Iterable[tuple[str,
     (folder / "golden").mkdir(exist_ok=True)
     names = []
     for name, image in images:
-        image_path, mask_path = _golden_paths(folder, name)
+        image_path, mask_path = _golden_paths(folder, name, image.shape[2])
         write_atomic(image_path, encode_image(image))
         write_atomic(mask_path, encode_mask(segmenter.segment(image)))
         names.append(name)
@@ -129,8 +130,9 @@ def _payload(folder: Path) -> list[str]:
     return [name for name in relative_files(folder) if name != MANIFEST]
 
 
-def _golden_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / "golden" / f"{name}.image.png", folder / "golden" / f"{name}.mask.png"
+def _golden_paths(folder: Path, name: str, channels: int) -> tuple[Path, Path]:
+    suffix = lossless_format(channels).lower()
+    return folder / "golden" / f"{name}.image.{suffix}", folder / "golden" / f"{name}.mask.png"
 
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
@@ -204,7 +206,7 @@ def _golden_problems(bundle: Bundle, model: OnnxModel) -> tuple[dict[str, float]
     differing: dict[str, float] = {}
     problems = []
     for name in golden.names:
-        image, mask = _golden_paths(bundle.path, name)
+        image, mask = _golden_paths(bundle.path, name, manifest.channels)
         try:
             expected = decode_indices(mask)
             answer = segmenter.segment(decode(image, manifest.channels))

@@ -13,6 +13,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
+from export.bands import lossless_format
+from export.images import FORMATS
 from export.manifest import Manifest
 from serve.service import service_of
 
@@ -61,8 +63,9 @@ def _model(manifest: Manifest, base_url: str) -> str:
         for index, (name, (red, green, blue)) in enumerate(zip(manifest.classes, manifest.colours, strict=True))
     )
     accuracy = f", mIoU {manifest.accuracy.miou:.3f} on {manifest.accuracy.split}" if manifest.accuracy else ""
+    form = "JPEG" if manifest.channels in (1, 3) else lossless_format(manifest.channels)
     command = (
-        f"curl --data-binary @image.jpg -H 'Content-Type: image/jpeg' \\\n"
+        f"curl --data-binary @image.{form.lower()} -H 'Content-Type: {FORMATS[form]}' \\\n"
         f"  {base_url}v1/models/{manifest.name}/segment -o mask.png"
     )
     return (

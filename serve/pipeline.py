@@ -3,6 +3,7 @@
 H height, W width, N batch, C channels.
 """
 
+from export.bands import counted_pixels
 from export.errors import ImageError
 from export.images import U8, decode
 from export.manifest import Manifest
@@ -12,7 +13,7 @@ from serve.metrics import Stages
 from serve.predictor import Predictor
 from serve.problems import ProblemError
 
-_STATUS = {"malformed": 400, "unsupported": 415, "too_large": 413}
+_STATUS = {"malformed": 400, "unsupported": 415, "channels": 415, "too_large": 413}
 
 
 def segment(
@@ -34,9 +35,12 @@ def segment(
     with stages.time("preprocess"):
         geometry = manifest.geometry(*image_HWC.shape[:2])
         height, width = geometry.padded
-        if height * width > max_pixels:
+        pixels = counted_pixels(height, width, manifest.channels)
+        if pixels > max_pixels:
             # A single row of pixels is small, but padded to the model's multiple it is many times that.
-            detail = f"padded for the model the image has {width}x{height} pixels, at most {max_pixels} are taken"
+            detail = (
+                f"padded for the model the image has {pixels} pixels ({width}x{height}), at most {max_pixels} are taken"
+            )
             raise ProblemError(413, "too_large", f"{detail}; send a smaller one, or cut it into pieces")
         images_NHWC = geometry.fit(image_HWC)[None]
     with stages.time("inference"):

@@ -45,7 +45,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             406: "No form of answer in Accept that can be sent",
             408: "The upload took too long",
             413: "Too many bytes, or too many pixels",
-            415: "Not an image format that is taken, or more than 8 bits a channel",
+            415: "Not an image format that is taken, more than 8 bits a channel, or another number of channels",
             429: "Too much is waiting; Retry-After says when to come back",
             503: "Not ready yet, or shutting down",
             504: "The deadline passed in the queue; nothing was computed",
@@ -62,7 +62,11 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     openapi_extra={
         "requestBody": {
             "required": True,
-            "description": "One image file, or a form with exactly one file field.",
+            "description": (
+                "One image file, or a form with exactly one file field. A model of 1 or 3 channels takes any file, as "
+                "grey or RGB. Other models take the bands as they are stored: grey with alpha for 2 channels, RGBA or "
+                "CMYK for 4, or a TIFF with a grey page for each."
+            ),
             "content": {**dict.fromkeys(IMAGE_TYPES, _BINARY), MULTIPART: _ONE_FILE},
         }
     },

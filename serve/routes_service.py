@@ -52,6 +52,7 @@ class ModelParameters(BaseModel):
     """Of the bundle's manifest."""
     precision: str
     channels: int
+    """Of the files to send: 1 and 3 take any, as grey or RGB; other numbers take files with so many bands or pages."""
     classes: list[str]
     """By index: the values of a mask."""
     colours: list[tuple[int, int, int]]

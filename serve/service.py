@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 from fastapi import Request
 
+from export.bands import counted_pixels, lossless_format
 from export.errors import UsageError
-from export.images import encode_image
+from export.images import FORMATS, encode_image
 from export.manifest import Manifest
 from serve.answers import to_png
 from serve.lifecycle import Lifecycle
@@ -78,7 +79,7 @@ class Service:
         work = partial(
             segment,
             _grey_image(manifest),
-            ContentType("image/png"),
+            ContentType(FORMATS[lossless_format(manifest.channels)]),
             predictor,
             to_png,
             max_pixels=sys.maxsize,
@@ -115,10 +116,11 @@ def _check_pixels(manifest: Manifest, max_pixels: int) -> None:
     if manifest.size is None:
         return
     height, width = manifest.geometry(*manifest.size).padded
-    if height * width > max_pixels:
+    pixels = counted_pixels(height, width, manifest.channels)
+    if pixels > max_pixels:
         raise UsageError(
             f"{manifest.name} takes images of {width}x{height}: with max_pixels = {max_pixels} every request would be "
-            f"refused; set it to {height * width} or more"
+            f"refused; set it to {pixels} or more"
         )
 
 

@@ -32,7 +32,8 @@ class ServeSettings(BaseModel):
     max_buffered_bytes: int = Field(default=512 * 2**20, ge=1)
     """Of all request bodies held at once, received or being received; beyond it requests are answered 429."""
     max_pixels: int = Field(default=16 * 2**20, ge=1)
-    """Of one image, read from its header before decoding, and again as padded for the model."""
+    """Of one image, read from its header before decoding, and again as padded for the model. A model of more than four
+    channels takes a page for each, and the pixels of every page count."""
     upload_seconds: float = Field(default=30.0, gt=0)
     """A body that is not whole after this long is answered 408."""
 

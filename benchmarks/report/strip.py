@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from export.bands import as_rgb
 from export.errors import ShapeError
 from export.images import U8, resize_image, resize_mask
-from export.scoring import VOID, Score, mean_iou
+from export.metrics import mean_iou
+from export.scoring import VOID, Score
 
 VOID_COLOUR = (120, 120, 120)
 DIFFERENCES = (
@@ -86,7 +88,7 @@ class Strip:
         palette = np.full((256, 3), VOID_COLOUR, dtype=np.uint8)
         palette[: len(self.colours)] = self.colours
         masks = (row.truth_HW, row.reference_HW, row.compressed_HW)
-        return (_rgb(row.image_HWC), *(palette[mask] for mask in masks), _differences(row))
+        return (as_rgb(row.image_HWC), *(palette[mask] for mask in masks), _differences(row))
 
     def montage(self) -> U8:
         """All of it as one RGB picture on white, cells `CELL_WIDTH` wide under a line of headings."""
@@ -147,7 +149,7 @@ def strip_of(
 
 def _differences(row: Row) -> U8:
     """A dim image with the differing pixels in the colours of `DIFFERENCES`."""
-    dim = (_rgb(row.image_HWC).mean(axis=2, keepdims=True) * 0.4).astype(np.uint8)
+    dim = (as_rgb(row.image_HWC).mean(axis=2, keepdims=True) * 0.4).astype(np.uint8)
     picture = np.repeat(dim, 3, axis=2)
     differ = row.reference_HW != row.compressed_HW
     void = row.truth_HW == VOID
@@ -157,10 +159,6 @@ def _differences(row: Row) -> U8:
     for (_, colour), where in zip(DIFFERENCES, (compressed_right, reference_right, both_wrong, void), strict=True):
         picture[differ & where] = colour
     return picture
-
-
-def _rgb(image_HWC: U8) -> U8:
-    return np.repeat(image_HWC, 3, axis=2) if image_HWC.shape[2] == 1 else image_HWC
 
 
 def _cell_size(image_HWC: U8) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from compress.cli.common import JsonOption, emit
+from export.bands import MAX_CHANNELS
 from export.errors import UsageError
 
 app = typer.Typer(help="Check a dataset folder, or write the built-in sample set.", no_args_is_help=True)
@@ -17,8 +18,13 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset fol
 def check_command(
     folder: FolderArgument,
     channels: Annotated[
-        Literal["1", "3", "auto"],
-        typer.Option("--channels", help="Channels that the model takes; auto: by the images."),
+        str,
+        typer.Option(
+            "--channels",
+            metavar="N|auto",
+            help="Channels that the model takes: 1 grey, 3 RGB, another number the bands or pages of the files; "
+            "auto: 1 or 3, by the images.",
+        ),
     ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -27,8 +33,9 @@ def check_command(
     from compress.data.report import render
     from compress.progress import counter
 
+    chosen = _channels(channels)
     with counter("check") as progress:
-        report = check(folder, "auto" if channels == "auto" else _number(channels), progress=progress)
+        report = check(folder, chosen, progress=progress)
     emit(report.model_dump(mode="json"), render(report), as_json=as_json)
     if report.problems:
         raise UsageError(f"{folder}: {len(report.problems)} kinds of problem, listed in the report above")
@@ -51,5 +58,9 @@ def sample_command(folder: FolderArgument, as_json: JsonOption = False) -> None:
     )
 
 
-def _number(text: str) -> Literal[1, 3]:
-    return 1 if text == "1" else 3
+def _channels(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_CHANNELS:
+        raise typer.BadParameter(f"--channels {text!r} is neither auto nor a number from 1 to {MAX_CHANNELS}")
+    return int(text)

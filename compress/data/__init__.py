@@ -7,7 +7,7 @@ void. Only `augment` and `loader` need torch, so they are not imported here.
 
 from compress.data.check import check, require_sound
 from compress.data.classes import ClassTable
-from compress.data.folder import ChannelChoice, Channels, Dataset, open_dataset
+from compress.data.folder import ChannelChoice, Dataset, open_dataset
 from compress.data.layout import SPLITS, Sample, Split, split_of
 from compress.data.lookup import lookup_table_miou
 from compress.data.report import DatasetReport, render
@@ -18,7 +18,6 @@ __all__ = [
     "SPLITS",
     "VOID",
     "ChannelChoice",
-    "Channels",
     "ClassTable",
     "Dataset",
     "DatasetReport",

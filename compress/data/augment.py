@@ -1,47 +1,86 @@
-"""Batched augmentation on the training device (kornia). The mask follows the image exactly.
+"""Batched augmentation on the training device. The mask follows the image exactly.
 
 N batch, C channels, H height, W width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.recipe import AugmentSettings
 from export.scoring import VOID
 
+Images = tuple[Tensor, Tensor]
+"""Images NCHW and their masks NHW."""
+
 
 class Augment(nn.Module):
-    """Flip, rotate and zoom image and mask together; change brightness and contrast of the image.
+    """Flip, turn, rotate and zoom image and mask together; change brightness and contrast of the image.
 
-    Randomness comes from torch's global generator alone, so a seeded epoch can be made again.
+    Flips and quarter turns move pixels, the rest resamples them (kornia). Randomness comes from torch's global
+    generators alone, so a seeded batch can be made again.
     """
 
     def __init__(self, settings: AugmentSettings) -> None:
         super().__init__()
-        from kornia.augmentation import AugmentationSequential, RandomAffine, RandomHorizontalFlip, RandomVerticalFlip
-
-        self._brightness = settings.brightness
-        self._contrast = settings.contrast
-        steps: list[nn.Module] = [
-            RandomHorizontalFlip(p=settings.flip_horizontal),
-            RandomVerticalFlip(p=settings.flip_vertical),
-        ]
+        self._settings = settings
+        self._resampling: nn.Module | None = None
         if settings.rotate_degrees or settings.scale != (1.0, 1.0):
-            steps.append(RandomAffine(degrees=settings.rotate_degrees, scale=settings.scale, p=1.0))
-        self._geometry = AugmentationSequential(*steps, data_keys=["input", "mask"])
+            from kornia.augmentation import AugmentationSequential, RandomAffine
 
-    def forward(self, images_NCHW: Tensor, masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float images and uint8 masks, augmented; what comes from outside the frame is void."""
-        # kornia fills with 0: that is the padding value of a normalised image, and is made void in a mask by
-        # counting classes from 1 meanwhile.
-        shifted = torch.where(masks_NHW == VOID, 0, masks_NHW.to(torch.int16) + 1)
-        images, masks = self._geometry(images_NCHW, shifted[:, None].to(images_NCHW.dtype))
-        masks = masks[:, 0].round().to(torch.int16) - 1
-        masks = torch.where(masks < 0, VOID, masks).to(torch.uint8)
+            affine = RandomAffine(degrees=settings.rotate_degrees, scale=settings.scale, p=1.0)
+            self._resampling = AugmentationSequential(affine, data_keys=["input", "mask"])
+
+    def forward(self, images_NCHW: Tensor, masks_NHW: Tensor) -> Images:
+        """Normalised float images and uint8 masks, augmented; what comes from outside the frame is void.
+
+        Where quarter turns are asked for, what is not square comes back padded to a square.
+        """
+        pair = self._moved(images_NCHW, masks_NHW)
+        images, masks = pair if self._resampling is None else _resampled(self._resampling, *pair)
         return self._photometric(images), masks
+
+    def _moved(self, images: Tensor, masks: Tensor) -> Images:
+        for axis, share in ((-1, self._settings.flip_horizontal), (-2, self._settings.flip_vertical)):
+            if share > 0:
+                images, masks = _some(share, (images, masks), (images.flip(axis), masks.flip(axis)))
+        if self._settings.quarter_turn > 0:
+            images, masks = _square(images, masks)
+            turned = _some(0.5, _rotated(images, masks, 1), _rotated(images, masks, -1))
+            images, masks = _some(self._settings.quarter_turn, (images, masks), turned)
+        return images, masks
 
     def _photometric(self, images: Tensor) -> Tensor:
         def drawn(spread: float) -> Tensor:
             return (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1) * spread
 
-        return images * (1 + drawn(self._contrast)) + drawn(self._brightness)
+        return images * (1 + drawn(self._settings.contrast)) + drawn(self._settings.brightness)
+
+
+def _some(share: float, pair: Images, other: Images) -> Images:
+    """Of each image the one of `other` with the probability `share`."""
+    chosen_N = torch.rand(len(pair[0]), device=pair[0].device) < share
+    return (
+        torch.where(chosen_N[:, None, None, None], other[0], pair[0]),
+        torch.where(chosen_N[:, None, None], other[1], pair[1]),
+    )
+
+
+def _rotated(images: Tensor, masks: Tensor, quarters: int) -> Images:
+    return images.rot90(quarters, (-2, -1)), masks.rot90(quarters, (-2, -1))
+
+
+def _square(images: Tensor, masks: Tensor) -> Images:
+    height, width = masks.shape[1:]
+    side = max(height, width)
+    missing = (0, side - width, 0, side - height)
+    return F.pad(images, missing), F.pad(masks, missing, value=VOID)
+
+
+def _resampled(affine: nn.Module, images: Tensor, masks: Tensor) -> Images:
+    # kornia fills with 0: that is the padding value of a normalised image, and is made void in a mask by
+    # counting classes from 1 meanwhile.
+    counted = torch.where(masks == VOID, 0, masks.to(torch.int16) + 1)
+    images, moved = affine(images, counted[:, None].to(images.dtype))
+    classes = moved[:, 0].round().to(torch.int16) - 1
+    return images, torch.where(classes < 0, VOID, classes).to(torch.uint8)

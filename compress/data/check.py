@@ -10,13 +10,14 @@ import numpy as np
 
 from compress.data.classes import FILE, VOID_NAME, ClassTable
 from compress.data.findings import Findings, shortened
-from compress.data.folder import ChannelChoice, Channels, Dataset, fingerprint_of, open_dataset
-from compress.data.inspection import Inspector, Seen, SeenImage, SeenMask
+from compress.data.folder import ChannelChoice, Dataset, fingerprint_of, open_dataset
+from compress.data.inspection import Inspector, OtherChannels, Seen, SeenImage, SeenMask
 from compress.data.layout import SPLITS, Layout, Sample, Split
 from compress.data.report import DatasetReport, SizeCount
 from export.errors import DatasetError
 from export.files import sha256_file
 from export.machine import usable_cores
+from export.manifest import Channels
 from export.scoring import VOID
 
 FEW_IMAGES = 20
@@ -28,6 +29,7 @@ Progress = Callable[[int, int], None]
 def check(path: Path, channels: ChannelChoice = "auto", *, progress: Progress | None = None) -> DatasetReport:
     """Read every file of a dataset folder and report all problems at once.
 
+    `channels` is what images are read as: of a file that has not so many bands, any number but 1 and 3 is a problem.
     `progress` is called with (pairs read, pairs in all). What a user may have got wrong is reported, not raised.
     """
     layout = Layout.scan(path)
@@ -36,7 +38,7 @@ def check(path: Path, channels: ChannelChoice = "auto", *, progress: Progress | 
     # Pillow decodes and hashlib hashes without the interpreter's lock.
     pool = ThreadPoolExecutor(usable_cores())
     try:
-        sights = pool.map(Inspector(layout.table).look, (sample for _, sample in pairs))
+        sights = pool.map(Inspector(layout.table, channels).look, (sample for _, sample in pairs))
         for done, ((split, sample), seen) in enumerate(zip(pairs, sights, strict=True), start=1):
             tally.add(split, sample, seen)
             if progress:
@@ -81,6 +83,8 @@ class _Tally:
                 self.problems.add(
                     "cannot be read; replace the file, or take it and its partner out", f"{name} ({sight})"
                 )
+            elif isinstance(sight, OtherChannels):
+                self.problems.add(sight.problem, name)
             else:
                 self.digests[name] = sight.digest
         if isinstance(seen.image, SeenImage):
@@ -97,6 +101,12 @@ class _Tally:
     def _add_image(self, split: Split, name: str, seen: SeenImage) -> None:
         self.sizes[seen.size] += 1
         self.coloured = bool(self.coloured) or seen.coloured
+        if seen.unread_pages:
+            what = (
+                "files with several pages, of which the first alone is read; where pages are bands, set data.channels "
+                "to their number (three pages: save them as one RGB image)"
+            )
+            self.notes.add(what, name)
         if seen.picture is not None:
             self.places_by_picture.setdefault(seen.picture, []).append((split, name))
 

@@ -1,11 +1,13 @@
 """A split as what scores a model: images as they are, truth at the size that it was drawn in. No torch."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from compress.data.folder import Dataset, Sample, Split
+from compress.data.layout import SPLITS
 from export.errors import DatasetError
-from export.images import U8
+from export.images import U8, read_header
 
 
 class EvaluationImages:
@@ -31,6 +33,14 @@ class EvaluationImages:
 def nothing_counts(dataset: Dataset, split: str) -> DatasetError:
     """What to raise for a split that has no mIoU."""
     return DatasetError(dataset.path, [f"{split}: every mask is void everywhere; nothing can be scored there"])
+
+
+def usual_size(dataset: Dataset) -> tuple[int, int]:
+    """(height, width) of most images, the larger of two that are as common: where latency is measured if nothing else
+    is asked for."""
+    headers = (read_header(sample.image) for split in SPLITS for sample in dataset.split(split))
+    sizes = Counter((header.height, header.width) for header in headers)
+    return max(sizes, key=lambda size: (sizes[size], size[0] * size[1]))
 
 
 def drawn_by_name(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:

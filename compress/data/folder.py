@@ -18,12 +18,13 @@ from compress.data.masks import MaskReader
 from export.errors import DatasetError
 from export.files import sha256_file, sha256_json
 from export.images import U8, decode, read_header
+from export.manifest import Channels
 from export.scoring import VOID
 
-__all__ = ["VOID", "ChannelChoice", "Channels", "ClassTable", "Dataset", "Sample", "Split", "open_dataset"]
+__all__ = ["VOID", "ChannelChoice", "ClassTable", "Dataset", "Sample", "Split", "open_dataset"]
 
-Channels = Literal[1, 3]
-ChannelChoice = Literal[1, 3, "auto"]
+ChannelChoice = Channels | Literal["auto"]
+"""Of a dataset's images; auto: as the images are, grey or RGB."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Dataset:
     path: Path
     table: ClassTable
     channels: Channels
-    """What `read_image` gives: 1 grey, 3 RGB."""
+    """What `read_image` gives: 1 grey, 3 RGB, any other number the bands of the files."""
     train: tuple[Sample, ...] = field(repr=False)
     val: tuple[Sample, ...] = field(repr=False)
     test: tuple[Sample, ...] = field(repr=False)
@@ -61,7 +62,7 @@ class Dataset:
     def read_image(self, sample: Sample) -> U8:
         """Pixels HWC with C = `channels`.
 
-        Raises ImageError when the file cannot be decoded.
+        Raises ImageError when the file cannot be decoded, or has other bands.
         """
         return decode(sample.image, self.channels)
 
@@ -103,8 +104,9 @@ class Dataset:
 def open_dataset(path: Path, *, channels: ChannelChoice = "auto") -> Dataset:
     """Open a dataset folder; only its structure is looked at, not what the files hold.
 
-    `auto` is 3 channels if any image has colour. Raises DatasetError with everything that is wrong with
-    the structure, ImageError when an image that has to be looked at cannot be decoded.
+    `auto` is 3 channels if any image has colour, else 1; other numbers are never guessed. Raises DatasetError
+    with everything that is wrong with the structure, ImageError when an image that has to be looked at cannot
+    be decoded.
     """
     layout = Layout.scan(path)
     if layout.table is None or layout.problems:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.data.classes import ClassTable
-from compress.data.folder import is_coloured
+from compress.data.folder import ChannelChoice, is_coloured
 from compress.data.layout import Sample
 from compress.data.masks import MaskReader
 from export.errors import ImageError
@@ -26,6 +26,8 @@ class SeenImage:
     size: tuple[int, int]
     """Height, width."""
     coloured: bool
+    unread_pages: bool
+    """There are more pages than the one that was read."""
     picture: str | None
     """Hex SHA-256 of the decoded pixels; None for an image of one single value, which resembles any other."""
 
@@ -47,33 +49,45 @@ class SeenMask:
 
 
 @dataclass(frozen=True)
+class OtherChannels:
+    """An image that is sound but has not the channels asked for."""
+
+    problem: str
+    """What it has and what to give instead; the same words for every file of its kind."""
+
+
+@dataclass(frozen=True)
 class Seen:
     """A pair; a message stands where a file could not be read."""
 
-    image: SeenImage | str
+    image: SeenImage | OtherChannels | str
     mask: SeenMask | str
 
 
 class Inspector:
     """Looks at the pairs of one dataset."""
 
-    def __init__(self, table: ClassTable | None) -> None:
+    def __init__(self, table: ClassTable | None, channels: ChannelChoice) -> None:
         self._reader = MaskReader(table) if table else None
+        self._bands = channels if channels != "auto" and channels not in (1, 3) else None
 
     def look(self, sample: Sample) -> Seen:
         """Read both files. Raises nothing that the files could cause."""
         return Seen(self._image(sample.image), self._mask(sample.mask))
 
-    def _image(self, path: Path) -> SeenImage | str:
+    def _image(self, path: Path) -> SeenImage | OtherChannels | str:
         try:
             content = path.read_bytes()
-            grey = read_header(content).is_grey
-            pixels = decode(content, 1 if grey else 3)
+            header = read_header(content)
+            # Whether there is colour shows in RGB alone, whatever is asked for.
+            pixels = decode(content, self._bands or (1 if header.is_grey else 3))
         except (ImageError, OSError) as error:
-            return str(error)
-        coloured = not grey and is_coloured(pixels)
-        shown = pixels if coloured else np.ascontiguousarray(pixels[..., :1])
-        return SeenImage(_sha256(content), _size(pixels), coloured, _picture(shown))
+            wrong_channels = isinstance(error, ImageError) and error.reason == "channels"
+            return OtherChannels(str(error)) if wrong_channels else str(error)
+        coloured = pixels.shape[2] == 3 and is_coloured(pixels)
+        shown = pixels if coloured or self._bands else np.ascontiguousarray(pixels[..., :1])
+        unread_pages = header.pages > 1 and self._bands is None
+        return SeenImage(_sha256(content), _size(pixels), coloured, unread_pages, _picture(shown))
 
     def _mask(self, path: Path) -> SeenMask | str:
         try:

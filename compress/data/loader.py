@@ -1,8 +1,9 @@
-"""Decoded images, kept in memory, and the batches that training and validation draw from them.
+"""The batches that training and validation draw from a dataset.
 
 N batch, C channels, H height, W width. Arrays are uint8; void in a mask is 255.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.data.cache import DecodedImages, Pair
+from compress.data.crop import AS_IT_IS, Window, Zoom, resample
 from compress.data.evaluation import EvaluationImages, nothing_counts
 from compress.data.folder import Dataset
-from export.images import PAD_VALUE, U8, Geometry, resize_image, resize_mask
+from export.images import PAD_VALUE, U8, Geometry, padded_size
 from export.scoring import VOID
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,17 @@ class Batch:
     """uint8"""
     masks_NHW: Tensor
     """uint8, 255 is void"""
+    seed_augmentation: int
+    seed_network: int
+    """Of its dropout."""
 
 
 class TrainingImages:
-    """The training split, decoded and resized once; batches are crops of it, drawn anew each epoch."""
+    """The training split; batches are windows of its images, drawn anew each epoch.
+
+    The order of an epoch comes from its seed and number alone, the windows of a batch from these and its place in the
+    epoch: an epoch that is entered in the middle goes on with the very batches that it would have had.
+    """
 
     def __init__(
         self,
@@ -38,43 +50,77 @@ class TrainingImages:
         size: tuple[int, int] | None,
         crop: tuple[int, int] | None,
         multiple: int,
+        cache_gb: float = math.inf,
+        device: torch.device = CPU,
         on_image: Callable[[], None] = lambda: None,
     ) -> None:
-        self._crop = crop
+        """Decoded images are kept up to `cache_gb`, on `device` where it has room; see `DecodedImages`."""
+        self.crop = crop
         self._multiple = multiple
-        self._names: list[str] = []
-        self._pairs: list[tuple[U8, U8]] = []
-        for sample in dataset.split("train"):
-            image, mask = dataset.read_image(sample), dataset.read_mask(sample)
-            if size is not None:
-                image, mask = resize_image(image, size), resize_mask(mask, size)
-            self._names.append(sample.name)
-            self._pairs.append((image, mask))
-            on_image()
+        self._device = device
+        samples = dataset.split("train")
+        self._names = [sample.name for sample in samples]
+        self.decoded = DecodedImages(
+            dataset, samples, size=size, budget_bytes=cache_gb * 1e9, device=device, on_image=on_image
+        )
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._names)
 
     def batches(self, batch_size: int) -> int:
         """Steps in an epoch; images that do not fill a batch wait for the next epoch's shuffle."""
         return max(1, len(self) // batch_size)
 
-    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Every image once, in an order and with crops that `rng` alone decides."""
-        order = rng.permutation(len(self))
-        for start in range(self.batches(batch_size)):
-            chosen = order[start * batch_size : (start + 1) * batch_size]
-            pairs = [self._cropped(*self._pairs[int(i)], rng) for i in chosen]
-            yield _collate([self._names[int(i)] for i in chosen], pairs, self._multiple)
+    def class_pixels(self, classes: int) -> NDArray[np.int64]:
+        """Pixels [K] of each class in the masks, void left out."""
+        counts = np.zeros(classes, dtype=np.int64)
+        for mask_HW in self.decoded.masks():
+            counts += torch.bincount(mask_HW.flatten(), minlength=VOID + 1)[:classes].cpu().numpy()
+        return counts
 
-    def _cropped(self, image: U8, mask: U8, rng: np.random.Generator) -> tuple[U8, U8]:
-        if self._crop is None:
-            return image, mask
-        rows, columns = (min(side, full) for side, full in zip(self._crop, mask.shape, strict=True))
-        top = int(rng.integers(mask.shape[0] - rows + 1))
-        left = int(rng.integers(mask.shape[1] - columns + 1))
-        window = np.s_[top : top + rows, left : left + columns]
-        return image[window], mask[window]
+    def epoch(
+        self, number: int, batch_size: int, *, seed: int = 0, first: int = 0, zoom: Zoom = AS_IT_IS
+    ) -> Iterator[Batch]:
+        """Every image once, from the batch `first` on; crops are magnified by a factor out of `zoom`.
+
+        Raises ImageError or DatasetError when a file that is not kept cannot be read any more.
+        """
+        order = np.random.default_rng([seed, number]).permutation(len(self))
+        steps = range(first, self.batches(batch_size))
+        groups = [order[step * batch_size : (step + 1) * batch_size].tolist() for step in steps]
+        for step, group, pairs in zip(steps, groups, self.decoded.in_turn(groups), strict=True):
+            # Counted from 1: numpy's seeds [a, b] and [a, b, 0] are the same.
+            rng = np.random.default_rng([seed, number, 1 + step])
+            windows = [Window.draw(rng, pair.size, self.crop, zoom) for pair in pairs]
+            images, masks = self._shown(pairs, windows)
+            seeds = int(rng.integers(2**62)), int(rng.integers(2**62))
+            yield Batch(tuple(self._names[index] for index in group), images.permute(0, 3, 1, 2), masks, *seeds)
+
+    def _shown(self, pairs: Sequence[Pair], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        """Images NHWC and masks NHW of one size that the model takes, on the device."""
+        places = [(window.rows.pixels, window.columns.pixels) for window in windows]
+        images = [pair.image_HWC[place] for pair, place in zip(pairs, places, strict=True)]
+        masks = [pair.mask_HW[place] for pair, place in zip(pairs, places, strict=True)]
+        tallest, widest = (max(window.frame[axis] for window in windows) for axis in (0, 1))
+        size = padded_size(tallest, widest, self._multiple)
+        if not any(window.is_resampled for window in windows):
+            return self._stacked(images, size, PAD_VALUE), self._stacked(masks, size, VOID)
+        taken = max(len(mask) for mask in masks), max(mask.shape[1] for mask in masks)
+        return resample(self._stacked(images, taken, PAD_VALUE), self._stacked(masks, taken, VOID), windows, size)
+
+    def _stacked(self, arrays: Sequence[Tensor], size: tuple[int, int], fill: int) -> Tensor:
+        """One tensor, filled up right and below; put together where the images lie, and then on the device."""
+        lies_on = self.decoded.device
+        stack = torch.full(
+            (len(arrays), *size, *arrays[0].shape[2:]),
+            fill,
+            dtype=torch.uint8,
+            device=lies_on,
+            pin_memory=lies_on.type == "cpu" and self._device.type == "cuda",
+        )
+        for into, array in zip(stack, arrays, strict=True):
+            into[: array.shape[0], : array.shape[1]].copy_(array, non_blocking=True)
+        return stack.to(self._device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -98,11 +144,6 @@ class ValidationImages:
         if all((item.truth == VOID).all() for item in self._prepared):
             raise nothing_counts(dataset, "val")
 
-    @property
-    def typical_size(self) -> tuple[int, int]:
-        """Padded (height, width) of the first image: where latency is measured when nothing else is asked for."""
-        return self._prepared[0].fitted.shape[:2]
-
     def predictions(
         self, masks_of: Callable[[Tensor], NDArray[np.uint8]], *, batch_size: int = 8
     ) -> Iterator[tuple[str, U8, U8]]:
@@ -116,16 +157,3 @@ class ValidationImages:
                 images = torch.from_numpy(np.stack([item.fitted for item in chunk])).permute(0, 3, 1, 2)
                 for item, mask in zip(chunk, masks_of(images), strict=True):
                     yield item.name, item.truth, item.geometry.restore(mask)
-
-
-def _collate(names: Sequence[str], pairs: Sequence[tuple[U8, U8]], multiple: int) -> Batch:
-    """Pad to one size that the model takes: images with 128, masks with void."""
-    height = -(-max(mask.shape[0] for _, mask in pairs) // multiple) * multiple
-    width = -(-max(mask.shape[1] for _, mask in pairs) // multiple) * multiple
-    channels = pairs[0][0].shape[2]
-    images = np.full((len(pairs), height, width, channels), PAD_VALUE, dtype=np.uint8)
-    masks = np.full((len(pairs), height, width), VOID, dtype=np.uint8)
-    for i, (image, mask) in enumerate(pairs):
-        images[i, : mask.shape[0], : mask.shape[1]] = image
-        masks[i, : mask.shape[0], : mask.shape[1]] = mask
-    return Batch(tuple(names), torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks))

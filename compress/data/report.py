@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from compress.data.classes import VOID_NAME
-from compress.data.folder import Channels
 from compress.data.layout import SPLITS, Split
+from export.manifest import Channels
 
 _SIZES_SHOWN = 12
 
@@ -51,10 +51,10 @@ class DatasetReport(BaseModel):
 
 def render(report: DatasetReport) -> str:
     """The report as Markdown that reads well as plain text."""
-    colour = {1: "1 (grey)", 3: "3 (RGB)", None: "unknown"}[report.channels]
+    channels = {None: "unknown", 1: "1 (grey)", 3: "3 (RGB)"}.get(report.channels, f"{report.channels} (bands)")
     parts = [
         f"# Dataset {Path(report.path).name}",
-        f"{report.path}\nchannels: {colour}\nfingerprint: {report.fingerprint or 'none while there are problems'}",
+        f"{report.path}\nchannels: {channels}\nfingerprint: {report.fingerprint or 'none while there are problems'}",
     ]
     if report.images:
         parts.append(_splits_table(report))

@@ -53,6 +53,16 @@ def test_pictures_have_the_colours_of_their_classes() -> None:
     assert compressed.tolist() == [[list(COLOURS[k]) for k in (1, 1, 2)]]
 
 
+def test_of_many_bands_the_first_three_are_shown() -> None:
+    row = blank(40, 60, channels=5)
+    row.image_HWC[:] = (10, 20, 30, 40, 50)
+    image, *_, difference = strip(row).pictures(row)
+    assert np.unique(image.reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
+    assert np.unique(difference).tolist() == [8]
+    corner = strip(row).montage()[HEADER_HEIGHT, GAP]
+    assert corner.tolist() == [10, 20, 30]
+
+
 def test_differences_say_who_is_right() -> None:
     row = Row(
         "x",

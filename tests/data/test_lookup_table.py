@@ -12,7 +12,8 @@ from support.datasets import write_dataset
 from compress.data import VOID, lookup_table_miou, open_dataset
 from compress.data.lookup import fit_lookup_table
 from export.images import decode, decode_indices, encode_mask
-from export.scoring import ConfusionMatrix, mean_iou
+from export.metrics import mean_iou
+from export.scoring import ConfusionMatrix
 
 
 def score(table: tuple[int, ...], counts: np.ndarray) -> float:

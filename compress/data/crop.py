@@ -1,0 +1,141 @@
+"""What training sees of an image: a window of its pixels, brought to the size of a crop.
+
+Zoom is part of taking the crop. Zooming a crop afterwards would show void around it where the image goes on.
+
+N batch, C channels, H height, W width; images and masks are uint8.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.images import PAD_VALUE
+from export.scoring import VOID
+
+Zoom = tuple[float, float]
+AS_IT_IS: Zoom = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One axis of a window: `length` pixels of the image from `start`, shown as `shown` pixels of a frame.
+
+    The rest of the frame, below or to the right, is void.
+    """
+
+    start: float
+    length: float
+    shown: int
+    frame: int
+    full: int
+    """Pixels of the whole image."""
+
+    @classmethod
+    def whole(cls, full: int) -> "Side":
+        return cls(0, full, full, full, full)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, full: int, crop: int, zoom: float) -> "Side":
+        """At a place that `rng` decides; as much as there is of an image that is smaller than its crop."""
+        shown = min(crop, max(1, round(full * zoom)))
+        frame = min(crop, max(full, shown))
+        if zoom == 1:
+            return cls(int(rng.integers(full - shown + 1)), shown, shown, frame, full)
+        length = min(full, shown / zoom) if shown == crop else full
+        return cls(rng.uniform(0, full - length), length, shown, frame, full)
+
+    @property
+    def is_resampled(self) -> bool:
+        return self.length != self.shown
+
+    @property
+    def pixels(self) -> slice:
+        """Those of the image that it takes to show the window: with neighbours to interpolate with."""
+        margin = 1 if self.is_resampled else 0
+        first, last = int(np.floor(self.start)) - margin, int(np.ceil(self.start + self.length)) + margin
+        return slice(max(0, first), min(self.full, last))
+
+    def places(self) -> NDArray[np.float64]:
+        """Centres of the frame's pixels, counted in `pixels`; those of void ones are anywhere in it."""
+        step = self.length / self.shown
+        centres = self.start + (np.arange(self.frame) + 0.5) * step - 0.5
+        places: NDArray[np.float64] = centres - self.pixels.start
+        return places.clip(0, self.pixels.stop - self.pixels.start - 1)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows and columns of one image."""
+
+    rows: Side
+    columns: Side
+
+    @classmethod
+    def draw(
+        cls, rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int] | None, zoom: Zoom
+    ) -> "Window":
+        """A crop (height, width) of an image of `size`, magnified by a factor out of `zoom`; None: all of the image."""
+        if crop is None:
+            return cls(Side.whole(size[0]), Side.whole(size[1]))
+        factor = 1.0 if zoom == AS_IT_IS else rng.uniform(*zoom)
+        return cls(Side.draw(rng, size[0], crop[0], factor), Side.draw(rng, size[1], crop[1], factor))
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """(height, width) that it asks for."""
+        return self.rows.frame, self.columns.frame
+
+    @property
+    def is_resampled(self) -> bool:
+        return self.rows.is_resampled or self.columns.is_resampled
+
+
+def resample(
+    images_NHWC: Tensor, masks_NHW: Tensor, windows: Sequence[Window], size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Show each window in a frame of `size`: images bilinear, masks nearest, padding and void beyond it.
+
+    Image n begins with the pixels `windows[n]` takes, whatever follows them.
+    """
+    device = images_NHWC.device
+    y_NH, y_there = _axis([window.rows for window in windows], size[0])
+    x_NW, x_there = _axis([window.columns for window in windows], size[1])
+    there_NHW = torch.from_numpy(y_there[:, :, None] & x_there[:, None, :]).to(device)
+
+    height, width = images_NHWC.shape[1:3]
+    # From -1 at the centre of the first pixel to 1 at that of the last, which is what align_corners means.
+    grid_NHW2 = np.stack(
+        np.broadcast_arrays(
+            x_NW[:, None, :] * (2 / max(1, width - 1)) - 1, y_NH[:, :, None] * (2 / max(1, height - 1)) - 1
+        ),
+        axis=-1,
+    )
+    grid = torch.from_numpy(grid_NHW2.astype(np.float32)).to(device)
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
+    shown_NCHW = F.grid_sample(images_NCHW, grid, padding_mode="border", align_corners=True).round().to(torch.uint8)
+
+    # By whole numbers and not by a grid of floats: nearest then means the same pixel on every device.
+    y, x = (torch.from_numpy(_nearest(places)).to(device) for places in (y_NH, x_NW))
+    labels_NHW = masks_NHW[torch.arange(len(y), device=device)[:, None, None], y[:, :, None], x[:, None, :]]
+    return (
+        torch.where(there_NHW[:, None], shown_NCHW, PAD_VALUE).permute(0, 2, 3, 1),
+        torch.where(there_NHW, labels_NHW, VOID),
+    )
+
+
+def _axis(sides: Sequence[Side], length: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Places [N, length] in each image, and whether there is anything to be seen."""
+    places = np.zeros((len(sides), length))
+    for row, side in zip(places, sides, strict=True):
+        row[: side.frame] = side.places()
+    shown = np.array([side.shown for side in sides])
+    return places, np.arange(length) < shown[:, None]
+
+
+def _nearest(places: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.floor(places + 0.5).astype(np.int64)
