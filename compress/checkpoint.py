@@ -7,7 +7,7 @@ network is rebuilt from these and the weights are put in.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.models.plan import PruningPlan
-from export.errors import CheckpointError
+from compress.progress import say
+from export.errors import CheckpointError, ModelError
 from export.files import sha256_file, write_atomic
 from export.images import U8, Geometry
 from export.machine import usable_cores
-from export.manifest import Side
+from export.manifest import Channels, Side
 from export.to_onnx import MEAN, STD
 
 WEIGHTS = "weights.safetensors"
@@ -41,10 +42,12 @@ class ModelCard(BaseModel):
 
     schema_version: Literal[1] = 1
     factory: str
+    factory_sha256: str | None = None
+    """Of the file of a user's own factory as it was in training."""
     arguments: dict[str, Any]
     pruning: tuple[PruningPlan, ...] = ()
     """Plans in the order in which they were applied, the oldest first."""
-    channels: Literal[1, 3]
+    channels: Channels
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
     size: tuple[Side, Side] | None
@@ -81,16 +84,44 @@ class Checkpoint:
         return sha256_file(self.path / MODEL)
 
     def network(self) -> nn.Module:
-        """The network with its weights, on the CPU, in eval mode.
+        """The network with its weights, on the CPU, in eval mode. To make a user's own, their code is run.
 
         Raises CheckpointError when card and weights do not go together.
         """
         try:
+            network = self._rebuilt()
+        except CheckpointError as error:
+            raise CheckpointError(error.where, [*error.problems, *self._source_now()]) from error
+        for line in self._source_now():
+            _say_once(line)
+        return network.eval()
+
+    def _rebuilt(self) -> nn.Module:
+        try:
             network = self.card.build()
+        except ModelError as error:
+            raise CheckpointError(
+                self.path, [f"its network {error.where}: {text}" for text in error.problems]
+            ) from error
         except Exception as error:
             raise CheckpointError(self.path, [f"{MODEL} describes no network that can be built: {error}"]) from error
         load_weights(network, self.path / WEIGHTS)
-        return network.eval()
+        return network
+
+    def _source_now(self) -> list[str]:
+        """What has become of the file of a user's own factory since the training, where that matters."""
+        card = self.card
+        if card.factory_sha256 is None:
+            return []
+        try:
+            now = models.source_sha256(card.factory)
+        except ModelError:
+            return [
+                f"a checkpoint holds weights, not code: bring the file of {card.factory} there, run in the folder "
+                f'where it was trained, or write its present place into "factory" of {MODEL}'
+            ]
+        edited = f"the file of {card.factory} was edited after {self.path} was trained with it"
+        return [edited] if now != card.factory_sha256 else []
 
     def segmenter(self) -> Callable[[U8], U8]:
         """Image HWC to mask HW at the image's size, in torch float32."""
@@ -131,19 +162,27 @@ def save(folder: Path, network: nn.Module, card: ModelCard) -> None:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A safetensors file, whole or absent; channels_last tensors are stored in their logical order."""
-    write_atomic(path, to_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+    """A safetensors file, whole or absent; channels_last tensors are stored in their logical order.
+
+    Weights that a network uses in two places are stored under both names: the format takes no shared memory.
+    """
+    logical = torch.contiguous_format
+    copies = {name: tensor.detach().cpu().clone(memory_format=logical) for name, tensor in state.items()}
+    write_atomic(path, to_safetensors(copies))
 
 
 def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = False) -> list[str]:
     """Put the tensors of `path` (.safetensors, or .pt read with weights_only) into `network`.
 
     With `skip_other_shapes` (fine-tuning), tensors that are missing or of another shape keep their fresh
-    values and their names are returned; without it they are an error.
+    values and their names are returned, and the weights of a bare classifier go to the network's encoder; without it
+    they are an error.
 
     Raises CheckpointError, also when `MOSTLY_FRESH` of the network would keep its fresh values.
     """
-    state = _read_state(path)
+    state: Mapping[str, Tensor] = _read_state(path)
+    if skip_other_shapes:
+        network, state = models.counterpart(network, state)
     own = network.state_dict()
     unfit = {name: t for name, t in own.items() if name not in state or state[name].shape != t.shape}
     strange = sorted(state.keys() - own.keys())
@@ -186,6 +225,12 @@ def frozen_copy(network: nn.Module) -> nn.Module:
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
     return twin
+
+
+@cache
+def _say_once(text: str) -> None:
+    """A command may rebuild the same network several times."""
+    say(text)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

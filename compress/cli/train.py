@@ -14,6 +14,15 @@ def command(
     out: OutOption,
     recipe: RecipeOption = None,
     settings: SetOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="unet, unetpp, encoder-unet, or your own as path/to/file.py:factory or package.module:factory. "
+            "Same as --set model.factory=NAME.",
+        ),
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option("--init", help="Checkpoint folder, or state dict (.safetensors, .pt), to start from."),
@@ -22,7 +31,7 @@ def command(
     seed: Annotated[int | None, typer.Option("--seed", help="Same as --set train.seed=N.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a UNet with mixed precision on a dataset folder; writes a checkpoint.
+    """Train a network with mixed precision on a dataset folder; writes a checkpoint.
 
     Killed or interrupted, the same command continues and ends with the same weights.
     """
@@ -30,7 +39,7 @@ def command(
     from compress.steps import read_record
     from compress.train import train
 
-    chosen = recipe_of(recipe, settings, train__epochs=epochs, train__seed=seed)
+    chosen = recipe_of(recipe, settings, model__factory=model, train__epochs=epochs, train__seed=seed)
     train(data, out, chosen, init=init)
     result = (read_record(out) or {})["result"]
     emit(

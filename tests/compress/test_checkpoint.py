@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import write_checkpoint
-from support.networks import random_unet
+from support.networks import random_network, random_unet
 
 from compress import checkpoint
 from compress.checkpoint import Checkpoint, load, load_weights
@@ -87,12 +87,12 @@ def test_a_segmenter_resizes_pads_and_restores(tmp_path: Path) -> None:
 
 
 CARDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "an unknown factory": (lambda card: card.update(factory="resnet"), "model.json describes no network"),
+    "an unknown factory": (lambda card: card.update(factory="resnet"), "no network is called 'resnet'; known: unet, "),
     "an unknown argument": (lambda card: card["arguments"].update(colour=1), "unexpected keyword argument 'colour'"),
     "a width of nought": (lambda card: card["arguments"].update(base=0), "at least 1"),
     "another width": (lambda card: card["arguments"].update(base=8), "stem.0.weight: has shape [16, 1, 3, 3]"),
     "another depth": (lambda card: card["arguments"].update(depth=3), "missing"),
-    "other channels": (lambda card: card.update(channels=2), "model.json: channels: "),
+    "other channels": (lambda card: card.update(channels=0), "model.json: channels: "),
     "no classes": (lambda card: card.pop("classes"), "model.json: classes: Field required"),
     "another schema": (lambda card: card.update(schema_version=9), "model.json: schema_version: "),
     "more than it may hold": (lambda card: card.update(code="import os"), "model.json: code: "),
@@ -169,6 +169,16 @@ def test_a_long_list_of_unfit_weights_is_cut(tmp_path: Path) -> None:
         load_weights(random_unet(), tmp_path / "w.safetensors")
     assert len(caught.value.problems) == 11
     assert caught.value.problems[-1].startswith("... and ")
+
+
+def test_every_head_starts_fresh_where_the_classes_are_others(tmp_path: Path) -> None:
+    trained = random_network("unetpp", classes=5)
+    path = write_checkpoint(tmp_path / "five", trained, factory="unetpp", classes=5).path
+    network = random_network("unetpp", 1, classes=3)
+    fresh = load_weights(network, path / "weights.safetensors", skip_other_shapes=True)
+    assert fresh == ["heads.1.bias", "heads.1.weight", "heads.2.bias", "heads.2.weight"]
+    kept = {name: tensor for name, tensor in network.state_dict().items() if name not in fresh}
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in kept.items())
 
 
 def test_a_frozen_copy_stands_alone() -> None:
