@@ -16,6 +16,7 @@ from benchmarks.report.build import build
 from benchmarks.report.results import DataUsed, Goals, Report
 from benchmarks.report.strip import Strip, choose, strip_of
 from benchmarks.report.write import write
+from compress.data.evaluation import usual_size
 from compress.data.folder import Dataset, open_dataset
 from compress.data.layout import Sample, Split
 from export.bundle import Bundle, load
@@ -91,14 +92,14 @@ def report_on(
     """Time `bundles`, set them beside their `scores` on `split` of `dataset`, and write the report into `out`.
 
     The first is the reference, the last the most compressed. `size` (height, width) is by default what the
-    reference was made for, else that of the images, else 256x256. Raises what `measure` raises, and
+    reference was made for, else that of most images, else 256x256. Raises what `measure` raises, and
     DatasetError for a split without images.
     """
     samples = () if dataset is None else _samples(dataset, split)
     images = None if dataset is None else [dataset.read_image(sample) for sample in _spread(samples, TIMED_IMAGES)]
     latencies = measure(
         bundles,
-        size=size or _usual_size(next(iter(bundles.values())), images),
+        size=size or _size_of(next(iter(bundles.values())), dataset),
         threads=threads,
         rounds=rounds,
         images=images,
@@ -169,15 +170,14 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[position] for position in positions]
 
 
-def _usual_size(reference: Bundle, images: Sequence[U8] | None) -> tuple[int, int]:
+def _size_of(reference: Bundle, dataset: Dataset | None) -> tuple[int, int]:
     manifest = reference.manifest
     if manifest.size is not None:
         return manifest.size
+    if dataset is not None:
+        return usual_size(dataset)
     if manifest.latency is not None:
         return manifest.latency.height, manifest.latency.width
-    if images:
-        height, width = Counter(image.shape[:2] for image in images).most_common(1)[0][0]
-        return height, width
     return DEFAULT_SIZE
 
 

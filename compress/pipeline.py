@@ -54,8 +54,8 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     `command` is what the report says makes it again. Raises what the steps raise, but for a missed budget: the
     best that was found goes on into the report, and `Finished.require_ok` raises afterwards.
     """
-    if recipe.prune.ratio is None and recipe.prune.speedup is None:
-        raise UsageError("the recipe does not say how much to prune; set prune.speedup or prune.ratio")
+    if not recipe.prune.goals:
+        raise UsageError("the recipe does not say how much to prune; set prune.speedup, prune.ratio or prune.levels")
     make_folder(out)
     write_atomic(out / RECIPE, recipe.to_toml())
     data = recipe.data.path

@@ -123,7 +123,7 @@ for name in names:
 TRAIN = ["torch", "torch_pruning", "kornia", "onnx", "onnxscript", "safetensors"]
 SERVE = CONTRACTS[WEB]["protected_modules"]
 BENCH_AND_SAMPLES = ["matplotlib", "mpl_toolkits"]
-MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if name.startswith("compress.")]
+MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if not name.startswith("export.")]
 
 
 @pytest.mark.parametrize(

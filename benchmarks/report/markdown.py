@@ -27,7 +27,7 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
     yield ""
     yield f"**{escaped(headline(report))}** {escaped(judgement(report))}"
     yield ""
-    yield from _table(summary(report))
+    yield from table_lines(summary(report))
     if report.verdicts:
         yield from ("## Checks", "")
         for verdict in failed_first(report.verdicts):
@@ -43,17 +43,18 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
     classes = per_class(report)
     if classes is not None:
         yield from (f"## {escaped(classes.caption)}", "")
-        yield from _table(classes, caption=False)
+        yield from table_lines(classes, caption=False)
     yield from ("## More figures", "")
-    yield from _table(details(report))
+    yield from table_lines(details(report))
     if report.notes:
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in circumstances(report))
-    yield from ("", "Made again by:", "", *_code(report.command))
+    yield from ("", "Made again by:", "", *code_lines(report.command))
 
 
-def _table(table: Table, *, caption: bool = True) -> Iterable[str]:
+def table_lines(table: Table, *, caption: bool = True) -> Iterable[str]:
+    """Names to the left, figures to the right; a blank line after it."""
     yield "| " + " | ".join(map(escaped, table.headers)) + " |"
     yield "| --- |" + " ---: |" * (len(table.headers) - 1)
     for row in table.rows:
@@ -79,7 +80,7 @@ def _legend(entries: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
     return "; ".join(f"{escaped(name)} `#{bytes(colour).hex()}`" for name, colour in entries)
 
 
-def _code(text: str) -> Iterable[str]:
+def code_lines(text: str) -> Iterable[str]:
     """A fenced block; the fence is longer than any run of backticks within."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -56,12 +56,12 @@ class _ErrorBar:
     high: float
 
 
-def shortcomings() -> tuple[str, ...]:
-    """What the report lacks because matplotlib is not installed."""
+def shortcomings(missing: str = "report.html") -> tuple[str, ...]:
+    """What the report lacks because matplotlib is not installed: `missing`."""
     try:
         _matplotlib()
     except MissingExtraError as error:
-        return (f"No report.html: {error}",)
+        return (f"No {missing}: {error}",)
     return ()
 
 
@@ -74,7 +74,7 @@ def draw(report: Report) -> tuple[Plot, ...]:
 
     Raises MissingExtraError without matplotlib.
     """
-    distribution = _plot(
+    distribution = plot(
         "latency",
         "How the latencies are distributed",
         _describe_distribution(report),
@@ -82,13 +82,19 @@ def draw(report: Report) -> tuple[Plot, ...]:
     )
     if sum(model.miou is not None for model in report.models) < 2:
         return (distribution,)
-    tradeoff = _plot(
+    tradeoff = plot(
         "accuracy", "Accuracy against latency", _describe_tradeoff(report), lambda axes: _tradeoff(axes, report)
     )
     return tradeoff, distribution
 
 
-def _plot(name: str, title: str, alt: str, paint: Callable[["Axes"], None]) -> Plot:
+def plot(
+    name: str, title: str, alt: str, paint: Callable[["Axes"], None], *, inches: tuple[float, float] = _INCHES
+) -> Plot:
+    """A figure of `inches` (width, height) in the style of all of them, on which `paint` draws.
+
+    Raises MissingExtraError without matplotlib.
+    """
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -110,7 +116,7 @@ def _plot(name: str, title: str, alt: str, paint: Callable[["Axes"], None]) -> P
         "legend.frameon": False,
     }
     with _matplotlib().rc_context(style):
-        figure = _matplotlib("figure").Figure(figsize=_INCHES, layout="constrained", facecolor="none")
+        figure = _matplotlib("figure").Figure(figsize=inches, layout="constrained", facecolor="none")
         axes = figure.add_subplot(facecolor="none")
         paint(axes)
         return Plot(name, title, alt, _svg(figure, name), _png(figure))

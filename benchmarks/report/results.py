@@ -12,11 +12,13 @@ from export.manifest import Precision
 from export.timing import Samples
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """Figures that belong together, as they stand in a JSON file."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Latency(_Part):
+class Latency(Part):
     """Milliseconds of one model with a number of threads."""
 
     p50: float
@@ -32,7 +34,7 @@ class Latency(_Part):
         )
 
 
-class ModelResult(_Part):
+class ModelResult(Part):
     """One model of the comparison."""
 
     name: str
@@ -66,7 +68,7 @@ class ModelResult(_Part):
     """Largest resident set of a fresh process that holds this model and the runtime; None where it failed."""
 
 
-class DataUsed(_Part):
+class DataUsed(Part):
     """What the models were scored and timed on."""
 
     name: str
@@ -80,7 +82,7 @@ class DataUsed(_Part):
         return cls(name=folder.resolve().name, fingerprint=fingerprint, split=split, images=images)
 
 
-class Settings(_Part):
+class Settings(Part):
     """How it was measured."""
 
     threads: int
@@ -94,7 +96,7 @@ class Settings(_Part):
     """False: latency was measured on noise."""
 
 
-class Goals(_Part):
+class Goals(Part):
     """What the compressed model is held to, against the reference; None: nothing is asked."""
 
     speedup: float | None = None
@@ -104,7 +106,7 @@ class Goals(_Part):
     """mIoU by which the reference must beat the best grey-value look-up table."""
 
 
-class Verdict(_Part):
+class Verdict(Part):
     """One thing that a reader should know before believing the headline."""
 
     ok: bool
@@ -114,7 +116,7 @@ class Verdict(_Part):
     """The figures behind it."""
 
 
-class Report(_Part):
+class Report(Part):
     """A comparison of models, everything that is needed to judge it and to make it again.
 
     `speedup` and `miou_drop` are of the last model, the most compressed one, against the reference.

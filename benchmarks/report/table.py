@@ -87,7 +87,11 @@ def per_class(report: Report) -> Table | None:
 
 def terminal_table(report: Report) -> RichTable:
     """The summary for a terminal."""
-    table = summary(report)
+    return for_terminal(summary(report))
+
+
+def for_terminal(table: Table) -> RichTable:
+    """`table` as a terminal shows it."""
     shown = RichTable(
         title=escape(table.caption),
         title_justify="left",

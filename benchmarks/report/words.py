@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.report.results import Report, Settings, Verdict
+from export.machine import Machine
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -35,6 +36,11 @@ def times(value: float) -> str:
     """A ratio: 0.92, 6.20, 14.2, 131."""
     decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:,.{decimals}f}{TIMES}"
+
+
+def percent(share: float) -> str:
+    """Whole percent: 47%."""
+    return f"{round(share, 2) + 0.0:.0%}".replace("-", MINUS)  # + 0.0: there is no minus nought
 
 
 def millions(value: float) -> str:
@@ -110,7 +116,7 @@ def failed_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
     """What the figures belong to: data, settings, machine, versions."""
-    settings, machine = report.settings, report.machine
+    settings = report.settings
     inputs = "real images" if settings.real_images else "seeded noise"
     facts = [
         ("Date", report.date),
@@ -128,12 +134,19 @@ def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
             ("mIoU", "one confusion matrix over the split, void ignored, mean over the classes, at mask size"),
         ]
     facts += [
+        *machine_facts(report.machine),
+        ("Bundles", ", ".join(f"{model.name} from {model.bundle}" for model in report.models)),
+    ]
+    return tuple(facts)
+
+
+def machine_facts(machine: Machine) -> tuple[tuple[str, str], ...]:
+    """Machine and versions, named."""
+    return (
         (
             "Machine",
             f"{machine.cpu}, {machine.cores} usable cores, {machine.memory_gib} GiB, {machine.instruction_set}",
         ),
         ("System", f"{machine.system}, Python {machine.python}"),
         ("Libraries", ", ".join(f"{name} {version}" for name, version in machine.libraries.items())),
-        ("Bundles", ", ".join(f"{model.name} from {model.bundle}" for model in report.models)),
-    ]
-    return tuple(facts)
+    )

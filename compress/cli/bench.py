@@ -1,4 +1,4 @@
-"""`compress bench latency`"""
+"""`compress bench latency` and `compress bench amp`"""
 
 import shlex
 import sys
@@ -7,15 +7,26 @@ from typing import Annotated, Literal
 
 import typer
 
-from compress.cli.common import JsonOption, OutOption, ThreadsOption, emit, parse_size
-from export.errors import UsageError
+from compress.cli.common import (
+    JsonOption,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    ThreadsOption,
+    emit,
+    parse_size,
+    recipe_of,
+)
+from export.errors import UsageError, require
 
-app = typer.Typer(help="Measure bundles side by side.", no_args_is_help=True)
+app = typer.Typer(help="Measure things side by side.", no_args_is_help=True)
+
+app = typer.Typer(help="Measure things side by side.", no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """Measure bundles side by side."""
+    """Measure things side by side."""
 
 
 @app.command("latency")
@@ -33,8 +44,7 @@ def latency_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time bundles interleaved in one process; writes JSON, Markdown and one HTML page with plots."""
-    if (out / "step.json").exists():
-        raise UsageError(f"{out} belongs to a run; its report would be lost: give another --out")
+    _require_no_run(out)
     from benchmarks.latency import bench
     from benchmarks.report.table import terminal_table
     from compress.progress import show_table, task
@@ -47,10 +57,104 @@ def latency_command(
         threads=threads,
         rounds=rounds,
         out=out,
-        command=shlex.join(["compress", *sys.argv[1:]]),
+        command=_typed(),
         progress=task,
     )
     if not as_json:
         show_table(terminal_table(report))
     page = next(path for path in (out / "report.html", out / "report.md") if path.exists())
     emit(report.model_dump(mode="json"), f"report: {page}", as_json=as_json)
+
+
+@app.command("amp")
+def amp_command(
+    out: OutOption = Path("amp"),
+    part: Annotated[
+        Literal["grid", "accuracy", "both"],
+        typer.Option("--part", help="grid: time and memory of a step; accuracy: what is lost, by whole trainings."),
+    ] = "grid",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: CUDA where there is one.")] = "auto",
+    base: Annotated[int, typer.Option("--base", min=1, help="Grid: width of the UNet's first level.")] = 64,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HxW", help="Grid: image size; default 256x256.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Grid: images a step.")] = 8,
+    channels: Annotated[int, typer.Option("--channels", min=1, help="Grid: channels of the images.")] = 3,
+    classes: Annotated[int, typer.Option("--classes", min=1, max=255, help="Grid: classes of the masks.")] = 12,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Grid: timed steps of each cell.")] = 10,
+    cell_seconds: Annotated[
+        float, typer.Option("--cell-seconds", min=0.0, help="Grid: a cell that needs longer is stopped, and says so.")
+    ] = 600.0,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Grid: also by torch.compile, minutes a cell on a CPU.")
+    ] = True,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Accuracy: dataset folder; default: the sample set.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Accuracy: trainings of each precision, 10 at most.")
+    ] = 3,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Same as --set train.epochs=N.")] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What mixed precision gains in time and memory here, and what it loses in mIoU.
+
+    The grid takes a training step in every precision x memory format x torch.compile; a cell that cannot run says
+    why. The accuracy part trains in float32 and in the precision that `compress train` chooses, by default a UNet-16
+    by the recipe of the demo. Interrupted, the same command continues with the trainings.
+    """
+    require("torch", extra="train", purpose="compress bench amp")
+    _require_no_run(out)
+    from benchmarks.amp.bench import bench
+    from benchmarks.report.amp.markdown import failures
+    from benchmarks.report.amp.results import Workload
+    from benchmarks.report.amp.table import tables
+    from benchmarks.report.table import for_terminal
+    from compress.progress import show_table, task
+
+    height, width = parse_size(size) or (256, 256)
+    workload = Workload(
+        base=base,
+        height=height,
+        width=width,
+        batch=batch,
+        channels=channels,
+        classes=classes,
+        steps=steps,
+        cell_seconds=cell_seconds,
+    )
+    usual = [] if recipe else ["model.base=16"]
+    name = recipe or ("demo" if data is None else "default")
+    chosen = recipe_of(name, [*usual, *(settings or [])], train__epochs=epochs)
+    report = bench(
+        out,
+        workload=None if part == "accuracy" else workload,
+        compiled=compiled,
+        recipe=None if part == "grid" else chosen,
+        device=device,
+        data=data,
+        seeds=seeds,
+        command=_typed(),
+        progress=task,
+    )
+    if not as_json:
+        for table in tables(report):
+            show_table(for_terminal(table))
+    lines = [
+        *failures(report),
+        *(f"{verdict.text} ({verdict.detail})" for verdict in report.verdicts),
+        f"report: {out / 'report.md'}",
+    ]
+    emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
+
+
+def _require_no_run(out: Path) -> None:
+    if (out / "step.json").exists():
+        raise UsageError(f"{out} belongs to a run; its report would be lost: give another --out")
+
+
+def _typed() -> str:
+    """What makes the report again."""
+    return shlex.join(["compress", *sys.argv[1:]])

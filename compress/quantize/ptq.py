@@ -20,7 +20,19 @@ from export.runtime import LOGITS, optimised_graph
 
 Target = Literal["auto", "vnni", "avx2", "arm"]
 
-OP_TYPES = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Concat", "Relu", "Add", "Mul", "ArgMax")
+OP_TYPES = (
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "AveragePool",
+    "Resize",
+    "Concat",
+    "Relu",
+    "Clip",
+    "Add",
+    "Mul",
+    "ArgMax",
+)
 """What the runtime has integer kernels for; other operators stay in float."""
 
 _LAYOUT = frozenset({"Transpose", "Cast"})

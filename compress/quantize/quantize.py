@@ -20,7 +20,7 @@ from compress.bundling import (
 )
 from compress.checkpoint import Checkpoint
 from compress.data.check import require_sound
-from compress.data.evaluation import EvaluationImages, drawn_by_name
+from compress.data.evaluation import EvaluationImages, drawn_by_name, usual_size
 from compress.data.folder import Dataset, Sample
 from compress.data.match import require_classes
 from compress.progress import say
@@ -31,7 +31,7 @@ from export import bundle
 from export.bundle import Bundle
 from export.errors import WorkFailedError
 from export.files import write_json
-from export.images import U8
+from export.images import U8, Geometry
 from export.machine import Machine
 from export.manifest import Latency
 from export.parity import batches, int8_parity, sizes_to_prove
@@ -92,7 +92,7 @@ def _quantize(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dat
     write_json(step.path / CALIBRATION, {"split": "train", "images": [sample.name for sample in samples]})
     graphs = _graphs(step, source, dataset, samples, recipe)
     images, whence = parity_images(dataset, card)
-    latency = _latency(step, graphs, images[0], source)
+    latency = _latency(step, graphs, images[0], source.card.size or usual_size(dataset), source)
     if not recipe.quantize.force:
         _require_gain(step, latency)
     as_written, logit_step = with_quantized_logits(graphs.quantized.graph)
@@ -160,12 +160,12 @@ def _graphs(
     return _Graphs(parent, OnnxModel(path), quantized)
 
 
-def _latency(step: StepFolder, graphs: _Graphs, image: U8, source: Checkpoint) -> Latency:
+def _latency(step: StepFolder, graphs: _Graphs, image: U8, size: tuple[int, int], source: Checkpoint) -> Latency:
     """Both sides in one run; taken once and kept, so that a resumed step ends with the same manifest."""
     saved = step.decided(LATENCY)
     if saved is not None:
         return Latency.model_validate(saved)
-    fitted: U8 = segmenter_of(source.card, graphs.parent).geometry(image).fit(image)[None]
+    fitted: U8 = Geometry.plan(*image.shape[:2], size=size, multiple=source.card.size_multiple).fit(image)[None]
     taken = interleaved(
         {"parent": lambda: graphs.parent.masks(fitted), "child": lambda: graphs.child.masks(fitted)}, rounds=ROUNDS
     )

@@ -149,6 +149,7 @@ def test_the_quantiles_leave_a_fortieth_above_them() -> None:
         (((0.8, 0.799), (0.7, 0.699), (0.6, 0.599)), True, "the loss lies between 0.0010 and 0.0010 (95 %)"),
         (((0.8, 0.78), (0.7, 0.68), (0.6, 0.58)), False, "the loss lies between 0.0200 and 0.0200 (95 %)"),
         (((0.8, 0.8), (0.7, 0.71), (0.6, 0.59)), True, "cannot tell: they resolve a difference of 0.0248"),
+        (((0.8, 0.797),), True, "loses 0.0030 mIoU"),
         (((0.8, 0.8),), True, "one seed says nothing about the spread"),
     ],
 )

@@ -1,0 +1,68 @@
+"""What mixed precision costs in mIoU: pairs of trainings that differ in nothing but their precision.
+
+The seed gives both of a pair the same first weights and the same images in the same order. Every training is a step of
+its own in the work folder, so an interrupted comparison goes on where it was.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.report.amp.results import Accuracy, SeedScore
+from benchmarks.report.results import DataUsed
+from compress.anymodel import evaluate
+from compress.data.folder import Dataset, open_dataset
+from compress.data.layout import Split
+from compress.data.sample import write_sample
+from compress.progress import say
+from compress.recipe import Recipe
+from compress.train import train
+from compress.train.precision import Choice, Precision, choose
+from export.files import make_folder, write_json
+
+CHOICE = "precision.json"
+SPLIT: Split = "test"
+"""Best epochs are chosen on the validation split, so it would flatter both."""
+
+
+def kept_choice(folder: Path, device: torch.device) -> Choice:
+    """What `compress train` chooses on `device`, decided once for `folder`: a probe may change its mind later."""
+    path = folder / CHOICE
+    if path.exists():
+        return Choice(**json.loads(path.read_text(encoding="utf-8")))
+    make_folder(folder)
+    choice = choose("auto", device)
+    write_json(path, asdict(choice))
+    return choice
+
+
+def compare(
+    folder: Path, recipe: Recipe, *, precision: Precision, seeds: Sequence[int], data: Path | None = None
+) -> Accuracy:
+    """Train in float32 and in `precision` from each of `seeds`, and score both on the test split.
+
+    `data` is by default the built-in sample set, which is then made in `folder`. Raises what
+    `compress.train.train` and `compress.anymodel.evaluate` raise.
+    """
+    dataset = write_sample(folder / "data") if data is None else open_dataset(data, channels=recipe.data.channels)
+    scores = []
+    for seed in seeds:
+        say(f"seed {seed}: float32 against {precision}")
+        float32, reduced = (_miou(folder, dataset, recipe, kind, seed) for kind in ("float32", precision))
+        scores.append(SeedScore(seed=seed, float32=float32, reduced=reduced))
+    return Accuracy.of(
+        scores,
+        data=DataUsed.of(dataset.path, dataset.fingerprint, SPLIT, len(dataset.split(SPLIT))),
+        recipe=recipe.as_tree(),
+        precision=precision,
+    )
+
+
+def _miou(folder: Path, dataset: Dataset, recipe: Recipe, precision: str, seed: int) -> float:
+    settings = recipe.train.model_copy(update={"precision": precision, "seed": seed})
+    out = folder / f"{precision}-seed-{seed}"
+    trained = train(dataset.path, out, recipe.model_copy(update={"train": settings}))
+    return evaluate(trained.path, dataset.path, split=SPLIT).miou

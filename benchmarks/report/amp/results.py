@@ -1,0 +1,185 @@
+"""The figures of `compress bench amp`: what its report.json holds.
+
+Times are milliseconds a training step, memory is in MiB, mIoU is between 0 and 1.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median, stdev
+from typing import Any, Literal
+
+from benchmarks.report.results import DataUsed, Part, Verdict
+from export.machine import Machine
+
+GridPrecision = Literal["float32", "tf32", "float16", "bfloat16"]
+"""float32 is true float32: cuDNN may not round to TF32 in it, as it does in torch unless it is told not to."""
+
+
+class Cell(Part):
+    """One way to run the same training step."""
+
+    precision: GridPrecision
+    channels_last: bool
+    compiled: bool
+    """By torch.compile."""
+
+    @property
+    def layout(self) -> str:
+        return "channels_last" if self.channels_last else "contiguous"
+
+    @property
+    def mode(self) -> str:
+        return "compiled" if self.compiled else "eager"
+
+    @property
+    def name(self) -> str:
+        return f"{self.precision} {self.layout} {self.mode}"
+
+
+class Workload(Part):
+    """The step that all cells run: that of `compress train`, with a UNet, on noise."""
+
+    base: int
+    """Width of the UNet's first level."""
+    height: int
+    width: int
+    batch: int
+    channels: int
+    classes: int
+    steps: int
+    """Timed ones of each cell."""
+    device: str = "auto"
+    """As torch names it."""
+    cell_seconds: float
+    """A cell that needs longer, its start and the compiler included, is stopped."""
+
+
+class CellResult(Part):
+    """What one cell cost; a cell that could not run says why."""
+
+    cell: Cell
+    step_ms: float | None
+    """Median of `samples_ms`; None where no step was timed."""
+    samples_ms: tuple[float, ...]
+    """Raw times in the order in which they were taken."""
+    untimed_ms: tuple[float, ...]
+    """Of the steps that warm up, in order; the first one includes the compiler."""
+    at_least_ms: float | None
+    """Where no step was timed, because one takes so long: the longest that was seen, finished or not."""
+    peak_memory_mib: float | None
+    """On a GPU what its allocator gave out; on a CPU the largest resident set over that after a tiny network's step."""
+    params: int | None
+    compute_dtype: str | None
+    """Of the logits, as torch names it."""
+    compute_layout: str | None
+    """Of the logits: channels_last or contiguous."""
+    logits_NKHW: tuple[int, ...] | None
+    """Their shape."""
+    rounding: float | None
+    """Largest error of one convolution in this process against float64, over its largest value: about 1e-6 in
+    float32, 5e-4 in TF32 and float16, 4e-3 in bfloat16."""
+    skipped_steps: int
+    """Timed steps in which the optimizer did not run, which makes them cheaper: a gradient was beyond float16."""
+    failure: str | None
+    """Why there are fewer timed steps than were asked for."""
+
+    @classmethod
+    def of(cls, cell: Cell, samples_ms: Sequence[float], **fields: Any) -> "CellResult":
+        return cls(cell=cell, step_ms=median(samples_ms) if samples_ms else None, samples_ms=samples_ms, **fields)
+
+
+class Spread(Part):
+    """One figure over the seeds."""
+
+    mean: float
+    deviation: float | None
+    """Of the sample (n - 1); None for one seed."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(mean=fmean(values), deviation=stdev(values) if len(values) > 1 else None)
+
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Quantile 0.975 of Student's distribution with 1, 2, ... 9 degrees of freedom."""
+MAX_SEEDS = len(T_975) + 1
+
+
+class SeedScore(Part):
+    """Two trainings that differ in nothing but their precision."""
+
+    seed: int
+    float32: float
+    """mIoU."""
+    reduced: float
+
+
+class Accuracy(Part):
+    """What training in `precision` costs in mIoU, against float32 from the same seeds.
+
+    Every network is scored in float32: what differs is how it was trained.
+    """
+
+    data: DataUsed
+    recipe: dict[str, Any]
+    """Of all trainings, but for precision and seed."""
+    precision: str
+    seeds: tuple[SeedScore, ...]
+    float32: Spread
+    reduced: Spread
+    drop: Spread
+    """float32 minus reduced, seed by seed; negative where the reduced precision scores higher."""
+    drop_interval: tuple[float, float] | None
+    """95 %, Student's t over the seeds' differences; None for one seed."""
+
+    @classmethod
+    def of(cls, seeds: Sequence[SeedScore], **fields: Any) -> "Accuracy":
+        drop = Spread.of([seed.float32 - seed.reduced for seed in seeds])
+        interval = None
+        if drop.deviation is not None:
+            reach = T_975[len(seeds) - 2] * drop.deviation / math.sqrt(len(seeds))
+            interval = (drop.mean - reach, drop.mean + reach)
+        return cls(
+            seeds=tuple(seeds),
+            float32=Spread.of([seed.float32 for seed in seeds]),
+            reduced=Spread.of([seed.reduced for seed in seeds]),
+            drop=drop,
+            drop_interval=interval,
+            **fields,
+        )
+
+    @property
+    def resolution(self) -> float | None:
+        """A smaller difference cannot be told from none: half of the interval."""
+        return None if self.drop_interval is None else (self.drop_interval[1] - self.drop_interval[0]) / 2
+
+
+class AmpReport(Part):
+    """What mixed precision gains and loses here, and everything that is needed to make that again."""
+
+    schema_version: int = 1
+    title: str
+    command: str
+    date: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    device: str
+    """The processor that trained, in words."""
+    precision: GridPrecision
+    """What `compress train` chooses on this device."""
+    reason: str
+    """Of that choice."""
+    workload: Workload | None
+    """None where the grid was not asked for."""
+    cells: tuple[CellResult, ...] = ()
+    accuracy: Accuracy | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def result(self, cell: Cell) -> CellResult | None:
+        """Of `cell`, where the grid has it."""
+        return next((result for result in self.cells if result.cell == cell), None)
+
+    def counterpart(self, result: CellResult) -> CellResult | None:
+        """The same in float32: what precision alone is compared with."""
+        return self.result(result.cell.model_copy(update={"precision": "float32"}))
