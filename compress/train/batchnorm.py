@@ -3,7 +3,6 @@
 A cut or averaged network keeps statistics of what it was; judging it by them is judging another network.
 """
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +13,7 @@ from compress.data.loader import TrainingImages
 @torch.no_grad()
 def reestimate(network: nn.Module, images: TrainingImages, *, batches: int = 20, batch_size: int = 8) -> None:
     """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches."""
+    device = next(network.parameters()).device
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -22,8 +22,8 @@ def reestimate(network: nn.Module, images: TrainingImages, *, batches: int = 20,
     network.train()
     done, epoch = 0, 0
     while done < batches:
-        for batch in images.epoch(batch_size, np.random.default_rng(epoch)):
-            network(normalised(batch.images_NCHW))
+        for batch in images.epoch(epoch, batch_size):
+            network(normalised(batch.images_NCHW.to(device)))
             done += 1
             if done == batches:
                 break

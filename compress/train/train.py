@@ -8,17 +8,19 @@ from torch import nn
 
 from compress import checkpoint, models
 from compress.checkpoint import Checkpoint, ModelCard
-from compress.data.augment import Augment
 from compress.data.check import require_sound
 from compress.data.folder import Dataset
 from compress.data.loader import TrainingImages, ValidationImages
 from compress.progress import say, task
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
-from compress.train.loop import Fit, Runtime
+from compress.train.loop import Fit
 from compress.train.precision import Choice, choose, pick_device
+from compress.train.rehearsal import rehearse
+from compress.train.runtime import Runtime
 from export.errors import CheckpointError, RecipeError
 from export.files import sha256_file, write_json
+from export.images import read_header
 
 PRECISION = "precision.json"
 
@@ -37,9 +39,14 @@ def train(data: Path, out: Path, recipe: Recipe | None = None, *, init: Path | N
     if init is not None:
         require_apart(out, init)
     dataset = require_sound(data, recipe.data.channels)
+    source = models.source_sha256(recipe.model.factory)
     plan = StepPlan(
         "train",
-        {"data": dataset.fingerprint, **({"init": _init_hash(init)} if init else {})},
+        {
+            "data": dataset.fingerprint,
+            **({"init": _init_hash(init)} if init else {}),
+            **({"factory": source} if source else {}),
+        },
         {part: getattr(recipe, part).model_dump(mode="json", exclude={"path"}) for part in ("data", "model", "train")},
     )
     if finished(out, plan):
@@ -55,23 +62,17 @@ def _train(step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, i
     if init is not None:
         fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
         say(f"starting from {init}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
+    else:
+        models.start_from_pretrained(network)
+    if plan.inputs.get("factory"):
+        rehearse(recipe.model.factory, network, dataset.channels)
     device = pick_device(recipe.train.device)
     choice = precision_of(step, recipe, device)
     say(f"training on {device} in {choice.precision} ({choice.reason})")
     multiple = models.size_multiple(network)
-    images, validation = decoded(dataset, recipe, multiple)
-    fitted = Fit(
-        network,
-        images,
-        validation,
-        recipe.train,
-        Augment(recipe.train.augment),
-        Runtime(device, choice.precision),
-        step.path,
-    ).run("train")
-    network.cpu().load_state_dict(fitted.weights)
     card = ModelCard(
         factory=recipe.model.factory,
+        factory_sha256=plan.inputs.get("factory"),
         arguments=arguments,
         channels=dataset.channels,
         classes=dataset.classes,
@@ -80,19 +81,31 @@ def _train(step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, i
         size_multiple=multiple,
         parents=dict(plan.inputs),
         recipe=dict(plan.settings),
-        miou_val=fitted.miou,
     )
-    checkpoint.save(step.path, network, card)
+    images, validation = decoded(dataset, recipe, multiple, device)
+    runtime = Runtime(device, choice.precision)
+    fitted = Fit(network, card, images, validation, recipe.train, recipe.train.augment, runtime, step.path).run("train")
+    network.cpu().load_state_dict(fitted.weights)
+    checkpoint.save(step.path, network, card.model_copy(update={"miou_val": fitted.miou}))
     write_json(step.path / "history.json", fitted.history)
-    step.record(plan, {"miou": fitted.miou, "best_epoch": fitted.best_epoch})
+    step.record(plan, fitted.figures())
 
 
-def decoded(dataset: Dataset, recipe: Recipe, multiple: int) -> tuple[TrainingImages, ValidationImages]:
-    """Training and validation images in memory."""
+def decoded(
+    dataset: Dataset, recipe: Recipe, multiple: int, device: torch.device
+) -> tuple[TrainingImages, ValidationImages]:
+    """Training images, kept as the recipe says on `device` or in memory, and validation images, in memory."""
     with task("decode", len(dataset.split("train"))) as bar:
         images = TrainingImages(
-            dataset, size=recipe.data.size, crop=recipe.data.crop, multiple=multiple, on_image=bar.advance
+            dataset,
+            size=recipe.data.size,
+            crop=recipe.data.crop,
+            multiple=multiple,
+            cache_gb=recipe.data.cache_gb,
+            device=device,
+            on_image=bar.advance,
         )
+    say(f"training images: {images.decoded}")
     return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple)
 
 
@@ -109,19 +122,30 @@ def _fresh_network(recipe: Recipe, dataset: Dataset) -> tuple[nn.Module, dict[st
     arguments = {
         "channels": dataset.channels,
         "classes": len(dataset.classes),
-        **recipe.model.model_dump(mode="json", exclude={"factory"}),
+        **recipe.model.keywords(),
     }
     torch.manual_seed(recipe.train.seed)
     network = models.build(recipe.model.factory, arguments)
-    multiple = models.size_multiple(network)
-    crop = recipe.data.crop
-    # One multiple each way is one pixel at the deepest level: BatchNorm then has nothing to take statistics of.
-    if crop is not None and (min(crop) < multiple or max(crop) == multiple):
-        raise RecipeError(
-            "data.crop",
-            [f"{list(crop)} is too small: the model halves {multiple} pixels down to one"],
-        )
+    _require_room(recipe, dataset, models.size_multiple(network))
     return network, arguments
+
+
+def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:
+    """One multiple each way is one pixel at the deepest level: BatchNorm then has nothing to take statistics of."""
+    crop = recipe.data.crop
+    if crop is not None and (min(crop) < multiple or max(crop) == multiple):
+        raise RecipeError("data.crop", [_too_small(crop, multiple)])
+    headers = (read_header(sample.image) for sample in dataset.split("train"))
+    sizes = [recipe.data.size] if recipe.data.size else [(header.height, header.width) for header in headers]
+    # Beside a larger image a small one is padded, and a batch of several has a pixel of each.
+    largest, smallest = max(sizes, key=max), min(sizes, key=max)
+    for size in [largest, smallest] if recipe.train.batch_size == 1 else [largest]:
+        if max(size) <= multiple:
+            raise RecipeError("data.size", [_too_small(size, multiple)])
+
+
+def _too_small(size: tuple[int, int], multiple: int) -> str:
+    return f"{list(size)} is too small: the model halves {multiple} pixels down to one"
 
 
 def _weights_file(init: Path) -> Path:

@@ -15,6 +15,7 @@ from export.scoring import VOID
 NOTHING: dict[str, Any] = {
     "flip_horizontal": 0.0,
     "flip_vertical": 0.0,
+    "quarter_turn": 0.0,
     "rotate_degrees": 0.0,
     "scale": (1.0, 1.0),
     "brightness": 0.0,
@@ -95,6 +96,32 @@ def test_flips_are_exact(seed: int, horizontal: bool, vertical: bool, height: in
     axes = [-1] * horizontal + [-2] * vertical
     assert torch.equal(flipped[0], images.flip(axes))
     assert torch.equal(flipped[1], masks.flip(axes))
+
+
+@given(st.integers(0, 100), st.integers(1, 9))
+@settings(max_examples=20, deadline=None)
+def test_quarter_turns_are_exact_and_go_either_way(seed: int, side: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(40, 2, side, side, generator=generator)
+    masks = torch.randint(0, 256, (40, side, side), generator=generator).to(torch.uint8)
+    turned, moved = augmented(images, masks, seed=seed, quarter_turn=1.0)
+    ways = set()
+    for before, after, mask, label in zip(images, turned, masks, moved, strict=True):
+        way = next(k for k in (1, -1) if torch.equal(after, before.rot90(k, (1, 2))))
+        assert torch.equal(label, mask.rot90(way, (0, 1)))
+        ways.add(way)
+    assert side == 1 or ways == {1, -1}
+
+
+def test_quarter_turns_come_as_often_as_is_asked_and_pad_to_a_square() -> None:
+    masks = torch.ones(400, 2, 6, dtype=torch.uint8)
+    images, moved = augmented(painted(masks), masks, quarter_turn=0.25)
+    assert images.shape == (400, 1, 6, 6)
+    known = moved != VOID
+    assert torch.equal(images[:, 0] != 0, known)
+    assert (known.sum((1, 2)) == 12).all()
+    lying = known[:, :2].all(2).all(1)
+    assert 60 < int((~lying).sum()) < 140
 
 
 def test_each_image_of_a_batch_is_drawn_for_itself_and_the_seed_decides() -> None:

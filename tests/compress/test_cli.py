@@ -5,13 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from support.bundles import expected_mask, tiny_bundle
 from support.datasets import write_dataset
 
 from compress.checkpoint import Checkpoint
 from compress.cli.main import main
+from compress.data.folder import open_dataset
 from export.bundle import Bundle
-from export.images import decode_indices
+from export.images import decode_indices, encode_image, encode_mask
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ def test_evaluate_scores_a_checkpoint_and_its_bundle_alike(
         done = cli("evaluate", model, "--data", discs, "--split", "test", "--json")
         assert done.status == 0
         result = json.loads(done.out)
-        assert set(result["iou_per_class"]) == {"background", "disc"}
+        for figure in ("iou", "dice", "precision", "recall"):
+            assert set(result[f"{figure}_per_class"]) == {"background", "disc"}
+        assert sum(map(sum, result["confusion"])) == 6 * 48 * 64
+        assert 0.9 < result["accuracy"] <= 1
         scores.append(result["miou"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
@@ -62,8 +68,27 @@ def test_progress_goes_to_standard_error_and_the_result_alone_to_standard_output
     done = cli("evaluate", int8_bundle.path, "--data", discs)
     assert done.status == 0
     assert done.out.startswith("mIoU ")
+    assert [line.split()[0] for line in done.out.splitlines()[1:] if line[0].isalpha()] == [
+        *("class", "background", "disc", "mean")
+    ]
     assert "score test" in done.err
     assert "score test" not in done.out
+
+
+def test_evaluate_names_a_class_that_does_not_occur(cli: Cli, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny", channels=1)
+    data = write_dataset(tmp_path / "plain", classes=bundle.manifest.classes)
+    for sample in open_dataset(data).test:
+        sample.image.write_bytes(encode_image(np.zeros((20, 30, 1), np.uint8)))
+        sample.mask.write_bytes(encode_mask(np.zeros((20, 30), np.uint8)))
+    predicted = set(np.unique(expected_mask(np.zeros((20, 30, 1), np.uint8), 3)).tolist())
+    absent = {f"class-{k}" for k in {0, 1, 2} - {0} - predicted}
+    assert absent
+    figures = json.loads(cli("evaluate", bundle.path, "--data", data, "--json").out)
+    for figure in ("iou", "dice", "precision", "recall"):
+        assert {name for name, value in figures[f"{figure}_per_class"].items() if value is None} == absent
+    shown = cli("evaluate", bundle.path, "--data", data).out
+    assert {line.split()[0] for line in shown.splitlines() if "(does not occur)" in line} == absent
 
 
 def test_an_up_to_date_step_prints_its_result_again(cli: Cli, trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
@@ -183,6 +208,9 @@ MISTAKES = [
     (["serve", "nowhere"], "nowhere"),
     (["run", "--out", "x", "--set", "prune.speedup=0.5", "--set", "data.path={data}"], "prune.speedup"),
     (["data", "check", "nowhere"], "nowhere"),
+    (["data", "check", "{data}", "--channels", "4"], "1 kinds of problem"),
+    (["data", "check", "{data}", "--channels", "65"], "a number from 1 to 64"),
+    (["data", "check", "{data}", "--channels", "RGB"], "a number from 1 to 64"),
     (["dance"], "dance"),
 ]
 

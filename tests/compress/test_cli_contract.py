@@ -289,7 +289,7 @@ def test_a_damaged_checkpoint_is_refused_by_every_command_that_reads_one(
         (("train", "--data", "{data}", "--out", "x", "--unknown"), 2, "--unknown"),
         (("evaluate", "{ckpt}"), 2, "--data"),
         (("bench", "latency", "{ckpt}"), 2, "manifest.json is missing"),
-        (("data", "check", "{data}", "--channels", "4"), 2, "--channels"),
+        (("data", "check", "{data}", "--channels", "65"), 2, "--channels"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, tuple) else None,
 )

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from support.datasets import write_dataset
 
-# State is saved after every epoch here, so that a kill in the middle of a short training has something to resume.
+# State is saved after every step here, so that a kill in the middle of a short training has something to resume.
 PROGRAM = """
-import compress.train.loop
-compress.train.loop.SECONDS_BETWEEN_SAVES = 0.0
+from compress.train import state
+state.SECONDS_BETWEEN_SAVES, state.SHARE_OF_THE_TIME = 0.0, float("inf")
 from compress.cli.main import main
 main()
 """

@@ -1,5 +1,7 @@
 """Batches for training and validation: drawn from a seed, cropped and padded alike in image and mask."""
 
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from support.datasets import write_dataset
 
 from compress.data.folder import Dataset, open_dataset
 from compress.data.loader import Batch, TrainingImages, ValidationImages
-from export.errors import DatasetError
+from export.errors import DatasetError, ImageError
 from export.images import PAD_VALUE, U8, encode_image, encode_mask
 from export.scoring import VOID
 
@@ -34,19 +36,33 @@ def painted(mask_HW: U8) -> U8:
 
 
 def training(
-    dataset: Dataset, *, crop: tuple[int, int] | None = None, size: tuple[int, int] | None = None
+    dataset: Dataset,
+    *,
+    crop: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    cache_gb: float = math.inf,
 ) -> TrainingImages:
-    return TrainingImages(dataset, size=size, crop=crop, multiple=8)
+    return TrainingImages(dataset, size=size, crop=crop, multiple=8, cache_gb=cache_gb)
 
 
 def epoch(images: TrainingImages, seed: int = 0, batch_size: int = 2) -> list[Batch]:
-    return list(images.epoch(batch_size, np.random.default_rng(seed)))
+    return list(images.epoch(seed, batch_size))
 
 
 def shows_its_mask(batch: Batch) -> bool:
     """Padding included: 128 where the mask is void."""
     expected = np.stack([painted(mask) for mask in batch.masks_NHW.numpy()]).transpose(0, 3, 1, 2)
     return np.array_equal(batch.images_NCHW.numpy(), expected)
+
+
+def as_plain(batch: Batch) -> tuple[object, ...]:
+    return (
+        batch.names,
+        batch.images_NCHW.tolist(),
+        batch.masks_NHW.tolist(),
+        batch.seed_augmentation,
+        batch.seed_network,
+    )
 
 
 @pytest.mark.parametrize("crop", [None, (16, 16), (8, 32), (100, 100)])
@@ -73,6 +89,67 @@ def test_an_epoch_shows_every_image_once_in_an_order_that_the_seed_decides(mixed
         assert all(torch.equal(a.images_NCHW, b.images_NCHW) for a, b in zip(first, again, strict=True))
         orders.append(tuple(shown))
     assert len(set(orders)) > 4
+
+
+@pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.5, 2.0)])
+def test_an_epoch_that_is_entered_in_the_middle_goes_on_as_it_would_have(
+    mixed: Dataset, zoom: tuple[float, float]
+) -> None:
+    images = training(mixed, crop=(8, 16))
+    for number in range(3):
+        whole = list(images.epoch(number, 2, seed=5, zoom=zoom))
+        for first in range(4):
+            rest = list(images.epoch(number, 2, seed=5, first=first, zoom=zoom))
+            assert [as_plain(batch) for batch in rest] == [as_plain(batch) for batch in whole[first:]]
+
+
+def test_every_step_of_every_epoch_has_seeds_of_its_own(mixed: Dataset) -> None:
+    images = training(mixed)
+    batches = [batch for seed in (0, 1) for number in (0, 1) for batch in images.epoch(number, 2, seed=seed)]
+    assert len({seed for batch in batches for seed in (batch.seed_augmentation, batch.seed_network)}) == 2 * 12
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.5, 3), (1.0, 6)])
+def test_what_the_budget_does_not_hold_is_read_anew_and_makes_no_difference(
+    mixed: Dataset, tmp_path: Path, share: float, kept: int
+) -> None:
+    shutil.copytree(mixed.path, tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data")
+    # A pixel is a byte of the image and one of the mask; sizes come in turn, so half the images are half the bytes.
+    everything = training(dataset)
+    total_gb = sum(2 * dataset.read_mask(sample).size for sample in dataset.train) / 1e9
+    some = training(dataset, crop=None, cache_gb=share * total_gb)
+    beyond = "" if kept == 6 else "; the others are read from disk in every epoch"
+    assert str(some.decoded) == f"{kept} of 6 images are kept decoded in memory{beyond}"
+    for number in range(2):
+        pairs = zip(some.epoch(number, 2), everything.epoch(number, 2), strict=True)
+        assert all(as_plain(batch) == as_plain(other) for batch, other in pairs)
+    np.testing.assert_array_equal(some.class_pixels(2), everything.class_pixels(2))
+    # What is kept outlives its file, and nothing else does.
+    for sample in dataset.train[:kept]:
+        sample.image.unlink()
+    assert len(list(some.epoch(0, 2))) == 3
+    if kept < 6:
+        dataset.train[-1].image.unlink()
+        with pytest.raises(ImageError, match=dataset.train[-1].image.name):
+            list(some.epoch(0, 2))
+
+
+def test_pixels_are_counted_by_class_without_void(mixed: Dataset) -> None:
+    masks = np.concatenate([mixed.read_mask(sample).ravel() for sample in mixed.train])
+    np.testing.assert_array_equal(training(mixed).class_pixels(3), np.bincount(masks, minlength=3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cache_gb", [0.0, math.inf])
+def test_batches_on_a_gpu_are_those_on_the_cpu(mixed: Dataset, cache_gb: float) -> None:
+    device = torch.device("cuda")
+    there = TrainingImages(mixed, size=None, crop=(16, 16), multiple=8, cache_gb=cache_gb, device=device)
+    assert (there.decoded.device.type == "cuda") == (cache_gb > 0)
+    for batch, other in zip(there.epoch(0, 2), training(mixed, crop=(16, 16)).epoch(0, 2), strict=True):
+        assert batch.images_NCHW.device.type == batch.masks_NHW.device.type == "cuda"
+        assert torch.equal(batch.images_NCHW.cpu(), other.images_NCHW)
+        assert torch.equal(batch.masks_NHW.cpu(), other.masks_NHW)
 
 
 def test_crops_come_from_everywhere(mixed: Dataset) -> None:
@@ -119,12 +196,6 @@ def test_predictions_come_back_at_the_size_of_the_masks(mixed: Dataset, size: tu
         if size is None:
             np.testing.assert_array_equal(prediction, truth)
         assert prediction.shape == truth.shape
-
-
-def test_latency_is_measured_at_the_padded_size_of_the_first_image(mixed: Dataset) -> None:
-    height, width = mixed.read_mask(mixed.val[0]).shape
-    validation = ValidationImages(mixed, size=None, multiple=16)
-    assert validation.typical_size == (-(-height // 16) * 16, -(-width // 16) * 16)
 
 
 def test_a_split_in_which_nothing_can_be_scored_is_refused(tmp_path: Path) -> None:

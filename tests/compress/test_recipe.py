@@ -22,6 +22,14 @@ FIT = {
     "warmup": SHARES,
     "ema_decay": st.floats(0, 1, exclude_max=True),
     "seed": st.integers(0, 2**63 - 1),
+    "loss": st.fixed_dictionaries(
+        {},
+        optional={
+            "pixel": st.sampled_from(["cross-entropy", "focal"]),
+            "class_weights": st.sampled_from(["equal", "balanced"]) | st.lists(POSITIVE, min_size=1, max_size=4),
+            "label_smoothing": st.floats(0, 1, exclude_max=True),
+        },
+    ),
 }
 
 

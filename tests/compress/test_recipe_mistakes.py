@@ -27,11 +27,23 @@ FILES = {
     "an unknown word": ("[model]\nupsampling = 'cubic'", ["model.upsampling = 'cubic'", "'nearest', 'bilinear' or"]),
     "a size of one number": ("[data]\nsize = [64]", ["data.size"]),
     "a range that is none": ("[train.augment]\nscale = [2.0, 1.0]", ["train.augment", "[2.0, 1.0] is not a range"]),
-    "two goals": ("[prune]\nspeedup = 2.0\nratio = 0.5", ["prune", "speedup and ratio exclude each other"]),
+    "two goals": ("[prune]\nspeedup = 2.0\nratio = 0.5", ["prune", "speedup, ratio and levels exclude each other"]),
     "no gain": ("[prune]\nspeedup = 1.0", ["prune.speedup = 1.0: Input should be greater than 1"]),
     "a value for a section": ("train = 3", ["train = 3"]),
     "infinite": ("[train]\nlearning_rate = inf", ["train.learning_rate = inf: Input should be a finite number"]),
-    "no number": ("[train]\ndice_weight = nan", ["train.dice_weight = nan: Input should be a finite number"]),
+    "no number": ("[train.loss]\ndice_weight = nan", ["train.loss.dice_weight = nan: Input should be a finite number"]),
+    "a word for weights": (
+        "[train.loss]\nclass_weights = 'rare'",
+        ["train.loss.class_weights = 'rare': Input should be 'equal' or 'balanced'"],
+    ),
+    "a weight below nought": (
+        "[prune.finetune.loss]\nclass_weights = [1, -2]",
+        ["prune.finetune.loss.class_weights = -2: Input should be greater than or equal to 0"],
+    ),
+    "weights without weight": (
+        "[train.loss]\nclass_weights = [0, 0]",
+        ["train.loss", "class_weights [0.0, 0.0] leave no class that counts"],
+    ),
     "a seed below nought": ("[train]\nseed = -1", ["train.seed = -1: Input should be greater than or equal to 0"]),
     "a name that fits no URL": ("[export]\nname = 'my model'", ["export.name = 'my model'"]),
     "everything": (

@@ -51,6 +51,9 @@ def test_a_checkpoint_says_what_it_is(data: Path, tmp_path: Path) -> None:
         "depth": 2,
         "upsampling": "nearest",
         "skip": "add",
+        "block": "plain",
+        "squeeze_excite": False,
+        "dropout": 0.0,
     }
     assert (made.card.channels, made.card.size, made.card.size_multiple) == (1, (24, 40), 4)
     record = read_record(made.path)
@@ -214,7 +217,7 @@ def test_a_checkpoint_is_not_trained_over_itself(data: Path, tmp_path: Path) -> 
 
 def test_a_loss_that_explodes_is_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkFailedError, match=r"not finite in 5 steps in a row, last for 000"):
-        train(data, tmp_path / "out", recipe("train.dice_weight=1e300", "train.epochs=20"))
+        train(data, tmp_path / "out", recipe("train.loss.dice_weight=1e300", "train.epochs=20"))
     assert not (tmp_path / "out").exists()
 
 
@@ -232,6 +235,39 @@ def test_settings_that_cannot_be_trained_with(
     with pytest.raises(kind, match=message):
         train(data, tmp_path / "out", recipe(*settings))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "refused"),
+    [
+        ((8, 8), [], "[8, 8]"),
+        ((24, 24), ["data.size=[4, 8]"], "[4, 8]"),
+        ((8, 7), ["data.crop=[32, 32]"], "[8, 7]"),
+        ([(24, 24), (6, 8)], ["train.batch_size=1"], "[6, 8]"),
+        ([(24, 24), (6, 8)], [], None),
+        ((8, 9), [], None),
+    ],
+)
+def test_images_of_which_one_pixel_is_left_cannot_be_trained_with(
+    tmp_path: Path, size: Any, settings: list[str], refused: str | None
+) -> None:
+    data = write_dataset(tmp_path / "data", size=size)
+    chosen = recipe("model.depth=3", "train.epochs=1", *settings)
+    if refused is None:
+        train(data, tmp_path / "out", chosen)
+        return
+    with pytest.raises(RecipeError) as caught:
+        train(data, tmp_path / "out", chosen)
+    assert f"{refused} is too small: the model halves 8 pixels down to one" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_says_what_it_keeps_in_memory(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kept = train(data, tmp_path / "kept", recipe())
+    assert "training images: 8 of 8 images are kept decoded in memory\n" in capfd.readouterr().err
+    read = train(data, tmp_path / "read", recipe("data.cache_gb=0"))
+    assert "0 of 8 images are kept decoded in memory; the others are read" in capfd.readouterr().err
+    assert read.weights_sha256 == kept.weights_sha256
 
 
 def test_a_dataset_that_is_none(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "same rate": lambda optimizer, rate: [group.update(lr=rate) for group in optimizer.param_groups],
     "context": lambda *_, **__: contextlib.nullcontext(),
 }
-"""`first`, `second` ... give those arguments back (self counts); the others are the least that a caller goes on with."""
+"""`first`, `second` ... give those arguments back (self counts); the others are the least that callers go on with."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,0 +1,31 @@
+"""Where and in what format the steps run, and what is asked of that device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from compress.train.precision import Precision
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device, and the precision of forward passes on it."""
+
+    device: torch.device
+    precision: Precision
+
+    def seed(self, seed: int) -> None:
+        """Of torch's global generators, on the CPU and on the device."""
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would walk through every backend, at every step
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def free(self) -> None:
+        """Give memory back that nothing uses; after a shortage its pieces may be too small for what comes."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

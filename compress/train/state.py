@@ -1,0 +1,73 @@
+"""What a training that was killed goes on from: one file, written at any step."""
+
+import io
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.files import write_atomic
+
+STATE = "training_state.pt"
+SECONDS_BETWEEN_SAVES = 20.0
+SHARE_OF_THE_TIME = 0.02
+"""That saving may take; where writing is slow, saves come less often."""
+
+
+@dataclass
+class Progress:
+    """How far a training is. Randomness comes from seed, epoch and step, so these say all about it."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Steps done of the one under way."""
+    loss_sum: float = 0.0
+    """Over the steps of this epoch that were not skipped."""
+    losses: int = 0
+    miou: float = -1.0
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """An entry an epoch: epoch, loss, and in those that were validated `Metrics.as_tree`."""
+
+    def add(self, loss: float | None) -> None:
+        """Count a step; None is one that was skipped."""
+        self.step += 1
+        if loss is not None:
+            self.loss_sum += loss
+            self.losses += 1
+
+    def end_epoch(self, figures: dict[str, Any]) -> None:
+        """Close the epoch under way with `figures` beside its mean loss."""
+        self.epoch += 1
+        self.history.append({"epoch": self.epoch, "loss": self.loss_sum / max(1, self.losses), **figures})
+        self.step, self.loss_sum, self.losses = 0, 0.0, 0
+
+
+class StateFile:
+    """Plain data and tensors in a folder: whole or absent, and read without unpickling anything else."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / STATE
+        self._saved = time.monotonic()
+        self._pause = SECONDS_BETWEEN_SAVES
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved > self._pause
+
+    def save(self, state: dict[str, Any]) -> None:
+        start = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self._path, buffer.getvalue())
+        self._saved = time.monotonic()
+        self._pause = max(SECONDS_BETWEEN_SAVES, (self._saved - start) / SHARE_OF_THE_TIME)
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """What was saved last; None in a new folder."""
+        if not self._path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self._path, map_location=device, weights_only=True)
+        return state

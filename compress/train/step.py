@@ -1,0 +1,165 @@
+"""One step of gradient descent: all of it, or nothing.
+
+A step whose loss or gradient is no number leaves weights, averages and statistics as they were. One that does not fit
+into memory is taken again with fewer images at a time.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.progress import say
+from compress.recipe import FitSettings
+from compress.train.ema import MovingAverage
+from compress.train.feed import Fed
+from compress.train.objective import Objective
+from compress.train.optimizer import adamw, set_learning_rate
+from compress.train.precision import autocast
+from compress.train.runtime import Runtime
+from export.errors import WorkFailedError
+
+NON_FINITE_IN_A_ROW = 5
+SMALLEST_SCALE = 1.0
+"""Of a loss in float16. It starts at 65536 and halves with each overflow; below this, scaling is not the remedy."""
+
+
+class Stepper:
+    """A network and what moves it: optimizer, gradient scaler (float16 alone), averaged weights."""
+
+    def __init__(self, network: nn.Module, objective: Objective, settings: FitSettings, runtime: Runtime) -> None:
+        self.average = MovingAverage(network, settings.ema_decay)
+        self._network = network
+        self._objective = objective
+        self._clip_norm = settings.clip_norm
+        self._runtime = runtime
+        self._optimizer = adamw(network, settings)
+        self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "float16")
+        self._at_once = settings.batch_size
+        self._skipped: deque[list[str]] = deque(maxlen=NON_FINITE_IN_A_ROW)
+        self._buffers = list(network.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+
+    def take(self, batch: Fed, rate: float) -> float | None:
+        """Move the weights, with the learning rate `rate`. The loss; None for a step that was skipped.
+
+        Raises WorkFailedError when steps are skipped again and again, or when a single image does not fit into memory.
+        """
+        set_learning_rate(self._optimizer, rate)
+        self._copy(self._buffers, self._buffers_before)
+        loss = self._gradients(batch)
+        if not math.isfinite(loss):
+            self._skip(batch.names)
+            return None
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._clip_norm)
+        if not math.isfinite(norm):
+            if self._scaler.is_enabled():
+                self._lower_scale()
+            else:
+                self._skip(batch.names)
+            return None
+        self._skipped.clear()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.average.update()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and tensors, as `torch.load(weights_only=True)` takes them."""
+        return {
+            "network": self._network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "at_once": self._at_once,
+            "skipped": list(self._skipped),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._at_once = state["at_once"]
+        self._skipped.extend(state["skipped"])
+
+    def _gradients(self, batch: Fed) -> float:
+        """Leave gradients in the network; the loss. Half as many images at once for each time that memory is short."""
+        while True:
+            try:
+                return self._accumulate(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Not in the handler: the error's traceback holds the activations of the pass that failed.
+            self._undo()
+            self._runtime.free()
+            self._halve(batch.masks_NHW)
+
+    def _accumulate(self, batch: Fed) -> float:
+        self._runtime.seed(batch.seed)
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._runtime.device)
+        for part in self._objective.parts(batch.images_NCHW, batch.masks_NHW, self._at_once):
+            with autocast(self._runtime.precision, self._runtime.device):
+                logits = self._objective.logits(self._network, part)
+            loss = self._objective.loss(logits, part)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total.item()
+
+    def _halve(self, masks_NHW: Tensor) -> None:
+        count, height, width = masks_NHW.shape
+        before = min(self._at_once, count)
+        if before == 1:
+            raise WorkFailedError(
+                f"out of memory with a single image of {height}x{width}; set a smaller data.crop or data.size, a "
+                "smaller model.base, or train.precision=bfloat16"
+            )
+        self._at_once = before // 2
+        say(
+            f"out of memory with {before} images of {height}x{width} at once; from here on {self._at_once} at a time, "
+            f"the gradients of {-(-count // self._at_once)} passes added up"
+        )
+
+    def _skip(self, names: Sequence[str]) -> None:
+        """A batch whose loss is not finite changes nothing; several in a row end the run."""
+        self._undo()
+        self._skipped.append(list(names))
+        say(f"the loss or the gradient of {', '.join(names)} is not finite; the step is skipped")
+        if len(self._skipped) == NON_FINITE_IN_A_ROW:
+            raise WorkFailedError(
+                f"the loss was not finite in {NON_FINITE_IN_A_ROW} steps in a row, last for "
+                f"{', '.join(names)}; lower train.learning_rate, or set train.precision=float32"
+            )
+
+    def _lower_scale(self) -> None:
+        """Gradients beyond float16 are a matter of scale and not of a batch; the right one is found by trying."""
+        self._undo()
+        scale = self._scaler.get_scale() * self._scaler.get_backoff_factor()
+        self._scaler.update(scale)
+        if scale < SMALLEST_SCALE:
+            raise WorkFailedError(
+                "gradients stay beyond float16 however small the loss is scaled; set train.precision=bfloat16 or "
+                "float32, or lower train.learning_rate"
+            )
+        say(f"a gradient is beyond float16; the step is skipped and the loss scaled by {scale:g} from here on")
+
+    def _undo(self) -> None:
+        """Take back what a pass that led to no step has left: gradients, and BatchNorm's running statistics."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._copy(self._buffers_before, self._buffers)
+
+    @torch.no_grad()
+    def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
+        if source:
+            torch._foreach_copy_(target, source)
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """CUDA has an exception of its own; on a CPU torch raises RuntimeError with its allocator's name."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,103 @@
+"""A batch that does not fit into memory is taken in parts, and the parts add up to it."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from support.fits import Killed, Splits, before_each_step, fit, kill_at
+from support.fits import splits as small_splits
+from torch import Tensor, nn
+
+from compress.recipe import LossSettings
+from compress.train import state
+from compress.train.objective import Teacher
+from export.errors import WorkFailedError
+
+PIXELS = LossSettings(dice_weight=0.0)
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    """Of several sizes, so that the images of a batch have unlike shares of void."""
+    return small_splits(tmp_path_factory.mktemp("data") / "discs", size=[(24, 24), (9, 20), (16, 10)])
+
+
+class Hungry(nn.Module):
+    """Asks the allocator for more than there is in any machine when it sees more than `most` images at once."""
+
+    def __init__(self, most: int, *, norm: bool = False) -> None:
+        super().__init__()
+        self.most = most
+        self.norm = nn.BatchNorm2d(1) if norm else nn.Identity()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 2, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = self.norm(image)
+        if self.training and len(image) > self.most:
+            torch.empty(2**55, dtype=torch.uint8)
+        logits: Tensor = self.body(image)
+        return logits
+
+
+def first_gradient(start: nn.Module, splits: Splits, folder: Path, most: int, loss: LossSettings) -> Tensor:
+    """Of the first step, as the optimizer gets it."""
+    network = copy.deepcopy(start)
+    network.most = most  # type: ignore[assignment]
+    gradients: list[Tensor] = []
+
+    def look(optimizer: torch.optim.Optimizer) -> None:
+        gradients.append(torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"]]))
+
+    teacher = Teacher(copy.deepcopy(start).eval(), 0.3, 2.0)
+    with before_each_step(look):
+        fit(network, splits, folder, epochs=1, batch_size=7, clip_norm=1e9, loss=loss, teacher=teacher)
+    return gradients[0]
+
+
+@pytest.mark.parametrize("weights", ["equal", "balanced", (0.0, 3.0)])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_the_gradients_of_the_parts_add_up_to_that_of_the_batch(
+    splits: Splits, tmp_path: Path, most: int, weights: str | tuple[float, ...]
+) -> None:
+    torch.manual_seed(0)
+    start = Hungry(7)
+    loss = PIXELS.model_validate({**PIXELS.model_dump(), "class_weights": weights})
+    whole = first_gradient(start, splits, tmp_path / "whole", 7, loss)
+    parts = first_gradient(start, splits, tmp_path / "parts", most, loss)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-7)
+    assert whole.abs().max() > 1e-3
+
+
+def test_memory_that_is_short_is_said_once_and_remembered(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(state, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(state, "SHARE_OF_THE_TIME", float("inf"))
+    with before_each_step(kill_at(3)), pytest.raises(Killed):
+        fit(Hungry(1), splits, tmp_path / "fit")
+    said = [line for line in capfd.readouterr().err.splitlines() if "out of memory" in line]
+    assert [line.split(" at once")[0].split("with ")[1].split(" of ")[0] for line in said] == ["4 images", "2 images"]
+    assert "1 at a time, the gradients of 4 passes added up" in said[1]
+    fitted = fit(Hungry(1), splits, tmp_path / "fit")
+    assert "out of memory" not in capfd.readouterr().err
+    assert len(fitted.history) == 4
+
+
+def test_a_pass_that_failed_leaves_no_statistics(splits: Splits, tmp_path: Path) -> None:
+    network = Hungry(2, norm=True)
+    with before_each_step(kill_at(1)), pytest.raises(Killed):
+        fit(network, splits, tmp_path / "fit")
+    assert network.get_buffer("norm.num_batches_tracked") == 2
+
+
+def test_one_image_that_does_not_fit_ends_the_run(splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(WorkFailedError, match=r"single image of \d+x\d+; set a smaller data\.crop"):
+        fit(Hungry(0), splits, tmp_path / "fit")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(splits: Splits, tmp_path: Path) -> None:
+    network = Hungry(8)
+    network.body = nn.Conv2d(3, 2, 1)  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="expected input"):
+        fit(network, splits, tmp_path / "fit")

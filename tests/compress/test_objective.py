@@ -1,0 +1,55 @@
+"""What a step makes small, when a network has several heads and when there is a teacher."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.recipe import LossSettings
+from compress.train.losses import SegmentationLoss, distillation
+from compress.train.objective import Objective, Part, Teacher
+
+LOSS = LossSettings()
+
+
+class Heads(nn.Module):
+    """Several; the last one serves."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Conv2d(1, 3, 1) for _ in range(count))
+
+    def all_logits(self, image: Tensor) -> list[Tensor]:
+        return [head(image) for head in self.heads]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.all_logits(image)[-1]
+
+
+@pytest.fixture
+def part() -> Part:
+    torch.manual_seed(0)
+    return Part(torch.randn(2, 1, 8, 8), torch.randint(3, (2, 8, 8), dtype=torch.uint8))
+
+
+def loss_of(objective: Objective, network: nn.Module, part: Part) -> Tensor:
+    return objective.loss(objective.logits(network, part), part)
+
+
+def test_the_loss_is_the_mean_over_the_heads(part: Part) -> None:
+    network = Heads(3)
+    loss = loss_of(Objective(LOSS, None, None), network, part)
+    each = [SegmentationLoss(LOSS)(logits, part.masks_NHW) for logits in network.all_logits(part.images_NCHW)]
+    torch.testing.assert_close(loss, sum(each) / 3)
+    assert len({value.item() for value in each}) == 3
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_teacher_teaches_the_head_that_serves(part: Part) -> None:
+    network, teacher = Heads(2), Heads(2)
+    objective = Objective(LOSS, None, Teacher(teacher, 1.0, 3.0))
+    loss = loss_of(objective, network, part)
+    expected = distillation(network(part.images_NCHW), teacher(part.images_NCHW), part.masks_NHW, 3.0)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is None for parameter in teacher.parameters())

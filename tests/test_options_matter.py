@@ -1,0 +1,57 @@
+"""An option whose implementation does nothing is noticed: with it replaced by a no-op, the tests of it go red."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# option: what is replaced by which nothing, and the tests that must notice
+OPTIONS = {
+    "model.block=residual": ("compress.models.blocks:Residual.forward=second", "test_blocks.py"),
+    "model.squeeze_excite": ("compress.models.blocks:SqueezeExcite.forward=second", "test_blocks.py"),
+    "model.dropout": ("compress.models.blocks:nn.Dropout2d.forward=second", "test_blocks.py"),
+    "model.deep_supervision": ("compress.train.objective:all_logits=served", "test_objective.py"),
+    "initialisation for ReLU": ("compress.models.blocks:nn.init.kaiming_normal_=first", "test_blocks.py"),
+    "initialisation elsewhere": ("compress.models.blocks:nn.init.xavier_normal_=first", "test_blocks.py"),
+    "model.pretrained": ("compress.models.encoder_unet:EncoderUNet.load_pretrained=none", "test_encoder_unet.py"),
+    "folded normalisation": ("compress.models.encoders.efficientnet_lite:fold=first", "test_encoders.py"),
+    "model.factory of one's own": ("compress.train.train:rehearse=none", "test_own_model.py"),
+    "train.loss.pixel=focal": ("compress.train.losses:_focused=first", "test_fit_losses.py"),
+    "train.loss.label_smoothing": ("compress.train.losses:_smoothed=first", "test_fit_losses.py"),
+    "train.loss.dice_weight": ("compress.train.losses:soft_dice=false", "test_fit_losses.py"),
+    "train.loss.class_weights": ("compress.train.loop:class_weights=none", "test_fit_losses.py"),
+    "train.ema_decay": ("compress.train.ema:MovingAverage.update=none", "test_ema.py"),
+    "train.clip_norm": ("compress.train.step:nn.utils.clip_grad_norm_=small norm", "test_fit.py"),
+    "train.warmup": ("compress.train.optimizer:Schedule.rate=peak", "test_fit.py"),
+    "train.encoder_rate": ("compress.train.step:set_learning_rate=same rate", "test_fit.py"),
+    "train.save_every": ("compress.train.loop:Fit._keep=none", "test_fit_checkpoints.py"),
+    "train.precision": ("compress.train.step:autocast=context", "test_fit.py"),
+    "train.augment.flip_*": ("compress.data.augment:_some=second", "test_augment.py"),
+    "train.augment.rotate_degrees": ("compress.data.augment:_resampled=last two", "test_augment.py"),
+    "train.augment.brightness": ("compress.data.augment:Augment._photometric=second", "test_augment.py"),
+    "train.augment.scale": ("compress.data.loader:resample=first two", "test_crop.py"),
+    "train --init": ("compress.checkpoint:load_weights=empty", "test_train.py"),
+    "prune.finetune.teacher_weight": ("compress.train.objective:distillation=zero", "test_fit.py"),
+    "the guard against what is no number": ("compress.train.step:Stepper._skip=none", "test_fit_guard.py"),
+    "fewer images when memory is short": ("compress.train.step:_is_out_of_memory=false", "test_fit_memory.py"),
+    "resume": ("compress.train.state:StateFile.load=none", "test_fit_resume.py"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_that_does_nothing_is_noticed(option: str) -> None:
+    replaced, tests = OPTIONS[option]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "support.noop", "-x", "-q", "-m", "not slow", f"tests/compress/{tests}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "tests", "SEGPRESS_NOOP": replaced},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == pytest.ExitCode.TESTS_FAILED, ran.stdout + ran.stderr
