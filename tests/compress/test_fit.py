@@ -119,9 +119,9 @@ def test_convolutions_run_in_the_precision_that_is_asked_for(
     splits: Splits, tmp_path: Path, precision: Precision
 ) -> None:
     network, seen = Pixelwise(), set()
-    network.head.register_forward_hook(lambda module, _, logits: seen.add(logits.dtype))
+    network.head.register_forward_hook(lambda module, _, logits: seen.add((module.training, logits.dtype)))
     fit(network, splits, tmp_path / "fit", precision=precision, epochs=1)
-    assert seen == {getattr(torch, precision)}
+    assert seen == {(True, getattr(torch, precision)), (False, torch.float32)}  # validation is always in float32
 
 
 def test_the_best_weights_are_those_that_were_scored(splits: Splits, tmp_path: Path) -> None:
