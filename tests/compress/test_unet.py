@@ -11,6 +11,7 @@ from torch import nn
 
 from compress.bundling import macs
 from compress.models import build, size_multiple
+from export.errors import UsageError
 
 UPSAMPLINGS, SKIPS = ("nearest", "bilinear", "transposed"), ("concat", "add", "none")
 
@@ -124,5 +125,5 @@ def test_arguments_that_make_no_network_are_refused(arguments: dict[str, int]) -
         build("unet", arguments)
     with pytest.raises(TypeError):
         build("unet", {"colour": "blue"})
-    with pytest.raises(KeyError):
+    with pytest.raises(UsageError, match="no network is called 'resnet'; known: unet, "):
         build("resnet", {})
