@@ -145,4 +145,4 @@ class CellProcess:
         compiling = self._cell.compiled and not self._untimed
         if self._timed or self._ready is None or compiling:
             return None
-        return max(unfinished_ms, *(step.milliseconds for step in self._untimed[1:]))
+        return max([unfinished_ms, *(step.milliseconds for step in self._untimed[1:])])

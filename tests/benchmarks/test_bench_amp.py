@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from support.recipes import TINY_RECIPE
 from typer.testing import CliRunner
 
 from benchmarks.amp.bench import bench
-from benchmarks.amp.grid import WARMUP, measure
+from benchmarks.amp.grid import WARMUP, CellProcess, measure
 from benchmarks.report.amp.results import AmpReport, Cell, Workload
 from benchmarks.report.words import TIMES
 from compress.anymodel import evaluate
@@ -154,6 +154,23 @@ def test_a_step_that_hangs_is_stopped_and_bounds_the_figure() -> None:
     assert result.at_least_ms >= max(result.untimed_ms[1:])
     assert result.step_ms is None
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_second_step_that_never_ends_is_a_bound_by_itself() -> None:
+    with closing(CellProcess(PLAIN, workload(cell_seconds=12))) as process:
+        process.turn(untimed=1, timed=0)
+        (child,) = multiprocessing.active_children()
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)
+        process.turn(untimed=1, timed=0)
+        result = process.result()
+    assert result.failure is not None
+    assert result.failure.startswith(
+        "stopped after 1 untimed steps: the limit of 12 s is reached; a step takes at least"
+    )
+    assert result.at_least_ms is not None
+    assert result.at_least_ms > 100
 
 
 @pytest.mark.parametrize(
