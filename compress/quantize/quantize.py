@@ -23,7 +23,7 @@ from compress.data.check import require_sound
 from compress.data.evaluation import EvaluationImages, drawn_by_name, usual_size
 from compress.data.folder import Dataset, Sample
 from compress.data.match import require_classes
-from compress.progress import say
+from compress.progress import Task, say, task
 from compress.quantize.ptq import Quantized, quantize_graph, with_quantized_logits
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
@@ -146,16 +146,18 @@ def _graphs(
     parent = OnnxModel(float_graph.SerializeToString())
     say(f"calibrating on {len(samples)} training images ({recipe.quantize.calibration})")
 
-    def fitted() -> Iterator[U8]:
+    def fitted(bar: Task) -> Iterator[U8]:
         for _, image in EvaluationImages(dataset, "train", samples).images():
             yield segmenter_of(card, parent).geometry(image).fit(image)
+            bar.advance()
 
-    quantized = quantize_graph(
-        with_outputs(graph, recipe.export.outputs),
-        fitted(),
-        method=recipe.quantize.calibration,
-        target=recipe.quantize.target,
-    )
+    with task("calibrate", len(samples)) as bar:
+        quantized = quantize_graph(
+            with_outputs(graph, recipe.export.outputs),
+            fitted(bar),
+            method=recipe.quantize.calibration,
+            target=recipe.quantize.target,
+        )
     onnx.save(quantized.graph, str(path))
     return _Graphs(parent, OnnxModel(path), quantized)
 
