@@ -35,6 +35,7 @@ def bench(
     size: tuple[int, int] | None = None,
     threads: int | None = None,
     rounds: int = DEFAULT_ROUNDS,
+    pictures: bool = True,
     out: Path,
     command: str,
     progress: Progress = silent,
@@ -42,8 +43,9 @@ def bench(
     """Compare bundles and write the report into `out`; the first is the reference, the last the most compressed.
 
     With `data` all are scored on its `split` and timed on its images; without, accuracy is quoted from the
-    manifests and latency measured on noise. `command` is what the report says makes it again. Raises UsageError
-    for anything wrong with what was given: BundleError, DatasetError, models and data that do not go together.
+    manifests and latency measured on noise. Without `pictures` the report shows none of its images. `command` is what
+    the report says makes it again. Raises UsageError for anything wrong with what was given: BundleError,
+    DatasetError, models and data that do not go together.
     """
     bundles = _named([load(path) for path in bundle_paths])
     if not bundles:
@@ -65,6 +67,7 @@ def bench(
         size=size,
         threads=threads,
         rounds=rounds,
+        pictures=pictures,
         out=out,
         title=f"Bundles compared: {', '.join(bundles)}",
         command=command,
@@ -81,6 +84,7 @@ def report_on(
     size: tuple[int, int] | None = None,
     threads: int | None = None,
     rounds: int = DEFAULT_ROUNDS,
+    pictures: bool = True,
     out: Path,
     title: str,
     command: str,
@@ -116,7 +120,7 @@ def report_on(
         lookup_table_miou=lookup_table_miou,
         notes=notes,
     )
-    strip = None if dataset is None else _strip(bundles, scores, dataset, samples, threads)
+    strip = None if dataset is None or not pictures else _strip(bundles, scores, dataset, samples, threads)
     write(report, out, strip)
     return report
 

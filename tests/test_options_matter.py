@@ -37,7 +37,7 @@ OPTIONS = {
     "train --init": ("compress.checkpoint:load_weights=empty", "test_train.py"),
     "prune.finetune.teacher_weight": ("compress.train.objective:distillation=zero", "test_fit.py"),
     "the guard against what is no number": ("compress.train.step:Stepper._skip=none", "test_fit_guard.py"),
-    "fewer images when memory is short": ("compress.train.step:_is_out_of_memory=false", "test_fit_memory.py"),
+    "fewer images when memory is short": ("compress.train.step:is_out_of_memory=false", "test_fit_memory.py"),
     "resume": ("compress.train.state:StateFile.load=none", "test_fit_resume.py"),
 }
 

@@ -28,8 +28,10 @@ SPLIT: Split = "test"
 """Best epochs are chosen on the validation split, so it would flatter both."""
 
 
-def kept_choice(folder: Path, device: torch.device) -> Choice:
+def kept_choice(folder: Path, recipe: Recipe, device: torch.device) -> Choice:
     """What `compress train` chooses on `device`, decided once for `folder`: a probe may change its mind later."""
+    if recipe.train.precision != "auto":
+        return choose(recipe.train.precision, device)
     path = folder / CHOICE
     if path.exists():
         return Choice(**json.loads(path.read_text(encoding="utf-8")))

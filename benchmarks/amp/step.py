@@ -16,6 +16,7 @@ from benchmarks.report.amp.results import Cell, Workload
 from compress.models import build
 from compress.recipe import FitSettings
 from compress.train.feed import Fed
+from compress.train.memory import free
 from compress.train.objective import Objective, Part
 from compress.train.precision import Precision, autocast, pick_device
 from compress.train.runtime import Runtime
@@ -84,7 +85,7 @@ class TrainingStep:
 
     def rest(self) -> None:
         """Give back the memory that the others can use meanwhile."""
-        self._runtime.free()
+        free(self._runtime.device)
 
     def peak_memory_mib(self) -> float:
         """Of everything so far."""

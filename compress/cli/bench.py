@@ -21,8 +21,6 @@ from export.errors import UsageError, require
 
 app = typer.Typer(help="Measure things side by side.", no_args_is_help=True)
 
-app = typer.Typer(help="Measure things side by side.", no_args_is_help=True)
-
 
 @app.callback()
 def group() -> None:
@@ -41,6 +39,9 @@ def latency_command(
     size: Annotated[str | None, typer.Option("--size", metavar="HxW", help="Image size to time at.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed runs of each bundle.")] = 50,
     threads: ThreadsOption = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Show images of the data; off where they must not get out.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Time bundles interleaved in one process; writes JSON, Markdown and one HTML page with plots."""
@@ -56,6 +57,7 @@ def latency_command(
         size=parse_size(size),
         threads=threads,
         rounds=rounds,
+        pictures=pictures,
         out=out,
         command=_typed(),
         progress=task,
@@ -102,8 +104,9 @@ def amp_command(
     """What mixed precision gains in time and memory here, and what it loses in mIoU.
 
     The grid takes a training step in every precision x memory format x torch.compile; a cell that cannot run says
-    why. The accuracy part trains in float32 and in the precision that `compress train` chooses, by default a UNet-16
-    by the recipe of the demo. Interrupted, the same command continues with the trainings.
+    why. The accuracy part trains in float32 and in the precision that `compress train` chooses (another one by --set
+    train.precision=NAME), by default a UNet-16 by the recipe of the demo. Interrupted, the same command continues with
+    the trainings.
     """
     require("torch", extra="train", purpose="compress bench amp")
     _require_no_run(out)

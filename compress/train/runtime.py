@@ -24,8 +24,3 @@ class Runtime:
         """Wait until the device has done what it was asked for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def free(self) -> None:
-        """Give memory back that nothing uses; after a shortage its pieces may be too small for what comes."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()

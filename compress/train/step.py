@@ -16,6 +16,7 @@ from compress.progress import say
 from compress.recipe import FitSettings
 from compress.train.ema import MovingAverage
 from compress.train.feed import Fed
+from compress.train.memory import free, is_out_of_memory
 from compress.train.objective import Objective
 from compress.train.optimizer import adamw, set_learning_rate
 from compress.train.precision import autocast
@@ -63,8 +64,7 @@ class Stepper:
                 self._skip(batch.names)
             return None
         self._skipped.clear()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        self._step()
         self.average.update()
         return loss
 
@@ -87,17 +87,30 @@ class Stepper:
         self._at_once = state["at_once"]
         self._skipped.extend(state["skipped"])
 
+    def _step(self) -> None:
+        """AdamW takes its memory in its first step; fewer images would not help it."""
+        try:
+            self._scaler.step(self._optimizer)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise WorkFailedError(
+                "out of memory in the optimizer, which holds three more numbers for each weight: its gradient, and the "
+                "means of that and of its square; set a smaller model.base"
+            ) from error
+        self._scaler.update()
+
     def _gradients(self, batch: Fed) -> float:
         """Leave gradients in the network; the loss. Half as many images at once for each time that memory is short."""
         while True:
             try:
                 return self._accumulate(batch)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # Not in the handler: the error's traceback holds the activations of the pass that failed.
             self._undo()
-            self._runtime.free()
+            free(self._runtime.device)
             self._halve(batch.masks_NHW)
 
     def _accumulate(self, batch: Fed) -> float:
@@ -158,8 +171,3 @@ class Stepper:
     def _copy(self, source: list[Tensor], target: list[Tensor]) -> None:
         if source:
             torch._foreach_copy_(target, source)
-
-
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """CUDA has an exception of its own; on a CPU torch raises RuntimeError with its allocator's name."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

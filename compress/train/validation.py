@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from compress.checkpoint import normalised
 from compress.data.loader import ValidationImages
+from compress.train.memory import free, is_out_of_memory
+from export.errors import WorkFailedError
 from export.metrics import Metrics
 from export.scoring import ConfusionMatrix
 
 
 def validate(network: nn.Module, validation: ValidationImages, device: torch.device) -> Metrics:
-    """One confusion matrix over the validation split, at the size of the masks; leaves `network` in eval mode."""
+    """One confusion matrix over the validation split, at the size of the masks; leaves `network` in eval mode.
+
+    Raises WorkFailedError when a single image does not fit into memory.
+    """
     network.eval()
 
     @torch.inference_mode()
@@ -24,7 +29,24 @@ def validate(network: nn.Module, validation: ValidationImages, device: torch.dev
         masks: NDArray[np.uint8] = network(images).argmax(1).to(torch.uint8).cpu().numpy()
         return masks
 
+    def in_parts(images_NCHW: Tensor) -> NDArray[np.uint8]:
+        """Whole images need more memory than the crops of training; halves of a batch need half of it."""
+        try:
+            return masks_of(images_NCHW)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not in the handler: the error's traceback holds the activations of the pass that failed.
+        count, _, height, width = images_NCHW.shape
+        if count == 1:
+            raise WorkFailedError(
+                f"out of memory in the validation of a single image of {height}x{width}, which is taken whole; set a "
+                "smaller data.size or model.base"
+            )
+        free(device)
+        return np.concatenate([in_parts(part) for part in images_NCHW.split(-(-count // 2))])
+
     matrix = ConfusionMatrix(len(validation.classes))
-    for _, truth, prediction in validation.predictions(masks_of):
+    for _, truth, prediction in validation.predictions(in_parts):
         matrix.update(truth, prediction)
     return Metrics(validation.classes, matrix.counts)

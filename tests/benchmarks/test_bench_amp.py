@@ -24,6 +24,7 @@ from benchmarks.report.words import TIMES
 from compress.anymodel import evaluate
 from compress.cli.main import app
 from compress.models.unet import UNet
+from compress.recipe import Recipe
 from compress.steps import read_record
 from export.errors import ShapeError, UsageError
 from export.files import write_json
@@ -193,6 +194,19 @@ def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "discs", counts={"train": 4, "val": 2, "test": 3})
 
 
+def test_the_precision_that_is_compared_can_be_named(tmp_path: Path, discs: Path) -> None:
+    report = bench(tmp_path / "out", recipe=tiny("bfloat16"), device="cpu", data=discs, seeds=1, command="c")
+    assert (report.precision, report.reason) == ("bfloat16", "asked for")
+    assert report.accuracy is not None
+    assert report.accuracy.precision == "bfloat16"
+    assert read_record(tmp_path / "out" / "accuracy" / "bfloat16-seed-0") is not None
+
+
+def tiny(precision: str) -> Recipe:
+    settings = TINY_RECIPE.train.model_copy(update={"precision": precision, "epochs": 1})
+    return TINY_RECIPE.model_copy(update={"train": settings})
+
+
 def decide(out: Path, precision: str) -> None:
     """As an earlier, interrupted run has left it."""
     (out / "accuracy").mkdir(parents=True)
@@ -234,7 +248,7 @@ def test_trainings_are_compared_in_pairs_and_kept(tmp_path: Path, discs: Path) -
 
 def test_where_float32_is_chosen_there_is_nothing_to_compare(tmp_path: Path, discs: Path) -> None:
     decide(tmp_path / "out", "float32")
-    report = bench(tmp_path / "out", recipe=TINY_RECIPE, device="cpu", data=discs, command="c")
+    report = bench(tmp_path / "out", recipe=tiny("auto"), device="cpu", data=discs, command="c")
     assert report.accuracy is None
     assert report.verdicts == ()
     assert "chooses float32 here (kept from before)" in report.notes[0]

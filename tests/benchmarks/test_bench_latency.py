@@ -55,6 +55,14 @@ def test_bundles_are_scored_timed_and_reported(tmp_path: Path, data: Path) -> No
     assert watched.steps["scoring dense-fp32"] == watched.steps["scoring int8"] == (5, 5)
 
 
+def test_pictures_can_be_left_out(tmp_path: Path, data: Path) -> None:
+    paths = [tiny_bundle(tmp_path / name, name=name).path for name in ("dense-fp32", "int8")]
+    report = bench(paths, data=data, out=tmp_path / "out", pictures=False, **FAST)
+    assert all(model.miou is not None for model in report.models)
+    assert not (tmp_path / "out" / "strip.png").exists()
+    assert "strip.png" not in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_without_data_the_manifests_size_is_timed_on_noise(tmp_path: Path) -> None:
     measured = Latency(milliseconds=1.0, height=33, width=80, threads=1, machine=Machine.here())
     path = tiny_bundle(tmp_path / "a", latency=measured).path

@@ -24,17 +24,19 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 
 class Hungry(nn.Module):
-    """Asks the allocator for more than there is in any machine when it sees more than `most` images at once."""
+    """Asks the allocator for more than there is in any machine when it sees more than `most` images at once, or in
+    validation more than `most_validated`."""
 
-    def __init__(self, most: int, *, norm: bool = False) -> None:
+    def __init__(self, most: int, *, most_validated: int = 8, norm: bool = False) -> None:
         super().__init__()
         self.most = most
+        self.most_validated = most_validated
         self.norm = nn.BatchNorm2d(1) if norm else nn.Identity()
         self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 2, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         image = self.norm(image)
-        if self.training and len(image) > self.most:
+        if len(image) > (self.most if self.training else self.most_validated):
             torch.empty(2**55, dtype=torch.uint8)
         logits: Tensor = self.body(image)
         return logits
@@ -94,6 +96,24 @@ def test_a_pass_that_failed_leaves_no_statistics(splits: Splits, tmp_path: Path)
 def test_one_image_that_does_not_fit_ends_the_run(splits: Splits, tmp_path: Path) -> None:
     with pytest.raises(WorkFailedError, match=r"single image of \d+x\d+; set a smaller data\.crop"):
         fit(Hungry(0), splits, tmp_path / "fit")
+
+
+def test_validation_takes_fewer_images_at_once_and_finds_the_same(splits: Splits, tmp_path: Path) -> None:
+    start = Hungry(7)
+    whole, parts = copy.deepcopy(start), copy.deepcopy(start)
+    parts.most_validated = 1
+    histories = [fit(each, splits, tmp_path / name).history for each, name in ((whole, "whole"), (parts, "parts"))]
+    assert histories[0] == histories[1]
+    with pytest.raises(WorkFailedError, match=r"validation of a single image of \d+x\d+, .* smaller data\.size"):
+        fit(Hungry(7, most_validated=0), splits, tmp_path / "none")
+
+
+def test_an_optimizer_without_memory_ends_the_run(splits: Splits, tmp_path: Path) -> None:
+    def hungry(_: torch.optim.Optimizer) -> None:
+        torch.empty(2**55, dtype=torch.uint8)
+
+    with before_each_step(hungry), pytest.raises(WorkFailedError, match="in the optimizer, .* smaller model.base"):
+        fit(Hungry(7), splits, tmp_path / "fit")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(splits: Splits, tmp_path: Path) -> None:
