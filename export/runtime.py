@@ -3,15 +3,18 @@
 N batch, H height, W width, C channels, K classes.
 """
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.errors import BundleError, ShapeError, UsageError
+from export.errors import BundleError, ShapeError, UsageError, WorkFailedError
 from export.images import U8, Geometry
 from export.machine import usable_cores
 from export.manifest import Manifest, TensorSignature
@@ -19,6 +22,9 @@ from export.manifest import Manifest, TensorSignature
 MASK = "mask"
 LOGITS = "logits"
 IMAGE = "image"
+
+_WARM_UP = 2
+"""Profiled runs that are not counted: they find memory and caches."""
 
 # Its errors come as exceptions too, and are told once; its warnings are about providers that we refuse to do without.
 ort.set_default_logger_severity(4)
@@ -122,6 +128,38 @@ def optimised_graph(model: bytes) -> bytes:
         return path.read_bytes()
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """One operator of one run, as the runtime executed it."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    """Of its first output."""
+    microseconds: float
+
+
+def profiled(
+    model: bytes, feeds: Mapping[str, NDArray[Any]], *, threads: int, runs: int
+) -> tuple[tuple[Kernel, ...], ...]:
+    """What the operators of `model` took in each of `runs` runs, after two more that are not counted, in their order.
+
+    Raises WorkFailedError when the runtime refuses the model or what it is fed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        options = session_options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(scratch) / "profile")
+        try:
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            for _ in range(_WARM_UP + runs):
+                session.run(None, dict(feeds))
+        except Exception as error:
+            raise WorkFailedError(f"onnxruntime cannot run the graph that was to be timed: {error}") from error
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return tuple(_runs(events))[_WARM_UP:]
+
+
 def session_options(threads: int, *, optimised: bool = True) -> ort.SessionOptions:
     """Options that every session here has: sequential, `threads` intra-op threads, spinning off.
 
@@ -141,3 +179,21 @@ def _signature(node: ort.NodeArg) -> TensorSignature:
     dtype = node.type.removeprefix("tensor(").removesuffix(")")
     # Unnamed dynamic dimensions come as None; a bundle names all of its own.
     return TensorSignature(name=node.name, dtype=dtype, shape=tuple("?" if d is None else d for d in node.shape))
+
+
+def _runs(events: list[dict[str, Any]]) -> Iterator[tuple[Kernel, ...]]:
+    """The runtime's profile, run by run: the event of a run stands behind those of its operators."""
+    kernels: list[Kernel] = []
+    for event in events:
+        name = str(event["name"])
+        if event["cat"] == "Node" and name.endswith("_kernel_time"):
+            kernels.append(_kernel(name.removesuffix("_kernel_time"), event))
+        elif name == "model_run":
+            yield tuple(kernels)
+            kernels = []
+
+
+def _kernel(name: str, event: dict[str, Any]) -> Kernel:
+    # [{"float": [1, 16, 64, 64]}]: the type and the shape of each output
+    shapes = [shape for output in event["args"]["output_type_shape"] for shape in output.values()]
+    return Kernel(name, event["args"]["op_name"], tuple(shapes[0]) if shapes else (), float(event["dur"]))

@@ -45,6 +45,8 @@ FORBIDDEN = [
     (TORCH, "serve.third", "torch"),
     (TORCH, "export.third", "export.parity"),
     (TORCH, "serve.fourth", "export.to_onnx"),
+    (TORCH, "serve.sixth", "export.latency.table"),
+    (TORCH, "export.fifth", "export.latency.layers"),
     (WEB, "export.fourth", "fastapi"),
     (WEB, "compress.cli.other", "uvicorn"),
     (PLOTS, "compress.train.other", "matplotlib"),
@@ -123,7 +125,9 @@ for name in names:
 TRAIN = ["torch", "torch_pruning", "kornia", "onnx", "onnxscript", "safetensors"]
 SERVE = CONTRACTS[WEB]["protected_modules"]
 BENCH_AND_SAMPLES = ["matplotlib", "mpl_toolkits"]
-MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if not name.startswith("export.")]
+IMPORT_IT_WHEN_CALLED = ["export.parity", "export.to_onnx"]
+MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if name not in IMPORT_IT_WHEN_CALLED]
+MADE_OF_ONNX_ALONE = ["export.latency"]
 
 
 @pytest.mark.parametrize(
@@ -131,11 +135,15 @@ MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if not n
     [
         pytest.param(TRAIN + BENCH_AND_SAMPLES, MADE_OF_TORCH, id="serve alone"),
         pytest.param(SERVE + BENCH_AND_SAMPLES, ["serve"], id="train alone", marks=pytest.mark.slow),
+        pytest.param(
+            [name for name in TRAIN if name != "onnx"] + SERVE,
+            ["serve", *(name for name in MADE_OF_TORCH if name not in MADE_OF_ONNX_ALONE)],
+            id="bench alone",
+        ),
     ],
 )
 def test_what_an_extra_is_not_for_can_be_imported_without_it(absent: list[str], users: list[str]) -> None:
-    # The contracts cannot tell an import inside a function from one at the top of a module. `export.parity` and
-    # `export.to_onnx` use torch, but import it only when they are called.
+    # The contracts cannot tell an import inside a function from one at the top of a module.
     names = [name for name in modules() if not is_in(name, users)]
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_WITHOUT, ",".join(absent), ",".join(names)],

@@ -215,6 +215,14 @@ def test_what_trains_names_the_extra_that_it_needs(installed: Installed, argumen
     )
 
 
+def test_the_latency_table_names_the_extra_that_it_needs(installed: Installed, bundle: Bundle, tmp_path: Path) -> None:
+    done = installed.run("bench", "table", bundle.path, "--size", "32x32", "--out", tmp_path / "table.json")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "compress: compress bench table needs onnx, which is not installed; run: pip install 'segpress[bench]'\n"
+    )
+
+
 def test_the_sample_set_names_the_extra_that_it_needs(installed: Installed, tmp_path: Path) -> None:
     done = installed.run("data", "sample", tmp_path / "sample")
     assert done.returncode == 2

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from compress.cli import bench_table
 from compress.cli.common import (
     JsonOption,
     OutOption,
@@ -25,6 +26,9 @@ app = typer.Typer(help="Measure things side by side.", no_args_is_help=True)
 @app.callback()
 def group() -> None:
     """Measure things side by side."""
+
+
+app.command("table")(bench_table.command)
 
 
 @app.command("latency")

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.bundles import expected_mask, tiny_bundle, tiny_graph
 
-from export.errors import BundleError, ShapeError, UsageError
+from export.errors import BundleError, ShapeError, UsageError, WorkFailedError
 from export.images import U8
 from export.machine import usable_cores
 from export.manifest import TensorSignature
-from export.runtime import OnnxModel, Segmenter, session_options
+from export.runtime import OnnxModel, Segmenter, profiled, session_options
 
 CLASSES = 4
 
@@ -146,3 +146,29 @@ def test_a_bundles_segmenter_has_its_geometry(tmp_path: Path) -> None:
     segmenter = bundle.segmenter(threads=1)
     assert (segmenter.size, segmenter.multiple, segmenter.model.threads) == ((48, 64), 16, 1)
     assert segmenter.segment(picture(30, 20)).shape == (30, 20)
+
+
+def test_a_profile_has_every_operator_of_every_run_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = tiny_graph(classes=CLASSES, channels=3, size_multiple=1).SerializeToString()
+    runs = profiled(graph, {"image": picture(9, 7)[None]}, threads=1, runs=4)
+    assert len(runs) == 4
+    for run in runs:
+        # The order of the graph; the convolution is renamed by what is optimised.
+        assert [kernel.op for kernel in run if not kernel.op.startswith("Reorder")] == [
+            *("Cast", "Transpose", "Conv", "ArgMax", "Cast")
+        ]
+        assert all(kernel.microseconds >= 0 for kernel in run)
+        assert run[-1].shape == (1, 9, 7)
+    assert len({kernel.name for kernel in runs[0]}) == len(runs[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_of_what_does_not_run_says_so() -> None:
+    graph = tiny_graph(classes=CLASSES, channels=3, size_multiple=1).SerializeToString()
+    with pytest.raises(WorkFailedError, match="cannot run the graph that was to be timed"):
+        profiled(graph, {"image": np.zeros((1, 9, 7, 3), np.float32)}, threads=1, runs=1)
+    with pytest.raises(WorkFailedError, match="cannot run the graph that was to be timed"):
+        profiled(b"not a model", {}, threads=1, runs=1)

@@ -1,0 +1,196 @@
+"""The two ends of a probe: what feeds a layer, and what takes its result, as the layers around it would.
+
+A layer stands between 1x1 convolutions named `door...`, so that it finds its channels as it does in a network: in
+blocks in FP32, last in INT8.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from export.latency.kinds import Pair
+from export.latency.layout import BLOCK
+
+DOOR_NAME = "door"
+
+_OPSET = 21
+_IR_VERSION = 10
+_REMOVED = ("Relu", "Clip")
+"""That end where the range of the quantized result ends; the quantizer takes them out."""
+
+
+class Ends(ABC):
+    """A graph that is being written; a probe puts its operators between `source` and `sink`."""
+
+    def __init__(self) -> None:
+        self.feeds: dict[str, NDArray[Any]] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._random = np.random.default_rng(0)
+        self._part = ""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """The operators that are written meanwhile have names that begin with `name`."""
+        self._part = name
+        yield
+        self._part = ""
+
+    def feed(self, value: NDArray[Any]) -> str:
+        """An input of the graph, and what it is given."""
+        name = f"{DOOR_NAME}_{len(self.feeds)}"
+        self.feeds[name] = value
+        return name
+
+    @abstractmethod
+    def source(self, channels: int, size: Pair, *, apart: bool = False) -> str:
+        """A tensor NCHW, as an earlier layer would give it; `apart` from a convolution that could take the next in."""
+
+    @abstractmethod
+    def sink(self, tensor: str, channels: int) -> None:
+        """`tensor` NCHW goes on to a later layer."""
+
+    @abstractmethod
+    def between(self, tensor: str, *, like: str | None = None) -> str:
+        """A tensor on its way from one operator to the next; in integers with the scale of the source `like`."""
+
+    @abstractmethod
+    def parameters(self, x: str, shape: tuple[int, ...], *, axis: int) -> tuple[str, str]:
+        """Weight and bias of a convolution that reads `x`; `axis` of the weight is that of its output channels."""
+
+    @abstractmethod
+    def activation(self, tensor: str, op: str) -> str:
+        """The activation `op` of a tensor."""
+
+    @abstractmethod
+    def number(self) -> str:
+        """A number that an operator combines with a tensor."""
+
+    def node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """The result of an operator."""
+        name = name or f"{self._part}_{op}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: NDArray[Any]) -> str:
+        """A constant that is taken as it is."""
+        name = f"constant_{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def output(self, tensor: str, dtype: int) -> None:
+        """`tensor` is among what the graph gives."""
+        name = f"{DOOR_NAME}_output_{len(self._outputs)}"
+        self._nodes.append(helper.make_node("Identity", [tensor], [name], name=name))
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, None))
+
+    def model(self) -> bytes:
+        """The graph, when all is written."""
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for name, value in self.feeds.items()
+        ]
+        graph = helper.make_graph(self._nodes, "probe", inputs, self._outputs, self._constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+        content: bytes = model.SerializeToString()
+        return content
+
+    def _convolution(self, x: str, channels_in: int, channels_out: int) -> str:
+        """A door."""
+        name = f"{DOOR_NAME}_{len(self._nodes)}_convolution"
+        parameters = self.parameters(x, (channels_out, channels_in, 1, 1), axis=0)
+        return self.node("Conv", x, *parameters, name=name)
+
+    def _values(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return self._random.normal(0, 0.05, shape).astype(np.float32)
+
+
+class FloatEnds(Ends):
+    """In FP32."""
+
+    def source(self, channels: int, size: Pair, *, apart: bool = False) -> str:
+        if channels < BLOCK:  # what no convolution gives in blocks, and the first one reads from the image
+            return self.feed(self._values((1, channels, *size)))
+        out = self._convolution(self.feed(self._values((1, 1, *size))), 1, channels)
+        return self.node("MaxPool", out, kernel_shape=[1, 1], name=f"{out}_apart") if apart else out
+
+    def sink(self, tensor: str, channels: int) -> None:
+        out = self._convolution(tensor, channels, BLOCK)
+        # One pixel, so that what is reordered at the end of a probe is never mistaken for the layer.
+        self.output(self.node("GlobalAveragePool", out, name=f"{out}_mean"), TensorProto.FLOAT)
+
+    def between(self, tensor: str, *, like: str | None = None) -> str:
+        del like
+        return tensor
+
+    def parameters(self, x: str, shape: tuple[int, ...], *, axis: int) -> tuple[str, str]:
+        del x
+        return self.constant(self._values(shape)), self.constant(self._values((shape[axis],)))
+
+    def activation(self, tensor: str, op: str) -> str:
+        bounds = [self.constant(np.array(bound, np.float32)) for bound in (0, 6)] if op == "Clip" else []
+        return self.node(op, tensor, *bounds)
+
+    def number(self) -> str:
+        return self.constant(np.array(0.5, np.float32))
+
+
+class IntegerEnds(Ends):
+    """U8 activations, S8 weights per channel, QDQ, as `compress quantize` writes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scales: dict[str, float] = {}
+        """Of every tensor that was quantized."""
+
+    def source(self, channels: int, size: Pair, *, apart: bool = False) -> str:
+        del apart  # quantization stands between them
+        pixels = self.feed(self._random.integers(0, 256, (1, *size, 1), dtype=np.uint8))
+        image = self._dequantized(self.node("Transpose", pixels, perm=[0, 3, 1, 2]), self._new_scale())
+        return self.between(self._convolution(image, 1, channels))
+
+    def sink(self, tensor: str, channels: int) -> None:
+        out = self._convolution(self.between(tensor) if tensor not in self._scales else tensor, channels, BLOCK)
+        quantized = self.node("QuantizeLinear", out, *self._scale(self._new_scale()))
+        self.output(self.node("Transpose", quantized, perm=[0, 2, 3, 1]), TensorProto.UINT8)
+
+    def between(self, tensor: str, *, like: str | None = None) -> str:
+        scale = self._new_scale() if like is None else self._scales[like]
+        return self._dequantized(self.node("QuantizeLinear", tensor, *self._scale(scale)), scale)
+
+    def parameters(self, x: str, shape: tuple[int, ...], *, axis: int) -> tuple[str, str]:
+        count = shape[axis]
+        scales = self._random.uniform(0.005, 0.02, count).astype(np.float32)
+        weight = self._random.integers(-63, 64, shape).astype(np.int8)
+        bias = self._random.integers(-99, 99, count).astype(np.int32)
+        # The runtime joins a convolution only where the scale of the bias is the product of the two others.
+        return self._constant(weight, scales, axis), self._constant(bias, scales * np.float32(self._scales[x]), 0)
+
+    def activation(self, tensor: str, op: str) -> str:
+        return tensor if op in _REMOVED else self.node(op, self.between(tensor))
+
+    def number(self) -> str:
+        return self._dequantized(self.constant(np.array(255, np.uint8)), self._new_scale())
+
+    def _constant(self, values: NDArray[Any], scales: NDArray[np.float32], axis: int) -> str:
+        zeros = self.constant(np.zeros(len(scales), values.dtype))
+        return self.node("DequantizeLinear", self.constant(values), self.constant(scales), zeros, axis=axis)
+
+    def _dequantized(self, tensor: str, scale: float) -> str:
+        name = self.node("DequantizeLinear", tensor, *self._scale(scale))
+        self._scales[name] = scale
+        return name
+
+    def _scale(self, scale: float) -> tuple[str, str]:
+        return self.constant(np.array(scale, np.float32)), self.constant(np.array(0, np.uint8))
+
+    def _new_scale(self) -> float:
+        """Unlike every other: tensors of one scale would be joined without any arithmetic."""
+        return 0.02 + 0.001 * len(self._nodes)

@@ -1,0 +1,83 @@
+"""A float graph at one image size: its nodes that lead to the mask, and the shape of every tensor."""
+
+from collections import Counter
+from typing import Any
+
+import onnx
+
+from export.errors import ShapeError
+from export.latency.kinds import Pair
+from export.runtime import IMAGE, MASK
+
+
+class SizedGraph:
+    """What `layers_of` asks of a graph, at batch 1.
+
+    Raises ShapeError for an image size that the graph does not take.
+    """
+
+    def __init__(self, model: onnx.ModelProto, size: Pair) -> None:
+        self.weights: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+        self._shapes = {**_shapes(model, size), **self.weights}
+        self.nodes = _leading_to_the_end(model.graph)
+        self.constants = {name for n in self.nodes if n.op_type == "Constant" for name in n.output} | set(self.weights)
+        self._uses = Counter(name for node in self.nodes for name in node.input)
+        self._users = {name: node for node in self.nodes for name in node.input}
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Empty of a number, and where it could not be inferred."""
+        return self._shapes.get(tensor, ())
+
+    def channels(self, tensor: str) -> int:
+        shape = self.shape(tensor)
+        return shape[1] if len(shape) > 1 else 1
+
+    def size(self, tensor: str) -> Pair:
+        """Height and width; 1, 1 of what is no map."""
+        shape = self.shape(tensor)
+        return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
+
+    def maps(self, node: onnx.NodeProto) -> list[str]:
+        """Inputs of a node that are maps and computed from the image: not weights, and not sizes of tensors."""
+        return [name for name in node.input if len(self.shape(name)) == 4 and name not in self.constants]
+
+    def only_user(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that reads `tensor`, when a single one does."""
+        return self._users[tensor] if self._uses[tensor] == 1 else None
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """By name, text decoded."""
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+def _shapes(model: onnx.ModelProto, size: Pair) -> dict[str, tuple[int, ...]]:
+    sized = onnx.ModelProto()
+    sized.CopyFrom(model)
+    dims = next(value for value in sized.graph.input if value.name == IMAGE).type.tensor_type.shape.dim
+    for dim, number in zip(dims, (1, *size), strict=False):
+        dim.dim_value = number
+    for output in sized.graph.output:
+        output.type.tensor_type.ClearField("shape")  # else it is held to the dynamic one
+    del sized.graph.value_info[:]
+    try:
+        graph = onnx.shape_inference.infer_shapes(sized, strict_mode=True, data_prop=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise ShapeError(
+            f"the graph does not take images of {size[0]}x{size[1]}; give a multiple of what it needs ({error})"
+        ) from error
+    values = [*graph.input, *graph.value_info, *graph.output]
+    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+
+
+def _leading_to_the_end(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Of a graph that gives logits beside the mask, the nodes that are served."""
+    outputs = {output.name for output in graph.output}
+    wanted = {MASK} if MASK in outputs else outputs
+    nodes = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    return nodes[::-1]

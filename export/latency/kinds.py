@@ -1,0 +1,82 @@
+"""What decides how long a layer takes: its kind, and its widths."""
+
+from dataclasses import dataclass
+
+from export.manifest import Precision
+
+Pair = tuple[int, int]
+
+DOOR = "Door"
+"""From uint8 NHWC to normalised float NCHW, at the graph's door; in INT8 there is no such work."""
+
+TO_PLAIN = "ToPlain"
+TO_BLOCKED = "ToBlocked"
+"""Float convolutions run on channels in blocks of 8 or 16; what cannot is fed in plain NCHW, and back."""
+
+OTHER = "Other"
+"""An operator that is not modelled: it counts as nothing, and `unmodelled` names it."""
+
+
+_FREE_IN_INTEGERS = (DOOR, TO_PLAIN, TO_BLOCKED, "Relu", "Clip")
+"""Integers have one layout, the image is quantized as it is, and quantization itself ends where a Relu does."""
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """Everything about a layer but its widths."""
+
+    op: str
+    """ONNX's name, or one of the four above."""
+    size: Pair
+    """Height and width of what it reads."""
+    size_out: Pair
+    kernel: Pair = (1, 1)
+    """Of DepthToSpace the block."""
+    strides: Pair = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilations: Pair = (1, 1)
+    groups: int = 1
+    """0 means as many as channels: depthwise."""
+    activation: str = ""
+    """That the runtime computes with the convolution, and so is no layer of its own."""
+    sum: bool = False
+    """A convolution that adds another tensor to its result."""
+    variant: str = ""
+    """Mode of a Resize; what the other operand of an Add or Mul is; the operator that is not modelled."""
+    inputs: int = 1
+
+    def takes_time(self, precision: Precision) -> bool:
+        """Whether there is anything to measure; what there is not counts as 0."""
+        return self.op != OTHER and not (precision == "int8" and self.op in _FREE_IN_INTEGERS)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its channels in and out are chosen apart."""
+        return self.op in ("Conv", "ConvTranspose") and self.groups > 0
+
+    def __str__(self) -> str:
+        words = [self.variant if self.op == OTHER else self.op]
+        if self.kernel != (1, 1) or self.op in ("Conv", "ConvTranspose"):
+            words.append(_by(self.kernel))
+        if self.groups != 1:
+            words.append("depthwise" if self.groups == 0 else f"in {self.groups} groups")
+        if self.strides != (1, 1):
+            words.append(f"stride {self.strides[0]}")
+        words += [word for word in (self.activation, "sum" if self.sum else "") if word]
+        return f"{' '.join(words)} at {_by(self.size)}"
+
+
+@dataclass(frozen=True)
+class LayerKey:
+    """A layer with its widths: what a table is asked for. A kind that does not mix has one width, given twice."""
+
+    kind: LayerKind
+    channels_in: int
+    channels_out: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.channels_in} -> {self.channels_out} channels"
+
+
+def _by(pair: Pair) -> str:
+    return f"{pair[0]}x{pair[1]}"

@@ -1,0 +1,67 @@
+"""Where tables lie, and how two processes write one file."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from export.errors import UsageError
+from export.files import make_folder, sha256_json, write_atomic
+from export.latency.table import SCHEMA_VERSION, LatencyTable
+from export.machine import Machine
+from export.manifest import Precision
+
+
+def cache_path(precision: Precision, threads: int) -> Path:
+    """Of this machine and these versions, under XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    table = _empty(precision, threads)
+    digest = sha256_json({**_identity(table), "schema_version": SCHEMA_VERSION})
+    return Path(home) / "segpress" / "latency" / f"{precision}-{threads}-threads-{digest[:12]}.json"
+
+
+def opened(path: Path, precision: Precision, threads: int) -> LatencyTable:
+    """The table at `path`, or an empty one, for more measurements on this machine.
+
+    Raises UsageError for a file that is no table, and for one that cannot be gone on with here.
+    """
+    fresh = _empty(precision, threads)
+    if not path.exists():
+        make_folder(path.parent)
+        return fresh
+    table = LatencyTable.load(path)
+    here, there = _identity(fresh), _identity(table)
+    differing = [f"{name} {there[name]}, here {here[name]}" for name in here if here[name] != there[name]]
+    if differing:
+        raise UsageError(f"{path} holds measurements of something else ({'; '.join(differing)}); give another file")
+    return table
+
+
+def keep(path: Path, table: LatencyTable) -> LatencyTable:
+    """Write `table` with what another process has put there meanwhile; gives both together."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            there = LatencyTable.load(path)
+            table = there.merged(table.points(), table.sizes)
+        write_atomic(path, table.model_dump_json(indent=1) + "\n")
+    return table
+
+
+def _empty(precision: Precision, threads: int) -> LatencyTable:
+    machine = Machine.here()
+    return LatencyTable(
+        machine=machine, onnxruntime=machine.libraries["onnxruntime"], precision=precision, threads=threads
+    )
+
+
+def _identity(table: LatencyTable) -> dict[str, str | int]:
+    """What must be the same for two measurements to stand in one table."""
+    machine = table.machine
+    return {
+        "processor": machine.cpu,
+        "instruction set": machine.instruction_set,
+        "cores": machine.cores,
+        "onnxruntime": table.onnxruntime,
+        "precision": table.precision,
+        "threads": table.threads,
+    }
