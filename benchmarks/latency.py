@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.measure import DEFAULT_ROUNDS, TIMED_IMAGES, measure
 from benchmarks.progress import Progress, silent
 from benchmarks.report.build import build
-from benchmarks.report.results import DataUsed, Goals, Report
+from benchmarks.report.results import DataUsed, Goals, GroupWidth, Report
 from benchmarks.report.strip import Strip, choose, strip_of
 from benchmarks.report.write import write
 from compress.data.evaluation import usual_size
@@ -90,6 +90,7 @@ def report_on(
     command: str,
     goals: Goals | None = None,
     lookup_table_miou: float | None = None,
+    widths: Sequence[GroupWidth] = (),
     notes: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Report:
@@ -118,6 +119,7 @@ def report_on(
         data=None if dataset is None else DataUsed.of(dataset.path, dataset.fingerprint, split, len(samples)),
         goals=goals,
         lookup_table_miou=lookup_table_miou,
+        widths=widths,
         notes=notes,
     )
     strip = None if dataset is None or not pictures else _strip(bundles, scores, dataset, samples, threads)

@@ -1,34 +1,129 @@
-"""What may be lost; and whether the measurement can tell."""
+"""What may be lost and what must be gained, and whether a measurement keeps to it: the one stop rule of all steps."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compress.progress import say
-from export.errors import BudgetMissedError
+from export.errors import BudgetMissedError, UsageError
+from export.scoring import Score
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A child beside its parent on the images of one split."""
+
+    miou_parent: float
+    miou: float
+    drop: float
+    """mIoU of the parent less that of the child."""
+    drop_interval: tuple[float, float]
+    """95 %, paired bootstrap over images."""
+    iou_per_class: Mapping[str, float | None]
+    """Of the child; None for a class that occurs neither in truth nor in prediction."""
+    iou_interval_per_class: Mapping[str, tuple[float, float] | None]
+    """95 %, bootstrap over images."""
+    split: str
+    images: int
+
+    @classmethod
+    def of(cls, parent: Score, child: Score, split: str = "val") -> "Accuracy":
+        """Raises ShapeError when the two were not scored on the same images."""
+        return cls(
+            miou_parent=parent.miou,
+            miou=child.miou,
+            drop=parent.miou - child.miou,
+            drop_interval=parent.drop_interval(child),
+            iou_per_class=child.iou_per_class,
+            iou_interval_per_class=child.interval_per_class(),
+            split=split,
+            images=len(child.images),
+        )
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any]) -> "Accuracy":
+        """Out of a step's record, in which `as_result` stands beside other things."""
+        mine = {name: result[name] for name in cls.__dataclass_fields__}
+        intervals = mine["iou_interval_per_class"].items()
+        return cls(
+            **{
+                **mine,
+                "drop_interval": tuple(mine["drop_interval"]),
+                "iou_interval_per_class": {name: None if pair is None else tuple(pair) for name, pair in intervals},
+            }
+        )
+
+    def as_result(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        low, high = self.drop_interval
+        return (
+            f"mIoU {self.miou_parent:.4f} -> {self.miou:.4f} on {self.images} validation images, a drop of "
+            f"{self.drop:.4f} (95 % interval {low:.4f} to {high:.4f})"
+        )
 
 
 @dataclass(frozen=True)
 class Budget:
+    """Of one step, against the checkpoint that it was given. None: nothing is asked."""
+
+    max_drop: float | None = None
     """mIoU that may be lost, absolute: 0.01 is one point."""
+    min_iou: Mapping[str, float] = field(default_factory=dict)
+    """The floor of a class, by its name."""
 
-    max_drop: float
+    def require_classes(self, classes: tuple[str, ...]) -> None:
+        """Raises UsageError for a floor of a class that there is not."""
+        strange = [name for name in self.min_iou if name not in classes]
+        if strange:
+            raise UsageError(f"min_iou names {', '.join(strange)}; the classes are {', '.join(classes)}")
+
+    def missed(self, found: Accuracy) -> list[str]:
+        """What does not hold, a sentence each."""
+        return list(self._missed(found))
+
+    def unresolved(self, found: Accuracy) -> list[str]:
+        """What so few images cannot tell: the interval of the figure holds the limit."""
+        return list(self._unresolved(found))
+
+    def _missed(self, found: Accuracy) -> Iterator[str]:
+        if self.max_drop is not None and found.drop > self.max_drop:
+            yield f"{found.drop:.4f} mIoU is lost, {self.max_drop:g} may be"
+        for name, floor in self.min_iou.items():
+            iou = found.iou_per_class[name]
+            if iou is None:
+                yield f"the IoU of {name} is not known, {floor:g} is its floor: no image of the split shows it"
+            elif iou < floor:
+                yield f"the IoU of {name} is {iou:.4f}, {floor:g} is its floor"
+
+    def _unresolved(self, found: Accuracy) -> Iterator[str]:
+        if found.images == 1 and (self.max_drop is not None or self.min_iou):
+            yield "of one image no interval can be given"
+            return
+        low, high = found.drop_interval
+        if self.max_drop is not None and low <= self.max_drop <= high:
+            yield f"the drop lies anywhere from {low:.4f} to {high:.4f} (95 %), {self.max_drop:g} may be lost"
+        for name, floor in self.min_iou.items():
+            interval = found.iou_interval_per_class[name]
+            if interval is not None and interval[0] <= floor <= interval[1]:
+                yield (
+                    f"the IoU of {name} lies anywhere from {interval[0]:.4f} to {interval[1]:.4f} (95 %), {floor:g} is "
+                    "its floor"
+                )
 
 
-def require_kept(budget: Budget, result: Mapping[str, Any], out: Path) -> None:
-    """Judge a step's result (`miou_parent`, `miou`, `drop`, `drop_interval`, `images`) by the budget.
+def require_kept(budget: Budget, found: Accuracy, out: Path, *, gain_missed: str | None = None) -> None:
+    """Say what was found, and whether that is enough to tell; `gain_missed` is what else does not hold.
 
-    Warns when the split is too small to tell: when the interval of the drop holds the limit.
-    Raises BudgetMissedError when the drop is larger; what is in `out` is kept.
+    Raises BudgetMissedError when `budget` does not hold, or what must be gained is missed; what is in `out` is kept.
     """
-    low, high = result["drop_interval"]
-    figures = (
-        f"mIoU {result['miou_parent']:.4f} -> {result['miou']:.4f} on {result['images']} validation images, "
-        f"a drop of {result['drop']:.4f} (95 % interval {low:.4f} to {high:.4f}); {budget.max_drop:g} may be lost"
-    )
-    if low <= budget.max_drop <= high:
-        say(f"warning: {result['images']} images are too few to tell whether the budget holds: {figures}")
-    if result["drop"] > budget.max_drop:
-        raise BudgetMissedError(f"the accuracy budget is missed: {figures}. The bundle is kept in {out}")
-    say(figures)
+    say(str(found))
+    few = f"{found.images} image{'s are' if found.images != 1 else ' is'} too few"
+    for sentence in budget.unresolved(found):
+        say(f"warning: {few} to tell whether the budget holds: {sentence}")
+    missed = [*([] if gain_missed is None else [gain_missed]), *budget.missed(found)]
+    if missed:
+        raise BudgetMissedError(f"the budget is missed: {'; '.join(missed)}. {found}. The best found is kept in {out}")

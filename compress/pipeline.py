@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.latency import report_on
-from benchmarks.report.results import Goals, Report
+from benchmarks.report.results import Goals, GroupWidth, Report
 from compress.anymodel import evaluate
+from compress.budget import Budget
 from compress.data.check import require_sound
-from compress.data.folder import Dataset
+from compress.data.folder import Dataset, open_dataset
 from compress.data.lookup import lookup_table_miou
 from compress.data.sample import write_sample
 from compress.export_fp32 import export
@@ -18,12 +19,13 @@ from compress.progress import say, task
 from compress.prune import prune
 from compress.quantize import quantize
 from compress.recipe import Recipe
-from compress.steps import StepPlan, finished, running
+from compress.steps import StepPlan, finished, read_record, running
 from compress.train import train
 from export import bundle
 from export.bundle import Bundle
 from export.errors import BudgetMissedError, ParityError, UsageError
 from export.files import make_folder, write_atomic
+from export.latency.table import LatencyTable
 
 REPORT = "report.json"
 PAGE = "report.html"
@@ -54,8 +56,12 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     `command` is what the report says makes it again. Raises what the steps raise, but for a missed budget: the
     best that was found goes on into the report, and `Finished.require_ok` raises afterwards.
     """
-    if not recipe.prune.goals:
-        raise UsageError("the recipe does not say how much to prune; set prune.speedup, prune.ratio or prune.levels")
+    if not recipe.prune.says_how_much:
+        raise UsageError(
+            "the recipe does not say how much to prune; set prune.speedup, or another goal or budget of it"
+        )
+    if recipe.data.path is not None:
+        _look_ahead(recipe, recipe.data.path)
     make_folder(out)
     write_atomic(out / RECIPE, recipe.to_toml())
     data = recipe.data.path
@@ -89,8 +95,23 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
         "pruned-int8": bundle.load(out / "int8"),
     }
     dataset = require_sound(data, dense.card.channels)
-    report = _report(out / "report", bundles, dataset, recipe, command, without)
+    cut = (read_record(out / "pruned") or {})["result"].get("groups", {})
+    widths = [GroupWidth(layer=layer, **figures) for layer, figures in cut.items()]
+    report = _report(out / "report", bundles, dataset, recipe, command, widths, without)
     return Finished(report, out / "report" / PAGE, out / "int8", tuple(missed))
+
+
+def _look_ahead(recipe: Recipe, data: Path) -> None:
+    """What the later steps would refuse after hours of training.
+
+    Raises DatasetError, UsageError.
+    """
+    auto = recipe.data.channels == "auto"
+    classes = open_dataset(data, channels=1 if auto else recipe.data.channels).classes
+    for settings in (recipe.prune, recipe.quantize):
+        Budget(min_iou=settings.min_iou).require_classes(classes)
+    if recipe.prune.latency_table is not None:
+        LatencyTable.load(recipe.prune.latency_table)
 
 
 @contextmanager
@@ -104,7 +125,13 @@ def _kept(missed: list[str]) -> Iterator[None]:
 
 
 def _report(
-    out: Path, bundles: Mapping[str, Bundle], dataset: Dataset, recipe: Recipe, command: str, notes: Sequence[str]
+    out: Path,
+    bundles: Mapping[str, Bundle],
+    dataset: Dataset,
+    recipe: Recipe,
+    command: str,
+    widths: Sequence[GroupWidth],
+    notes: Sequence[str],
 ) -> Report:
     settings: dict[str, Any] = {
         "bench": recipe.bench.model_dump(mode="json"),
@@ -132,6 +159,7 @@ def _report(
                     above_lookup_table=recipe.budget.above_lookup_table,
                 ),
                 lookup_table_miou=lookup_table_miou(dataset),
+                widths=widths,
                 notes=notes,
                 progress=task,
             )

@@ -5,16 +5,18 @@ on the line. A value that means nothing is refused with its place, its reason, a
 """
 
 import difflib
+import json
 import tomllib
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from export.errors import RecipeError
-from export.manifest import Channels, ModelName
+from export.manifest import Channels, ModelName, Precision
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -26,6 +28,9 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Upsampling = Literal["nearest", "bilinear", "transposed"]
 Block = Literal["plain", "residual"]
 """Two 3x3 convolutions, or the same with the block's input added before the last activation."""
+
+Criterion = Literal["l2", "l1", "bn-scale", "taylor", "activation", "fpgm", "random"]
+Scope = Literal["global", "local"]
 
 ENCODERS = ("resnet18", "resnet34", "efficientnet-lite0", "efficientnet-lite1")
 """Without torch nobody can ask `compress.models.encoders` for them; a test compares."""
@@ -237,7 +242,28 @@ class FitSettings(Settings):
     """Epochs between checkpoints that are kept beside the best and the last, each validated; None keeps only those."""
     encoder_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Learning rate of a pretrained encoder over that of the rest."""
+    teacher_weight: Share = 0.5
+    """Where there is a teacher: share of the loss that follows its logits; the rest follows the masks."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Of both softmaxes. Source: Hinton et al. 2015 (arXiv:1503.02531)."""
+    attention_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of a second thing to follow, beside the teacher's logits: where its convolutions answer strongly, whatever their
+    widths. Source: Zagoruyko and Komodakis 2017 (arXiv:1612.03928)."""
     seed: Seed = 0
+
+
+class SparsitySettings(Settings):
+    """A penalty on channels beside the loss, so that those that are hardly needed come to nothing before they are cut.
+
+    The loss that is shown is without it.
+    """
+
+    kind: Literal["none", "bn-scale", "group-lasso"] = "none"
+    """bn-scale: the sum of all absolute BatchNorm scales. Source: Liu et al. 2017 (arXiv:1708.06519). group-lasso: the
+    sum of the L2 norms of all the weights that go with each channel. Source: Yuan and Lin 2006, over the coupled layers
+    of Fang et al. 2023 (arXiv:2301.12900)."""
+    weight: Annotated[float, Field(gt=0)] = 1e-4
+    """What the penalty is multiplied by."""
 
 
 class TrainSettings(FitSettings):
@@ -248,6 +274,7 @@ class TrainSettings(FitSettings):
     device: str = "auto"
     """auto: CUDA where there is one."""
     augment: AugmentSettings = AugmentSettings()
+    sparsity: SparsitySettings = SparsitySettings()
 
 
 class DistillSettings(FitSettings):
@@ -255,37 +282,83 @@ class DistillSettings(FitSettings):
 
     epochs: Positive = 15
     learning_rate: LearningRate = 5e-4
-    teacher_weight: Share = 0.5
-    """Share of the loss that follows the parent's logits; the rest follows the masks."""
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Of both softmaxes. Source: Hinton et al. 2015 (arXiv:1503.02531)."""
 
 
 class PruneSettings(Settings):
-    """How much to cut, and how to recover. `speedup`, `ratio` and `levels` exclude each other."""
+    """How much to cut, and how to recover. `speedup`, `latency_ms`, `ratio`, `levels` and `sparsity` exclude each
+    other; without any of them the network is made as fast as `max_drop` and `min_iou` allow."""
 
     speedup: Annotated[float, Field(gt=1)] | None = None
-    """Measured latency of the parent over that of the child, both FP32 through ONNX Runtime."""
+    """Measured latency of the parent over that of the child, both through ONNX Runtime in `precision`."""
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """The same goal, in milliseconds an image."""
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the channels that go, the least important first over the whole network."""
+    """Share of the channels that go, the least important first."""
     levels: Positive | None = None
     """Depth that is kept of a UNet++ with deep supervision; no channels go, and nothing has to recover."""
+    sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the single weights that become zero, the smallest over the whole network; shapes stay, and so does the
+    latency. Zeros save bytes where the file is compressed."""
+    max_drop: Share | None = None
+    """mIoU that may be lost on the validation split, absolute; 0.01 is one point. None: the loss is only told."""
+    min_iou: dict[str, Share] = {}
+    """Floors of the IoU on the validation split, by class."""
+    rounds: Positive = 1
+    """Cuts on the way to the goal, with a recovery after each. Without a goal there are as many as the budget pays."""
+    tries: Positive = 2
+    """Ways that are taken while `max_drop` or `min_iou` is missed at the goal, each in twice as many rounds."""
+    precision: Precision = "fp32"
+    """In which latency is measured: int8 where quantization follows, and what it will gain is to be counted in."""
+    search: Literal["table", "ratio"] = "table"
+    """table: a width for every group, the least importance lost for the milliseconds that a table of measured layers
+    says; ratio: one share for all (`scope` local) or one threshold of importance (global), found by bisection."""
+    latency_table: Path | None = None
+    """Measured by `compress bench table` on the machine that will serve; None: measured here, and kept."""
     channel_multiple: Positive = 16
     """Widths are kept in multiples of this, and not below it; the INT8 and FP32 kernels step here."""
+    importance: Criterion = "l2"
+    """What a channel is worth. By the weights that go with it: l2 and l1, how large they are in all coupled layers;
+    bn-scale, its BatchNorm scales; fpgm, how unlike the other channels it is. By training images: taylor, how much the
+    loss of `finetune` would change to first order; activation, how much it fires. By chance (`finetune.seed`), the
+    control: random."""
+    scope: Scope = "global"
+    """global: the least important channels of the whole network go; local: the same share of each group of layers, for
+    `ratio` and for `search` = ratio."""
     latency_size: SizeHW | None = None
     """Height and width at which latency is measured; None: that of the validation images."""
+    analysis_images: Positive | None = None
+    """Validation images that `compress prune --analyze` scores on, drawn by the hash of their names; None: all."""
     finetune: DistillSettings = DistillSettings()
+
+    GOALS: ClassVar[tuple[str, ...]] = ("speedup", "latency_ms", "ratio", "levels", "sparsity")
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
         if len(self.goals) > 1:
-            raise ValueError("speedup, ratio and levels exclude each other; give one")
+            raise ValueError(f"{', '.join(self.goals)} exclude each other; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _table_where_there_is_a_search(self) -> Self:
+        searched = self.says_how_much and not self.goals.keys() - {"speedup", "latency_ms"}
+        if self.latency_table is not None and self.says_how_much and not (searched and self.search == "table"):
+            raise ValueError("latency_table is for a goal of speed, and for search = 'table'; leave it out")
+        if self.scope == "local" and searched and self.search == "table":
+            raise ValueError(
+                "scope = 'local' cuts the same share of each group, and search = 'table' chooses a width for each: set "
+                "search = 'ratio', or leave scope out"
+            )
         return self
 
     @property
+    def says_how_much(self) -> bool:
+        """A goal, or a budget that may be spent."""
+        return bool(self.goals or self.min_iou) or self.max_drop is not None
+
+    @property
     def goals(self) -> dict[str, float]:
-        """What was asked for, by name: none or one of `speedup`, `ratio` and `levels`."""
-        asked = {"speedup": self.speedup, "ratio": self.ratio, "levels": self.levels}
+        """What was asked for, by name: none or one of `GOALS`."""
+        asked = {name: getattr(self, name) for name in self.GOALS}
         return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -299,6 +372,8 @@ class QuantizeSettings(Settings):
     """Drawn from the training split by the hash of their names."""
     max_drop: Share = 0.01
     """mIoU that may be lost on the validation split, absolute; 0.01 is one point."""
+    min_iou: dict[str, Share] = {}
+    """Floors of the IoU on the validation split, by class."""
     target: Literal["auto", "vnni", "avx2", "arm"] = "auto"
     """The machine that will serve (`--for`); without VNNI weights take 7 bits, because U8S8 saturates."""
     force: bool = False
@@ -369,6 +444,36 @@ class Recipe(Settings):
         """Plain values, unset ones left out: what TOML and JSON can hold."""
         tree: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         return tree
+
+
+def on_one_line(value: Any) -> str:
+    """As a recipe has it on the right of an equals sign, and `--set`; `none` for a setting that is not set."""
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {on_one_line(item)}" for name, item in value.items()) + "}"
+    return json.dumps(value)
+
+
+def unusual(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings of a recipe's tree, or of some sections of it, that are not the defaults, as `--set` takes them.
+
+    A tree of another version is taken as it is: settings that are not known any more are unusual, too.
+    """
+    factory = tree.get("model", {}).get("factory", "unet")
+    usual = dict(_leaves(Recipe.model_validate({"model": {"factory": factory}}).model_dump(mode="json")))
+    found = {name: value for name, value in _leaves(tree) if name not in usual or usual[name] != value}
+    if factory != "unet":
+        found = {"model.factory": factory, **found}
+    return tuple(f"{name}={on_one_line(value)}" for name, value in found.items())
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield above + name, value
 
 
 def builtin_recipes() -> dict[str, Path]:

@@ -49,6 +49,12 @@ class StepFolder:
     """Where to write; becomes the target when the step is done."""
     started: float
 
+    def scratch(self, name: str) -> "StepFolder":
+        """A part of the step with a folder of its own, which a killed run finds again and a result does not hold."""
+        path = self.path / _SCRATCH / name
+        make_folder(path)
+        return StepFolder(path, self.started)
+
     def has(self, name: str) -> bool:
         return (self.path / name).exists()
 
@@ -126,6 +132,7 @@ def require_apart(out: Path, source: Path) -> None:
 
 
 _KEY = ".key"
+_SCRATCH = ".scratch"
 
 
 def _require_free(out: Path, plan: StepPlan) -> None:
@@ -176,6 +183,7 @@ def _prepare(partial: Path, plan: StepPlan) -> bool:
 def _replace(partial: Path, out: Path) -> None:
     """Rename into place; a folder cannot be swapped in one call, so the old one steps aside first."""
     out, old = out.resolve(), _old(out)
+    shutil.rmtree(partial / _SCRATCH, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)

@@ -77,6 +77,14 @@ class Score:
         low, high = np.nanpercentile(self._resampled(resamples, seed), [2.5, 97.5])
         return float(low), float(high)
 
+    def interval_per_class(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float] | None]:
+        """95 % percentile bootstrap of each IoU over images; None for a class that never occurs."""
+        iou_K = iou_of(self._draws(resamples, seed))
+        known = [column[~np.isnan(column)] for column in iou_K.T]
+        bounds = [None if column.size == 0 else np.percentile(column, [2.5, 97.5]) for column in known]
+        pairs = [None if pair is None else (float(pair[0]), float(pair[1])) for pair in bounds]
+        return dict(zip(self.classes, pairs, strict=True))
+
     def drop_interval(self, child: "Score", *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """95 % paired bootstrap of mIoU(self) - mIoU(child): both drawn with the same images.
 
@@ -89,9 +97,13 @@ class Score:
         return float(low), float(high)
 
     def _resampled(self, resamples: int, seed: int) -> NDArray[np.float64]:
+        return mean_iou(self._draws(resamples, seed))
+
+    def _draws(self, resamples: int, seed: int) -> NDArray[np.int64]:
+        """Confusion matrices [resamples, K, K] of as many images as there are, drawn with replacement."""
         count, classes = len(self.images), len(self.classes)
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-        return mean_iou((draws @ self.counts.reshape(count, -1)).reshape(resamples, classes, classes))
+        return (draws @ self.counts.reshape(count, -1)).reshape(resamples, classes, classes)
 
 
 def score(

@@ -17,7 +17,7 @@ from compress.models import build
 from compress.recipe import FitSettings
 from compress.train.feed import Fed
 from compress.train.memory import free
-from compress.train.objective import Objective, Part
+from compress.train.objective import Objective, Part, Passed
 from compress.train.precision import Precision, autocast, pick_device
 from compress.train.runtime import Runtime
 from compress.train.step import Stepper
@@ -135,10 +135,10 @@ class _Watched(Objective):
 
     seen: Logits | None = None
 
-    def logits(self, network: nn.Module, part: Part) -> tuple[list[Tensor], Tensor | None]:
-        heads, taught = super().logits(network, part)
-        self.seen = Logits.of(heads[-1])
-        return heads, taught
+    def logits(self, network: nn.Module, part: Part) -> Passed:
+        passed = super().logits(network, part)
+        self.seen = Logits.of(passed.heads[-1])
+        return passed
 
 
 class PeakMemory:

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 from benchmarks.measure import WARMUP, LatencyResult
 from benchmarks.report import plots
-from benchmarks.report.results import DataUsed, Goals, Latency, ModelResult, Report, Settings
+from benchmarks.report.results import DataUsed, Goals, GroupWidth, Latency, ModelResult, Report, Settings
 from benchmarks.report.verdicts import verdicts
 from benchmarks.report.words import interval, number, size
+from compress.recipe import unusual
 from export.bundle import Bundle
 from export.images import Geometry
 from export.machine import Machine
@@ -30,6 +31,7 @@ def build(
     data: DataUsed | None,
     goals: Goals | None = None,
     lookup_table_miou: float | None = None,
+    widths: Sequence[GroupWidth] = (),
     notes: Sequence[str] = (),
 ) -> Report:
     """Set `bundles` beside each other: the first is the reference, the last the most compressed.
@@ -68,6 +70,7 @@ def build(
         miou_drop=drop,
         miou_drop_interval=drop_interval,
         lookup_table_miou=lookup_table_miou,
+        widths=tuple(widths),
         goals=goals or Goals(),
         verdicts=verdicts(models, goals=goals, lookup_table_miou=lookup_table_miou),
         notes=(
@@ -95,6 +98,7 @@ def _result(
         name=name,
         bundle=bundle.path.resolve().name,
         precision=manifest.precision,
+        recipe=unusual(manifest.recipe),
         params=manifest.params,
         macs=manifest.macs,
         size_bytes=bundle.size_bytes,

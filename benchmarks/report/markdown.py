@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.report.plots import Plot
 from benchmarks.report.results import Report
 from benchmarks.report.strip import DIFFERENCES, Strip
-from benchmarks.report.table import Table, details, per_class, summary
+from benchmarks.report.table import Table, details, narrowed, per_class, summary
 from benchmarks.report.words import circumstances, failed_first, headline, judgement
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
@@ -44,6 +44,10 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
     if classes is not None:
         yield from (f"## {escaped(classes.caption)}", "")
         yield from table_lines(classes, caption=False)
+    cut = narrowed(report)
+    if cut is not None:
+        yield from ("## What pruning cut, by group", "")
+        yield from table_lines(cut)
     yield from ("## More figures", "")
     yield from table_lines(details(report))
     if report.notes:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from benchmarks.report.plots import Plot, colour_of
 from benchmarks.report.results import Report, Verdict
 from benchmarks.report.strip import DIFFERENCES, Row, Strip
-from benchmarks.report.table import Table, details, per_class, summary
+from benchmarks.report.table import Table, details, narrowed, per_class, summary
 from benchmarks.report.words import (
     DASH,
     circumstances,
@@ -49,7 +49,10 @@ def _body(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterabl
         yield _section("What it looks like", _strip(strip))
     classes = per_class(report)
     if classes is not None:
-        yield _section(classes.caption, _table(classes, report, of_models=False))
+        yield _section(classes.caption, _table(classes, report, of_models=False, captioned=False))
+    cut = narrowed(report)
+    if cut is not None:
+        yield _section("What pruning cut, by group", _table(cut, report, of_models=False))
     yield _section("More figures", _table(details(report), report, stacks=True))
     if report.notes:
         yield _section("Notes", _list(report.notes))
@@ -130,8 +133,11 @@ def _verdict(verdict: Verdict) -> str:
     )
 
 
-def _table(table: Table, report: Report, *, stacks: bool = False, of_models: bool = True) -> str:
-    """`stacks`: on a narrow page each row becomes a card. `of_models`: a row is a model, in the report's order."""
+def _table(
+    table: Table, report: Report, *, stacks: bool = False, of_models: bool = True, captioned: bool = True
+) -> str:
+    """`stacks`: on a narrow page each row becomes a card. `of_models`: a row is a model, in the report's order.
+    `captioned`: the caption is to be seen; else the section's title says it."""
     # Roles are spelt out because a table that CSS lays out as blocks loses its own.
     head = "".join(f'<th scope="col" role="columnheader">{escape(header)}</th>' for header in table.headers)
     rows = []
@@ -146,7 +152,7 @@ def _table(table: Table, report: Report, *, stacks: bool = False, of_models: boo
             f'<tr role="row"{compressed}><th scope="row" role="rowheader">{swatch}{escape(name)}</th>{figures}</tr>'
         )
     kind = "wide stacks" if stacks else "wide"
-    hidden = "" if of_models else ' class="unseen"'
+    hidden = "" if captioned else ' class="unseen"'
     return (
         f'<div class="{kind}" role="region" aria-label="{escape(table.caption)}" tabindex="0"><table role="table">'
         f"<caption{hidden}>{escape(table.caption)}</caption>"

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,8 @@ def colour_of(index: int) -> str:
 
 
 def draw(report: Report) -> tuple[Plot, ...]:
-    """Accuracy against latency where two or more models have an mIoU, and how the latencies are distributed.
+    """Accuracy against latency where two or more models have an mIoU, how the latencies are distributed, and what
+    pruning cut.
 
     Raises MissingExtraError without matplotlib.
     """
@@ -80,12 +81,45 @@ def draw(report: Report) -> tuple[Plot, ...]:
         _describe_distribution(report),
         lambda axes: _distribution(axes, report),
     )
+    rest = (distribution, *_of_widths(report))
     if sum(model.miou is not None for model in report.models) < 2:
-        return (distribution,)
+        return rest
     tradeoff = plot(
         "accuracy", "Accuracy against latency", _describe_tradeoff(report), lambda axes: _tradeoff(axes, report)
     )
-    return tradeoff, distribution
+    return tradeoff, *rest
+
+
+def _of_widths(report: Report) -> Iterator[Plot]:
+    """The network before and after, a bar a group of layers; none where nothing was pruned."""
+    groups = report.widths
+    if not groups:
+        return
+    alt = "Channels of each group of layers. " + "; ".join(f"{g.layer}: {g.kept} of {g.width}" for g in groups)
+
+    def paint(axes: "Axes") -> None:
+        places = range(len(groups))
+        axes.barh(places, [group.width for group in groups], height=0.72, color=LINE, label="before")
+        axes.barh(places, [group.kept for group in groups], height=0.72, color=colour_of(0), label="after")
+        widest = max(group.width for group in groups)
+        for place, group in enumerate(groups):
+            axes.annotate(
+                f"{group.kept}/{group.width}",
+                (group.width, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        axes.set_yticks(places, [group.layer for group in groups])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set_ylim(len(groups) - 0.4, -0.6)
+        axes.set_xlim(0, 1.14 * widest)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("channels")
+        axes.legend(loc="lower right", fontsize=9.5)
+
+    yield plot("widths", "What pruning cut", alt, paint, inches=(_INCHES[0], 1.0 + 0.24 * len(groups)))
 
 
 def plot(

@@ -41,6 +41,8 @@ class ModelResult(Part):
     bundle: str
     """Name of the bundle's folder."""
     precision: Precision
+    recipe: tuple[str, ...] = ()
+    """How it was made: the settings that were not the defaults, as `--set` takes them."""
     params: int
     macs: int
     """Multiply-accumulates of one image, as the manifest counts them."""
@@ -116,6 +118,21 @@ class Verdict(Part):
     """The figures behind it."""
 
 
+class GroupWidth(Part):
+    """Coupled layers that were made narrower together."""
+
+    layer: str
+    """The first of them."""
+    width: int
+    """Channels before."""
+    kept: int
+    importance_lost: float | None = None
+    """Share of the importance of its channels that went with those that were cut; None after several rounds, of which
+    each has an importance of its own."""
+    milliseconds_spared: float | None = None
+    """By the latency table: what it would cost to keep the group whole; None where no table was asked, too."""
+
+
 class Report(Part):
     """A comparison of models, everything that is needed to judge it and to make it again.
 
@@ -141,6 +158,8 @@ class Report(Part):
     """95 % paired bootstrap over images; None where the models were not scored here."""
     lookup_table_miou: float | None = None
     """Of the best grey-value look-up table: what colour alone is worth on this data."""
+    widths: tuple[GroupWidth, ...] = ()
+    """What pruning cut, in the order of the network's layers."""
     goals: Goals = Goals()
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()

@@ -6,8 +6,20 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from benchmarks.report.results import ModelResult, Report
-from benchmarks.report.words import interval, millions, miou, miou_header, number, optional, size, threads, times
+from benchmarks.report.results import GroupWidth, ModelResult, Report
+from benchmarks.report.words import (
+    DASH,
+    interval,
+    millions,
+    miou,
+    miou_header,
+    number,
+    optional,
+    percent,
+    size,
+    threads,
+    times,
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,28 @@ def per_class(report: Report) -> Table | None:
     classes = dict.fromkeys(name for model in scored for name in model.iou_per_class)
     rows = tuple((name, *(miou(model.iou_per_class.get(name)) for model in scored)) for name in classes)
     return Table("IoU of each class", ("class", *(model.name for model in scored)), rows)
+
+
+def narrowed(report: Report) -> Table | None:
+    """What pruning cut of each group of layers; None where nothing was pruned."""
+    if not report.widths:
+        return None
+    timed = any(group.milliseconds_spared is not None for group in report.widths)
+    headers = ("group", "channels", "kept", "importance lost", *(("ms spared",) if timed else ()))
+
+    def row(group: GroupWidth) -> tuple[str, ...]:
+        times = (optional(group.milliseconds_spared),) if timed else ()
+        return (
+            group.layer,
+            str(group.width),
+            str(group.kept),
+            DASH if group.importance_lost is None else percent(group.importance_lost),
+            *times,
+        )
+
+    spared = "; ms spared: by the latency table, what it would cost to keep the group whole" if timed else ""
+    caption = f"Coupled layers, named by the first of them; importance lost: of the group's channels{spared}"
+    return Table(caption, headers, tuple(map(row, report.widths)))
 
 
 def terminal_table(report: Report) -> RichTable:

@@ -136,6 +136,7 @@ def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
     facts += [
         *machine_facts(report.machine),
         ("Bundles", ", ".join(f"{model.name} from {model.bundle}" for model in report.models)),
+        *((f"Made of {model.name}", ", ".join(model.recipe)) for model in report.models if model.recipe),
     ]
     return tuple(facts)
 

@@ -32,7 +32,7 @@ def write(report: Report, out: Path, strip: Strip | None = None) -> tuple[Path, 
         files[STRIP] = encode_image(strip.montage())
     if plots:
         files[PAGE] = page(report, plots, strip)
-    for name in {PAGE, STRIP, "accuracy.png", "latency.png"} - files.keys():
+    for name in {PAGE, STRIP, "accuracy.png", "latency.png", "widths.png"} - files.keys():
         (out / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomic(out / name, content)

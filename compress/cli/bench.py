@@ -1,7 +1,5 @@
 """`compress bench latency` and `compress bench amp`"""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +15,7 @@ from compress.cli.common import (
     emit,
     parse_size,
     recipe_of,
+    typed,
 )
 from export.errors import UsageError, require
 
@@ -63,7 +62,7 @@ def latency_command(
         rounds=rounds,
         pictures=pictures,
         out=out,
-        command=_typed(),
+        command=typed(),
         progress=task,
     )
     if not as_json:
@@ -143,7 +142,7 @@ def amp_command(
         device=device,
         data=data,
         seeds=seeds,
-        command=_typed(),
+        command=typed(),
         progress=task,
     )
     if not as_json:
@@ -160,8 +159,3 @@ def amp_command(
 def _require_no_run(out: Path) -> None:
     if (out / "step.json").exists():
         raise UsageError(f"{out} belongs to a run; its report would be lost: give another --out")
-
-
-def _typed() -> str:
-    """What makes the report again."""
-    return shlex.join(["compress", *sys.argv[1:]])

@@ -1,6 +1,7 @@
 """Options that several commands share, and how a result is printed."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.recipe import Recipe
+from compress.recipe import Recipe, on_one_line
 from export.errors import BudgetMissedError
 
 DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder.")]
@@ -26,10 +27,37 @@ ThreadsOption = Annotated[
 ]
 
 
+MaxDropOption = Annotated[
+    float | None, typer.Option("--max-drop", help="mIoU that may be lost on the validation split; 0.01 is a point.")
+]
+MinIouOption = Annotated[
+    list[str] | None,
+    typer.Option("--min-iou", metavar="CLASS=IOU", help="Floor of a class on the validation split; may be repeated."),
+]
+
+
 def recipe_of(source: str | None, settings: list[str] | None, **options: Any) -> Recipe:
     """The recipe with `--set` and then the command's own options (`prune__speedup=4`) applied; None means not given."""
-    own = [f"{name.replace('__', '.')}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    own = [f"{name.replace('__', '.')}={on_one_line(value)}" for name, value in options.items() if value is not None]
     return Recipe.load(source, [*(settings or []), *own])
+
+
+def floors(given: list[str] | None) -> dict[str, float] | None:
+    """What `--min-iou` says, by class; None where it is not given."""
+    return dict(map(_floor, given)) if given else None
+
+
+def _floor(text: str) -> tuple[str, float]:
+    name, _, iou = text.rpartition("=")
+    try:
+        return name.strip(), float(iou)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not CLASS=IOU, such as road=0.9", param_hint="--min-iou") from None
+
+
+def typed() -> str:
+    """The command line as it was typed: what makes a report again."""
+    return shlex.join(["compress", *sys.argv[1:]])
 
 
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:

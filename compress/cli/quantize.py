@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import DataOption, JsonOption, Missed, OutOption, RecipeOption, SetOption, emit, recipe_of
+from compress.cli.common import (
+    DataOption,
+    JsonOption,
+    MaxDropOption,
+    MinIouOption,
+    Missed,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    emit,
+    floors,
+    recipe_of,
+)
 from export.bundle import MODEL
 from export.errors import require
 
@@ -15,9 +27,8 @@ def command(
     data: DataOption,
     out: OutOption,
     mode: Annotated[str | None, typer.Option("--mode", help="ptq: post-training quantization.")] = None,
-    max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="mIoU that may be lost on the validation split; 0.01 is a point.")
-    ] = None,
+    max_drop: MaxDropOption = None,
+    min_iou: MinIouOption = None,
     target: Annotated[
         str | None, typer.Option("--for", help="Machine that will serve: auto (this one), vnni, avx2, arm.")
     ] = None,
@@ -36,6 +47,7 @@ def command(
         settings,
         quantize__mode=mode,
         quantize__max_drop=max_drop,
+        quantize__min_iou=floors(min_iou),
         quantize__target=target,
         quantize__force=force or None,
     )

@@ -1,13 +1,11 @@
 """`compress run`"""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, SetOption, emit, recipe_of
+from compress.cli.common import JsonOption, SetOption, emit, recipe_of, typed
 from export.errors import UsageError, require
 
 
@@ -35,7 +33,7 @@ def command(
     chosen = recipe_of(recipe or ("default" if on_own_data else "demo"), settings)
     if out is None and (recipe or on_own_data):
         raise UsageError("say where the run goes: --out runs/NAME")
-    finished = run(chosen, out or Path("runs/demo"), command=shlex.join(["compress", *sys.argv[1:]]))
+    finished = run(chosen, out or Path("runs/demo"), command=typed())
     if not as_json:
         show_table(terminal_table(finished.report))
     lines = [

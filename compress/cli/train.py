@@ -27,6 +27,9 @@ def command(
         Path | None,
         typer.Option("--init", help="Checkpoint folder, or state dict (.safetensors, .pt), to start from."),
     ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint whose logits are followed, too.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Same as --set train.epochs=N.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same as --set train.seed=N.")] = None,
     as_json: JsonOption = False,
@@ -40,7 +43,7 @@ def command(
     from compress.train import train
 
     chosen = recipe_of(recipe, settings, model__factory=model, train__epochs=epochs, train__seed=seed)
-    train(data, out, chosen, init=init)
+    train(data, out, chosen, init=init, teacher=teacher)
     result = (read_record(out) or {})["result"]
     emit(
         result,

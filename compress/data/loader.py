@@ -3,6 +3,7 @@
 N batch, C channels, H height, W width. Arrays are uint8; void in a mask is 255.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from compress.data.cache import DecodedImages, Pair
 from compress.data.crop import AS_IT_IS, Window, Zoom, resample
 from compress.data.evaluation import EvaluationImages, nothing_counts
-from compress.data.folder import Dataset
+from compress.data.folder import Dataset, Sample
 from export.images import PAD_VALUE, U8, Geometry, padded_size
 from export.scoring import VOID
 
@@ -96,6 +97,11 @@ class TrainingImages:
             seeds = int(rng.integers(2**62)), int(rng.integers(2**62))
             yield Batch(tuple(self._names[index] for index in group), images.permute(0, 3, 1, 2), masks, *seeds)
 
+    def drawn(self, count: int, batch_size: int, *, seed: int = 0) -> Iterator[Batch]:
+        """`count` batches, epoch after epoch; not zoomed."""
+        epochs = (batch for number in itertools.count() for batch in self.epoch(number, batch_size, seed=seed))
+        return itertools.islice(epochs, count)
+
     def _shown(self, pairs: Sequence[Pair], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         """Images NHWC and masks NHW of one size that the model takes, on the device."""
         places = [(window.rows.pixels, window.columns.pixels) for window in windows]
@@ -134,15 +140,25 @@ class _Prepared:
 class ValidationImages:
     """The validation split in memory, batched by padded size, so that an epoch's validation is short."""
 
-    def __init__(self, dataset: Dataset, *, size: tuple[int, int] | None, multiple: int) -> None:
-        """Raises DatasetError when every mask is void everywhere."""
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        size: tuple[int, int] | None,
+        multiple: int,
+        samples: Sequence[Sample] | None = None,
+    ) -> None:
+        """`samples` of the split; None: all. Raises DatasetError when every mask is void everywhere."""
         self.classes = dataset.classes
         self._prepared = []
-        for name, image, truth in EvaluationImages(dataset, "val"):
+        for name, image, truth in EvaluationImages(dataset, "val", samples):
             geometry = Geometry.plan(*image.shape[:2], size=size, multiple=multiple)
             self._prepared.append(_Prepared(name, geometry.fit(image), geometry, truth))
         if all((item.truth == VOID).all() for item in self._prepared):
             raise nothing_counts(dataset, "val")
+
+    def __len__(self) -> int:
+        return len(self._prepared)
 
     def predictions(
         self, masks_of: Callable[[Tensor], NDArray[np.uint8]], *, batch_size: int = 8

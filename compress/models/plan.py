@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from compress import models
+from compress.models.places import ChannelGroup, Place, is_weighed
 from export.blame import told
 from export.errors import UsageError
 
@@ -30,6 +31,12 @@ class GroupCut(BaseModel):
     @property
     def kept(self) -> int:
         return self.width - len(self.remove)
+
+    def then(self, following: "GroupCut") -> "GroupCut":
+        """What is left after this one is cut by `following`, whose indices are among what is left."""
+        left = [channel for channel in range(self.width) if channel not in set(self.remove)]
+        gone = sorted({*self.remove, *(left[index] for index in following.remove)})
+        return self.model_copy(update={"remove": tuple(gone)})
 
 
 class PruningPlan(BaseModel):
@@ -67,6 +74,26 @@ class PruningPlan(BaseModel):
         """The cuts of the groups that `network` has, which is a part of the network that this was planned for."""
         groups = Dependencies(network, channels).widths()
         return PruningPlan(cuts=tuple(cut for cut in self.cuts if cut.layer in groups))
+
+    def then(self, following: "PruningPlan") -> "PruningPlan":
+        """This plan and `following`, which is for the network that this one leaves, as one.
+
+        Raises UsageError, naming the groups, when `following` is for another network.
+        """
+        after = {cut.layer: cut for cut in following.cuts}
+        strange = [cut.layer for cut in self.cuts if cut.layer not in after or after[cut.layer].width != cut.kept]
+        if strange or len(after) != len(self.cuts):
+            raise UsageError(f"the second plan is not for what the first leaves: {', '.join(strange or after)}")
+        return PruningPlan(cuts=tuple(cut.then(after[cut.layer]) for cut in self.cuts))
+
+    @property
+    def removed(self) -> float:
+        """Share of the channels of all groups that go."""
+        return sum(len(cut.remove) for cut in self.cuts) / sum(cut.width for cut in self.cuts)
+
+    def kept(self) -> dict[str, int]:
+        """Channels that stay of each group."""
+        return {cut.layer: cut.kept for cut in self.cuts}
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """(before, after) of each group, by the layer at its root."""
@@ -128,11 +155,24 @@ class Dependencies:
     def widths(self) -> dict[str, int]:
         return {name: len(group[0].idxs) for name, group in self.groups().items()}
 
+    def channel_groups(self) -> dict[str, ChannelGroup]:
+        """Where the channels of each of the `groups` lie in the weights of the network, or of a copy of it."""
+        return {
+            name: ChannelGroup(len(group[0].idxs), tuple(self._places(group))) for name, group in self.groups().items()
+        }
+
     def group(self, layer: str, remove: list[int]) -> Any:
         """The group of `layer` with these output channels chosen, ready to be pruned."""
         module = self._modules[layer]
         prune = self._graph.get_pruner_of_module(module).prune_out_channels
         return self._graph.get_pruning_group(module, prune, idxs=remove)
+
+    def _places(self, group: Any) -> Iterator[Place]:
+        for item in group.items:
+            module = item.dep.target.module
+            if is_weighed(module):
+                gives = self._graph.is_out_channel_pruning_fn(item.dep.handler)
+                yield Place.of(self._names[module], module, gives=gives, at=item.idxs, channels=item.root_idxs)
 
     def _can_be_cut(self, dependency: Any, indices: list[int]) -> bool:
         module, cut_output = dependency.target.module, self._graph.is_out_channel_pruning_fn(dependency.handler)

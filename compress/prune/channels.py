@@ -1,118 +1,149 @@
-"""Channels go until the recipe's goal is met, and the parent teaches what is left."""
+"""Channels go until the recipe's goal is met within its budget, and the parent teaches what is left."""
 
-from functools import partial
 from typing import Any
 
-from torch import nn
-
-from compress import checkpoint
-from compress.models.plan import PruningPlan
-from compress.progress import Task, say, task
-from compress.prune.decide import HALVINGS, Scores, for_speedup
-from compress.prune.probe import LatencyProbe
+from compress.budget import Budget
+from compress.progress import say
+from compress.prune.rounds import Rounds, Stage
 from compress.prune.step import PruneStep
-from compress.train.batchnorm import reestimate
-from compress.train.loop import Fit
-from compress.train.objective import Teacher
-from compress.train.precision import pick_device
-from compress.train.runtime import Runtime
-from compress.train.train import decoded, precision_of
-from compress.train.validation import validate
-from export.errors import BundleError, ShapeError
+from compress.recipe import PruneSettings
+from export.errors import UsageError
 from export.files import write_json
 
-PLAN = "pruning_plan.json"
-DECISION = "decision.json"
-VERIFICATIONS = 3
+GOAL = "goal.json"
+STRIDE = 1.5
+"""Of a speed-up that nobody named: how much faster each round is to be than the one before."""
+SETBACKS = 2
+"""Rounds that lost too much, each followed by one of a smaller stride, until the way is at its end."""
+NO_FURTHER = 0.97
+"""A round that reaches less than this share of what it was asked for has found the narrowest widths."""
 
 
 def cut_channels(step: PruneStep) -> dict[str, Any]:
-    """Decide which channels go, cut them, fine-tune. Gives the step's result."""
-    recipe, card = step.recipe, step.parent.card
-    network = step.parent.network()
-    device = pick_device(recipe.train.device)
-    choice = precision_of(step.folder, recipe, device)
-    images, validation = decoded(step.dataset, recipe, card.size_multiple, device)
-    cut, measured = _decision(step, network)
-    pruned = cut.apply(network, channels=card.channels).to(device)
-    reestimate(pruned, images)
-    settings = recipe.prune.finetune
-    parent_miou = validate(network.to(device), validation, device).miou
-    before = validate(pruned, validation, device).miou
-    say(f"mIoU on validation: parent {parent_miou:.4f}, cut and not yet fine-tuned {before:.4f}")
-    fitted = Fit(
-        pruned,
-        step.card(pruning=(*card.pruning, cut)),
-        images,
-        validation,
-        settings,
-        recipe.train.augment,
-        Runtime(device, choice.precision),
-        step.folder.path,
-        Teacher(checkpoint.frozen_copy(network), settings.teacher_weight, settings.temperature),
-    ).run("recover")
-    pruned.cpu().load_state_dict(fitted.weights)
-    write_json(step.folder.path / "history.json", fitted.history)
+    """Decide which channels go, cut them, fine-tune; in as many rounds as it takes. Gives the step's result.
+
+    Raises UsageError when nothing can go, or need not.
+    """
+    settings = step.recipe.prune
+    rounds = Rounds(step, step.parent.network())
+    way = _Way(rounds, settings, _asked(step, rounds))
+    stage = way.to_the_goal() if settings.goals else way.as_far_as_allowed()
+    if stage.figures is None:
+        raise UsageError(
+            f"nothing can go from {step.parent.path}: no group of layers is wider than {settings.channel_multiple} "
+            "channels; set a smaller prune.channel_multiple"
+        )
+    plan = stage.plan
     result = {
-        **measured,
-        "miou_parent": parent_miou,
-        "miou_before_finetune": before,
-        **fitted.figures(),
-        "widths": {layer: list(pair) for layer, pair in cut.widths().items()},
+        **stage.figures,
+        "channels_removed": plan.removed,
+        "groups": stage.figures["groups"] if len(stage.plans) == 1 else rounds.decider.groups(plan),
+        "widths": {layer: list(pair) for layer, pair in plan.widths().items()},
+        "rounds": [_remembered(each) for each in way.taken],
+        "speedup_asked": way.asked,
     }
-    return step.keep(pruned, result, pruning=(*card.pruning, cut))
+    rounds.keep(stage)
+    return step.keep(stage.network, result, pruning=(*step.parent.card.pruning, plan))
 
 
-def _decision(step: PruneStep, network: nn.Module) -> tuple[PruningPlan, dict[str, Any]]:
-    """The plan and what it measured. It rests on timing, so it is taken once, saved, and then acted on."""
-    folder = step.folder
-    measured = folder.decided(DECISION)
-    if measured is None:
-        cut, measured = _decide(step, network)
-        write_json(folder.path / PLAN, cut.model_dump(mode="json"))
-        write_json(folder.path / DECISION, measured)
-    cut = PruningPlan.model_validate_json((folder.path / PLAN).read_text())
-    say(f"cut: {measured['channels_removed']:.0%} of the channels, {measured['speedup']:.2f}x faster than its parent")
-    return cut, measured
+def _asked(step: PruneStep, rounds: Rounds) -> float | None:
+    """Times faster, where that is the goal. Milliseconds rest on a measurement, which is taken once and saved."""
+    settings = step.recipe.prune
+    if settings.latency_ms is None:
+        return settings.speedup
+    saved = step.folder.decided(GOAL)
+    asked: float = rounds.decider.wanted(settings.latency_ms) if saved is None else saved["speedup"]
+    if asked <= 1:
+        raise UsageError(
+            f"{step.parent.path} takes {settings.latency_ms * asked:.3g} ms as it is, and {settings.latency_ms:g} ms "
+            "are asked for; ask for less"
+        )
+    if saved is None:
+        write_json(step.folder.path / GOAL, {"speedup": asked})
+        say(f"{settings.latency_ms:g} ms is a speed-up of {asked:.2f}")
+    return asked
 
 
-def _decide(step: PruneStep, network: nn.Module) -> tuple[PruningPlan, dict[str, Any]]:
-    channels, settings = step.parent.card.channels, step.recipe.prune
-    scores = Scores.magnitude(network, channels=channels)
-    probe = step.probe(network)
-    if settings.ratio is not None:
-        cut = scores.plan(settings.ratio, settings.channel_multiple)
-        speedup = probe.measure(step.graph(cut.apply(network, channels=channels)))
-    else:
-        cut, speedup = _fast_enough(step, network, scores, probe)
-    total = sum(before for before, _ in cut.widths().values())
-    kept = sum(after for _, after in cut.widths().values())
-    return cut, {"speedup": speedup, "latency_size": list(probe.size), "channels_removed": 1 - kept / total}
+def _remembered(stage: Stage) -> dict[str, float]:
+    """What is kept of a round in the step's record."""
+    return {"speedup": stage.speedup, "miou": stage.accuracy.miou, "drop": stage.accuracy.drop}
 
 
-def _fast_enough(step: PruneStep, network: nn.Module, scores: Scores, probe: LatencyProbe) -> tuple[PruningPlan, float]:
-    """Decide by the probe, verify on the exported graph, and ask the probe for more when that falls short."""
-    channels, settings = step.parent.card.channels, step.recipe.prune
-    assert settings.speedup is not None
+class _Way:
+    """Rounds after each other, and when to stop or to begin anew."""
 
-    def guess(plan: PruningPlan, bar: Task) -> float:
-        pruned = plan.apply(network, channels=channels)
-        try:
-            speedup = probe.speedup(pruned)
-        except (BundleError, ShapeError):
-            # The exporter wrote a width into a constant of the graph; it knows where, and takes its seconds.
-            speedup = probe.measure(step.graph(pruned))
-        bar.advance(1, speedup=speedup)
-        return speedup
+    def __init__(self, rounds: Rounds, settings: PruneSettings, asked: float | None) -> None:
+        self._rounds = rounds
+        self._settings = settings
+        self._budget = Budget(settings.max_drop, settings.min_iou)
+        self.asked = asked
+        self.taken: list[Stage] = []
+        self._look_at_the_floors()
 
-    asked = settings.speedup
-    found: list[tuple[PruningPlan, float]] = []
-    for _ in range(VERIFICATIONS):
-        with task("search widths", HALVINGS + 1) as bar:
-            cut = for_speedup(scores, settings.channel_multiple, asked, partial(guess, bar=bar))
-        speedup = probe.measure(step.graph(cut.apply(network, channels=channels)))
-        found.append((cut, speedup))
-        if speedup >= settings.speedup or cut == scores.plan(1.0, settings.channel_multiple):
-            break
-        asked *= 1.02 * settings.speedup / speedup
-    return max(found, key=lambda pair: pair[1])
+    def to_the_goal(self) -> Stage:
+        """There in `settings.rounds`; again in twice as many while the budget is missed, `settings.tries` times."""
+        tried: list[Stage] = []
+        for count in (self._settings.rounds * 2**index for index in range(self._settings.tries)):
+            stage = self._in(count)
+            if stage.figures is None:
+                return stage
+            tried.append(stage)
+            if not (missed := self._budget.missed(stage.accuracy)):
+                break
+            say(f"in {count} round{'s' if count > 1 else ''}: {'; '.join(missed)}")
+        return min(tried, key=self._failings)
+
+    def as_far_as_allowed(self) -> Stage:
+        """As fast as the budget allows: each round a stride further, a smaller one after each that lost too much."""
+        best, stride = self._rounds.parent, STRIDE
+        lost: list[Stage] = []
+        while len(lost) <= SETBACKS:
+            asked = best.speedup * stride
+            stage = self._taken(best, self._rounds.faster(best, asked))
+            if stage is best:
+                break
+            if missed := self._budget.missed(stage.accuracy):
+                say(f"{stage.speedup:.2f}x is too far: {'; '.join(missed)}")
+                lost.append(stage)
+                stride **= 0.5
+                continue
+            if stage.speedup > best.speedup:
+                best = stage
+            if stage.speedup < NO_FURTHER * asked:
+                break
+        return best if best.figures is not None or not lost else min(lost, key=self._failings)
+
+    def _in(self, count: int) -> Stage:
+        stage = self._rounds.parent
+        for number in range(1, count + 1):
+            if self.asked is not None:
+                following = self._rounds.faster(stage, self.asked ** (number / count))
+            else:
+                assert self._settings.ratio is not None
+                following = self._rounds.fewer(stage, 1 - (1 - self._settings.ratio) ** (number / count))
+            stage = self._taken(stage, following)
+        return stage
+
+    def _taken(self, before: Stage, stage: Stage) -> Stage:
+        if stage is not before:
+            self.taken.append(stage)
+        return stage
+
+    def _failings(self, stage: Stage) -> tuple[bool, int, float]:
+        """The better stage has less of them: it is fast enough, keeps the budget, loses less."""
+        slow = self.asked is not None and stage.speedup < self.asked
+        return slow, len(self._budget.missed(stage.accuracy)), stage.accuracy.drop
+
+    def _look_at_the_floors(self) -> None:
+        """Before hours are spent on what cannot be kept.
+
+        Raises UsageError for the floor of a class that the validation split does not show.
+        """
+        for name, floor in self._budget.min_iou.items():
+            iou = self._rounds.parent_score.iou_per_class[name]
+            if iou is None:
+                raise UsageError(
+                    f"min_iou: no validation image shows {name}, so its floor of {floor:g} cannot be judged"
+                )
+            if iou < floor:
+                say(f"warning: the IoU of {name} is {iou:.4f} before anything is cut, and {floor:g} is its floor")

@@ -1,71 +1,160 @@
-"""Which channels go: group magnitude, widths in whole multiples, until a ratio or a speed-up is reached."""
+"""Which channels go from a network, by a ratio or until it is so much faster; and what each group has to do with it."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-import torch
-import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 
-from compress.models.plan import Dependencies, GroupCut, PruningPlan
-
-HALVINGS = 6
-"""Of the range of ratios: a 64th of the channels is finer than multiples of 16 mostly are."""
+from compress.models.plan import PruningPlan
+from compress.progress import say
+from compress.prune.costs import NetworkCosts
+from compress.prune.importance import scores_by
+from compress.prune.probe import LatencyProbe, Measured
+from compress.prune.recover import Recovery
+from compress.prune.scores import Scores
+from compress.prune.search import ByRatio, ByTable, Search, fast_enough
+from compress.prune.step import PruneStep
+from export.errors import BundleError, ShapeError
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Importance of each channel of each group, normalised to mean 1 within the group."""
+class Decision:
+    """A plan for a network on the way, and figures against the parent of the whole step."""
 
-    by_group: dict[str, Tensor]
-
-    @classmethod
-    def magnitude(cls, network: nn.Module, *, channels: int) -> "Scores":
-        """L2 norm over all weights that go with a channel. Source: Fang et al. 2023 (DepGraph, arXiv:2301.12900).
-
-        Raises UsageError when no channel can go.
-        """
-        importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
-        groups = Dependencies(network, channels).groups()
-        return cls({name: importance(group).detach() for name, group in groups.items()})
-
-    def plan(self, ratio: float, multiple: int) -> PruningPlan:
-        """Cut the `ratio` least important channels of the whole network.
-
-        Each width is then brought to the nearest multiple of `multiple`, never below it and never
-        above what the group has; a group that is not wider than `multiple` keeps all its channels.
-        """
-        everything = torch.cat(list(self.by_group.values()))
-        threshold = float(torch.quantile(everything, ratio))
-        cuts = []
-        for layer, scores in self.by_group.items():
-            width = len(scores)
-            wanted = int((scores > threshold).sum())
-            kept = min(width, max(multiple, round(wanted / multiple) * multiple))
-            remove = torch.argsort(scores, stable=True)[: width - kept]
-            cuts.append(GroupCut(layer=layer, width=width, remove=tuple(sorted(remove.tolist()))))
-        return PruningPlan(cuts=tuple(cuts))
+    plan: PruningPlan
+    figures: Mapping[str, Any]
+    """Plain values: speedup, milliseconds, what the table foretold, what each group costs and buys."""
 
 
-def for_speedup(
-    scores: Scores, multiple: int, wanted: float, speedup_of: Callable[[PruningPlan], float]
-) -> PruningPlan:
-    """The lightest plan whose measured speed-up is at least `wanted`, by bisection over the ratio.
+class Decider:
+    """Decides for the descendants of one parent, `network`."""
 
-    The narrowest plan there is when even that is not so fast.
-    """
-    low, high = 0.0, 1.0
-    best = scores.plan(high, multiple)
-    measured = {best: speedup_of(best)}
-    if measured[best] < wanted:
-        return best
-    for _ in range(HALVINGS):
-        ratio = (low + high) / 2
-        plan = scores.plan(ratio, multiple)
-        if plan not in measured:
-            measured[plan] = speedup_of(plan)
-        if measured[plan] >= wanted:
-            best, high = plan, ratio
+    def __init__(self, step: PruneStep, network: nn.Module, recovery: Recovery) -> None:
+        self._step = step
+        self._network = network
+        self._recovery = recovery
+
+    def by_ratio(self, network: nn.Module, ratio: float) -> Decision:
+        """Cut the share `ratio` of the channels of `network`."""
+        scores = self._scores(network)
+        plan = scores.plan(ratio, self._step.recipe.prune.channel_multiple)
+        figures = {**self._figures(self._measured(network, plan)), "groups": _groups(plan, scores)}
+        return Decision(plan, figures)
+
+    def by_speedup(self, network: nn.Module, before: float, wanted: float) -> Decision:
+        """Cut `network`, which is `before` times faster than the parent, until it is `wanted` times faster."""
+        scores = self._scores(network)
+        if self._step.recipe.prune.search == "ratio":
+            plan, measured = self._fast_enough(self._ratios(network, scores, before), network, before, wanted)
+            return Decision(plan, {**self._figures(measured), "groups": _groups(plan, scores)})
+        costs = self._costs(network)
+        search = ByTable(scores, costs)
+        if costs.foreign:
+            plan = search.plan(wanted / before)
+            measured = self._measured(network, plan)
         else:
-            low = ratio
-    return best
+            plan, measured = self._fast_enough(search, network, before, wanted)
+        predicted = before * search.predicted(plan)
+        figures = {**self._figures(measured), "speedup_predicted": predicted}
+        figures["groups"] = _groups(plan, scores, costs.spared(plan.kept()))
+        if costs.foreign:
+            say(f"by its latency table {predicted:.2f}x faster on {costs.machine}; {measured.speedup:.2f}x here")
+            # The machine that will serve decides; what it will measure is not known here.
+            there = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
+            figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **there}
+        else:
+            error = predicted / measured.speedup - 1
+            say(f"the latency table foretold {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
+        return Decision(plan, figures)
+
+    def groups(self, plan: PruningPlan) -> dict[str, dict[str, float]]:
+        """What each group costs and buys by a `plan` for the parent, whatever rounds led to it."""
+        scores, settings = self._scores(self._network), self._step.recipe.prune
+        if settings.search == "ratio" or settings.ratio is not None:
+            return _groups(plan, scores)
+        return _groups(plan, scores, self._costs(self._network).spared(plan.kept()))
+
+    def wanted(self, milliseconds: float) -> float:
+        """The speed-up that a network of so many milliseconds has."""
+        costs = self._costs(self._network) if self._step.recipe.prune.latency_table else None
+        if costs is not None and costs.foreign:
+            whole = costs.milliseconds(costs.widest)
+        else:
+            whole = self._probe.parent_milliseconds()
+        return whole / milliseconds
+
+    @cached_property
+    def _probe(self) -> LatencyProbe:
+        return self._step.probe(self._network)
+
+    def _scores(self, network: nn.Module) -> Scores:
+        step = self._step
+        return scores_by(
+            step.recipe.prune, network, channels=step.parent.card.channels, evidence=self._recovery.evidence()
+        )
+
+    def _costs(self, network: nn.Module) -> NetworkCosts:
+        settings = self._step.recipe.prune
+        return NetworkCosts.of(
+            network,
+            self._step.float_graph(network),
+            channels=self._step.parent.card.channels,
+            size=self._probe.size,
+            multiple=settings.channel_multiple,
+            precision=settings.precision,
+            table=settings.latency_table,
+        )
+
+    def _ratios(self, network: nn.Module, scores: Scores, before: float) -> ByRatio:
+        def guess(plan: PruningPlan) -> float:
+            pruned = plan.apply(network, channels=self._step.parent.card.channels)
+            if self._step.recipe.prune.precision == "fp32":
+                # A width that stands elsewhere in the graph, too, only the exporter knows.
+                with suppress(BundleError, ShapeError):
+                    return self._probe.speedup(pruned) / before
+            return self._probe.measure(self._step.graph(pruned)).speedup / before
+
+        return ByRatio(scores, self._step.recipe.prune.channel_multiple, guess)
+
+    def _fast_enough(
+        self, search: Search, network: nn.Module, before: float, wanted: float
+    ) -> tuple[PruningPlan, Measured]:
+        found: dict[PruningPlan, Measured] = {}
+
+        def measure(plan: PruningPlan) -> float:
+            found[plan] = self._measured(network, plan)
+            return found[plan].speedup / before
+
+        plan = fast_enough(search, measure, wanted / before)
+        return plan, found[plan]
+
+    def _measured(self, network: nn.Module, plan: PruningPlan) -> Measured:
+        """Of what is exported of `network` when `plan` is carried out."""
+        pruned = plan.apply(network, channels=self._step.parent.card.channels)
+        return self._probe.measure(self._step.graph(pruned))
+
+    def _figures(self, measured: Measured) -> dict[str, Any]:
+        return {
+            "speedup": measured.speedup,
+            "milliseconds": measured.milliseconds,
+            "latency_size": list(self._probe.size),
+        }
+
+
+def _groups(
+    plan: PruningPlan, scores: Scores, spared: Mapping[str, float] | None = None
+) -> dict[str, dict[str, float]]:
+    """Of each group its widths, the share of its importance that went, and the milliseconds that it would cost to keep
+    it whole."""
+    return {
+        cut.layer: {
+            "width": cut.width,
+            "kept": cut.kept,
+            "importance_lost": scores.share_of(cut),
+            **({} if spared is None else {"milliseconds_spared": spared[cut.layer]}),
+        }
+        for cut in plan.cuts
+    }

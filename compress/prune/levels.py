@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from compress import models
+from compress.budget import Accuracy
 from compress.checkpoint import Checkpoint, ModelCard
 from compress.data.loader import ValidationImages
 from compress.models.unetpp import UNetPlusPlus
@@ -30,15 +31,16 @@ def cut_levels(step: PruneStep) -> dict[str, Any]:
     child.load_state_dict({name: state[name] for name in child.state_dict()})
     validation = ValidationImages(step.dataset, size=parent.card.size, multiple=parent.card.size_multiple)
     probe = step.probe(network)
-    speedup = probe.measure(step.graph(child))
+    speedup = probe.measure(step.graph(child)).speedup
     say(f"cut to depth {levels}: {speedup:.2f}x faster than its parent")
     device = pick_device(step.recipe.train.device)
+    before, after = (validate(each.to(device), validation, device) for each in (network, child))
+    accuracy = Accuracy.of(before, after)
     result = {
         "speedup": speedup,
         "latency_size": list(probe.size),
         "levels": levels,
-        "miou_parent": validate(network.to(device), validation, device).miou,
-        "miou": validate(child.to(device), validation, device).miou,
+        **accuracy.as_result(),
     }
     return step.keep(child, result, arguments=card.arguments, size_multiple=card.size_multiple, pruning=card.pruning)
 

@@ -5,6 +5,7 @@ on the real graph afterwards.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -17,25 +18,44 @@ from export.timing import interleaved
 ROUNDS = 15
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A child beside its parent, in one run."""
+
+    speedup: float
+    """Median latency of the parent over that of the child."""
+    milliseconds: float
+    """Median of the child."""
+
+
 class LatencyProbe:
     """Times graphs against the float parent, interleaved, at one image size."""
 
-    def __init__(self, parent: onnx.ModelProto, *, size: tuple[int, int], channels: int) -> None:
+    def __init__(
+        self, parent: onnx.ModelProto, *, size: tuple[int, int], channels: int, threads: int | None = None
+    ) -> None:
+        """`threads` of one run: by default all cores that may be used."""
         self.size = size
         self._parent = parent
         self._image = np.random.default_rng(0).integers(0, 256, (1, *size, channels), dtype=np.uint8)
-        self._parent_model = OnnxModel(parent.SerializeToString())
+        self._threads = threads
+        self._parent_model = OnnxModel(parent.SerializeToString(), threads=threads)
+
+    def parent_milliseconds(self) -> float:
+        """Median, here and now."""
+        taken = interleaved({"parent": lambda: self._parent_model.masks(self._image)}, rounds=ROUNDS)
+        return taken["parent"].median
 
     def speedup(self, pruned: nn.Module) -> float:
-        """What `measure` would give for `pruned`, from a graph with the shapes of its weights.
+        """The speed-up that `measure` would give for `pruned`, from a graph with the shapes of its weights.
 
         Raises BundleError or ShapeError when that graph does not run, because a width stands elsewhere in it too.
         """
-        return self.measure(with_shapes_of(self._parent, pruned))
+        return self.measure(with_shapes_of(self._parent, pruned)).speedup
 
-    def measure(self, child: onnx.ModelProto) -> float:
-        """Median latency of the parent over that of `child`."""
-        model = OnnxModel(child.SerializeToString())
+    def measure(self, child: onnx.ModelProto) -> Measured:
+        """`child` and the parent, taking turns."""
+        model = OnnxModel(child.SerializeToString(), threads=self._threads)
         taken = interleaved(
             {
                 "parent": lambda: self._parent_model.masks(self._image),
@@ -43,7 +63,7 @@ class LatencyProbe:
             },
             rounds=ROUNDS,
         )
-        return taken["parent"].median / taken["child"].median
+        return Measured(taken["parent"].median / taken["child"].median, taken["child"].median)
 
 
 def with_shapes_of(parent: onnx.ModelProto, pruned: nn.Module) -> onnx.ModelProto:

@@ -1,64 +1,86 @@
 """`compress prune`: a checkpoint becomes a smaller, faster checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compress import checkpoint
+from compress.budget import Accuracy, Budget, require_kept
 from compress.checkpoint import Checkpoint
-from compress.data.check import require_sound
-from compress.data.match import require_classes
 from compress.progress import say
 from compress.prune.channels import cut_channels
 from compress.prune.levels import cut_levels
-from compress.prune.step import PruneStep
+from compress.prune.step import PruneStep, inputs, opened
+from compress.prune.weights import cut_weights
 from compress.recipe import PruneSettings, Recipe
-from compress.steps import StepPlan, finished, require_apart, running
-from export.errors import BudgetMissedError, UsageError
+from compress.steps import StepPlan, finished, running
+from export.errors import UsageError
+from export.files import sha256_file
+from export.latency.table import LatencyTable
 
 
 def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> Checkpoint:
     """Make the checkpoint `parent` smaller until the recipe's goal is met, and let it recover.
 
-    The goal is `prune.ratio` (share of the channels) or `prune.speedup` (measured through ONNX Runtime, FP32,
-    against `parent`); the parent then teaches while the pruned network is fine-tuned on `data`. Or it is
-    `prune.levels`: the depth that is kept of a UNet++, which has learned to stand alone.
+    The goal is `prune.speedup` (measured through ONNX Runtime against `parent`) or `prune.latency_ms`, or `prune.ratio`
+    (share of the channels), or `prune.sparsity` (share of the single weights, whose network is no faster); the parent
+    then teaches while the pruned network is fine-tuned on `data`. Or it is `prune.levels`: the depth that is kept of a
+    UNet++, which has learned to stand alone. `prune.max_drop` and `prune.min_iou` are the budget; alone, they are the
+    goal: as fast as they allow.
 
-    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the speed-up is out of
-    reach (the narrowest network is kept in `out`).
+    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the goal is out of reach or the
+    budget is missed (the best network that was found is kept in `out`).
     """
     recipe = recipe or Recipe()
-    if not recipe.prune.goals:
-        raise UsageError("nothing says how much to prune; give --speedup 4 or --ratio 0.5")
-    source = checkpoint.load(parent)
-    require_apart(out, parent)
-    dataset = require_sound(data, source.card.channels)
-    require_classes(dataset, source.card.classes, parent)
+    settings = recipe.prune
+    budget = Budget(settings.max_drop, settings.min_iou)
+    if not settings.says_how_much:
+        raise UsageError("nothing says how much to prune; give --speedup 4, --ratio 0.5 or --max-drop 0.01")
+    source, dataset = opened(parent, data, out)
+    budget.require_classes(source.card.classes)
+    table = settings.latency_table
+    if table is not None:
+        LatencyTable.load(table)
     plan = StepPlan(
         "prune",
-        {"data": dataset.fingerprint, "parent": source.weights_sha256, "card": source.card_sha256},
+        {**inputs(source, dataset), **({} if table is None else {"latency_table": sha256_file(table)})},
         {
-            "prune": recipe.prune.model_dump(mode="json"),
+            "prune": settings.model_dump(mode="json", exclude={"analysis_images", "latency_table"}),
             "crop": recipe.data.crop,
             "augment": recipe.train.augment.model_dump(mode="json"),
             "precision": recipe.train.precision,
             "device": recipe.train.device,
+            **({"target": recipe.quantize.target} if settings.precision == "int8" else {}),
         },
     )
     record = finished(out, plan)
     if record is not None:
         say(f"{out} is up to date")
     else:
-        cut = cut_channels if recipe.prune.levels is None else cut_levels
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": source.card.size})})
         with running(out, plan) as folder:
-            record = {"result": cut(PruneStep(folder, plan, source, dataset, recipe))}
-    _require_speedup(recipe.prune, record["result"]["speedup"], out)
+            record = {"result": _cut(PruneStep(folder, plan, source, dataset, recipe))}
+    result = record["result"]
+    require_kept(budget, Accuracy.from_result(result), out, gain_missed=_out_of_reach(settings, result))
     return checkpoint.load(out)
 
 
-def _require_speedup(settings: PruneSettings, speedup: float, out: Path) -> None:
-    if settings.speedup is not None and speedup < settings.speedup:
-        raise BudgetMissedError(
-            f"a speed-up of {settings.speedup:g} is out of reach: the fastest network found, widths at least "
-            f"{settings.channel_multiple}, is {speedup:.2f}x faster and is kept in {out}; ask for less, or train a "
-            "model with wider layers to prune from"
-        )
+def _cut(step: PruneStep) -> dict[str, Any]:
+    settings = step.recipe.prune
+    if settings.levels is not None:
+        return cut_levels(step)
+    return cut_channels(step) if settings.sparsity is None else cut_weights(step)
+
+
+def _out_of_reach(settings: PruneSettings, result: Mapping[str, Any]) -> str | None:
+    """What is to be said of a speed-up that was not reached."""
+    asked, found = result.get("speedup_asked"), result["speedup"]
+    if asked is None or found >= asked:
+        return None
+    wanted = f"a speed-up of {asked:.3g}"
+    if settings.latency_ms is not None:
+        wanted = f"{settings.latency_ms:g} ms, which is {wanted},"
+    return (
+        f"{wanted} is out of reach: the fastest network found, widths at least {settings.channel_multiple}, is "
+        f"{found:.2f}x faster; ask for less, or train a model with wider layers to prune from"
+    )

@@ -1,6 +1,8 @@
-"""What both ways to cut a network share: what it is cut from, how it is timed, and how the child is kept."""
+"""What all ways to cut a network share: what it is cut from, how it is timed, and how the child is kept."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -8,13 +10,36 @@ from torch import nn
 
 from compress import checkpoint
 from compress.checkpoint import Checkpoint, ModelCard
-from compress.data.evaluation import usual_size
+from compress.data.check import require_sound
+from compress.data.evaluation import EvaluationImages, drawn_by_name, usual_size
 from compress.data.folder import Dataset
+from compress.data.match import require_classes
 from compress.prune.probe import LatencyProbe
+from compress.quantize.ptq import quantize_graph
 from compress.recipe import Recipe
-from compress.steps import StepFolder, StepPlan
-from export.images import padded_size
+from compress.steps import StepFolder, StepPlan, require_apart
+from export.images import U8, Geometry, padded_size
+from export.latency.table import LatencyTable
 from export.to_onnx import export_onnx, with_outputs
+
+CALIBRATION_IMAGES = 2
+
+
+def opened(parent: Path, data: Path, out: Path) -> tuple[Checkpoint, Dataset]:
+    """The checkpoint to cut and the dataset, whose classes are the checkpoint's; `out` is not the checkpoint itself.
+
+    Raises CheckpointError, DatasetError, UsageError.
+    """
+    source = checkpoint.load(parent)
+    require_apart(out, parent)
+    dataset = require_sound(data, source.card.channels)
+    require_classes(dataset, source.card.classes, parent)
+    return source, dataset
+
+
+def inputs(source: Checkpoint, dataset: Dataset) -> dict[str, str]:
+    """What a step is made from, by hash."""
+    return {"data": dataset.fingerprint, "parent": source.weights_sha256, "card": source.card_sha256}
 
 
 @dataclass(frozen=True)
@@ -29,7 +54,14 @@ class PruneStep:
     """Images are resized as the parent wants them."""
 
     def graph(self, network: nn.Module) -> onnx.ModelProto:
-        """What is served of `network`, in FP32."""
+        """What is served of `network`, in the precision of `prune.precision`."""
+        graph = self.float_graph(network)
+        if self.recipe.prune.precision == "fp32":
+            return graph
+        return quantize_graph(graph, self._images(), method="minmax", target=self.recipe.quantize.target).graph
+
+    def float_graph(self, network: nn.Module) -> onnx.ModelProto:
+        """What would be served of it in FP32."""
         path = self.folder.path / "probe.onnx"
         card = self.parent.card
         proto = export_onnx(network, path, channels=card.channels, size_multiple=card.size_multiple)
@@ -40,7 +72,19 @@ class PruneStep:
         """Times children of `network` at the size that the recipe names, or else at that of most images."""
         card = self.parent.card
         size = self.recipe.prune.latency_size or card.size or usual_size(self.dataset)
-        return LatencyProbe(self.graph(network), size=padded_size(*size, card.size_multiple), channels=card.channels)
+        table = self.recipe.prune.latency_table
+        return LatencyProbe(
+            self.graph(network),
+            size=padded_size(*size, card.size_multiple),
+            channels=card.channels,
+            threads=None if table is None else LatencyTable.load(table).threads,
+        )
+
+    def _images(self) -> Iterator[U8]:
+        """A few, for ranges: time does not depend on them."""
+        card, samples = self.parent.card, drawn_by_name(self.dataset.train, CALIBRATION_IMAGES)
+        for _, image in EvaluationImages(self.dataset, "train", samples).images():
+            yield Geometry.plan(*image.shape[:2], size=card.size, multiple=card.size_multiple).fit(image)
 
     def card(self, **changes: Any) -> ModelCard:
         """That of the child: its parent's but for `changes`, and not scored yet."""

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from compress import checkpoint
-from compress.budget import Budget, require_kept
+from compress.budget import Accuracy, Budget, require_kept
 from compress.bundling import (
     Proof,
     golden_images,
@@ -56,17 +56,20 @@ class _Graphs:
 def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> Bundle:
     """Quantize the checkpoint `parent` with images of `data` and write an INT8 bundle to `out`.
 
-    mIoU and latency are measured through ONNX Runtime, against the same network in float: the drop on the
-    validation split must stay within `quantize.max_drop`, and the INT8 graph must be the faster one.
+    mIoU and latency are measured through ONNX Runtime, against the same network in float: on the validation split
+    the drop must stay within `quantize.max_drop` and each class of `quantize.min_iou` above its floor, and the INT8
+    graph must be the faster one.
 
-    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the drop is larger (the
-    bundle is kept); WorkFailedError when INT8 is not faster on this machine and `quantize.force` is off;
+    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when they do not (the bundle is
+    kept); WorkFailedError when INT8 is not faster on this machine and `quantize.force` is off;
     ParityError when the optimised graph does not give the answers of the graph as written.
     """
     recipe = recipe or Recipe()
     source = checkpoint.load(parent)
     dataset = require_sound(data, source.card.channels)
     require_classes(dataset, source.card.classes, parent)
+    budget = Budget(recipe.quantize.max_drop, recipe.quantize.min_iou)
+    budget.require_classes(source.card.classes)
     plan = StepPlan(
         "quantize",
         {"checkpoint": source.weights_sha256, "card": source.card_sha256, "data": dataset.fingerprint},
@@ -82,7 +85,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     else:
         with running(out, plan) as step:
             record = {"result": _quantize(step, plan, source, dataset, recipe)}
-    require_kept(Budget(max_drop=recipe.quantize.max_drop), record["result"], out)
+    require_kept(budget, Accuracy.from_result(record["result"]), out)
     return bundle.load(out)
 
 
@@ -111,12 +114,7 @@ def _quantize(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dat
     assert latency.milliseconds_parent is not None
     result = {
         "speedup": latency.milliseconds_parent / latency.milliseconds,
-        "miou_parent": before.miou,
-        "miou": after.miou,
-        "drop": before.miou - after.miou,
-        "drop_interval": list(before.drop_interval(after)),
-        "split": "val",
-        "images": len(after.images),
+        **Accuracy.of(before, after).as_result(),
         "calibration": recipe.quantize.calibration,
         "calibration_images": len(samples),
         "seven_bit_weights": graphs.quantized.seven_bit_weights,

@@ -20,14 +20,8 @@ def reestimate(network: nn.Module, images: TrainingImages, *, batches: int = 20,
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     network.train()
-    done, epoch = 0, 0
-    while done < batches:
-        for batch in images.epoch(epoch, batch_size):
-            network(normalised(batch.images_NCHW.to(device)))
-            done += 1
-            if done == batches:
-                break
-        epoch += 1
+    for batch in images.drawn(batches, batch_size):
+        network(normalised(batch.images_NCHW.to(device)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()

@@ -16,12 +16,14 @@ from compress.checkpoint import ModelCard
 from compress.data.loader import TrainingImages, ValidationImages
 from compress.progress import Task, say, task
 from compress.recipe import AugmentSettings, FitSettings
+from compress.train.attention import require_shared
 from compress.train.clock import Clock, Throughput
 from compress.train.feed import Feed
 from compress.train.losses import class_weights
 from compress.train.objective import Objective, Teacher
 from compress.train.optimizer import Schedule
 from compress.train.runtime import Runtime
+from compress.train.sparsity import Penalty
 from compress.train.state import Progress, StateFile
 from compress.train.step import Stepper
 from compress.train.validation import validate
@@ -65,6 +67,7 @@ class Fit:
         runtime: Runtime,
         folder: Path,
         teacher: Teacher | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         self._card = card
         self._validation = validation
@@ -73,8 +76,11 @@ class Fit:
         self._folder = folder
         for module in [network] if teacher is None else [network, teacher.network]:
             module.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if teacher is not None and teacher.attention_weight:
+            require_shared(network, teacher.network)
         weights_K = class_weights(settings.loss, images.class_pixels(len(validation.classes)))
-        objective = Objective(settings.loss, None if weights_K is None else weights_K.to(runtime.device), teacher)
+        weights_K = None if weights_K is None else weights_K.to(runtime.device)
+        objective = Objective(settings.loss, weights_K, teacher, penalty)
         self._network = network
         self._stepper = Stepper(network, objective, settings, runtime)
         self._clock = Clock(runtime)
@@ -124,7 +130,7 @@ class Fit:
         if number % self._settings.validate_every and number != self._settings.epochs and not keeps:
             self._progress.end_epoch({})
             return
-        metrics = validate(self._stepper.average.network, self._validation, self._device)
+        metrics = validate(self._stepper.average.network, self._validation, self._device).metrics
         bar.advance(0, mIoU=metrics.miou)
         self._compare(number, metrics)
         if keeps:

@@ -1,4 +1,5 @@
-"""What a training step makes small: the loss against the masks, and where there is a teacher the distance to it.
+"""What a training step makes small: the loss against the masks, where there is a teacher the distance to it, and what
+is asked of the weights themselves.
 
 N batch, C channels, K classes, H height, W width.
 """
@@ -9,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compress.checkpoint import frozen_copy
 from compress.models import all_logits
-from compress.recipe import LossSettings
+from compress.recipe import FitSettings, LossSettings
+from compress.train.attention import Maps, attention, distance
 from compress.train.losses import SegmentationLoss, distillation
+from compress.train.sparsity import Penalty
 from export.scoring import VOID
 
 
@@ -22,6 +26,25 @@ class Teacher:
     network: nn.Module
     weight: float
     temperature: float
+    attention_weight: float = 0.0
+    """Of the distance of attention maps beside that of logits."""
+
+    @classmethod
+    def of(cls, network: nn.Module, settings: FitSettings) -> "Teacher":
+        """A frozen copy of `network`, which teaches as `settings` say."""
+        return cls(frozen_copy(network), settings.teacher_weight, settings.temperature, settings.attention_weight)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a forward pass gave."""
+
+    heads: list[Tensor]
+    """Logits, the served ones last."""
+    taught: Tensor | None = None
+    """The teacher's logits."""
+    maps: tuple[Maps, Maps] | None = None
+    """Attention of the network and of its teacher."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +60,46 @@ class Part:
 class Objective:
     """The mean loss over a network's heads; with a teacher, its weight of the distance between the served logits."""
 
-    def __init__(self, settings: LossSettings, class_weights: Tensor | None, teacher: Teacher | None) -> None:
+    def __init__(
+        self,
+        settings: LossSettings,
+        class_weights: Tensor | None,
+        teacher: Teacher | None,
+        penalty: Penalty | None = None,
+    ) -> None:
         """`class_weights` [K] are those of `SegmentationLoss`."""
         self._loss = SegmentationLoss(settings, class_weights)
         self._class_weights = class_weights
         self._teacher = teacher
+        self._penalty = penalty
 
-    def logits(self, network: nn.Module, part: Part) -> tuple[list[Tensor], Tensor | None]:
-        """Of the network, the served ones last, and of the teacher; to be called under autocast."""
-        heads = all_logits(network, part.images_NCHW)
+    def logits(self, network: nn.Module, part: Part) -> Passed:
+        """Of the network, and of the teacher; to be called under autocast."""
         if self._teacher is None:
-            return heads, None
-        with torch.no_grad():
-            return heads, self._teacher.network(part.images_NCHW)
+            return Passed(all_logits(network, part.images_NCHW))
+        if not self._teacher.attention_weight:
+            heads = all_logits(network, part.images_NCHW)
+            with torch.no_grad():
+                return Passed(heads, self._teacher.network(part.images_NCHW))
+        with attention(network) as student:
+            heads = all_logits(network, part.images_NCHW)
+        with torch.no_grad(), attention(self._teacher.network) as teacher:
+            return Passed(heads, self._teacher.network(part.images_NCHW), (student, teacher))
 
-    def loss(self, logits: tuple[list[Tensor], Tensor | None], part: Part) -> Tensor:
+    def loss(self, passed: Passed, part: Part) -> Tensor:
         """What `part` adds to the loss of its batch, in float32."""
-        heads, taught = logits
-        hard = torch.stack([self._loss(head, part.masks_NHW) for head in heads]).mean() * part.truth_share
-        if self._teacher is None or taught is None:
+        hard = torch.stack([self._loss(head, part.masks_NHW) for head in passed.heads]).mean() * part.truth_share
+        if self._teacher is None or passed.taught is None:
             return hard
-        soft = distillation(heads[-1], taught, part.masks_NHW, self._teacher.temperature) * part.pixel_share
+        temperature = self._teacher.temperature
+        soft = distillation(passed.heads[-1], passed.taught, part.masks_NHW, temperature) * part.pixel_share
+        if passed.maps is not None:
+            soft = soft + self._teacher.attention_weight * distance(*passed.maps) * part.pixel_share
         return (1 - self._teacher.weight) * hard + self._teacher.weight * soft
+
+    def penalty(self, network: nn.Module) -> Tensor | None:
+        """What the weights themselves add, once a step, beside the loss; None where nothing was asked for."""
+        return None if self._penalty is None else self._penalty(network)
 
     def parts(self, images_NCHW: Tensor, masks_NHW: Tensor, at_once: int) -> Iterator[Part]:
         """The batch, `at_once` images at a time; the losses of its parts add up to that of the batch.

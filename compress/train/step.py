@@ -123,6 +123,9 @@ class Stepper:
             loss = self._objective.loss(logits, part)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        penalty = self._objective.penalty(self._network)
+        if penalty is not None:
+            self._scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
         return total.item()
 
     def _halve(self, masks_NHW: Tensor) -> None:

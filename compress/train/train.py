@@ -1,5 +1,7 @@
 """`compress train`: a dataset folder becomes a checkpoint."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,15 +11,18 @@ from torch import nn
 from compress import checkpoint, models
 from compress.checkpoint import Checkpoint, ModelCard
 from compress.data.check import require_sound
-from compress.data.folder import Dataset
+from compress.data.folder import Dataset, Sample
 from compress.data.loader import TrainingImages, ValidationImages
+from compress.data.match import require_classes
 from compress.progress import say, task
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train.loop import Fit
+from compress.train.objective import Teacher
 from compress.train.precision import Choice, choose, pick_device
 from compress.train.rehearsal import rehearse
 from compress.train.runtime import Runtime
+from compress.train.sparsity import penalty_of
 from export.errors import CheckpointError, RecipeError
 from export.files import sha256_file, write_json
 from export.images import read_header
@@ -25,27 +30,37 @@ from export.images import read_header
 PRECISION = "precision.json"
 
 
-def train(data: Path, out: Path, recipe: Recipe | None = None, *, init: Path | None = None) -> Checkpoint:
+def train(
+    data: Path, out: Path, recipe: Recipe | None = None, *, init: Path | None = None, teacher: Path | None = None
+) -> Checkpoint:
     """Train the recipe's network on `data` and write a checkpoint to `out`.
 
     `init` is a checkpoint folder or a file with a state dict (.safetensors, or .pt read with weights_only)
     to start from; layers of another shape, such as a head for other classes, start fresh and are named.
+    `teacher` is a checkpoint of the same channels and classes whose logits are followed beside the masks.
     A finished `out` with the same inputs and settings is returned as it is; an interrupted one goes on.
 
     Raises DatasetError, RecipeError, CheckpointError, BusyError, UsageError; WorkFailedError when training
     diverges.
     """
     recipe = recipe or Recipe()
-    if init is not None:
-        require_apart(out, init)
+    for source in (init, teacher):
+        if source is not None:
+            require_apart(out, source)
+    if recipe.train.attention_weight and teacher is None:
+        raise RecipeError(
+            "train.attention_weight", ["there is nobody whose attention could be followed; give --teacher"]
+        )
     dataset = require_sound(data, recipe.data.channels)
-    source = models.source_sha256(recipe.model.factory)
+    master = None if teacher is None else _master(teacher, dataset)
+    factory = models.source_sha256(recipe.model.factory)
     plan = StepPlan(
         "train",
         {
             "data": dataset.fingerprint,
             **({"init": _init_hash(init)} if init else {}),
-            **({"factory": source} if source else {}),
+            **({"teacher": master.weights_sha256, "teacher_card": master.card_sha256} if master else {}),
+            **({"factory": factory} if factory else {}),
         },
         {part: getattr(recipe, part).model_dump(mode="json", exclude={"path"}) for part in ("data", "model", "train")},
     )
@@ -53,11 +68,13 @@ def train(data: Path, out: Path, recipe: Recipe | None = None, *, init: Path | N
         say(f"{out} is up to date")
         return checkpoint.load(out)
     with running(out, plan) as step:
-        _train(step, plan, dataset, recipe, init)
+        _train(step, plan, dataset, recipe, init, master)
     return checkpoint.load(out)
 
 
-def _train(step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, init: Path | None) -> None:
+def _train(
+    step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, init: Path | None, master: Checkpoint | None
+) -> None:
     network, arguments = _fresh_network(recipe, dataset)
     if init is not None:
         fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
@@ -82,9 +99,21 @@ def _train(step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, i
         parents=dict(plan.inputs),
         recipe=dict(plan.settings),
     )
-    images, validation = decoded(dataset, recipe, multiple, device)
+    fitting = multiple if master is None else math.lcm(multiple, master.card.size_multiple)
+    images, validation = decoded(dataset, recipe, fitting, device)
     runtime = Runtime(device, choice.precision)
-    fitted = Fit(network, card, images, validation, recipe.train, recipe.train.augment, runtime, step.path).run("train")
+    fitted = Fit(
+        network,
+        card,
+        images,
+        validation,
+        recipe.train,
+        recipe.train.augment,
+        runtime,
+        step.path,
+        None if master is None else Teacher.of(master.network(), recipe.train),
+        penalty=penalty_of(recipe.train.sparsity, network, dataset.channels),
+    ).run("train")
     network.cpu().load_state_dict(fitted.weights)
     checkpoint.save(step.path, network, card.model_copy(update={"miou_val": fitted.miou}))
     write_json(step.path / "history.json", fitted.history)
@@ -92,9 +121,15 @@ def _train(step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, i
 
 
 def decoded(
-    dataset: Dataset, recipe: Recipe, multiple: int, device: torch.device
+    dataset: Dataset,
+    recipe: Recipe,
+    multiple: int,
+    device: torch.device,
+    *,
+    validated: Sequence[Sample] | None = None,
 ) -> tuple[TrainingImages, ValidationImages]:
-    """Training images, kept as the recipe says on `device` or in memory, and validation images, in memory."""
+    """Training images, kept as the recipe says on `device` or in memory, and validation images, in memory: those of
+    `validated`, by default the whole split."""
     with task("decode", len(dataset.split("train"))) as bar:
         images = TrainingImages(
             dataset,
@@ -106,7 +141,7 @@ def decoded(
             on_image=bar.advance,
         )
     say(f"training images: {images.decoded}")
-    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple)
+    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple, samples=validated)
 
 
 def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choice:
@@ -146,6 +181,18 @@ def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:
 
 def _too_small(size: tuple[int, int], multiple: int) -> str:
     return f"{list(size)} is too small: the model halves {multiple} pixels down to one"
+
+
+def _master(path: Path, dataset: Dataset) -> Checkpoint:
+    """The teacher's checkpoint, of the channels and classes that the dataset has."""
+    found = checkpoint.load(path)
+    require_classes(dataset, found.card.classes, path)
+    if found.card.channels != dataset.channels:
+        raise CheckpointError(
+            path,
+            [f"it teaches on images of {found.card.channels} channels, and those of the data have {dataset.channels}"],
+        )
+    return found
 
 
 def _weights_file(init: Path) -> Path:

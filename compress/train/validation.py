@@ -12,12 +12,11 @@ from compress.checkpoint import normalised
 from compress.data.loader import ValidationImages
 from compress.train.memory import free, is_out_of_memory
 from export.errors import WorkFailedError
-from export.metrics import Metrics
-from export.scoring import ConfusionMatrix
+from export.scoring import ConfusionMatrix, Score
 
 
-def validate(network: nn.Module, validation: ValidationImages, device: torch.device) -> Metrics:
-    """One confusion matrix over the validation split, at the size of the masks; leaves `network` in eval mode.
+def validate(network: nn.Module, validation: ValidationImages, device: torch.device) -> Score:
+    """The confusion matrix of every validation image, at the size of its mask; leaves `network` in eval mode.
 
     Raises WorkFailedError when a single image does not fit into memory.
     """
@@ -44,9 +43,12 @@ def validate(network: nn.Module, validation: ValidationImages, device: torch.dev
                 "smaller data.size or model.base"
             )
         free(device)
-        return np.concatenate([in_parts(part) for part in images_NCHW.split(-(-count // 2))])
+        return np.concatenate([in_parts(part) for part in torch.split(images_NCHW, -(-count // 2))])
 
-    matrix = ConfusionMatrix(len(validation.classes))
-    for _, truth, prediction in validation.predictions(in_parts):
+    names, counts = [], []
+    for name, truth, prediction in validation.predictions(in_parts):
+        matrix = ConfusionMatrix(len(validation.classes))
         matrix.update(truth, prediction)
-    return Metrics(validation.classes, matrix.counts)
+        names.append(name)
+        counts.append(matrix.counts)
+    return Score(validation.classes, tuple(names), np.stack(counts))

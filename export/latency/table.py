@@ -149,8 +149,8 @@ class LatencyTable(_Part):
         missing = [key for key in keys_needed(layers, choices) if not self.covers(key)]
         if missing:
             raise UsageError(
-                f"{source} belongs to another network: it does not cover {len(missing)} layers, such as {missing[0]}; "
-                f"{again}"
+                f"{source} does not cover {len(missing)} layers, such as {missing[0]}: it is of another network, or "
+                f"widths below 16 are asked for (prune.channel_multiple); {again}"
             )
 
     def covers(self, key: LayerKey) -> bool:

@@ -16,12 +16,12 @@ from support.networks import random_network, random_unet
 from compress import checkpoint
 from compress.checkpoint import Checkpoint, load, load_weights
 from compress.models.plan import PruningPlan
-from compress.prune.decide import Scores
+from compress.prune.importance import scores_of
 from export.errors import CheckpointError
 
 
 def cut(network: torch.nn.Module, ratio: float) -> PruningPlan:
-    return Scores.magnitude(network, channels=1).plan(ratio, 2)
+    return scores_of(network, channels=1).plan(ratio, 2)
 
 
 @pytest.fixture

@@ -197,6 +197,8 @@ MISTAKES = [
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--mode", "qat"], "quantize.mode"),
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--max-drop", "-1"], "quantize.max_drop"),
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--for", "abacus"], "quantize.target"),
+    (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--min-iou", "disc:0.9"], "is not CLASS=IOU"),
+    (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--min-iou", "disc=90"], "quantize.min_iou"),
     (["export", "nowhere", "--out", "x"], "nowhere"),
     (["export", "{ckpt}", "--out", "x", "--outputs", "smell"], "export.outputs"),
     (["verify", "nowhere"], "nowhere"),

@@ -4,20 +4,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from support.checkpoints import write_checkpoint
+from support.datasets import write_dataset
 from support.networks import exported, random_network
+from support.pruning import logits, masked
 from torch import Tensor, nn
 
 from compress.checkpoint import normalised
+from compress.data.folder import open_dataset
+from compress.data.loader import TrainingImages
 from compress.models import FACTORIES, all_logits, size_multiple
-from compress.prune.decide import Scores
+from compress.prune.evidence import Evidence
+from compress.prune.importance import scores_of
 from compress.quantize.ptq import quantize_graph, with_quantized_logits
+from compress.recipe import Criterion, FitSettings, PruneSettings
 from export.images import U8
 from export.parity import batches, float_parity, int8_parity
 from export.runtime import OnnxModel
@@ -62,7 +68,7 @@ def made(name: str) -> nn.Module:
 
 @cache
 def halved(name: str) -> nn.Module:
-    network = Scores.magnitude(made(name), channels=CHANNELS).plan(0.5, 2).apply(made(name), channels=CHANNELS)
+    network = scores_of(made(name), channels=CHANNELS).plan(0.5, 2).apply(made(name), channels=CHANNELS)
     return settled(network)
 
 
@@ -112,9 +118,9 @@ def test_logits_have_the_size_of_the_image(name: str) -> None:
     with torch.inference_mode():
         for multiples in ((1, 1), (3, 2)):
             images = noise(name, 2, *multiples)
-            logits = all_logits(network, images)
-            assert {tuple(each.shape) for each in logits} == {(2, CLASSES, *images.shape[2:])}
-            assert torch.equal(logits[-1], network(images))
+            heads = all_logits(network, images)
+            assert {tuple(each.shape) for each in heads} == {(2, CLASSES, *images.shape[2:])}
+            assert torch.equal(heads[-1], network(images))
 
 
 @EVERY
@@ -140,6 +146,29 @@ def test_a_checkpoint_gives_the_same_bits(name: str, tmp_path: Path) -> None:
 def test_half_of_its_channels_can_go(name: str) -> None:
     weights = [sum(p.numel() for p in network.parameters()) for network in (halved(name), made(name))]
     assert weights[0] < 0.5 * weights[1]
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    counts = {"train": 4, "val": 1, "test": 1}
+    classes = ("ground", "one", "two")
+    path = tmp_path_factory.mktemp("data") / "discs"
+    data = write_dataset(path, counts=counts, size=(32, 64), channels=CHANNELS, classes=classes)
+    images = TrainingImages(open_dataset(data, channels=CHANNELS), size=None, crop=None, multiple=32)
+    return Evidence(images, CLASSES, FitSettings(batch_size=80), torch.device("cpu"))
+
+
+@EVERY
+@pytest.mark.parametrize("criterion", get_args(Criterion))
+def test_what_a_criterion_cuts_could_as_well_have_been_silenced(
+    name: str, criterion: Criterion, evidence: Evidence
+) -> None:
+    scores = scores_of(made(name), criterion, channels=CHANNELS, evidence=evidence)
+    plans = {scores.plan(ratio, multiple) for ratio, multiple in ((0.4, 2), (0.8, PruneSettings().channel_multiple))}
+    for plan in plans:
+        pruned = plan.apply(made(name), channels=CHANNELS)
+        silenced = masked(made(name), plan, CHANNELS)
+        torch.testing.assert_close(logits(pruned, CHANNELS), logits(silenced, CHANNELS))
 
 
 @EVERY

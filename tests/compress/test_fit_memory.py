@@ -112,7 +112,7 @@ def test_an_optimizer_without_memory_ends_the_run(splits: Splits, tmp_path: Path
     def hungry(_: torch.optim.Optimizer) -> None:
         torch.empty(2**55, dtype=torch.uint8)
 
-    with before_each_step(hungry), pytest.raises(WorkFailedError, match="in the optimizer, .* smaller model.base"):
+    with before_each_step(hungry), pytest.raises(WorkFailedError, match=r"in the optimizer, .* smaller model\.base"):
         fit(Hungry(7), splits, tmp_path / "fit")
 
 

@@ -44,8 +44,8 @@ MOMENTS = [
     (".dense.partial/training_state.pt", "dense"),
     (".dense-fp32.partial/model.onnx", "dense-fp32"),
     (".dense-int8.partial/latency.json", "dense-int8"),
-    (".pruned.partial/pruning_plan.json", "pruned"),
-    (".pruned.partial/training_state.pt", "pruned"),
+    (".pruned.partial/.scratch/round-1/pruning_plan.json", "pruned"),
+    (".pruned.partial/.scratch/round-1/training_state.pt", "pruned"),
     (".report.partial/.key", "report"),
 ]
 

@@ -53,3 +53,34 @@ def test_a_teacher_teaches_the_head_that_serves(part: Part) -> None:
     torch.testing.assert_close(loss, expected)
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def convolutions(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 3, 1))
+
+
+def test_attention_is_where_convolutions_answer_whatever_their_width(part: Part) -> None:
+    network, teacher = convolutions(4), convolutions(16)
+    with_maps, without = (
+        loss_of(Objective(LOSS, None, Teacher(teacher, 0.5, 2.0, weight)), network, part) for weight in (3.0, 0.0)
+    )
+
+    def map_of(module: nn.Sequential) -> Tensor:
+        strength: Tensor = module[0](part.images_NCHW).square().mean(1).flatten(1)
+        lengths: Tensor = strength.norm(dim=1, keepdim=True)
+        return strength / lengths
+
+    expected = (map_of(network) - map_of(teacher)).square().sum(1).mean()
+    assert expected > 1e-3
+    torch.testing.assert_close(with_maps - without, 0.5 * 3.0 * expected)
+    with_maps.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not network[0]._forward_hooks
+
+
+def test_a_network_pays_the_same_attention_as_itself(part: Part) -> None:
+    teacher = convolutions(8)
+    losses = [
+        loss_of(Objective(LOSS, None, Teacher(teacher, 0.5, 2.0, weight)), teacher, part) for weight in (9.0, 0.0)
+    ]
+    torch.testing.assert_close(*losses)

@@ -17,7 +17,7 @@ from torch import nn
 from compress import checkpoint
 from compress.checkpoint import Checkpoint, ModelCard
 from compress.models import build, size_multiple, source_sha256
-from compress.prune.decide import Scores
+from compress.prune.importance import scores_of
 from compress.recipe import Recipe
 from compress.train import train
 from compress.train.rehearsal import rehearse
@@ -230,13 +230,13 @@ def test_what_cannot_be_pruned_is_told_and_trained(write: Write, capfd: pytest.C
     )
     assert "(net.py:" in told
     with pytest.raises(UsageError, match="take widths from the tensors"):
-        Scores.magnitude(network, channels=1).plan(0.5, 1).apply(network, channels=1)
+        scores_of(network, channels=1).plan(0.5, 1).apply(network, channels=1)
 
 
 def test_a_network_without_channels_to_prune_is_told(write: Write) -> None:
     network = build(write(forward("return F.conv2d(self.a(x), self.b.weight)")), ARGUMENTS)
     with pytest.raises(UsageError, match="Net has no channels that could go"):
-        Scores.magnitude(network, channels=1)
+        scores_of(network, channels=1)
 
 
 # Its checkpoint.

@@ -5,14 +5,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
-from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 from support.checkpoints import write_checkpoint
 from support.networks import random_network, random_unet
-from support.recipes import TINY_SETTINGS
+from support.recipes import TINY_SETTINGS, by_speedup
 
 from compress import checkpoint
 from compress.anymodel import evaluate
@@ -21,52 +19,16 @@ from compress.cli.main import main
 from compress.models import all_logits
 from compress.models.plan import Dependencies, PruningPlan
 from compress.prune import prune
-from compress.prune.decide import Scores
+from compress.prune.importance import scores_of
 from compress.recipe import Recipe
 from compress.steps import read_record
 from export.errors import BudgetMissedError, DatasetError, ShapeError, UsageError
 
-PRUNE, CHANNELS, STEP = (import_module(f"compress.prune.{name}") for name in ("prune", "channels", "step"))
+PRUNE, RECOVER, STEP = (import_module(f"compress.prune.{name}") for name in ("prune", "recover", "step"))
 
 
 def recipe(*settings: str) -> Recipe:
     return Recipe.load(None, [*TINY_SETTINGS, "prune.finetune.epochs=1", *settings])
-
-
-def by_speedup(*settings: str) -> Recipe:
-    without_ratio = [setting for setting in TINY_SETTINGS if not setting.startswith("prune.ratio")]
-    return Recipe.load(None, [*without_ratio, "prune.finetune.epochs=1", *settings])
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The runtime's clock, replaced: time goes with the square root of the weights. Graphs are bags of weights then."""
-    asked: list[str] = []
-
-    class Probe:
-        def __init__(self, parent: Any, *, size: tuple[int, int], **_: Any) -> None:
-            self.size = size
-            self._parent = weights_of(parent)
-
-        def speedup(self, network: torch.nn.Module) -> float:
-            asked.append("probe")
-            return float((self._parent / sum(p.numel() for p in network.parameters() if p.ndim == 4)) ** 0.5)
-
-        def measure(self, graph: Any) -> float:
-            asked.append("exported")
-            return 0.97 * float((self._parent / weights_of(graph)) ** 0.5)
-
-    def weights_of(graph: Any) -> int:
-        return sum(int(torch.tensor(list(t.dims)).prod()) for t in graph.graph.initializer if len(t.dims) == 4)
-
-    def export(network: torch.nn.Module, path: Path, **_: Any) -> onnx.ModelProto:
-        path.touch()
-        tensors = [numpy_helper.from_array(p.detach().numpy()) for p in network.parameters()]
-        return helper.make_model(helper.make_graph([], "weights", [], [], tensors))
-
-    monkeypatch.setattr(STEP, "LatencyProbe", Probe)
-    monkeypatch.setattr(STEP, "export_onnx", export)
-    return asked
 
 
 def test_a_pruned_checkpoint_is_smaller_and_says_how(pruned: Checkpoint, trained: Checkpoint) -> None:
@@ -94,7 +56,7 @@ def test_a_pruned_checkpoint_is_smaller_and_says_how(pruned: Checkpoint, trained
 
 
 def test_the_plan_is_the_magnitudes(pruned: Checkpoint, trained: Checkpoint) -> None:
-    assert pruned.card.pruning == (Scores.magnitude(trained.network(), channels=1).plan(0.5, 8),)
+    assert pruned.card.pruning == (scores_of(trained.network(), channels=1).plan(0.5, 8),)
 
 
 def test_a_pruned_checkpoint_is_pruned_again(pruned: Checkpoint, discs: Path, tmp_path: Path) -> None:
@@ -147,10 +109,10 @@ def test_a_decision_is_taken_once(
 
     out, chosen = tmp_path / "out", by_speedup("prune.speedup=1.5", "prune.channel_multiple=2")
     with monkeypatch.context() as patched:
-        patched.setattr(CHANNELS, "reestimate", killed)
+        patched.setattr(RECOVER, "reestimate", killed)
         with pytest.raises(KeyboardInterrupt):
             prune(trained.path, discs, out, chosen)
-    decided = json.loads((tmp_path / ".out.partial" / "pruning_plan.json").read_text())
+    decided = json.loads((tmp_path / ".out.partial" / ".scratch" / "round-1" / "pruning_plan.json").read_text())
     counted.clear()
     made = prune(trained.path, discs, out, chosen)
     assert counted == []
@@ -180,7 +142,7 @@ def test_where_the_probe_cannot_tell_the_exporter_is_asked(
 def nested(folder: Path, **arguments: Any) -> Checkpoint:
     """A UNet++ of depth 2 for the classes of `discs`, that was never trained, and cut once."""
     network = random_network("unetpp", classes=2, **arguments)
-    plan = Scores.magnitude(network, channels=1).plan(0.3, 4)
+    plan = scores_of(network, channels=1).plan(0.3, 4)
     pruned = plan.apply(network, channels=1)
     names = ("background", "disc")
     given = {"pruning": (plan,), "class_names": names, "factory": "unetpp", "classes": 2, **arguments}
@@ -250,11 +212,11 @@ def test_levels_on_the_command_line(
     assert call("--set", "prune.ratio=0.5") == 0
     assert "on the validation split, cut to depth 1" in capfd.readouterr().out
     assert call("--ratio", "0.5") == 2
-    assert "--speedup, --ratio and --levels exclude each other" in capfd.readouterr().err
+    assert "--levels, --unstructured exclude each other" in capfd.readouterr().err
 
 
 def test_without_a_goal_nothing_is_pruned(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"give --speedup 4 or --ratio 0\.5"):
+    with pytest.raises(UsageError, match=r"give --speedup 4, --ratio 0\.5 or --max-drop 0\.01"):
         prune(trained.path, discs, tmp_path / "out", Recipe())
 
 

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkpoints import write_checkpoint
 from support.networks import Mobile, random_network, random_unet, randomised
-from torch import Tensor, nn
+from support.pruning import logits, masked
+from torch import nn
 
 from compress import checkpoint
-from compress.models import all_logits, size_multiple
 from compress.models.plan import Dependencies, GroupCut, PruningPlan
-from compress.prune.decide import Scores, for_speedup
+from compress.prune.importance import scores_of
+from compress.prune.scores import Scores
+from compress.prune.search import ByRatio
 from export.errors import UsageError
 
 SHARED: dict[str, st.SearchStrategy[Any]] = {
@@ -41,33 +43,6 @@ def random_scores(network: nn.Module, channels: int, seed: int) -> Scores:
     return Scores({name: torch.rand(width, generator=generator) for name, width in widths.items()})
 
 
-def masked(network: nn.Module, plan: PruningPlan, channels: int) -> nn.Module:
-    """The dense network with the channels of `plan` silenced: kernels, biases, BatchNorm, all zero."""
-    twin = copy.deepcopy(network)
-    graph = Dependencies(twin, channels)
-    with torch.no_grad():
-        for cut in plan.cuts:
-            for dependency, indices in graph.group(cut.layer, list(cut.remove)) if cut.remove else ():
-                module = dependency.target.module
-                if "in_channels" in dependency.handler.__name__:
-                    continue  # it reads what is silent already
-                if isinstance(module, nn.ConvTranspose2d):
-                    module.weight[:, indices] = 0
-                    module.bias[indices] = 0  # type: ignore[index]
-                elif isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-                    for parameter in module.parameters():
-                        parameter[indices] = 0
-    return twin.eval()
-
-
-def logits(network: nn.Module, channels: int) -> list[Tensor]:
-    """Of every head, in float64: what is left of a difference is a mistake."""
-    side = 2 * size_multiple(network)
-    images = torch.randn(2, channels, side, 2 * side, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        return all_logits(copy.deepcopy(network).double(), images.double())
-
-
 @settings(max_examples=40, deadline=None)
 @given(ARCHITECTURES, SEEDS, st.floats(0.05, 0.95), st.sampled_from([1, 2, 4, 16]))
 def test_a_pruned_network_is_the_dense_one_without_those_channels(
@@ -87,6 +62,22 @@ def test_a_pruned_network_is_the_dense_one_without_those_channels(
     }
     assert all(out.shape[1] == 3 for out in logits(pruned, channels))
     assert not [layer for layer in plan.widths() if layer.startswith("head")]
+
+
+@settings(max_examples=20, deadline=None)
+@given(ARCHITECTURES, SEEDS, st.floats(0.05, 0.8), st.floats(0.05, 0.8))
+def test_two_plans_after_each_other_are_one(arguments: dict[str, Any], seed: int, one: float, two: float) -> None:
+    channels = arguments["channels"]
+    network = random_network(seed=seed % 4, **arguments)
+    first = random_scores(network, channels, seed).plan(one, 1)
+    between = first.apply(network, channels=channels)
+    second = random_scores(between, channels, seed + 1).plan(two, 1)
+    apart, together = second.apply(between, channels=channels), first.then(second).apply(network, channels=channels)
+    assert all(torch.equal(tensor, together.state_dict()[name]) for name, tensor in apart.state_dict().items())
+    assert first.then(second).kept() == second.kept()
+    if first.kept() != second.kept():
+        with pytest.raises(UsageError, match="the second plan is not for what the first leaves"):
+            second.then(second)
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 4])
@@ -118,7 +109,7 @@ def test_what_is_dealt_out_in_another_order_is_left_whole() -> None:
         *(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1)),
     )
     assert Dependencies(network, 1).widths() == {"0": 16, "4": 8}
-    assert Scores.magnitude(network, channels=1).by_group.keys() == {"0", "4"}
+    assert scores_of(network, channels=1).by_group.keys() == {"0", "4"}
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -132,10 +123,10 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_pruned_twice_is_rebuilt_to_the_bit(kind: str, tmp_path: Path) -> None:
     network = random_network(**KINDS[kind])
-    first = Scores.magnitude(network, channels=1).plan(0.3, 4)
+    first = scores_of(network, channels=1).plan(0.3, 4)
     once = first.apply(network, channels=1)
     torch.testing.assert_close(logits(once, 1), logits(masked(network, first, 1), 1))
-    second = Scores.magnitude(once, channels=1).plan(0.3, 2)
+    second = scores_of(once, channels=1).plan(0.3, 2)
     twice = second.apply(once, channels=1)
     sizes = [sum(p.numel() for p in each.parameters()) for each in (network, once, twice)]
     assert sizes == sorted(sizes, reverse=True)
@@ -177,7 +168,9 @@ def test_widths_are_multiples_and_the_least_important_channels_go(
 @given(SEEDS, st.floats(0.05, 0.9))
 def test_a_ratio_is_the_share_of_the_channels_of_the_whole_network(seed: int, ratio: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    scores = Scores({name: torch.rand(200, generator=generator) + i * 0.1 for i, name in enumerate("abcd")})
+    scores = Scores(
+        {name: torch.rand(200, generator=generator) + i * 0.1 for i, name in enumerate("abcd")}, comparable=True
+    )
     plan = scores.plan(ratio, 1)
     assert sum(len(cut.remove) for cut in plan.cuts) == pytest.approx(800 * ratio, abs=5)
     if 0.3 < ratio < 0.7:
@@ -192,11 +185,11 @@ def test_magnitude_is_small_where_weights_are() -> None:
         network.get_parameter("stem.1.weight")[[2, 5]] *= 0.01
         network.get_parameter("stem.1.bias")[[2, 5]] *= 0.01
         network.get_parameter("stem.3.weight")[:, [2, 5]] *= 0.01
-    scores = Scores.magnitude(network, channels=1)
+    scores = scores_of(network, channels=1)
     assert set(scores.by_group["stem.0"].argsort()[:2].tolist()) == {2, 5}
     for of_group in scores.by_group.values():
         assert of_group.mean() == pytest.approx(1, rel=1e-4)
-    again = Scores.magnitude(network, channels=1)
+    again = scores_of(network, channels=1)
     assert all(torch.equal(again.by_group[name], of_group) for name, of_group in scores.by_group.items())
 
 
@@ -253,7 +246,7 @@ def test_bisection_finds_the_lightest_plan_that_is_fast_enough(seed: int, wanted
     generator = torch.Generator().manual_seed(seed)
     scores = Scores({name: torch.rand(128, generator=generator) for name in "abcdef"})
     bench = Bench(scores)
-    plan = for_speedup(scores, multiple, wanted, bench)
+    plan = ByRatio(scores, multiple, bench).plan(wanted)
     reached = bench(plan)
     assert reached >= wanted
     # Whatever was asked and was lighter, was too slow.
@@ -268,12 +261,14 @@ def test_bisection_finds_the_lightest_plan_that_is_fast_enough(seed: int, wanted
 
 def test_a_speedup_out_of_reach_gives_the_narrowest_plan() -> None:
     scores = Scores({name: torch.rand(64) for name in "ab"})
-    plan = for_speedup(scores, 16, 100.0, Bench(scores))
+    plan = ByRatio(scores, 16, Bench(scores)).plan(100.0)
     assert [cut.kept for cut in plan.cuts] == [16, 16]
 
 
 def test_more_speed_never_takes_a_wider_network() -> None:
     scores = Scores({name: torch.rand(128, generator=torch.Generator().manual_seed(3)) for name in "abc"})
-    kept = [sum(cut.kept for cut in for_speedup(scores, 8, wanted, Bench(scores)).cuts) for wanted in (1.2, 2, 3, 5, 8)]
+    kept = [
+        sum(cut.kept for cut in ByRatio(scores, 8, Bench(scores)).plan(wanted).cuts) for wanted in (1.2, 2, 3, 5, 8)
+    ]
     assert kept == sorted(kept, reverse=True)
     assert math.isclose(kept[0], 384 / 1.2, rel_tol=0.1)

@@ -11,7 +11,6 @@ from support.checkpoints import write_checkpoint
 from support.networks import random_unet
 from support.recipes import TINY_SETTINGS
 
-from compress.budget import Budget, require_kept
 from compress.checkpoint import Checkpoint
 from compress.data.evaluation import drawn_by_name
 from compress.data.folder import open_dataset
@@ -138,14 +137,21 @@ def test_a_missed_budget_keeps_the_bundle_and_is_told_every_time(
         with pytest.raises(BudgetMissedError) as first:
             quantize(trained.path, discs, out, recipe("quantize.max_drop=0.05"))
     assert first.value.exit_status == 1
-    assert f"The bundle is kept in {out}" in str(first.value)
-    assert "0.05 may be lost" in str(first.value)
+    assert f"The best found is kept in {out}" in str(first.value)
+    assert "mIoU is lost, 0.05 may be" in str(first.value)
     made = verify(out).bundle
     patch(monkeypatch, "_quantize", lambda *_: pytest.fail("it was quantized again"))
     with pytest.raises(BudgetMissedError) as second:
         quantize(trained.path, discs, out, recipe("quantize.max_drop=0.05"))
     assert str(second.value) == str(first.value)
     assert verify(out).bundle == made
+
+
+def test_a_class_under_its_floor_misses_the_budget(trained: Checkpoint, discs: Path, int8_bundle: Bundle) -> None:
+    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor"):
+        quantize(trained.path, discs, int8_bundle.path.parent / "floor", recipe("quantize.min_iou={disc = 1.0}"))
+    with pytest.raises(UsageError, match=r"min_iou names disk; the classes are background, disc"):
+        quantize(trained.path, discs, int8_bundle.path.parent / "typo", recipe("quantize.min_iou={disk = 0.5}"))
 
 
 def test_int8_that_is_not_faster_is_refused_unless_forced(
@@ -224,31 +230,3 @@ def test_a_checkpoint_is_not_replaced_by_its_bundle(trained: Checkpoint, discs: 
     with pytest.raises(UsageError, match=r"holds the result of another step \(train\)"):
         quantize_function(trained.path, discs, trained.path, recipe())
     assert (trained.path / "weights.safetensors").exists()
-
-
-def result(drop: float, interval: tuple[float, float]) -> dict[str, Any]:
-    return {"miou_parent": 0.8, "miou": 0.8 - drop, "drop": drop, "drop_interval": interval, "images": 12}
-
-
-@pytest.mark.parametrize(
-    ("drop", "interval", "warns", "fails"),
-    [
-        (0.002, (0.001, 0.003), False, False),
-        (0.002, (-0.01, 0.02), True, False),
-        (0.05, (0.04, 0.06), False, True),
-        (0.05, (-0.01, 0.1), True, True),
-        (0.01, (0.0, 0.009), False, False),
-        (-0.02, (-0.03, -0.01), False, False),
-    ],
-)
-def test_a_split_that_is_too_small_to_tell_is_warned_about(
-    drop: float, interval: tuple[float, float], warns: bool, fails: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
-    if fails:
-        with pytest.raises(BudgetMissedError, match=f"a drop of {drop:.4f}"):
-            require_kept(Budget(max_drop=0.01), result(drop, interval), Path("out"))
-    else:
-        require_kept(Budget(max_drop=0.01), result(drop, interval), Path("out"))
-    said = capfd.readouterr().err
-    assert ("warning: 12 images are too few to tell" in said) == warns
-    assert f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}" in said or fails

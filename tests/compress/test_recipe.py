@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compress.recipe import Recipe, builtin_recipes
+from compress.recipe import Recipe, builtin_recipes, unusual
 
 SHARES = st.floats(0, 1)
 POSITIVE = st.floats(1e-9, 1e9)
@@ -126,3 +126,23 @@ def test_a_file_of_a_built_in_name_is_the_users(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     Path("demo").write_text("[train]\nepochs = 2\n")
     assert Recipe.load("demo").train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("data.crop=[64, 96]", "train.epochs=3", 'train.loss.class_weights="balanced"', "prune.speedup=4.5"),
+        ('model.factory="unetpp"', "model.depth=3", 'quantize.min_iou={"a b" = 0.5}', "data.size=[10, 12]"),
+        ('model.factory="file.py:Net"', 'model.arguments={"width" = 8}'),
+    ],
+)
+def test_what_is_unusual_makes_the_same_recipe(settings: tuple[str, ...]) -> None:
+    recipe = Recipe.load(None, list(settings))
+    found = unusual(recipe.model_dump(mode="json"))
+    assert len(found) == len(settings)
+    assert Recipe.load(None, list(found)) == recipe
+
+
+def test_a_setting_of_another_version_is_unusual() -> None:
+    assert unusual({"train": {"epochs": 60, "warp": True}}) == ("train.warp=true",)

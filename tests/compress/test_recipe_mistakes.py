@@ -27,7 +27,10 @@ FILES = {
     "an unknown word": ("[model]\nupsampling = 'cubic'", ["model.upsampling = 'cubic'", "'nearest', 'bilinear' or"]),
     "a size of one number": ("[data]\nsize = [64]", ["data.size"]),
     "a range that is none": ("[train.augment]\nscale = [2.0, 1.0]", ["train.augment", "[2.0, 1.0] is not a range"]),
-    "two goals": ("[prune]\nspeedup = 2.0\nratio = 0.5", ["prune", "speedup, ratio and levels exclude each other"]),
+    "two goals": (
+        "[prune]\nspeedup = 2.0\nratio = 0.5",
+        ["prune", "speedup, ratio exclude each other"],
+    ),
     "no gain": ("[prune]\nspeedup = 1.0", ["prune.speedup = 1.0: Input should be greater than 1"]),
     "a value for a section": ("train = 3", ["train = 3"]),
     "infinite": ("[train]\nlearning_rate = inf", ["train.learning_rate = inf: Input should be a finite number"]),

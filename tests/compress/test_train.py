@@ -208,6 +208,32 @@ def test_weights_that_are_not_there(data: Path, tmp_path: Path) -> None:
         train(data, tmp_path / "out", recipe(), init=tmp_path / "gone.pt")
 
 
+def test_a_teacher_is_followed_as_far_as_its_weight_says(data: Path, tmp_path: Path) -> None:
+    # Deeper than the student: what it is shown is padded for both.
+    network = random_unet(depth=3, channels=1, classes=2)
+    teacher = write_checkpoint(
+        tmp_path / "teacher", network, depth=3, channels=1, classes=2, class_names=TWO_CLASSES
+    ).path
+    alone = train(data, tmp_path / "alone", recipe())
+    ignored = train(data, tmp_path / "ignored", recipe("train.teacher_weight=0"), teacher=teacher)
+    followed = train(data, tmp_path / "followed", recipe("train.teacher_weight=1.0"), teacher=teacher)
+    assert all(torch.equal(kernel, kernels(ignored)[name]) for name, kernel in kernels(alone).items())
+    assert not all(torch.equal(kernel, kernels(followed)[name]) for name, kernel in kernels(alone).items())
+    assert followed.card.parents["teacher"] == checkpoint.load(teacher).weights_sha256
+    assert followed.card.size_multiple == 4
+
+
+def test_a_teacher_of_something_else_is_refused(data: Path, tmp_path: Path) -> None:
+    others = write_checkpoint(tmp_path / "others", random_unet(classes=3), classes=3).path
+    with pytest.raises(DatasetError, match="its classes are"):
+        train(data, tmp_path / "out", recipe(), teacher=others)
+    colour = random_unet(channels=3, classes=2)
+    coloured = write_checkpoint(tmp_path / "colour", colour, channels=3, classes=2, class_names=TWO_CLASSES).path
+    with pytest.raises(CheckpointError, match="teaches on images of 3 channels, and those of the data have 1"):
+        train(data, tmp_path / "out", recipe(), teacher=coloured)
+    assert not (tmp_path / ".out.partial").exists()
+
+
 def test_a_checkpoint_is_not_trained_over_itself(data: Path, tmp_path: Path) -> None:
     made = train(data, tmp_path / "out", recipe())
     with pytest.raises(UsageError, match="would be replaced"):

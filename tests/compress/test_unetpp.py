@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compress.models import all_logits, build, size_multiple
 from compress.models.unetpp import UNetPlusPlus
-from compress.prune.decide import Scores
+from compress.prune.importance import scores_of
 
 DEPTH = 4
 STYLES = [{}, {"block": "residual", "squeeze_excite": True, "upsampling": "transposed"}, {"upsampling": "bilinear"}]
@@ -65,7 +65,7 @@ def test_a_network_cut_to_a_depth_gives_what_that_head_gave(depth: int, pruned: 
     whole: nn.Module = network(**style)
     small: nn.Module = network(seed=1, **style, levels=depth)
     if pruned:
-        plan = Scores.magnitude(whole, channels=1).plan(0.4, 2)
+        plan = scores_of(whole, channels=1).plan(0.4, 2)
         whole = plan.apply(whole, channels=1)
         small = plan.within(small, channels=1).apply(small, channels=1)
     small.load_state_dict({name: whole.state_dict()[name] for name in small.state_dict()})

@@ -21,7 +21,7 @@ def test_a_network_is_scored_at_the_size_of_the_masks(tmp_path: Path) -> None:
     """The sizes fit neither the network nor each other."""
     path = write_dataset(tmp_path / "mixed", size=[(25, 38), (33, 17)], classes=("a", "b", "c"))
     dataset, network = open_dataset(path), random_unet()
-    metrics = validate(network, ValidationImages(dataset, size=None, multiple=4), CPU)
+    metrics = validate(network, ValidationImages(dataset, size=None, multiple=4), CPU).metrics
 
     confusion = MulticlassConfusionMatrix(3)
     accuracy, f1 = MulticlassAccuracy(3, average="micro"), MulticlassF1Score(3, average="none")
@@ -46,6 +46,6 @@ def test_the_history_holds_every_figure_of_every_epoch(trained: Checkpoint, disc
     assert [epoch["epoch"] for epoch in history] == list(range(1, 9))
     best = max(history, key=lambda epoch: float(epoch["miou"]))
     images = ValidationImages(open_dataset(discs), size=None, multiple=trained.card.size_multiple)
-    expected = validate(trained.network(), images, CPU).as_tree()
+    expected = validate(trained.network(), images, CPU).metrics.as_tree()
     assert {name: best[name] for name in expected} == expected
     assert best["miou"] == trained.card.miou_val

@@ -205,3 +205,15 @@ def test_every_image_is_announced() -> None:
     assert len(told) == 3
     assert result.images == ("0", "1", "2")
     assert result.counts.shape == (3, 2, 2)
+
+
+def test_the_interval_of_a_class_holds_its_estimate_and_is_none_where_it_never_occurs() -> None:
+    rng = np.random.default_rng(3)
+    counts = np.zeros((12, 3, 3), dtype=np.int64)
+    counts[:, :2, :2] = rng.integers(1, 60, (12, 2, 2)) + 80 * np.eye(2, dtype=np.int64)
+    result = Score(("a", "b", "absent"), tuple(map(str, range(12))), counts)
+    intervals = result.interval_per_class()
+    assert intervals["absent"] is None
+    for name in ("a", "b"):
+        low, high = intervals[name] or (1.0, 0.0)
+        assert low < (result.iou_per_class[name] or 0.0) < high

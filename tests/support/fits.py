@@ -24,6 +24,7 @@ from compress.train.loop import Fit, Fitted
 from compress.train.objective import Teacher
 from compress.train.precision import Precision
 from compress.train.runtime import Runtime
+from compress.train.sparsity import Penalty
 
 CPU = torch.device("cpu")
 CARD = ModelCard(
@@ -54,6 +55,7 @@ def fit(
     *,
     precision: Precision = "float32",
     teacher: Teacher | None = None,
+    penalty: Penalty | None = None,
     augment: AugmentSettings | None = None,
     **settings: Any,
 ) -> Fitted:
@@ -61,7 +63,7 @@ def fit(
     folder.mkdir(exist_ok=True)
     chosen = FitSettings(**{"epochs": 4, "batch_size": 4, "learning_rate": 0.05, "ema_decay": 0.9, **settings})
     augment = augment or AugmentSettings(flip_vertical=0.5)
-    return Fit(network, CARD, *data, chosen, augment, Runtime(CPU, precision), folder, teacher).run("fit")
+    return Fit(network, CARD, *data, chosen, augment, Runtime(CPU, precision), folder, teacher, penalty).run("fit")
 
 
 class Pixelwise(nn.Module):

@@ -22,14 +22,21 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "second": lambda _, second, *__, **___: second,
     "first two": lambda first, second, *_, **__: (first, second),
     "last two": lambda *given: given[-2:],
+    "nothing apart": lambda student, _: sum(maps.sum() for maps in student.values()) * 0,
     "zero": lambda first, *_, **__: first.sum() * 0,
     "small norm": lambda parameters, *_, **__: sum(parameter.detach().sum() for parameter in parameters) * 0,
     "served": lambda network, images: [network(images)],
     "peak": lambda schedule, _: schedule._peak,
     "same rate": lambda optimizer, rate: [group.update(lr=rate) for group in optimizer.param_groups],
     "context": lambda *_, **__: contextlib.nullcontext(),
+    "by magnitude": lambda _, network, *, channels, **__: _scores_of(network, channels=channels),
+    "most important": lambda scores, ratio: scores._most_important(ratio),
 }
 """`first`, `second` ... give those arguments back (self counts); the others are the least that callers go on with."""
+
+
+def _scores_of(*given: Any, **named: Any) -> Any:
+    return importlib.import_module("compress.prune.importance").scores_of(*given, **named)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -24,3 +24,9 @@ TINY_SETTINGS = [
 """As `--set` takes them. Forced: so small a network is not always faster in INT8."""
 
 TINY_RECIPE = Recipe.load(None, TINY_SETTINGS)
+
+
+def by_speedup(*settings: str) -> Recipe:
+    """Without the goal of the others, and without a latency table, whose layers take a minute to measure."""
+    without_ratio = [setting for setting in TINY_SETTINGS if not setting.startswith("prune.ratio")]
+    return Recipe.load(None, [*without_ratio, "prune.finetune.epochs=1", "prune.search=ratio", *settings])

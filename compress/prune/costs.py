@@ -1,0 +1,134 @@
+"""What a network takes at any choice of widths: its groups of channels, and the layers of the table that they make."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from torch import nn
+
+from compress.models.places import ChannelGroup
+from compress.models.plan import Dependencies
+from compress.progress import counter, say
+from compress.prune.widths import Choices, Term, Widths, choices_of
+from export.latency.grid import keys_needed
+from export.latency.layers import Layer, layers_of, unmodelled
+from export.latency.linear import Linear
+from export.latency.measure import cached_table, reference_now
+from export.latency.table import LatencyTable
+from export.machine import Machine
+from export.manifest import Precision
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """The layers of a network in terms of its groups, and a table that has all of them."""
+
+    layers: tuple[Layer, ...]
+    widths: Mapping[str, Sequence[int]]
+    """What each group may get, rising; the last is what it has."""
+    table: LatencyTable
+    reference_ms: float
+    """Of the table's reference convolution: now, or on another machine when it was measured."""
+    foreign: bool
+    """Measured on another machine than this one: times here say nothing about there."""
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        graph: onnx.ModelProto,
+        *,
+        channels: int,
+        size: Pair,
+        multiple: int,
+        precision: Precision,
+        table: Path | None = None,
+    ) -> "NetworkCosts":
+        """`graph` is the float export of `network`; what `table` is not given for is measured here, once.
+
+        Raises UsageError for a table of another network, size or precision.
+        """
+        groups = Dependencies(copy.deepcopy(network), channels).channel_groups()
+        served = {tensor.name for tensor in graph.graph.initializer}
+        outputs = {weight: form for weight, form in _outputs(groups, network).items() if weight in served}
+        layers = layers_of(graph, size=size, widths=outputs)
+        widths = {name: choices_of(group.width, multiple) for name, group in groups.items()}
+        if left_out := unmodelled(layers):
+            say(f"the latency table leaves out {', '.join(left_out)}: the plan is measured as a whole all the same")
+        if table is None:
+            found = _measured(layers, widths, precision, size)
+        else:
+            found = LatencyTable.load(table)
+            found.require(layers, widths, precision=precision, size=size, source=table)
+        foreign = is_foreign(found)
+        reference = found.reference_ms if foreign else reference_now(precision, found.threads)
+        return cls(layers, widths, found, reference, foreign)
+
+    @property
+    def machine(self) -> str:
+        """Whose milliseconds they are."""
+        found = self.table.machine
+        return f"{found.cpu}, {self.table.threads} threads, {found.instruction_set}"
+
+    @property
+    def widest(self) -> Widths:
+        return {name: each[-1] for name, each in self.widths.items()}
+
+    def choices(self, lost: Mapping[str, Sequence[float]]) -> Choices:
+        """For a search; `lost` is the importance that goes at each of the `widths` of a group."""
+        by_width = {name: dict(zip(self.widths[name], losses, strict=True)) for name, losses in lost.items()}
+        return Choices(self.widths, lambda name, width: by_width[name][width], [self._term(x) for x in self.layers])
+
+    def milliseconds(self, widths: Mapping[str, int]) -> float:
+        """Of the table's machine."""
+        return self.table.predict(self.layers, widths, reference_ms=self.reference_ms)
+
+    def spared(self, widths: Widths) -> dict[str, float]:
+        """Of each group, the milliseconds that would come back if it alone were as wide as before."""
+        now = self.milliseconds(widths)
+        return {name: self.milliseconds({**widths, name: each[-1]}) - now for name, each in self.widths.items()}
+
+    def _term(self, layer: Layer) -> Term:
+        forms = (layer.channels_in, layer.channels_out)
+        groups = dict.fromkeys(name for form in forms for name, _ in form.terms)
+        return Term(tuple(groups), lambda widths: self.table.ratio(layer.at(widths)))
+
+
+def _outputs(groups: Mapping[str, ChannelGroup], network: nn.Module) -> dict[str, Linear]:
+    """What each convolution gives, by the name of its weight in the graph: groups, and channels that nothing cuts.
+
+    One that makes a part of a group alone is left out: how many of its channels stay depends on which they are.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for name, group in groups.items():
+        for place in group.places:
+            if place.role == "makes":
+                parts = found.setdefault(place.layer, {})
+                parts[name] = parts.get(name, 0) + len(place.channels_n)
+    outputs = {}
+    for layer, parts in found.items():
+        module = network.get_submodule(layer)
+        whole = all(count % groups[name].width == 0 for name, count in parts.items())
+        if whole and isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.groups == 1:
+            rest = Linear(module.out_channels - sum(parts.values()))
+            forms = (Linear.of(name, count // groups[name].width) for name, count in parts.items())
+            outputs[f"model.{layer}.weight"] = sum(forms, start=rest)
+    return outputs
+
+
+def _measured(
+    layers: Sequence[Layer], widths: Mapping[str, Sequence[int]], precision: Precision, size: Pair
+) -> LatencyTable:
+    with counter("latency table") as progress:
+        return cached_table(keys_needed(layers, widths), precision=precision, size=size, progress=progress)
+
+
+def is_foreign(table: LatencyTable) -> bool:
+    """Whether it was measured on another kind of machine than this one, or by another version of the runtime."""
+    here, there = Machine.here(), table.machine
+    kinds = [(machine.cpu, machine.instruction_set, machine.cores) for machine in (here, there)]
+    return kinds[0] != kinds[1] or here.libraries["onnxruntime"] != table.onnxruntime

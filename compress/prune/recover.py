@@ -1,0 +1,72 @@
+"""A cut network learns again what it lost, from the training images and from its parent."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compress.budget import Accuracy
+from compress.checkpoint import ModelCard
+from compress.progress import say
+from compress.prune.evidence import Evidence
+from compress.prune.step import PruneStep
+from compress.train.batchnorm import reestimate
+from compress.train.loop import Fit
+from compress.train.objective import Teacher
+from compress.train.precision import pick_device
+from compress.train.runtime import Runtime
+from compress.train.train import decoded, precision_of
+from compress.train.validation import validate
+from export.files import write_json
+from export.scoring import Score
+
+HISTORY = "history.json"
+
+
+class Recovery:
+    """Of what `step` cuts from `parent`: images, device and precision."""
+
+    def __init__(self, step: PruneStep, parent: nn.Module) -> None:
+        self._parent = parent
+        self.device = pick_device(step.recipe.train.device)
+        self._step = step
+        self._precision = precision_of(step.folder, step.recipe, self.device).precision
+        self._images, self._validation = decoded(step.dataset, step.recipe, step.parent.card.size_multiple, self.device)
+
+    def evidence(self) -> Evidence:
+        """The images, and the loss that the recovery makes small."""
+        classes, settings = len(self._validation.classes), self._step.recipe.prune.finetune
+        return Evidence(self._images, classes, settings, self.device)
+
+    @cached_property
+    def parent_score(self) -> Score:
+        """On the validation split; the parent is on the CPU before and after."""
+        score = validate(self._parent.to(self.device), self._validation, self.device)
+        self._parent.cpu()
+        return score
+
+    def run(self, child: nn.Module, card: ModelCard, folder: Path) -> dict[str, Any]:
+        """Fine-tune `child`, whose checkpoints have `card`, with the parent as its teacher; `folder` keeps what a
+        killed run goes on from. What it scores, before and after; leaves the best weights in `child`, on the CPU."""
+        step, settings = self._step, self._step.recipe.prune.finetune
+        child.to(self.device)
+        reestimate(child, self._images)
+        before = validate(child, self._validation, self.device).miou
+        say(f"mIoU on validation: parent {self.parent_score.miou:.4f}, cut and not yet fine-tuned {before:.4f}")
+        fitted = Fit(
+            child,
+            card,
+            self._images,
+            self._validation,
+            settings,
+            step.recipe.train.augment,
+            Runtime(self.device, self._precision),
+            folder,
+            Teacher.of(self._parent, settings),
+        ).run("recover")
+        child.load_state_dict(fitted.weights)
+        accuracy = Accuracy.of(self.parent_score, validate(child, self._validation, self.device))
+        child.cpu()
+        write_json(folder / HISTORY, fitted.history)
+        return {**fitted.figures(), **accuracy.as_result(), "miou_before_finetune": before}

@@ -1,0 +1,94 @@
+"""What each channel of each group is worth, and the plans that follow from it: the least important channels go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from compress.models.plan import GroupCut, PruningPlan
+from compress.recipe import Scope
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The importance of the channels of each group, by the name of the group."""
+
+    raw: Mapping[str, Tensor]
+    """[width] on the CPU, not negative, in the unit of the criterion."""
+    comparable: bool = False
+    """Whether that unit says the same in every group: a change of the loss does, the size of a weight does not."""
+    scope: Scope = "global"
+    """Whether the groups are compared with each other at all."""
+
+    @cached_property
+    def normalised(self) -> dict[str, Tensor]:
+        """Of mean 1 within each group; a group that is worth nothing stays at 0."""
+        return {name: raw / raw.mean() if raw.any() else raw for name, raw in self.raw.items()}
+
+    @property
+    def by_group(self) -> Mapping[str, Tensor]:
+        """By which channels of different groups are compared: `raw` where that is comparable, else `normalised`."""
+        return self.raw if self.comparable else self.normalised
+
+    def lost(self, group: str, kept: int) -> float:
+        """The importance that goes when only the `kept` most important channels of `group` stay, as in `by_group`.
+
+        Raises KeyError for an unknown group, ValueError for a number of channels that it cannot have.
+        """
+        losses = self._losses[group]
+        if not 0 <= kept < len(losses):
+            raise ValueError(f"{group} has {len(losses) - 1} channels; {kept} cannot be kept")
+        return losses[len(losses) - 1 - kept]
+
+    def share_of(self, cut: GroupCut) -> float:
+        """Of the importance of a group, what goes with the channels that `cut` names; 0 where it has none."""
+        scores = self.by_group[cut.layer]
+        total = float(scores.sum())
+        return float(scores[list(cut.remove)].sum()) / total if total else 0.0
+
+    def plan_of(self, widths: Mapping[str, int]) -> PruningPlan:
+        """Keep so many of the most important channels of each group; all where `widths` names no number.
+
+        Raises KeyError for an unknown group, ValueError for a width that it cannot have.
+        """
+        if strange := widths.keys() - self.raw.keys():
+            raise KeyError(f"no such group: {', '.join(sorted(strange))}")
+        return PruningPlan(cuts=tuple(self._cut(name, widths.get(name, len(raw))) for name, raw in self.raw.items()))
+
+    def plan(self, ratio: float, multiple: int) -> PruningPlan:
+        """Cut the share `ratio` of the channels: the least important ones of the whole network, or, where the scope is
+        local, of each group.
+
+        Each width is then brought to the nearest multiple of `multiple`, never below it and never
+        above what the group has; a group that is not wider than `multiple` keeps all its channels.
+        """
+        wanted = self._same_share(ratio) if self.scope == "local" else self._most_important(ratio)
+        return self.plan_of({name: nearest_width(len(raw), wanted[name], multiple) for name, raw in self.raw.items()})
+
+    @cached_property
+    def _losses(self) -> dict[str, list[float]]:
+        """What goes with the 0, 1, 2 ... least important channels of each group."""
+        sums = {name: scores.double().sort().values.cumsum(0) for name, scores in self.by_group.items()}
+        return {name: [0.0, *total.tolist()] for name, total in sums.items()}
+
+    def _same_share(self, ratio: float) -> dict[str, float]:
+        return {name: (1 - ratio) * len(raw) for name, raw in self.raw.items()}
+
+    def _most_important(self, ratio: float) -> dict[str, float]:
+        threshold = float(torch.quantile(torch.cat(list(self.by_group.values())), ratio))
+        return {name: float((scores > threshold).sum()) for name, scores in self.by_group.items()}
+
+    def _cut(self, name: str, kept: int) -> GroupCut:
+        raw = self.raw[name]
+        if not 1 <= kept <= len(raw):
+            raise ValueError(f"{name} has {len(raw)} channels; {kept} cannot be kept")
+        remove = torch.argsort(raw, stable=True)[: len(raw) - kept]
+        return GroupCut(layer=name, width=len(raw), remove=tuple(sorted(remove.tolist())))
+
+
+def nearest_width(width: int, wanted: float, multiple: int) -> int:
+    """The multiple of `multiple` that is nearest to `wanted` among those from one `multiple` up to `width`; `width`
+    itself, multiple or not, above all of them."""
+    return min(width, max(multiple, round(wanted / multiple) * multiple))

@@ -1,0 +1,98 @@
+"""How much goes: plans that ought to be fast enough, measured as a whole until one is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from compress.models.plan import PruningPlan
+from compress.progress import task
+from compress.prune.costs import NetworkCosts
+from compress.prune.scores import Scores
+
+HALVINGS = 6
+"""Of the range of ratios: a 64th of the channels is finer than multiples of 16 mostly are."""
+MEASUREMENTS = 4
+"""Of plans as a whole: each is an export, which takes seconds."""
+QUESTIONS = 16
+STRIDE = 1.04
+CLOSE = 1.03
+"""A plan that is so much faster than was asked for is as good as one that is just as fast."""
+
+
+class Search(Protocol):
+    """One way to find plans."""
+
+    def plan(self, speedup: float) -> PruningPlan:
+        """The one that loses least of those that ought to be `speedup` times faster; the narrowest where none is."""
+
+
+@dataclass(frozen=True)
+class ByTable:
+    """A width for every group: the least importance lost within the time that the latency table allows."""
+
+    scores: Scores
+    costs: NetworkCosts
+
+    def plan(self, speedup: float) -> PruningPlan:
+        lost = {name: [self.scores.lost(name, width) for width in each] for name, each in self.costs.widths.items()}
+        choices = self.costs.choices(lost)
+        return self.scores.plan_of(choices.within(choices.time(choices.widest) / speedup))
+
+    def predicted(self, plan: PruningPlan) -> float:
+        """The speed-up that the table foretells of `plan`."""
+        return self.costs.milliseconds(self.costs.widest) / self.costs.milliseconds(plan.kept())
+
+
+@dataclass(frozen=True)
+class ByRatio:
+    """One ratio for the whole network, found by bisection over measured plans."""
+
+    scores: Scores
+    multiple: int
+    speedup_of: Callable[[PruningPlan], float]
+
+    def plan(self, speedup: float) -> PruningPlan:
+        """The lightest plan whose measured speed-up is at least `speedup`."""
+        low, high = 0.0, 1.0
+        best = self.scores.plan(high, self.multiple)
+        with task("search widths", HALVINGS + 1) as bar:
+            measured = {best: self.speedup_of(best)}
+            bar.advance(1, speedup=measured[best])
+            if measured[best] < speedup:
+                return best
+            for _ in range(HALVINGS):
+                ratio = (low + high) / 2
+                plan = self.scores.plan(ratio, self.multiple)
+                if plan not in measured:
+                    measured[plan] = self.speedup_of(plan)
+                bar.advance(1, speedup=measured[plan])
+                if measured[plan] >= speedup:
+                    best, high = plan, ratio
+                else:
+                    low = ratio
+        return best
+
+
+def fast_enough(search: Search, measure: Callable[[PruningPlan], float], wanted: float) -> PruningPlan:
+    """The slowest plan that was measured to be `wanted` times faster; else the fastest of all.
+
+    Asks `search` for more where the last plan fell short of what it ought to be, and for less where it went beyond.
+    """
+    asked = wanted
+    found: dict[PruningPlan, float] = {}
+    for _ in range(QUESTIONS):
+        plan = search.plan(asked)
+        known = plan in found
+        if not known:
+            found[plan] = measure(plan)
+        if wanted <= found[plan] <= CLOSE * wanted or len(found) == MEASUREMENTS:
+            break
+        short = found[plan] < wanted
+        if known:
+            # Widths come in steps: the next plan is a few hundredths away.
+            asked *= STRIDE if short else 1 / STRIDE
+        else:
+            # A hundredth more, where it fell short: the next is to be on the right side of `wanted`.
+            asked *= wanted / found[plan] * (1.01 if short else 1.0)
+    enough = {plan: speedup for plan, speedup in found.items() if speedup >= wanted}
+    return min(enough, key=enough.__getitem__) if enough else max(found, key=found.__getitem__)

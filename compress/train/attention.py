@@ -1,0 +1,62 @@
+"""Where a network looks: maps of how strongly it answers at each place, for a student to follow its teacher's.
+
+Maps have no channels, so that a student of any width has something to compare. N batch, C channels, H height, W width.
+Source: Zagoruyko and Komodakis 2017 (arXiv:1612.03928), equation 2.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.errors import UsageError
+
+Maps = Mapping[str, Tensor]
+"""By the name of the layer, [N, H x W], float32, each image's of length 1."""
+
+
+def require_shared(student: nn.Module, teacher: nn.Module) -> None:
+    """Raises UsageError when the two have no convolution of the same name whose maps could be compared."""
+    if not _looking(student).keys() & _looking(teacher).keys():
+        raise UsageError(
+            f"{type(student).__name__} and its teacher {type(teacher).__name__} have no convolution larger than 1x1 of "
+            "the same name, so there is no attention to follow; set attention_weight=0"
+        )
+
+
+@contextmanager
+def attention(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Fills with the maps of every convolution larger than 1x1 in the forward pass that follows."""
+    maps: dict[str, Tensor] = {}
+
+    def remember(name: str, out_NCHW: Tensor) -> None:
+        strength = out_NCHW.float().square().mean(1).flatten(1)
+        maps[name] = F.normalize(strength, dim=1)
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, name=name: remember(name, out))
+        for name, module in _looking(network).items()
+    ]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def distance(student: Maps, teacher: Maps) -> Tensor:
+    """The mean square distance of the maps of the layers that both have, over layers and images; between 0 and 2."""
+    shared = [name for name in student if name in teacher and student[name].shape == teacher[name].shape]
+    apart = [(student[name] - teacher[name]).square().sum(1).mean() for name in shared]
+    return torch.stack(apart).mean() if apart else next(iter(student.values())).sum() * 0
+
+
+def _looking(network: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions that see more than one place."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+    }

@@ -1,0 +1,57 @@
+"""A penalty beside the loss that brings whole channels to nothing, so that cutting them afterwards costs little."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from compress.models.places import ChannelGroup, Place
+from compress.models.plan import Dependencies
+from compress.recipe import SparsitySettings
+from export.errors import UsageError
+
+SMALLEST = 1e-12
+"""Added to a squared norm: at zero the norm itself has no derivative."""
+
+
+class Penalty:
+    """Of a network's weights, in float32; it is to be called outside of autocast.
+
+    It keeps nothing from step to step, so a training goes on with the same bits.
+    """
+
+    def __init__(self, settings: SparsitySettings, groups: dict[str, ChannelGroup]) -> None:
+        self._settings = settings
+        self._groups = groups
+
+    def __call__(self, network: nn.Module) -> Tensor:
+        """A scalar with gradients for the weights of `network`."""
+        of_groups = [self._of_group(network, group) for group in self._groups.values()]
+        return self._settings.weight * torch.stack([one for one in of_groups if one is not None]).sum()
+
+    def _of_group(self, network: nn.Module, group: ChannelGroup) -> Tensor | None:
+        if self._settings.kind == "group-lasso":
+            return (group.squares(network) + SMALLEST).sqrt().sum()
+
+        def scales(place: Place) -> Tensor:
+            return place.rows(place.weight(network)).abs().sum(1)
+
+        total = group.total(scales, roles=["scales"])
+        return None if total is None else total.sum()
+
+
+def penalty_of(settings: SparsitySettings, network: nn.Module, channels: int) -> Penalty | None:
+    """What `settings` ask for, over the channels of `network` that can be cut; None when they ask for nothing.
+
+    Raises UsageError when no channel can go, and for BatchNorm scales where there are none.
+    """
+    if settings.kind == "none":
+        return None
+    groups = Dependencies(copy.deepcopy(network).cpu(), channels).channel_groups()
+    places = [place for group in groups.values() for place in group.places]
+    if settings.kind == "bn-scale" and not any(place.role == "scales" for place in places):
+        raise UsageError(
+            f"train.sparsity.kind = 'bn-scale': no BatchNorm scales the channels of {type(network).__name__}; "
+            "set train.sparsity.kind=group-lasso"
+        )
+    return Penalty(settings, groups)

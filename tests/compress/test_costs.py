@@ -1,0 +1,184 @@
+"""What the search of widths is told of a network: the layers that the real export of the pruned one has, and times."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.latency import FakeMachine
+from support.networks import Mobile, exported, random_network, random_unet, randomised
+from support.recipes import by_speedup
+from torch import nn
+
+from compress.checkpoint import Checkpoint
+from compress.prune import prune
+from compress.prune.costs import NetworkCosts
+from compress.prune.importance import scores_of
+from compress.prune.search import ByTable
+from compress.steps import read_record
+from export.errors import BudgetMissedError, UsageError
+from export.latency.layers import layers_of
+from export.latency.store import cache_path
+from export.latency.table import LatencyTable
+from export.machine import usable_cores
+from export.to_onnx import with_outputs
+
+SIZE = (16, 24)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
+    """Kernels take what their multiplications say; a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return FakeMachine(monkeypatch)
+
+
+def costs_of(network: nn.Module, **given: Any) -> NetworkCosts:
+    graph = with_outputs(exported(network), "mask")
+    settings = {"channels": 1, "size": SIZE, "multiple": 4, "precision": "fp32", **given}
+    return NetworkCosts.of(network, graph, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: random_unet(base=16),
+        lambda: random_unet(base=16, upsampling="transposed", block="residual", squeeze_excite=True),
+        lambda: random_unet(base=16, upsampling="bilinear", skip="add", block="residual"),
+        lambda: random_network("unetpp", base=16, block="residual"),
+        lambda: randomised(Mobile()),
+    ],
+    ids=["plain", "residual-se-transposed", "residual-add-bilinear", "unetpp-residual", "depthwise"],
+)
+def test_layers_at_the_widths_of_a_plan_are_those_of_the_real_export(
+    made: Callable[[], nn.Module], machine: FakeMachine
+) -> None:
+    network = made()
+    costs = costs_of(network)
+    # Narrower than the blocks of 8 channels in which floats are computed, a layer would be another one.
+    plan = scores_of(network, channels=1).plan(0.5, 8)
+    assert plan.kept() != costs.widest
+    pruned = with_outputs(exported(plan.apply(network, channels=1)), "mask")
+    real = Counter(layer.at({}) for layer in layers_of(pruned, size=SIZE))
+    assert Counter(layer.at(plan.kept()) for layer in costs.layers) == real
+
+
+def test_the_plan_of_a_speedup_takes_that_much_less_by_the_table(machine: FakeMachine) -> None:
+    network = random_unet(base=16)
+    search = ByTable(scores_of(network, channels=1), costs_of(network, multiple=4))
+    before = search.costs.milliseconds(search.costs.widest)
+    for speedup in (1.2, 2.0, 3.0):
+        plan = search.plan(speedup)
+        assert search.costs.milliseconds(plan.kept()) <= before / speedup
+        assert search.predicted(plan) >= speedup
+        # What was cut is what matters least, and it spares time.
+        assert all(spared >= 0 for spared in search.costs.spared(plan.kept()).values())
+    assert search.plan(1.0).kept() == search.costs.widest
+    assert set(search.plan(1e9).kept().values()) == {4}
+
+
+def test_a_table_is_measured_once(machine: FakeMachine) -> None:
+    first = costs_of(random_unet(base=16))
+    timed = machine.timed
+    assert timed > 1
+    machine.speed = 0.5
+    second = costs_of(random_unet(base=16))
+    assert not second.foreign
+    # But for the reference: the machine takes twice as long now.
+    assert machine.timed == timed + 1
+    assert second.milliseconds(second.widest) == pytest.approx(2 * first.milliseconds(first.widest))
+
+
+def by_table(*settings: str) -> Any:
+    return by_speedup("prune.search=table", "prune.channel_multiple=4", *settings)
+
+
+@pytest.fixture
+def table(trained: Checkpoint, discs: Path, tmp_path: Path, machine: FakeMachine, counted: list[str]) -> Path:
+    """Of the layers of `trained`, as `prune` has measured them."""
+    costs = costs_of(trained.network(), size=(48, 64))
+    assert costs.table.sizes == ((48, 64),)
+    return cache_path("fp32", usable_cores())
+
+
+def edited(table: Path, out: Path, **changes: Any) -> Path:
+    content = json.loads(table.read_text())
+    content["machine"].update(changes)
+    out.write_text(json.dumps(content))
+    return out
+
+
+@pytest.fixture
+def real_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the clock of `counted`, the layers of the graph that is served."""
+
+    def float_graph(step: Any, network: nn.Module) -> Any:
+        return with_outputs(exported(network), "mask")
+
+    monkeypatch.setattr("compress.prune.step.PruneStep.float_graph", float_graph)
+
+
+@pytest.mark.usefixtures("real_export")
+def test_the_table_of_another_machine_decides_for_it(
+    trained: Checkpoint, discs: Path, tmp_path: Path, table: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    foreign = edited(table, tmp_path / "table.json", cpu="Abacus 9000")
+    made = prune(trained.path, discs, tmp_path / "out", by_table("prune.speedup=2", f"prune.latency_table={foreign}"))
+    result = (read_record(made.path) or {})["result"]
+    assert result["speedup"] == result["speedup_predicted"] >= 2.0
+    assert "faster on Abacus 9000" in capfd.readouterr().err
+    measured = LatencyTable.load(foreign)
+    assert result["milliseconds"] > 0
+    assert measured.machine.cpu == "Abacus 9000"
+    for figures in result["groups"].values():
+        assert figures["milliseconds_spared"] >= 0
+        assert 0 <= figures["importance_lost"] < 1
+        assert figures["kept"] <= figures["width"]
+
+
+@pytest.mark.usefixtures("real_export")
+def test_a_goal_beyond_the_table_is_missed(trained: Checkpoint, discs: Path, tmp_path: Path, table: Path) -> None:
+    foreign = edited(table, tmp_path / "table.json", cpu="Abacus 9000")
+    chosen = by_table("prune.latency_ms=0.0001", f"prune.latency_table={foreign}")
+    with pytest.raises(BudgetMissedError, match=r"0\.0001 ms, which is .*, is out of reach"):
+        prune(trained.path, discs, tmp_path / "out", chosen)
+
+
+@pytest.mark.usefixtures("real_export")
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (("prune.latency_size=[32, 32]",), "was measured at 48x64, not at 32x32"),
+        (("prune.precision=int8",), "was measured in fp32 and int8 is asked for"),
+    ],
+)
+def test_a_table_of_something_else_is_refused(
+    trained: Checkpoint, discs: Path, tmp_path: Path, table: Path, settings: tuple[str, ...], problem: str
+) -> None:
+    with pytest.raises(UsageError, match=problem):
+        prune(
+            trained.path,
+            discs,
+            tmp_path / "out",
+            by_table("prune.speedup=2", f"prune.latency_table={table}", *settings),
+        )
+
+
+def test_a_table_that_is_not_there_is_told_before_anything_starts(
+    trained: Checkpoint, discs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no such table; measure it again: compress bench table"):
+        prune(trained.path, discs, tmp_path / "out", by_table("prune.speedup=2", f"prune.latency_table={tmp_path}/no"))
+    assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.slow
+def test_real_layers_real_clock(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    made = prune(trained.path, discs, tmp_path / "out", by_table("prune.speedup=1.1", "prune.channel_multiple=8"))
+    result = (read_record(made.path) or {})["result"]
+    assert result["speedup_predicted"] > 1
+    assert result["speedup"] >= 1.1
+    assert any(figures["milliseconds_spared"] > 0 for figures in result["groups"].values())

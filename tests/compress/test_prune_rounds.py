@@ -1,0 +1,213 @@
+"""A budget of accuracy: how many rounds are taken for it, what is kept when it is missed, and what a kill leaves."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.recipes import TINY_SETTINGS, by_speedup
+
+from compress import checkpoint
+from compress.checkpoint import Checkpoint
+from compress.models.plan import PruningPlan
+from compress.prune import prune
+from compress.prune.channels import SETBACKS, STRIDE
+from compress.recipe import Recipe
+from compress.steps import read_record
+from export.errors import BudgetMissedError, RecipeError, UsageError
+
+pytestmark = pytest.mark.usefixtures("counted")
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    record = read_record(path)
+    assert record is not None
+    result: dict[str, Any] = record["result"]
+    return result
+
+
+def test_several_rounds_are_one_plan(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    chosen = by_speedup("prune.speedup=2", "prune.rounds=2", "prune.channel_multiple=4")
+    made = prune(trained.path, discs, tmp_path / "out", chosen)
+    result = result_of(made.path)
+    speedups = [each["speedup"] for each in result["rounds"]]
+    assert len(speedups) == 2
+    assert 2**0.5 <= speedups[0] < 2 <= speedups[1] == result["speedup"]
+    (plan,) = made.card.pruning
+    assert plan == PruningPlan.model_validate_json((made.path / "pruning_plan.json").read_text())
+    assert {layer: list(pair) for layer, pair in plan.widths().items()} == result["widths"]
+    # The checkpoint is rebuilt by one cut of the parent, and holds what two cuts and recoveries gave.
+    network, stored = checkpoint.load(made.path).network(), load_file(made.path / "weights.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in network.state_dict().items())
+    assert {path.name for path in made.path.iterdir()} >= {"history.json", "last", "pruning_plan.json"}
+    assert not (made.path / ".scratch").exists()
+
+
+def test_a_budget_alone_is_spent_until_nothing_can_go(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    made = prune(trained.path, discs, tmp_path / "out", by_speedup("prune.max_drop=1.0", "prune.channel_multiple=8"))
+    result = result_of(made.path)
+    assert {after for _, after in made.card.pruning[0].widths().values()} == {8}
+    speedups = [each["speedup"] for each in result["rounds"]]
+    assert speedups == sorted(speedups)
+    assert speedups[0] >= STRIDE
+    assert result["speedup"] == speedups[-1]
+    assert result["speedup_asked"] is None
+
+
+def test_a_budget_that_no_round_keeps_is_missed_and_the_best_is_kept(
+    trained: Checkpoint, discs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(
+        BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor.*The best found is kept in"
+    ) as first:
+        prune(trained.path, discs, out, by_speedup("prune.min_iou={disc = 1.0}", "prune.channel_multiple=4"))
+    result = result_of(out)
+    assert len(result["rounds"]) == SETBACKS + 1
+    # Each was asked for less than the one before.
+    speedups = [each["speedup"] for each in result["rounds"]]
+    assert speedups == sorted(speedups, reverse=True)
+    assert result["drop"] == min(each["drop"] for each in result["rounds"])
+    with pytest.raises(BudgetMissedError) as second:
+        prune(trained.path, discs, out, by_speedup("prune.min_iou={disc = 1.0}", "prune.channel_multiple=4"))
+    assert str(second.value) == str(first.value)
+
+
+def test_a_goal_that_loses_too_much_is_tried_in_more_rounds(
+    trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, floor = tmp_path / "out", "prune.min_iou={disc = 1.0}"
+    with pytest.raises(BudgetMissedError, match="the IoU of disc"):
+        prune(trained.path, discs, out, by_speedup("prune.speedup=1.5", floor, "prune.channel_multiple=4"))
+    result = result_of(out)
+    assert len(result["rounds"]) == 1 + 2
+    reached = [each for each in result["rounds"] if each["speedup"] >= 1.5]
+    assert len(reached) == 2
+    assert result["speedup"] >= 1.5
+    assert result["miou"] == max(each["miou"] for each in reached)
+    said = capfd.readouterr().err
+    assert "in 1 round: the IoU of disc" in said
+    assert "in 2 rounds: the IoU of disc" in said
+
+
+def test_a_latency_is_a_speedup_over_what_the_parent_takes(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    chosen = by_speedup("prune.latency_ms=6", "prune.channel_multiple=4")
+    result = result_of(prune(trained.path, discs, tmp_path / "out", chosen).path)
+    assert result["speedup_asked"] == 2.0
+    assert result["speedup"] >= 2.0
+    assert result["milliseconds"] <= 6
+    with pytest.raises(
+        BudgetMissedError, match=r"0\.01 ms, which is a speed-up of .*, is out of reach: the fastest network"
+    ):
+        prune(trained.path, discs, tmp_path / "far", by_speedup("prune.latency_ms=0.01"))
+
+
+def test_a_way_that_was_killed_is_gone_on_with(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = by_speedup("prune.speedup=2", "prune.rounds=2", "prune.channel_multiple=4")
+    whole = prune(trained.path, discs, tmp_path / "whole", chosen)
+
+    recover = import_module("compress.prune.recover")
+    real, calls = recover.reestimate, []
+
+    def killed_in_the_second(*given: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recover, "reestimate", killed_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            prune(trained.path, discs, tmp_path / "out", chosen)
+    first = tmp_path / ".out.partial" / ".scratch" / "round-1"
+    made_at = (first / "weights.safetensors").stat().st_mtime_ns
+    assert json.loads((first / "round.json").read_text())["miou"] > 0
+    with monkeypatch.context() as patched:
+        patched.setattr("compress.train.loop.Fit._train_epoch", _only_from(first, made_at))
+        made = prune(trained.path, discs, tmp_path / "out", chosen)
+    assert made.weights_sha256 == whole.weights_sha256
+    assert made.card.pruning == whole.card.pruning
+
+
+def _only_from(first: Path, made_at: int) -> Any:
+    """Training as it is, but the first round's weights must be there, and those of before."""
+    from compress.train.loop import Fit
+
+    real = Fit._train_epoch
+
+    def train_epoch(fit: Fit, bar: Any) -> None:
+        assert (first / "weights.safetensors").stat().st_mtime_ns == made_at
+        real(fit, bar)
+
+    return train_epoch
+
+
+def test_a_floor_of_no_class_is_refused_before_anything_starts(
+    trained: Checkpoint, discs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="min_iou names disk; the classes are background, disc"):
+        prune(trained.path, discs, tmp_path / "out", by_speedup("prune.min_iou={disk = 0.5}"))
+    assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_share_of_the_channels_is_that_of_the_parent_in_any_number_of_rounds(
+    trained: Checkpoint, discs: Path, tmp_path: Path, rounds: int
+) -> None:
+    out = tmp_path / "out"
+    chosen = Recipe.load(None, [*TINY_SETTINGS, "prune.finetune.epochs=1", f"prune.rounds={rounds}"])
+    result = result_of(prune(trained.path, discs, out, chosen).path)
+    # Widths are multiples of 8, and there are few groups.
+    assert result["channels_removed"] == pytest.approx(0.5, abs=0.08)
+    before, after = (sum(pair[index] for pair in result["widths"].values()) for index in (0, 1))
+    assert result["channels_removed"] == pytest.approx(1 - after / before)
+    for layer, figures in result["groups"].items():
+        assert [figures["width"], figures["kept"]] == result["widths"][layer]
+        assert (figures["importance_lost"] > 0) == (figures["kept"] < figures["width"])
+
+
+def test_a_latency_that_was_measured_once_is_the_goal_for_good(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = by_speedup("prune.latency_ms=6", "prune.channel_multiple=4")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("compress.prune.recover.reestimate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(trained.path, discs, tmp_path / "out", chosen)
+    # The machine has slowed down since.
+    monkeypatch.setattr("compress.prune.step.LatencyProbe.parent_milliseconds", lambda _: 48.0)
+    result = result_of(prune(trained.path, discs, tmp_path / "out", chosen).path)
+    assert result["speedup_asked"] == 2.0
+
+
+def test_a_latency_that_the_parent_has_is_not_pruned_for(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes 12 ms as it is, and 20 ms are asked for"):
+        prune(trained.path, discs, tmp_path / "out", by_speedup("prune.latency_ms=20"))
+
+
+def test_a_network_at_its_floor_is_not_pruned(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no group of layers is wider than 64"):
+        prune(trained.path, discs, tmp_path / "out", by_speedup("prune.speedup=2", "prune.channel_multiple=64"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["prune.speedup=2", "prune.scope=local"], "search = 'ratio', or leave scope out"),
+        (["prune.ratio=0.5", "prune.latency_table=t.json"], "latency_table is for a goal of speed"),
+        (["prune.speedup=2", "prune.search=ratio", "prune.latency_table=t.json"], "latency_table is for a goal"),
+        (["prune.speedup=2", "prune.latency_ms=5"], "speedup, latency_ms exclude each other"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: list[str], problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        Recipe.load(None, settings)

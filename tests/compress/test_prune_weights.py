@@ -1,0 +1,100 @@
+"""Single weights set to zero: how many, which, that they stay zero while the others learn, and what is said of it."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.networks import random_unet
+from support.recipes import TINY_SETTINGS
+
+from compress.checkpoint import Checkpoint
+from compress.cli.main import main
+from compress.prune import prune
+from compress.prune.weights import hold_at_zero, kernels, share_of_zeros, smallest_weights
+from compress.recipe import Recipe
+from compress.steps import read_record
+
+WITHOUT_A_GOAL = [setting for setting in TINY_SETTINGS if not setting.startswith("prune.ratio")]
+
+
+def recipe(sparsity: float) -> Recipe:
+    return Recipe.load(None, [*WITHOUT_A_GOAL, "prune.finetune.epochs=2", f"prune.sparsity={sparsity}"])
+
+
+@pytest.fixture(scope="module")
+def sparse(trained: Checkpoint, discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return prune(trained.path, discs, tmp_path_factory.mktemp("runs") / "sparse", recipe(0.8))
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.93])
+def test_the_smallest_weights_of_the_whole_network_go(sparsity: float) -> None:
+    network = random_unet()
+    masks = smallest_weights(network, sparsity)
+    assert masks.keys() == {name for name, p in network.named_parameters() if p.ndim == 4}
+    found = kernels(network)
+    gone = torch.cat([found[name].detach()[mask].abs() for name, mask in masks.items()])
+    kept = torch.cat([found[name].detach()[~mask].abs() for name, mask in masks.items()])
+    assert len(gone) == round(sparsity * (len(gone) + len(kept)))
+    assert gone.max() <= kept.min()
+    # Not the same share of every layer: those with large weights keep more.
+    shares = [float(mask.float().mean()) for mask in masks.values()]
+    assert max(shares) - min(shares) > 0.05
+
+
+def test_held_weights_do_not_move_and_the_others_do() -> None:
+    network = random_unet().train()
+    before = {name: kernel.detach().clone() for name, kernel in kernels(network).items()}
+    masks = smallest_weights(network, 0.6)
+    hold_at_zero(network, masks)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.randn(2, 1, 16, 16)).square().mean().backward()
+        optimizer.step()
+    for name, kernel in kernels(network).items():
+        assert (kernel[masks[name]] == 0).all()
+        assert (kernel[~masks[name]] != before[name][~masks[name]]).all()
+
+
+def test_the_checkpoint_keeps_its_shapes_and_its_zeros(sparse: Checkpoint, trained: Checkpoint) -> None:
+    child, parent = sparse.network(), trained.network()
+    assert share_of_zeros(child) == pytest.approx(0.8, abs=1e-4)
+    masks = smallest_weights(parent, 0.8)
+    for name, kernel in kernels(child).items():
+        assert kernel.shape == masks[name].shape
+        assert (kernel[masks[name]] == 0).all()
+    assert sparse.card.pruning == trained.card.pruning == ()
+    assert sparse.card.recipe["prune"]["sparsity"] == 0.8
+    assert sparse.card.parents["parent"] == trained.weights_sha256
+    # It has learned in between, and it is saved with the very zeros that it was scored with.
+    assert any(not torch.equal(p, dict(parent.named_parameters())[name]) for name, p in child.named_parameters())
+
+
+def test_what_it_saves_is_told(sparse: Checkpoint, trained: Checkpoint) -> None:
+    result: dict[str, Any] = (read_record(sparse.path) or {})["result"]
+    assert result["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    for key, made in (("gzip_bytes", sparse), ("gzip_bytes_parent", trained)):
+        assert result[key] == len(gzip.compress((made.path / "weights.safetensors").read_bytes(), mtime=0))
+    assert result["gzip_bytes"] < 0.5 * result["gzip_bytes_parent"]
+    assert result["speedup"] > 0
+    assert result["miou"] == sparse.card.miou_val
+    assert result.keys() >= {"miou_parent", "miou_before_finetune", "best_epoch"}
+
+
+@pytest.mark.slow
+def test_the_command_says_that_no_time_is_gained(
+    trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [word for setting in [*TINY_SETTINGS, "prune.finetune.epochs=1"] for word in ("--set", setting)]
+    words = ["compress", "prune", trained.path, "--data", discs, "--out", tmp_path / "out", "--unstructured", "0.9"]
+    # The goal on the line takes the place of the recipe's.
+    monkeypatch.setattr("sys.argv", [*map(str, words), *settings])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert not leaving.value.code
+    out, err = capfd.readouterr()
+    assert "they save bytes and no time" in err
+    assert "90% of the weights zero" in out
+    assert "by gzip" in out

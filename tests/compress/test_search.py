@@ -1,0 +1,64 @@
+"""Plans are measured as a whole until one is fast enough, whatever was foretold of them."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from compress.models.plan import GroupCut, PruningPlan
+from compress.prune.search import MEASUREMENTS, fast_enough
+
+
+def plan_of(removed: int) -> PruningPlan:
+    return PruningPlan(cuts=(GroupCut(layer="a", width=256, remove=tuple(range(removed))),))
+
+
+class Steps:
+    """A plan for each of the speed-ups that are foretold; the one that is asked for next is the first beyond."""
+
+    def __init__(self, foretold: Sequence[float]) -> None:
+        self.plans = {speedup: plan_of(index) for index, speedup in enumerate(foretold)}
+
+    def plan(self, speedup: float) -> PruningPlan:
+        reach = [foretold for foretold in self.plans if foretold >= speedup]
+        return self.plans[min(reach, default=max(self.plans))]
+
+
+def measured(search: Steps, real: Callable[[float], float]) -> tuple[list[float], Callable[[PruningPlan], float]]:
+    """Foretold speed-ups in the order in which their plans are measured, and what measures them."""
+    asked: list[float] = []
+    by_plan = {plan: speedup for speedup, plan in search.plans.items()}
+
+    def measure(plan: PruningPlan) -> float:
+        asked.append(by_plan[plan])
+        return real(by_plan[plan])
+
+    return asked, measure
+
+
+def test_a_table_that_is_right_is_asked_once() -> None:
+    search = Steps([1.0, 1.5, 2.01, 3.0])
+    asked, measure = measured(search, lambda foretold: foretold)
+    assert fast_enough(search, measure, 2.0) == search.plans[2.01]
+    assert asked == [2.01]
+
+
+@pytest.mark.parametrize("error", [0.8, 0.9, 0.95, 1.1, 1.3])
+def test_a_table_that_is_wrong_by_a_factor_is_made_up_for(error: float) -> None:
+    search = Steps([1 + index / 20 for index in range(100)])
+    asked, measure = measured(search, lambda foretold: error * foretold)
+    found = fast_enough(search, measure, 2.0)
+    assert 2.0 <= measure(found) <= 2.1
+    assert len(asked) <= MEASUREMENTS + 1
+
+
+def test_where_the_next_plan_is_far_away_it_is_found_all_the_same() -> None:
+    """The first falls a little short, and asking for that little more gives the same plan again."""
+    search = Steps([1.0, 2.1, 2.6])
+    _, measure = measured(search, lambda foretold: foretold * 0.95)
+    assert fast_enough(search, measure, 2.0) == search.plans[2.6]
+
+
+def test_out_of_reach_is_the_fastest() -> None:
+    search = Steps([1.0, 2.0, 3.0])
+    _, measure = measured(search, lambda foretold: foretold)
+    assert fast_enough(search, measure, 9.0) == search.plans[3.0]
