@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from compress.cli import bench_table
+from compress.cli import bench_table, bench_widths
 from compress.cli.common import (
     JsonOption,
     OutOption,
@@ -28,6 +28,7 @@ def group() -> None:
 
 
 app.command("table")(bench_table.command)
+app.command("widths")(bench_widths.command)
 
 
 @app.command("latency")

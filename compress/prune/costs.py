@@ -1,9 +1,10 @@
 """What a network takes at any choice of widths: its groups of channels, and the layers of the table that they make."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 from torch import nn
@@ -13,6 +14,7 @@ from compress.models.plan import Dependencies
 from compress.progress import counter, say
 from compress.prune.widths import Choices, Term, Widths, choices_of
 from export.latency.grid import keys_needed
+from export.latency.kinds import LayerKey
 from export.latency.layers import Layer, layers_of, unmodelled
 from export.latency.linear import Linear
 from export.latency.measure import cached_table, reference_now
@@ -78,10 +80,15 @@ class NetworkCosts:
     def widest(self) -> Widths:
         return {name: each[-1] for name, each in self.widths.items()}
 
-    def choices(self, lost: Mapping[str, Sequence[float]]) -> Choices:
-        """For a search; `lost` is the importance that goes at each of the `widths` of a group."""
+    def choices(self, lost: Mapping[str, Sequence[float]], *, count: Literal["time", "macs"] = "time") -> Choices:
+        """For a search; `lost` is the importance that goes at each of the `widths` of a group.
+
+        What may be spent is time, or for comparison the multiply-accumulates of convolutions.
+        """
         by_width = {name: dict(zip(self.widths[name], losses, strict=True)) for name, losses in lost.items()}
-        return Choices(self.widths, lambda name, width: by_width[name][width], [self._term(x) for x in self.layers])
+        cost = self.table.ratio if count == "time" else LayerKey.macs
+        terms = [_term(layer, cost) for layer in self.layers]
+        return Choices(self.widths, lambda name, width: by_width[name][width], terms)
 
     def milliseconds(self, widths: Mapping[str, int]) -> float:
         """Of the table's machine."""
@@ -92,10 +99,11 @@ class NetworkCosts:
         now = self.milliseconds(widths)
         return {name: self.milliseconds({**widths, name: each[-1]}) - now for name, each in self.widths.items()}
 
-    def _term(self, layer: Layer) -> Term:
-        forms = (layer.channels_in, layer.channels_out)
-        groups = dict.fromkeys(name for form in forms for name, _ in form.terms)
-        return Term(tuple(groups), lambda widths: self.table.ratio(layer.at(widths)))
+
+def _term(layer: Layer, cost: Callable[[LayerKey], float]) -> Term:
+    forms = (layer.channels_in, layer.channels_out)
+    groups = dict.fromkeys(name for form in forms for name, _ in form.terms)
+    return Term(tuple(groups), lambda widths: cost(layer.at(widths)))
 
 
 def _outputs(groups: Mapping[str, ChannelGroup], network: nn.Module) -> dict[str, Linear]:

@@ -46,13 +46,16 @@ class Recovery:
         self._parent.cpu()
         return score
 
+    def score_of(self, child: nn.Module) -> Score:
+        """On the validation split, with BatchNorm statistics taken again and nothing fine-tuned."""
+        reestimate(child.to(self.device), self._images)
+        return validate(child, self._validation, self.device)
+
     def run(self, child: nn.Module, card: ModelCard, folder: Path) -> dict[str, Any]:
         """Fine-tune `child`, whose checkpoints have `card`, with the parent as its teacher; `folder` keeps what a
         killed run goes on from. What it scores, before and after; leaves the best weights in `child`, on the CPU."""
         step, settings = self._step, self._step.recipe.prune.finetune
-        child.to(self.device)
-        reestimate(child, self._images)
-        before = validate(child, self._validation, self.device).miou
+        before = self.score_of(child).miou
         say(f"mIoU on validation: parent {self.parent_score.miou:.4f}, cut and not yet fine-tuned {before:.4f}")
         fitted = Fit(
             child,

@@ -74,6 +74,14 @@ class LayerKey:
     channels_in: int
     channels_out: int
 
+    def macs(self) -> int:
+        """Multiply-accumulates of a convolution; 0 of everything else."""
+        if self.kind.op not in ("Conv", "ConvTranspose"):
+            return 0
+        height, width = self.kind.size_out if self.kind.op == "Conv" else self.kind.size
+        each = self.channels_in // (self.kind.groups or self.channels_in) * self.channels_out
+        return height * width * each * self.kind.kernel[0] * self.kind.kernel[1]
+
     def __str__(self) -> str:
         return f"{self.kind}, {self.channels_in} -> {self.channels_out} channels"
 

@@ -99,9 +99,7 @@ def test_a_latency_is_a_speedup_over_what_the_parent_takes(trained: Checkpoint, 
     assert result["speedup_asked"] == 2.0
     assert result["speedup"] >= 2.0
     assert result["milliseconds"] <= 6
-    with pytest.raises(
-        BudgetMissedError, match=r"0\.01 ms, which is a speed-up of .*, is out of reach: the fastest network"
-    ):
+    with pytest.raises(BudgetMissedError, match=r"0\.01 ms, which is a speed-up of .*, is out of reach"):
         prune(trained.path, discs, tmp_path / "far", by_speedup("prune.latency_ms=0.01"))
 
 

@@ -1,0 +1,1 @@
+"""What `compress bench widths` found, as data, a table and files. No torch."""

@@ -1,0 +1,51 @@
+"""The figures of `compress bench widths`: what its report.json holds.
+
+Times are milliseconds, mIoU is between 0 and 1.
+"""
+
+from benchmarks.report.results import DataUsed, Latency, Part
+from export.machine import Machine
+from export.manifest import Precision
+
+
+class Choice(Part):
+    """One way to choose widths, carried out and not fine-tuned."""
+
+    name: str
+    how: str
+    widths: dict[str, int]
+    """Channels that stay, by the first layer of each group."""
+    importance_lost: float
+    """Share of the importance of all channels."""
+    macs: int
+    """Multiply-accumulates of the convolutions that the latency table knows."""
+    latency_ms: Latency
+    speedup: float
+    """Median latency of the dense network over this one's, all taking turns in one run."""
+    speedup_predicted: float
+    """By the latency table."""
+    miou: float
+    """On the validation split, with BatchNorm statistics taken again."""
+
+
+class WidthsReport(Part):
+    """The same network cut in several ways."""
+
+    schema_version: int = 1
+    title: str
+    command: str
+    date: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    data: DataUsed
+    precision: Precision
+    importance: str
+    """The criterion."""
+    threads: int
+    height: int
+    width: int
+    asked: float
+    """The speed-up that was asked of the latency table and of the ratios."""
+    choices: tuple[Choice, ...]
+    """The first is the dense network."""
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,69 @@
+"""The report as files: report.json and report.md."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.report.markdown import code_lines, escaped, table_lines
+from benchmarks.report.table import Table
+from benchmarks.report.widths.results import Choice, WidthsReport
+from benchmarks.report.words import machine_facts, millions, miou, number, percent, threads, times
+from benchmarks.report.write import JSON, MARKDOWN
+from export.files import make_folder, write_atomic, write_json
+
+
+def summary(report: WidthsReport) -> Table:
+    """A row a choice."""
+
+    def row(choice: Choice) -> tuple[str, ...]:
+        error = choice.speedup_predicted / choice.speedup - 1
+        return (
+            choice.name,
+            number(choice.latency_ms.p50),
+            times(choice.speedup),
+            f"{times(choice.speedup_predicted)} ({percent(error)})",
+            millions(choice.macs),
+            percent(choice.importance_lost),
+            miou(choice.miou),
+        )
+
+    headers = ("widths by", "p50 ms", "speed-up", "foretold", "MMACs", "importance lost", "val mIoU, not fine-tuned")
+    size = f"{report.height}x{report.width}"
+    caption = f"{report.precision}, {threads(report.threads)}, batch 1, {size}; foretold by the latency table (error)"
+    return Table(caption, headers, tuple(map(row, report.choices)))
+
+
+def widths(report: WidthsReport) -> Table:
+    """A row a group of layers."""
+    dense = report.choices[0].widths
+    rows = tuple((layer, *(str(choice.widths[layer]) for choice in report.choices)) for layer in dense)
+    return Table("Channels of each group of layers", ("group", *(choice.name for choice in report.choices)), rows)
+
+
+def write(report: WidthsReport, out: Path) -> None:
+    """Write `report` into the folder `out`."""
+    make_folder(out)
+    write_atomic(out / MARKDOWN, "\n".join(_lines(report)) + "\n")
+    write_json(out / JSON, report.model_dump(mode="json"))
+
+
+def _lines(report: WidthsReport) -> Iterable[str]:
+    yield from (f"# {escaped(report.title)}", "")
+    yield from table_lines(summary(report))
+    yield from (f"- {escaped(choice.name)}: {escaped(choice.how)}" for choice in report.choices)
+    yield from ("", "## Widths", "")
+    yield from table_lines(widths(report), caption=False)
+    if report.notes:
+        yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
+    yield from ("## How it was measured", "")
+    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
+    yield from ("", "Made again by:", "", *code_lines(report.command))
+
+
+def _circumstances(report: WidthsReport) -> Iterable[tuple[str, str]]:
+    rounds = len(report.choices[0].latency_ms.samples)
+    yield "Date", report.date
+    yield "Latency", f"through ONNX Runtime, spinning off, {rounds} rounds, all networks taking turns in one process"
+    yield "Importance", report.importance
+    data = report.data
+    yield "Data", f"{data.name}, {data.split} split, {data.images} images, fingerprint {data.fingerprint}"
+    yield from machine_facts(report.machine)

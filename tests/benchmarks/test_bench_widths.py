@@ -1,0 +1,64 @@
+"""`compress bench widths`: the same network cut in several ways, each as it says, and all timed together."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.checkpoints import write_checkpoint
+from support.datasets import write_dataset
+from support.networks import random_unet
+from typer.testing import CliRunner
+
+from benchmarks.report.widths.results import WidthsReport
+from compress import checkpoint
+from compress.cli.main import app
+from compress.models.plan import Dependencies
+
+
+@pytest.mark.slow
+def test_every_way_is_carried_out_and_timed(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "discs", counts={"train": 6, "val": 3, "test": 1}, size=(32, 48))
+    network = random_unet(base=16, classes=2)
+    names = ("background", "disc")
+    made = write_checkpoint(tmp_path / "ckpt", network, base=16, classes=2, class_names=names)
+    words = [
+        "bench",
+        "widths",
+        made.path,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "out",
+        "--speedup",
+        "1.3",
+        "--rounds",
+        "3",
+    ]
+    settings = ["--set", "prune.channel_multiple=8", "--set", "prune.finetune.batch_size=2", "--json"]
+    done = CliRunner().invoke(app, [*map(str, words), *settings])
+    assert done.exit_code == 0, done.output
+    report = WidthsReport.model_validate(json.loads(done.stdout[done.stdout.index("{") :]))
+    assert report == WidthsReport.model_validate_json((tmp_path / "out" / "report.json").read_text())
+
+    by_name = {choice.name: choice for choice in report.choices}
+    assert list(by_name) == ["dense", "latency table", "MACs", "one threshold", "same share"]
+    dense, table, macs = (by_name[name] for name in ("dense", "latency table", "MACs"))
+    assert dense.widths == Dependencies(checkpoint.load(made.path).network(), 1).widths()
+    assert (dense.speedup, dense.speedup_predicted, dense.importance_lost) == (1.0, 1.0, 0.0)
+    assert table.speedup_predicted >= 1.3
+    # No more lost for fewer multiplications, or just as many.
+    assert macs.importance_lost <= table.importance_lost + 1e-6
+    assert macs.macs <= table.macs
+    for choice in report.choices:
+        assert len(choice.latency_ms.samples) == 3
+        assert choice.speedup == pytest.approx(dense.latency_ms.p50 / choice.latency_ms.p50)
+        assert all(width % 8 == 0 for width in choice.widths.values())
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert all(f"| {layer} | {width} |" in text for layer, width in dense.widths.items())
+    assert "compress bench widths" in text
+
+
+def test_a_speedup_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", "widths", "c", "--data", "d", "--speedup", "1", "--out", str(tmp_path)])
+    assert done.exit_code != 0
+    assert "larger than 1" in str(done.exception)
