@@ -163,7 +163,7 @@ class _Comparison:
         return sum(self._scores.lost(name, width) for name, width in kept.items())
 
     def _guess(self, plan: PruningPlan) -> float:
-        return self._probe.measure(self._graph(plan)).speedup
+        return self._step.guess(self._probe, self._applied(plan))
 
     def _graph(self, plan: PruningPlan) -> onnx.ModelProto:
         return self._step.graph(self._applied(plan))

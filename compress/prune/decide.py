@@ -1,7 +1,6 @@
 """Which channels go from a network, by a ratio or until it is so much faster; and what each group has to do with it."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +16,6 @@ from compress.prune.recover import Recovery
 from compress.prune.scores import Scores
 from compress.prune.search import ByRatio, ByTable, Search, fast_enough
 from compress.prune.step import PruneStep
-from export.errors import BundleError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -111,11 +109,7 @@ class Decider:
     def _ratios(self, network: nn.Module, scores: Scores, before: float) -> ByRatio:
         def guess(plan: PruningPlan) -> float:
             pruned = plan.apply(network, channels=self._step.parent.card.channels)
-            if self._step.recipe.prune.precision == "fp32":
-                # A width that stands elsewhere in the graph, too, only the exporter knows.
-                with suppress(BundleError, ShapeError):
-                    return self._probe.speedup(pruned) / before
-            return self._probe.measure(self._step.graph(pruned)).speedup / before
+            return self._step.guess(self._probe, pruned) / before
 
         return ByRatio(scores, self._step.recipe.prune.channel_multiple, guess)
 

@@ -1,6 +1,7 @@
 """What all ways to cut a network share: what it is cut from, how it is timed, and how the child is kept."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from compress.prune.probe import LatencyProbe
 from compress.quantize.ptq import quantize_graph
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, require_apart
+from export.errors import BundleError, ShapeError
 from export.images import U8, Geometry, padded_size
 from export.latency.table import LatencyTable
 from export.to_onnx import export_onnx, with_outputs
@@ -79,6 +81,14 @@ class PruneStep:
             channels=card.channels,
             threads=None if table is None else LatencyTable.load(table).threads,
         )
+
+    def guess(self, probe: LatencyProbe, pruned: nn.Module) -> float:
+        """The speed-up of `pruned`, without an export where that can be had."""
+        if self.recipe.prune.precision == "fp32":
+            # A width that stands elsewhere in the graph, too, only the exporter knows.
+            with suppress(BundleError, ShapeError):
+                return probe.speedup(pruned)
+        return probe.measure(self.graph(pruned)).speedup
 
     def _images(self) -> Iterator[U8]:
         """A few, for ranges: time does not depend on them."""

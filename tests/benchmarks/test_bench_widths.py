@@ -21,21 +21,8 @@ def test_every_way_is_carried_out_and_timed(tmp_path: Path) -> None:
     network = random_unet(base=16, classes=2)
     names = ("background", "disc")
     made = write_checkpoint(tmp_path / "ckpt", network, base=16, classes=2, class_names=names)
-    words = [
-        "bench",
-        "widths",
-        made.path,
-        "--data",
-        data,
-        "--out",
-        tmp_path / "out",
-        "--speedup",
-        "1.3",
-        "--rounds",
-        "3",
-    ]
-    settings = ["--set", "prune.channel_multiple=8", "--set", "prune.finetune.batch_size=2", "--json"]
-    done = CliRunner().invoke(app, [*map(str, words), *settings])
+    words = ["bench", "widths", made.path, "--data", data, "--out", tmp_path / "out", "--speedup", 1.2, "--rounds", 3]
+    done = CliRunner().invoke(app, [*map(str, words), "--set", "prune.finetune.batch_size=2", "--json"])
     assert done.exit_code == 0, done.output
     report = WidthsReport.model_validate(json.loads(done.stdout[done.stdout.index("{") :]))
     assert report == WidthsReport.model_validate_json((tmp_path / "out" / "report.json").read_text())
@@ -45,17 +32,16 @@ def test_every_way_is_carried_out_and_timed(tmp_path: Path) -> None:
     dense, table, macs = (by_name[name] for name in ("dense", "latency table", "MACs"))
     assert dense.widths == Dependencies(checkpoint.load(made.path).network(), 1).widths()
     assert (dense.speedup, dense.speedup_predicted, dense.importance_lost) == (1.0, 1.0, 0.0)
-    assert table.speedup_predicted >= 1.3
+    assert table.speedup_predicted >= 1.2
     # No more lost for fewer multiplications, or just as many.
     assert macs.importance_lost <= table.importance_lost + 1e-6
     assert macs.macs <= table.macs
     for choice in report.choices:
         assert len(choice.latency_ms.samples) == 3
         assert choice.speedup == pytest.approx(dense.latency_ms.p50 / choice.latency_ms.p50)
-        assert all(width % 8 == 0 for width in choice.widths.values())
+        assert all(width % 16 == 0 for width in choice.widths.values())
     text = (tmp_path / "out" / "report.md").read_text()
     assert all(f"| {layer} | {width} |" in text for layer, width in dense.widths.items())
-    assert "compress bench widths" in text
 
 
 def test_a_speedup_that_is_none_is_refused(tmp_path: Path) -> None:
