@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from export.errors import UsageError
 from export.latency.ends import DOOR_NAME, Ends, FloatEnds, IntegerEnds
+from export.latency.grid import STEP
 from export.latency.kinds import TO_BLOCKED, TO_PLAIN, LayerKey, LayerKind, Pair
 from export.latency.layout import ACTIVATIONS, BINARY, BLOCK, POOLS
 from export.manifest import Precision
@@ -157,7 +158,7 @@ def _factors(kind: LayerKind) -> Pair | tuple[float, float]:
 
 
 def _parts(channels: int, count: int) -> list[int]:
-    """`channels` in `count` nearly equal parts, whole blocks as far as there are enough."""
-    step = BLOCK if channels >= count * BLOCK else 1
+    """`channels` in `count` nearly equal parts, whole blocks of any machine as far as there are enough."""
+    step = next((step for step in (STEP, BLOCK) if channels >= count * step), 1)
     part = channels // count // step * step
     return [channels - part * (count - 1), *[part] * (count - 1)]

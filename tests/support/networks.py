@@ -52,17 +52,18 @@ def randomised(network: nn.Module) -> nn.Module:
 class Mobile(nn.Module):
     """An inverted residual with a depthwise convolution, and logits that are a sum at two resolutions."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
+        wide = 3 * width
         self.size_multiple = 2
-        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
-        self.expand = nn.Sequential(nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6())
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU6())
+        self.expand = nn.Sequential(nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6())
         self.depthwise = nn.Sequential(
-            nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU6()
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()
         )
-        self.project = nn.Sequential(nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8))
-        self.fine = nn.Conv2d(8, 3, 1)
-        self.coarse = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(8, 3, 1), nn.Upsample(scale_factor=2))
+        self.project = nn.Sequential(nn.Conv2d(wide, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.fine = nn.Conv2d(width, 3, 1)
+        self.coarse = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(width, 3, 1), nn.Upsample(scale_factor=2))
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         x = self.stem(image_NCHW)
