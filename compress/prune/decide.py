@@ -16,6 +16,7 @@ from compress.prune.recover import Recovery
 from compress.prune.scores import Scores
 from compress.prune.search import ByRatio, ByTable, Search, fast_enough
 from compress.prune.step import PruneStep
+from export.errors import UsageError, WorkFailedError
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Decider:
     def by_speedup(self, network: nn.Module, before: float, wanted: float) -> Decision:
         """Cut `network`, which is `before` times faster than the parent, until it is `wanted` times faster."""
         scores = self._scores(network)
-        if self._step.recipe.prune.search == "ratio":
+        costs = self._table_of(network)
+        if costs is None:
             plan, measured = self._fast_enough(self._ratios(network, scores, before), network, before, wanted)
             return Decision(plan, {**self._figures(measured), "groups": _groups(plan, scores)})
-        costs = self._costs(network)
         search = ByTable(scores, costs)
         if costs.foreign:
             plan = search.plan(wanted / before)
@@ -70,10 +71,9 @@ class Decider:
 
     def groups(self, plan: PruningPlan) -> dict[str, dict[str, float]]:
         """What each group costs and buys by a `plan` for the parent, whatever rounds led to it."""
-        scores, settings = self._scores(self._network), self._step.recipe.prune
-        if settings.search == "ratio" or settings.ratio is not None:
-            return _groups(plan, scores)
-        return _groups(plan, scores, self._costs(self._network).spared(plan.kept()))
+        scores = self._scores(self._network)
+        costs = None if self._step.recipe.prune.ratio is not None else self._table_of(self._network)
+        return _groups(plan, scores, None if costs is None else costs.spared(plan.kept()))
 
     def wanted(self, milliseconds: float) -> float:
         """The speed-up that a network of so many milliseconds has."""
@@ -93,6 +93,22 @@ class Decider:
         return scores_by(
             step.recipe.prune, network, channels=step.parent.card.channels, evidence=self._recovery.evidence()
         )
+
+    def _table_of(self, network: nn.Module) -> NetworkCosts | None:
+        """None where widths are to be chosen without a table, or have to be.
+
+        Raises UsageError for a table that was given and does not fit.
+        """
+        settings = self._step.recipe.prune
+        if settings.search == "ratio":
+            return None
+        try:
+            return self._costs(network)
+        except (UsageError, WorkFailedError) as error:
+            if settings.latency_table is not None:
+                raise
+            say(f"the layers of this network cannot be timed one by one, so one threshold serves for all: {error}")
+            return None
 
     def _costs(self, network: nn.Module) -> NetworkCosts:
         settings = self._step.recipe.prune

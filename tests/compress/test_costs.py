@@ -18,7 +18,7 @@ from compress.prune.costs import NetworkCosts
 from compress.prune.importance import scores_of
 from compress.prune.search import ByTable
 from compress.steps import read_record
-from export.errors import BudgetMissedError, UsageError
+from export.errors import BudgetMissedError, UsageError, WorkFailedError
 from export.latency.layers import layers_of
 from export.latency.store import cache_path
 from export.latency.table import LatencyTable
@@ -165,6 +165,25 @@ def test_a_table_of_something_else_is_refused(
             tmp_path / "out",
             by_table("prune.speedup=2", f"prune.latency_table={table}", *settings),
         )
+
+
+def test_where_layers_cannot_be_timed_one_threshold_serves_for_all(
+    trained: Checkpoint,
+    discs: Path,
+    tmp_path: Path,
+    counted: list[str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: Any, **__: Any) -> NetworkCosts:
+        raise WorkFailedError("onnxruntime cannot run the graph that was to be timed")
+
+    monkeypatch.setattr(NetworkCosts, "of", refused)
+    made = prune(trained.path, discs, tmp_path / "out", by_table("prune.speedup=1.5"))
+    assert "cannot be timed one by one" in capfd.readouterr().err
+    result = (read_record(made.path) or {})["result"]
+    assert result["speedup"] >= 1.5
+    assert "speedup_predicted" not in result
 
 
 def test_a_table_that_is_not_there_is_told_before_anything_starts(
