@@ -148,7 +148,8 @@ def test_batch_and_size_are_still_free_and_a_batch_is_its_singles(int8: Quantize
         np.testing.assert_array_equal(model.masks(images), singles)
 
 
-def test_the_optimised_graph_rounds_like_the_graph_as_written(int8: Quantized) -> None:
+def test_the_optimised_graph_rounds_like_the_graph_as_written() -> None:
+    int8 = quantized("auto")  # with eight bits its sums would saturate where there is no VNNI
     as_written, step = with_quantized_logits(int8.graph)
     assert step > 0
     model = OnnxModel(int8.graph.SerializeToString(), threads=1)

@@ -87,7 +87,7 @@ def test_a_table_that_covers_the_choices_is_taken() -> None:
     [
         (LAYERS, "int8", (8, 8), "t.json was measured in fp32 and int8 is asked for"),
         (LAYERS, "fp32", (8, 16), "t.json was measured at 8x8, not at 8x16"),
-        ((*LAYERS, Layer("third", KIND, B, A)), "fp32", (8, 8), "t.json does not cover 1 layers"),
+        ((*LAYERS, Layer("third", KIND, B, A)), "fp32", (8, 8), "t.json does not cover 2 layers"),
     ],
     ids=["precision", "size", "network"],
 )
