@@ -112,7 +112,7 @@ class _Comparison:
                         how=how,
                         widths=kept,
                         importance_lost=self._lost(plan) / self._lost(None),
-                        macs=round(self._costs.choices(self._losses(), count="macs").time(kept)),
+                        macs=round(self._costs.choices(self._scores.lost, count="macs").time(kept)),
                         latency_ms=taken[name],
                         speedup=dense / taken[name].p50,
                         speedup_predicted=self._costs.milliseconds(self._costs.widest) / self._costs.milliseconds(kept),
@@ -142,7 +142,7 @@ class _Comparison:
 
     def _by_macs(self, lost: float) -> PruningPlan:
         """Of the plans that lose no more than `lost`, that of the fewest multiply-accumulates."""
-        choices = self._costs.choices(self._losses(), count="macs")
+        choices = self._costs.choices(self._scores.lost, count="macs")
         low, high = choices.time(choices.narrowest), choices.time(choices.widest)
         best = choices.widest
         for _ in range(HALVINGS):
@@ -153,9 +153,6 @@ class _Comparison:
             else:
                 low = middle
         return self._scores.plan_of(best)
-
-    def _losses(self) -> dict[str, list[float]]:
-        return {name: [self._scores.lost(name, width) for width in each] for name, each in self._costs.widths.items()}
 
     def _lost(self, plan: PruningPlan | None) -> float:
         """Importance that goes with `plan`; None: all there is."""

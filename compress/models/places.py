@@ -72,6 +72,10 @@ class ChannelGroup:
         assert total is not None  # a convolution is at its root
         return total
 
+    def magnitudes(self, network: nn.Module, roles: Collection[Role] = ROLES) -> Tensor | None:
+        """The sum of the absolute values of the weights that go with each channel [width]; differentiable."""
+        return self.total(lambda place: place.rows(place.weight(network)).abs().sum(1), roles)
+
     def _by_channel(self, place: Place, values_n: Tensor) -> Tensor:
         return values_n.new_zeros(self.width).index_add(0, place.channels_n.to(values_n.device), values_n)
 

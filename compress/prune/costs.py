@@ -80,15 +80,14 @@ class NetworkCosts:
     def widest(self) -> Widths:
         return {name: each[-1] for name, each in self.widths.items()}
 
-    def choices(self, lost: Mapping[str, Sequence[float]], *, count: Literal["time", "macs"] = "time") -> Choices:
-        """For a search; `lost` is the importance that goes at each of the `widths` of a group.
+    def choices(self, lost: Callable[[str, int], float], *, count: Literal["time", "macs"] = "time") -> Choices:
+        """For a search; `lost` is the importance that goes when a group keeps so many channels.
 
         What may be spent is time, or for comparison the multiply-accumulates of convolutions.
         """
-        by_width = {name: dict(zip(self.widths[name], losses, strict=True)) for name, losses in lost.items()}
         cost = self.table.ratio if count == "time" else LayerKey.macs
         terms = [_term(layer, cost) for layer in self.layers]
-        return Choices(self.widths, lambda name, width: by_width[name][width], terms)
+        return Choices(self.widths, lost, terms)
 
     def milliseconds(self, widths: Mapping[str, int]) -> float:
         """Of the table's machine."""

@@ -84,7 +84,7 @@ def l2(network: nn.Module, group: ChannelGroup) -> Tensor:
 
 def l1(network: nn.Module, group: ChannelGroup) -> Tensor | None:
     """The L1 norm over all weights that go with a channel. Source: Li et al. 2017 (arXiv:1608.08710), for groups."""
-    return group.total(lambda place: place.rows(place.weight(network)).abs().sum(1))
+    return group.magnitudes(network)
 
 
 def bn_scale(network: nn.Module, group: ChannelGroup) -> Tensor | None:
@@ -92,7 +92,7 @@ def bn_scale(network: nn.Module, group: ChannelGroup) -> Tensor | None:
 
     Source: Liu et al. 2017 (Network Slimming, arXiv:1708.06519), for groups.
     """
-    return group.total(lambda place: place.rows(place.weight(network)).abs().sum(1), roles=["scales"])
+    return group.magnitudes(network, roles=["scales"])
 
 
 def fpgm(network: nn.Module, group: ChannelGroup) -> Tensor | None:

@@ -34,8 +34,7 @@ class ByTable:
     costs: NetworkCosts
 
     def plan(self, speedup: float) -> PruningPlan:
-        lost = {name: [self.scores.lost(name, width) for width in each] for name, each in self.costs.widths.items()}
-        choices = self.costs.choices(lost)
+        choices = self.costs.choices(self.scores.lost)
         return self.scores.plan_of(choices.within(choices.time(choices.widest) / speedup))
 
     def predicted(self, plan: PruningPlan) -> float:

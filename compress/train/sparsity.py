@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from compress.models.places import ChannelGroup, Place
+from compress.models.places import ChannelGroup
 from compress.models.plan import Dependencies
 from compress.recipe import SparsitySettings
 from export.errors import UsageError
@@ -32,11 +32,7 @@ class Penalty:
     def _of_group(self, network: nn.Module, group: ChannelGroup) -> Tensor | None:
         if self._settings.kind == "group-lasso":
             return (group.squares(network) + SMALLEST).sqrt().sum()
-
-        def scales(place: Place) -> Tensor:
-            return place.rows(place.weight(network)).abs().sum(1)
-
-        total = group.total(scales, roles=["scales"])
+        total = group.magnitudes(network, roles=["scales"])
         return None if total is None else total.sum()
 
 
