@@ -190,6 +190,12 @@ class AugmentSettings(Settings):
     """Added to the normalised image, drawn from ± this."""
     contrast: Share = 0.15
     """The normalised image is multiplied by 1 ± this."""
+    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Pixels, from 0 to 1, are raised to a power of 1 ± this: exposure, where brightness shifts all alike."""
+    saturation: Share = 0.0
+    """That of an RGB image is multiplied by 1 ± this; other images have none."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """The hue of an RGB image is turned by ± this share of the colour circle."""
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> Self:
@@ -484,7 +490,8 @@ def builtin_recipes() -> dict[str, Path]:
 
 def _read(source: Path | str) -> tuple[str, dict[str, Any]]:
     path = Path(source)
-    if not path.suffix and not path.exists():
+    # A folder of that name, such as the dataset's, is no recipe.
+    if not path.suffix and not path.is_file():
         path = builtin_recipes().get(str(source), path)
     try:
         return str(path), tomllib.loads(path.read_text(encoding="utf-8"))

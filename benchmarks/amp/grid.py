@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 
+from benchmarks.amp.step import device_of
 from benchmarks.amp.worker import Failed, Message, Ready, Stepped, serve
 from benchmarks.progress import Progress, silent
 from benchmarks.report.amp.results import Cell, CellResult, GridPrecision, Workload
@@ -35,20 +36,26 @@ def measure(grid: Sequence[Cell], workload: Workload, *, progress: Progress = si
     activations only in its turn.
     """
     with ExitStack() as stack:
-        processes = []
+        processes: list[CellProcess] = []
+        # On a CPU a cell that warms up beside another would wait for it. For a GPU the CPU's cores compile side by side.
+        groups = [grid] if device_of(workload.device).type == "cuda" else [[cell] for cell in grid]
         with progress("warm up", len(grid)) as bar:
-            for cell in grid:
-                process = stack.enter_context(closing(CellProcess(cell, workload)))
-                process.turn(untimed=WARMUP, timed=0)
-                processes.append(process)
-                bar.advance()
+            for group in groups:
+                started = [stack.enter_context(closing(CellProcess(cell, workload))) for cell in group]
+                for process in started:
+                    process.ask(WARMUP)
+                for process in started:
+                    process.take(untimed=WARMUP, timed=0)
+                    bar.advance()
+                processes.extend(started)
         order, shuffle = list(processes), random.Random(0).shuffle
         with progress("steps", workload.steps) as bar:
             for done in range(0, workload.steps, STEPS_A_TURN):
                 steps = min(STEPS_A_TURN, workload.steps - done)
                 shuffle(order)
                 for process in order:
-                    process.turn(untimed=1, timed=steps)
+                    process.ask(1 + steps)
+                    process.take(untimed=1, timed=steps)
                 bar.advance(steps)
         return tuple(process.result() for process in processes)
 
@@ -71,10 +78,15 @@ class CellProcess:
         self._at_least_ms: float | None = None
         self._failure: str | None = None
 
-    def turn(self, *, untimed: int, timed: int) -> None:
-        """So many steps; none where the cell has failed before, or the first of them fails."""
+    def ask(self, steps: int) -> None:
+        """For so many steps; for none where the cell has failed before."""
+        # A process that has ended may have said why, and that is still to be received.
         if self._failure is None:
-            self._send(untimed + timed)
+            with suppress(BrokenPipeError):
+                self._connection.send(steps)
+
+    def take(self, *, untimed: int, timed: int) -> None:
+        """Wait for the steps that were asked for; there are fewer where one of them fails."""
         for index in range(untimed + timed):
             message = self._receive()
             if isinstance(message, Ready):
@@ -107,11 +119,6 @@ class CellProcess:
         self._process.kill()
         self._process.join()
         self._connection.close()
-
-    def _send(self, steps: int) -> None:
-        # A process that has ended may have said why, and that is still to be received.
-        with suppress(BrokenPipeError):
-            self._connection.send(steps)
 
     def _receive(self) -> Message | None:
         """What the process says next; None, with the failure noted, where it will say nothing more."""

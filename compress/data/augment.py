@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from compress.recipe import AugmentSettings
 from export.scoring import VOID
 
+RGB = 3
 Images = tuple[Tensor, Tensor]
 """Images NCHW and their masks NHW."""
 
 
 class Augment(nn.Module):
-    """Flip, turn, rotate and zoom image and mask together; change brightness and contrast of the image.
+    """Flip, turn, rotate and zoom image and mask together; change the light and the colours of the image.
 
-    Flips and quarter turns move pixels, the rest resamples them (kornia). Randomness comes from torch's global
+    Flips and quarter turns move pixels, rotation and zoom resample them (kornia). Randomness comes from torch's global
     generators alone, so a seeded batch can be made again.
     """
 
@@ -30,6 +31,16 @@ class Augment(nn.Module):
 
             affine = RandomAffine(degrees=settings.rotate_degrees, scale=settings.scale, p=1.0)
             self._resampling = AugmentationSequential(affine, data_keys=["input", "mask"])
+        self._gamma: nn.Module | None = None
+        if settings.gamma:
+            from kornia.augmentation import RandomGamma
+
+            self._gamma = RandomGamma((1 - settings.gamma, 1 + settings.gamma), p=1.0)
+        self._colour: nn.Module | None = None
+        if settings.saturation or settings.hue:
+            from kornia.augmentation import ColorJiggle
+
+            self._colour = ColorJiggle(saturation=settings.saturation, hue=settings.hue, p=1.0)
 
     def forward(self, images_NCHW: Tensor, masks_NHW: Tensor) -> Images:
         """Normalised float images and uint8 masks, augmented; what comes from outside the frame is void.
@@ -38,7 +49,7 @@ class Augment(nn.Module):
         """
         pair = self._moved(images_NCHW, masks_NHW)
         images, masks = pair if self._resampling is None else _resampled(self._resampling, *pair)
-        return self._photometric(images), masks
+        return self._lit(self._coloured(images)), masks
 
     def _moved(self, images: Tensor, masks: Tensor) -> Images:
         for axis, share in ((-1, self._settings.flip_horizontal), (-2, self._settings.flip_vertical)):
@@ -50,7 +61,13 @@ class Augment(nn.Module):
             images, masks = _some(self._settings.quarter_turn, (images, masks), turned)
         return images, masks
 
-    def _photometric(self, images: Tensor) -> Tensor:
+    def _coloured(self, images: Tensor) -> Tensor:
+        for change in (self._gamma, self._colour if images.shape[1] == RGB else None):
+            if change is not None:
+                images = change(images / 2 + 0.5) * 2 - 1  # from -1..1 to 0..1, as kornia takes them, and back
+        return images
+
+    def _lit(self, images: Tensor) -> Tensor:
         def drawn(spread: float) -> Tensor:
             return (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1) * spread
 

@@ -160,11 +160,13 @@ def test_a_step_that_hangs_is_stopped_and_bounds_the_figure() -> None:
 @pytest.mark.slow
 def test_a_second_step_that_never_ends_is_a_bound_by_itself() -> None:
     with closing(CellProcess(PLAIN, workload(cell_seconds=12))) as process:
-        process.turn(untimed=1, timed=0)
+        process.ask(1)
+        process.take(untimed=1, timed=0)
         (child,) = multiprocessing.active_children()
         assert child.pid is not None
         os.kill(child.pid, signal.SIGSTOP)
-        process.turn(untimed=1, timed=0)
+        process.ask(1)
+        process.take(untimed=1, timed=0)
         result = process.result()
     assert result.failure is not None
     assert result.failure.startswith(

@@ -1,5 +1,6 @@
 """Augmentation: the mask follows the image exactly, and never holds a value that was not there."""
 
+import colorsys
 from typing import Any
 
 import pytest
@@ -20,6 +21,9 @@ NOTHING: dict[str, Any] = {
     "scale": (1.0, 1.0),
     "brightness": 0.0,
     "contrast": 0.0,
+    "gamma": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,
 }
 
 
@@ -185,6 +189,36 @@ def test_light_changes_the_image_and_not_the_mask() -> None:
             assert 0.7 <= gain <= 1.3
             assert -0.2 <= offset <= 0.2
     assert images.mean((1, 2, 3)).std() > plain.mean((1, 2, 3)).std()
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_gamma_is_a_power_of_the_pixels_from_0_to_1(level: float) -> None:
+    images, _ = augmented(torch.full((64, 1, 2, 2), level * 2 - 1), blobs(64, side=2), gamma=0.4)
+    powers = ((images[:, 0, 0, 0] + 1) / 2).log() / torch.tensor(level).log()
+    assert powers.min() == pytest.approx(0.6, abs=0.1)
+    assert powers.max() == pytest.approx(1.4, abs=0.1)
+    assert (images.amax((1, 2, 3)) == images.amin((1, 2, 3))).all()
+
+
+@pytest.mark.parametrize("colour", [(0.8, 0.4, 0.2), (0.3, 0.35, 0.6), (0.2, 0.7, 0.6)])
+def test_hue_and_saturation_move_within_their_range_and_nothing_else_does(colour: tuple[float, float, float]) -> None:
+    images = (torch.tensor(colour) * 2 - 1)[:, None, None].expand(64, 3, 2, 2).contiguous()
+    changed, _ = augmented(images, blobs(64, side=2), hue=0.05, saturation=0.4)
+    hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+    found = [colorsys.rgb_to_hsv(*pixel) for pixel in ((changed[:, :, 0, 0] + 1) / 2).tolist()]
+    turns = [(each[0] - hue + 0.5) % 1 - 0.5 for each in found]
+    gains = [each[1] / saturation for each in found]
+    assert -0.051 < min(turns) < -0.03 < 0.03 < max(turns) < 0.051
+    assert 0.59 < min(gains) < 0.75
+    assert 1.25 < max(gains) < 1.41 or max(each[1] for each in found) == pytest.approx(1.0, abs=1e-3)
+    assert all(each[2] == pytest.approx(value, abs=1e-3) for each in found)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_is_grey_has_no_colour_to_change(channels: int) -> None:
+    grey = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)).expand(8, channels, 4, 4) * 2 - 1
+    changed, _ = augmented(grey, blobs(8, side=4), hue=0.5, saturation=1.0)
+    assert torch.allclose(changed, grey, atol=1e-5)
 
 
 def test_without_augmentation_nothing_changes() -> None:

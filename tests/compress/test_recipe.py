@@ -122,6 +122,12 @@ def test_built_in_recipes_load_by_name_and_by_path() -> None:
     assert Recipe.load("demo").export.name == "coastlines"
 
 
+def test_a_folder_of_a_built_in_name_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert Recipe.load("demo") == Recipe.load(builtin_recipes()["demo"])
+
+
 def test_a_file_of_a_built_in_name_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("demo").write_text("[train]\nepochs = 2\n")

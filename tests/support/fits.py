@@ -54,6 +54,7 @@ def fit(
     folder: Path,
     *,
     precision: Precision = "float32",
+    device: torch.device = CPU,
     teacher: Teacher | None = None,
     penalty: Penalty | None = None,
     augment: AugmentSettings | None = None,
@@ -63,7 +64,7 @@ def fit(
     folder.mkdir(exist_ok=True)
     chosen = FitSettings(**{"epochs": 4, "batch_size": 4, "learning_rate": 0.05, "ema_decay": 0.9, **settings})
     augment = augment or AugmentSettings(flip_vertical=0.5)
-    return Fit(network, CARD, *data, chosen, augment, Runtime(CPU, precision), folder, teacher, penalty).run("fit")
+    return Fit(network, CARD, *data, chosen, augment, Runtime(device, precision), folder, teacher, penalty).run("fit")
 
 
 class Pixelwise(nn.Module):
