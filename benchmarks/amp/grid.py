@@ -37,7 +37,7 @@ def measure(grid: Sequence[Cell], workload: Workload, *, progress: Progress = si
     """
     with ExitStack() as stack:
         processes: list[CellProcess] = []
-        # On a CPU a cell that warms up beside another would wait for it. For a GPU the CPU's cores compile side by side.
+        # On a CPU, cells that warm up together wait for each other; for a GPU the cores of the CPU compile.
         groups = [grid] if device_of(workload.device).type == "cuda" else [[cell] for cell in grid]
         with progress("warm up", len(grid)) as bar:
             for group in groups:
