@@ -320,6 +320,9 @@ class PruneSettings(Settings):
     says; ratio: one share for all (`scope` local) or one threshold of importance (global), found by bisection."""
     latency_table: Path | None = None
     """Measured by `compress bench table` on the machine that will serve; None: measured here, and kept."""
+    whole_parts: bool = True
+    """Where widths are chosen by the table, the deepest levels of a UNet and what residual blocks add to their input
+    may go as a whole."""
     channel_multiple: Positive = 16
     """Widths are kept in multiples of this, and not below it; the INT8 and FP32 kernels step here."""
     importance: Criterion = "l2"

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from compress.prune.recover import Recovery
 from compress.prune.scores import Scores
 from compress.prune.search import ByRatio, ByTable
 from compress.prune.step import PruneStep, opened
+from compress.prune.widths import Choices
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan
 from export.errors import UsageError
@@ -112,7 +113,7 @@ class _Comparison:
                         how=how,
                         widths=kept,
                         importance_lost=self._lost(plan) / self._lost(None),
-                        macs=round(self._costs.choices(self._scores.lost, count="macs").time(kept)),
+                        macs=round(self._by_macs.time(kept)),
                         latency_ms=taken[name],
                         speedup=dense / taken[name].p50,
                         speedup_predicted=self._costs.milliseconds(self._costs.widest) / self._costs.milliseconds(kept),
@@ -130,8 +131,8 @@ class _Comparison:
             "dense": ("nothing is cut", self._scores.plan_of({})),
             "latency table": (f"the least importance lost for {asked}, by the table alone", by_table),
             "MACs": (
-                "the fewest multiply-accumulates for the importance that the row above loses",
-                self._by_macs(self._lost(by_table)),
+                "the fewest multiply-accumulates for the damage that the row above does",
+                self._of_fewest_macs(by_table),
             ),
         }
         for name, scope in (("one threshold", "global"), ("same share", "local")):
@@ -140,9 +141,14 @@ class _Comparison:
             plans[name] = (f"{'of importance' if scope == 'global' else 'of each group'}, measured {asked}", plan)
         return plans
 
-    def _by_macs(self, lost: float) -> PruningPlan:
-        """Of the plans that lose no more than `lost`, that of the fewest multiply-accumulates."""
-        choices = self._costs.choices(self._scores.lost, count="macs")
+    @cached_property
+    def _by_macs(self) -> Choices:
+        return self._costs.choices(self._scores.damage, count="macs")[0]
+
+    def _of_fewest_macs(self, other: PruningPlan) -> PruningPlan:
+        """Of the plans that do no more damage than `other`, that of the fewest multiply-accumulates."""
+        choices = self._by_macs
+        lost = choices.loss(other.kept())
         low, high = choices.time(choices.narrowest), choices.time(choices.widest)
         best = choices.widest
         for _ in range(HALVINGS):

@@ -7,6 +7,7 @@ N batch, C channels, H height, W width; images and masks are uint8.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,22 +106,25 @@ def resample(
     device = images_NHWC.device
     y_NH, y_there = _axis([window.rows for window in windows], size[0])
     x_NW, x_there = _axis([window.columns for window in windows], size[1])
-    there_NHW = torch.from_numpy(y_there[:, :, None] & x_there[:, None, :]).to(device)
 
+    def moved(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    there_NHW = moved(y_there)[:, :, None] & moved(x_there)[:, None, :]
+    # From -1 at the centre of the first pixel to 1 at that of the last, which is what align_corners means. Only the
+    # axes are made here: the grid of a batch has a thousand times their numbers.
     height, width = images_NHWC.shape[1:3]
-    # From -1 at the centre of the first pixel to 1 at that of the last, which is what align_corners means.
-    grid_NHW2 = np.stack(
-        np.broadcast_arrays(
-            x_NW[:, None, :] * (2 / max(1, width - 1)) - 1, y_NH[:, :, None] * (2 / max(1, height - 1)) - 1
-        ),
-        axis=-1,
+    rows_NH, columns_NW = (
+        moved((places * (2 / max(1, length - 1)) - 1).astype(np.float32))
+        for places, length in ((y_NH, height), (x_NW, width))
     )
-    grid = torch.from_numpy(grid_NHW2.astype(np.float32)).to(device)
+    shape = (len(windows), *size)
+    grid = torch.stack([columns_NW[:, None, :].expand(shape), rows_NH[:, :, None].expand(shape)], dim=-1)
     images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
     shown_NCHW = F.grid_sample(images_NCHW, grid, padding_mode="border", align_corners=True).round().to(torch.uint8)
 
     # By whole numbers and not by a grid of floats: nearest then means the same pixel on every device.
-    y, x = (torch.from_numpy(_nearest(places)).to(device) for places in (y_NH, x_NW))
+    y, x = (moved(_nearest(places)) for places in (y_NH, x_NW))
     labels_NHW = masks_NHW[torch.arange(len(y), device=device)[:, None, None], y[:, :, None], x[:, None, :]]
     return (
         torch.where(there_NHW[:, None], shown_NCHW, PAD_VALUE).permute(0, 2, 3, 1),

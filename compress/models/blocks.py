@@ -65,13 +65,24 @@ class Residual(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, layers: list[nn.Module]) -> None:
         super().__init__()
+        self.adds = True
         self.body = nn.Sequential(*layers)
         same = channels_in == channels_out
         self.shortcut = nn.Identity() if same else nn.Sequential(*conv_bn(channels_in, channels_out, 1))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        out: Tensor = self.body(x_NCHW) + self.shortcut(x_NCHW)
-        return out
+        out: Tensor = self.shortcut(x_NCHW)
+        return self.body(x_NCHW) + out if self.adds else out
+
+    def inner(self) -> str | None:
+        """See `compress.models.parts.Addition`."""
+        alone = self.adds and not any(isinstance(module, SqueezeExcite) for module in self.body)
+        return "body.0" if alone and isinstance(self.shortcut, nn.Identity) else None
+
+    def drop(self) -> None:
+        """See `compress.models.parts.Addition`."""
+        self.adds = False
+        del self.body
 
 
 class SqueezeExcite(nn.Module):
@@ -99,7 +110,8 @@ class SqueezeExcite(nn.Module):
 class Up(nn.Module):
     """Double the resolution of `x`, join maps of that resolution, convolve.
 
-    `channels_skip` is the sum over all maps that will be joined: 0 where there is none.
+    `channels_skip` is the sum over all maps that will be joined: 0 where there is none. Where the level below has
+    gone there is no `x` and no `upsample`, and what was joined is all that is convolved.
     """
 
     def __init__(
@@ -114,15 +126,18 @@ class Up(nn.Module):
         super().__init__()
         self.skip = skip
         channels_up = channels_skip if skip == "add" and channels_skip else channels_in
-        self.upsample = _upsample(channels_in, channels_up, upsampling)
+        self.upsample: nn.Module | None = _upsample(channels_in, channels_up, upsampling)
         self.block = ConvBlock(channels_up + (channels_skip if skip == "concat" else 0), channels_out, style)
 
-    def forward(self, x_NCHW: Tensor, *skips_NCHW: Tensor) -> Tensor:
-        x = self.upsample(x_NCHW)
+    def forward(self, x_NCHW: Tensor | None, *skips_NCHW: Tensor) -> Tensor:
+        below = [] if x_NCHW is None or self.upsample is None else [self.upsample(x_NCHW)]
         if self.skip == "concat":
-            x = torch.cat([x, *skips_NCHW], dim=1)
+            maps = [*below, *skips_NCHW]
+            x = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
         elif self.skip == "add":
-            x = sum(skips_NCHW, start=x)
+            x = sum(skips_NCHW, start=below[0])
+        else:
+            (x,) = below
         out: Tensor = self.block(x)
         return out
 

@@ -1,7 +1,8 @@
 """A pruning plan: which channels of which group of coupled layers go. Data first, action second.
 
 A group is what torch-pruning's dependency graph finds: the layers whose channels must go together because a
-BatchNorm, an addition or a concatenation ties them. It is named after the first of its convolutions.
+BatchNorm, an addition or a concatenation ties them. It is named after the first of its convolutions. All channels of a
+group can go where that takes a whole part of the network with it (`compress.models.parts`).
 """
 
 import copy
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from compress import models
+from compress.models import parts
 from compress.models.places import ChannelGroup, Place, is_weighed
 from export.blame import told
 from export.errors import UsageError
@@ -54,12 +56,16 @@ class PruningPlan(BaseModel):
         """
         pruned = copy.deepcopy(network).cpu()
         graph = Dependencies(pruned, channels)
-        problems = self._problems(graph)
+        problems = list(self._problems(pruned, graph))
         if problems:
             raise UsageError("the pruning plan does not fit the network:" + "".join(f"\n  - {p}" for p in problems))
+        gone = {cut.layer for cut in self.cuts if not cut.kept}
+        if gone:
+            parts.drop(pruned, graph.channel_groups(), gone)
+            graph = Dependencies(pruned, channels)
         try:
             for cut in self.cuts:
-                if cut.remove:
+                if cut.remove and cut.kept:
                     graph.group(cut.layer, list(cut.remove)).prune()
             with torch.no_grad():
                 models.all_logits(pruned, _image(pruned, channels))
@@ -81,10 +87,11 @@ class PruningPlan(BaseModel):
         Raises UsageError, naming the groups, when `following` is for another network.
         """
         after = {cut.layer: cut for cut in following.cuts}
-        strange = [cut.layer for cut in self.cuts if cut.layer not in after or after[cut.layer].width != cut.kept]
-        if strange or len(after) != len(self.cuts):
+        left = {cut.layer: cut.kept for cut in self.cuts if cut.kept}
+        strange = [layer for layer, kept in left.items() if layer not in after or after[layer].width != kept]
+        if strange or after.keys() != left.keys():
             raise UsageError(f"the second plan is not for what the first leaves: {', '.join(strange or after)}")
-        return PruningPlan(cuts=tuple(cut.then(after[cut.layer]) for cut in self.cuts))
+        return PruningPlan(cuts=tuple(cut.then(after[cut.layer]) if cut.kept else cut for cut in self.cuts))
 
     @property
     def removed(self) -> float:
@@ -99,19 +106,16 @@ class PruningPlan(BaseModel):
         """(before, after) of each group, by the layer at its root."""
         return {cut.layer: (cut.width, cut.kept) for cut in self.cuts}
 
-    def _problems(self, graph: "Dependencies") -> Iterator[str] | list[str]:
-        widths = graph.widths()
-        problems = []
+    def _problems(self, network: nn.Module, graph: "Dependencies") -> Iterator[str]:
+        groups = graph.channel_groups()
         for cut in self.cuts:
-            if cut.layer not in widths:
-                problems.append(f"{cut.layer}: no such group of layers; known: {', '.join(widths)}")
-            elif cut.width != widths[cut.layer]:
-                problems.append(f"{cut.layer}: planned for {cut.width} channels, has {widths[cut.layer]}")
+            if cut.layer not in groups:
+                yield f"{cut.layer}: no such group of layers; known: {', '.join(groups)}"
+            elif cut.width != groups[cut.layer].width:
+                yield f"{cut.layer}: planned for {cut.width} channels, has {groups[cut.layer].width}"
             elif not set(cut.remove) <= set(range(cut.width)) or len(set(cut.remove)) != len(cut.remove):
-                problems.append(f"{cut.layer}: channels to remove are not distinct numbers below {cut.width}")
-            elif cut.kept < 1:
-                problems.append(f"{cut.layer}: no channel would be left")
-        return problems
+                yield f"{cut.layer}: channels to remove are not distinct numbers below {cut.width}"
+        yield from parts.Parts.of(network, groups).problems({cut.layer for cut in self.cuts if not cut.kept})
 
 
 class Dependencies:

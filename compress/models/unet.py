@@ -6,6 +6,8 @@ padded 3x3 convolutions without bias, BatchNorm, ReLU, and nearest upsampling.
 Names: N batch, C channels, K classes, H height, W width.
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from compress.models.blocks import Block, BlockStyle, ConvBlock, Skip, Up, Upsampling, xavier
@@ -51,15 +53,37 @@ class UNet(nn.Module):
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Logits NKHW of a normalised float image NCHW."""
-        x = self.stem(image_NCHW)
-        skips = []
+        maps = [self.stem(image_NCHW)]
         for block in self.down:
-            skips.append(x)
-            x = block(self.pool(x))
-        for block, skip in zip(self.up, reversed(skips), strict=True):
+            maps.append(block(self.pool(maps[-1])))
+        # Where the deepest level has gone, the decoder begins with what is beside it.
+        x = maps.pop() if len(maps) > len(self.up) else None
+        for block, skip in zip(list(self.up)[-len(maps) :], reversed(maps), strict=True):
             x = block(x, skip)
         logits: Tensor = self.head(x)
         return logits
+
+    def levels(self) -> list[tuple[str, ...]]:
+        """Of each level that can go as a whole, the deepest first: the modules that only it needs.
+
+        One pooling stays, and without a concatenation a decoder has nothing but what comes from below.
+        """
+        if self.up[-1].skip != "concat":
+            return []
+        joins = {level: len(self.up) - level for level in range(2, len(self.down) + 1)}
+        return [
+            (f"down.{level - 1}", *([f"up.{step - 1}"] if step else []), f"up.{step}.upsample")
+            for level, step in reversed(joins.items())
+        ]
+
+    def drop_level(self) -> None:
+        """Take out the first of `levels`; what reads its channels is left to the caller."""
+        step = len(self.up) - len(self.down)
+        if step:
+            self.up[step - 1] = nn.Identity()  # the others keep their names
+        cast(Up, self.up[step]).upsample = None
+        del self.down[-1]
+        self.size_multiple //= 2
 
 
 def level_widths(*, channels: int, classes: int, base: int, depth: int) -> list[int]:

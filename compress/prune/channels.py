@@ -3,6 +3,7 @@
 from typing import Any
 
 from compress.budget import Budget
+from compress.models import size_multiple
 from compress.progress import say
 from compress.prune.rounds import Rounds, Stage
 from compress.prune.step import PruneStep
@@ -43,7 +44,12 @@ def cut_channels(step: PruneStep) -> dict[str, Any]:
         "speedup_asked": way.asked,
     }
     rounds.keep(stage)
-    return step.keep(stage.network, result, pruning=(*step.parent.card.pruning, plan))
+    return step.keep(
+        stage.network,
+        result,
+        pruning=(*step.parent.card.pruning, plan),
+        size_multiple=size_multiple(stage.network),
+    )
 
 
 def _asked(step: PruneStep, rounds: Rounds) -> float | None:

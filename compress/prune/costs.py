@@ -9,6 +9,7 @@ from typing import Literal
 import onnx
 from torch import nn
 
+from compress.models.parts import NO_PARTS, Parts
 from compress.models.places import ChannelGroup
 from compress.models.plan import Dependencies
 from compress.progress import counter, say
@@ -32,6 +33,8 @@ class NetworkCosts:
     layers: tuple[Layer, ...]
     widths: Mapping[str, Sequence[int]]
     """What each group may get, rising; the last is what it has."""
+    parts: Parts
+    """What may go as a whole."""
     table: LatencyTable
     reference_ms: float
     """Of the table's reference convolution: now, or on another machine when it was measured."""
@@ -49,8 +52,11 @@ class NetworkCosts:
         multiple: int,
         precision: Precision,
         table: Path | None = None,
+        whole_parts: bool = False,
     ) -> "NetworkCosts":
         """`graph` is the float export of `network`; what `table` is not given for is measured here, once.
+
+        `whole_parts`: groups may get no channels at all, too, where that takes a part of the network with it.
 
         Raises UsageError for a table of another network, size or precision.
         """
@@ -59,16 +65,20 @@ class NetworkCosts:
         outputs = {weight: form for weight, form in _outputs(groups, network).items() if weight in served}
         layers = layers_of(graph, size=size, widths=outputs)
         widths = {name: choices_of(group.width, multiple) for name, group in groups.items()}
+        parts = Parts.of(network, groups) if whole_parts else NO_PARTS
         if left_out := unmodelled(layers):
             say(f"the latency table leaves out {', '.join(left_out)}: the plan is measured as a whole all the same")
         if table is None:
-            found = _measured(layers, widths, precision, size)
+            found = _measured(layers, parts.with_none(widths), precision, size)
         else:
             found = LatencyTable.load(table)
             found.require(layers, widths, precision=precision, size=size, source=table)
+            if not all(map(found.covers, keys_needed(layers, parts.with_none(widths)))):
+                say(f"{table} does not know narrow enough layers for whole parts of the network to go")
+                parts = NO_PARTS
         foreign = is_foreign(found)
         reference = found.reference_ms if foreign else reference_now(precision, found.threads)
-        return cls(layers, widths, found, reference, foreign)
+        return cls(layers, widths, parts, found, reference, foreign)
 
     @property
     def machine(self) -> str:
@@ -80,23 +90,33 @@ class NetworkCosts:
     def widest(self) -> Widths:
         return {name: each[-1] for name, each in self.widths.items()}
 
-    def choices(self, lost: Callable[[str, int], float], *, count: Literal["time", "macs"] = "time") -> Choices:
+    def choices(
+        self, lost: Callable[[str, int], float], *, count: Literal["time", "macs"] = "time"
+    ) -> Sequence[Choices]:
         """For a search; `lost` is the importance that goes when a group keeps so many channels.
 
-        What may be spent is time, or for comparison the multiply-accumulates of convolutions.
+        All levels stay in the first, one goes in the second, and so on. What may be spent is time, or for comparison
+        the multiply-accumulates of convolutions.
         """
         cost = self.table.ratio if count == "time" else LayerKey.macs
         terms = [_term(layer, cost) for layer in self.layers]
-        return Choices(self.widths, lost, terms)
+        optional = {name: (0, *each) if name in self.parts.additions else each for name, each in self.widths.items()}
+        levels = self.parts.levels
+        gone = [frozenset[str]().union(*levels[:count]) for count in range(len(levels) + 1)]
+        return [Choices({**optional, **dict.fromkeys(level, (0,))}, lost, terms) for level in gone]
 
     def milliseconds(self, widths: Mapping[str, int]) -> float:
         """Of the table's machine."""
         return self.table.predict(self.layers, widths, reference_ms=self.reference_ms)
 
     def spared(self, widths: Widths) -> dict[str, float]:
-        """Of each group, the milliseconds that would come back if it alone were as wide as before."""
-        now = self.milliseconds(widths)
-        return {name: self.milliseconds({**widths, name: each[-1]}) - now for name, each in self.widths.items()}
+        """Of each group, the milliseconds that would come back if it alone were as wide as before; with the rest of
+        its level, where that has gone."""
+        now, spared = self.milliseconds(widths), {}
+        for name in self.widths:
+            level = next((level for level in self.parts.levels if name in level and not widths[name]), {name})
+            spared[name] = self.milliseconds({**widths, **{each: self.widths[each][-1] for each in level}}) - now
+        return spared
 
 
 def _term(layer: Layer, cost: Callable[[LayerKey], float]) -> Term:

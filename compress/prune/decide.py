@@ -120,6 +120,7 @@ class Decider:
             multiple=settings.channel_multiple,
             precision=settings.precision,
             table=settings.latency_table,
+            whole_parts=settings.whole_parts,
         )
 
     def _ratios(self, network: nn.Module, scores: Scores, before: float) -> ByRatio:

@@ -9,6 +9,7 @@ from torch import nn
 
 from compress import checkpoint
 from compress.budget import Accuracy
+from compress.models import size_multiple
 from compress.models.plan import PruningPlan
 from compress.progress import say
 from compress.prune.decide import Decider, Decision
@@ -105,7 +106,9 @@ class Rounds:
         recovered = folder.decided(DONE)
         if recovered is None:
             child = cut.apply(stage.network, channels=card.channels)
-            child_card = self._step.card(pruning=(*card.pruning, reduce(PruningPlan.then, plans)))
+            child_card = self._step.card(
+                pruning=(*card.pruning, reduce(PruningPlan.then, plans)), size_multiple=size_multiple(child)
+            )
             recovered = self._recovery.run(child, child_card, folder.path)
             checkpoint.save(folder.path, child, child_card)
             write_json(folder.path / DONE, recovered)

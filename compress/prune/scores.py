@@ -1,8 +1,10 @@
 """What each channel of each group is worth, and the plans that follow from it: the least important channels go."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -42,6 +44,25 @@ class Scores:
             raise ValueError(f"{group} has {len(losses) - 1} channels; {kept} cannot be kept")
         return losses[len(losses) - 1 - kept]
 
+    def damage(self, group: str, kept: int) -> float:
+        """What it does to the network when only the `kept` most important channels of `group` stay; what a search of
+        widths makes small.
+
+        The first channels to go do as much as their importance says, the last ones more and more, because ever less is
+        left to take over from them: W log((I + m) / (K + m)), for I the importance of the whole group, K of what is
+        kept, m of a channel in the mean. W is I over the mean of all groups where the criterion compares groups, else
+        1. (The plain sum of what goes, as HALP has it, empties whole layers where a millisecond is cheapest, and leaves
+        others whole: arXiv:2110.10811.)
+
+        Raises KeyError for an unknown group, ValueError for a number of channels that it cannot have.
+        """
+        whole, lost = self._totals[group], self.lost(group, kept)
+        if not whole:
+            return 0.0
+        mean = whole / len(self.raw[group])
+        weight = whole / fmean(self._totals.values()) if self.comparable else 1.0
+        return weight * math.log((whole + mean) / (whole - lost + mean))
+
     def share_of(self, cut: GroupCut) -> float:
         """Of the importance of a group, what goes with the channels that `cut` names; 0 where it has none."""
         scores = self.by_group[cut.layer]
@@ -49,7 +70,8 @@ class Scores:
         return float(scores[list(cut.remove)].sum()) / total if total else 0.0
 
     def plan_of(self, widths: Mapping[str, int]) -> PruningPlan:
-        """Keep so many of the most important channels of each group; all where `widths` names no number.
+        """Keep so many of the most important channels of each group; all where `widths` names no number. None at all is
+        for parts that go as a whole.
 
         Raises KeyError for an unknown group, ValueError for a width that it cannot have.
         """
@@ -68,6 +90,10 @@ class Scores:
         return self.plan_of({name: nearest_width(len(raw), wanted[name], multiple) for name, raw in self.raw.items()})
 
     @cached_property
+    def _totals(self) -> dict[str, float]:
+        return {name: losses[-1] for name, losses in self._losses.items()}
+
+    @cached_property
     def _losses(self) -> dict[str, list[float]]:
         """What goes with the 0, 1, 2 ... least important channels of each group."""
         sums = {name: scores.double().sort().values.cumsum(0) for name, scores in self.by_group.items()}
@@ -82,7 +108,7 @@ class Scores:
 
     def _cut(self, name: str, kept: int) -> GroupCut:
         raw = self.raw[name]
-        if not 1 <= kept <= len(raw):
+        if not 0 <= kept <= len(raw):
             raise ValueError(f"{name} has {len(raw)} channels; {kept} cannot be kept")
         remove = torch.argsort(raw, stable=True)[: len(raw) - kept]
         return GroupCut(layer=name, width=len(raw), remove=tuple(sorted(remove.tolist())))

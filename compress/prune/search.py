@@ -28,14 +28,18 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class ByTable:
-    """A width for every group: the least importance lost within the time that the latency table allows."""
+    """A width for every group, and which levels stay: the least importance lost within the time that the latency table
+    allows."""
 
     scores: Scores
     costs: NetworkCosts
 
     def plan(self, speedup: float) -> PruningPlan:
-        choices = self.costs.choices(self.scores.lost)
-        return self.scores.plan_of(choices.within(choices.time(choices.widest) / speedup))
+        ways = self.costs.choices(self.scores.damage)
+        budget = ways[0].time(ways[0].widest) / speedup
+        found = [way.within(budget) for way in ways]
+        time, loss = ways[0].time, ways[0].loss
+        return self.scores.plan_of(min(found, key=lambda widths: (max(0.0, time(widths) - budget), loss(widths))))
 
     def predicted(self, plan: PruningPlan) -> float:
         """The speed-up that the table foretells of `plan`."""

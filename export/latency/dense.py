@@ -25,7 +25,8 @@ _KEEPS_CHANNELS = (*ACTIVATIONS, *BINARY, "Resize", "Identity", "Cast")
 
 
 def dense_layers(graph: onnx.ModelProto, size: Pair) -> tuple[tuple[Layer, ...], dict[str, Sequence[int]]]:
-    """The layers of `graph`, and the choices for the widths of their groups, as `keys_needed` takes them.
+    """The layers of `graph`, and the choices for the widths of their groups, as `keys_needed` takes them: none at all,
+    too, for a part that may go as a whole.
 
     Convolutions that give the logits keep their classes, and grouped ones their channels.
     Raises ShapeError for a size that the graph does not take.
@@ -40,7 +41,7 @@ def dense_layers(graph: onnx.ModelProto, size: Pair) -> tuple[tuple[Layer, ...],
         if attributes(node).get("group", 1) == 1:
             weight = node.input[1]
             widths[weight] = Linear.of(weight)
-            choices[weight] = grid(sized.channels(node.output[0]))
+            choices[weight] = (0, *grid(sized.channels(node.output[0])))
     return layers_of(graph, size=size, widths=widths), choices
 
 

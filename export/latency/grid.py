@@ -20,13 +20,16 @@ def grid(full: int, *, least: int = STEP) -> tuple[int, ...]:
 def keys_needed(layers: Sequence[Layer], choices: Mapping[str, Sequence[int]]) -> tuple[LayerKey, ...]:
     """What a table must hold to predict `layers` for any widths among `choices` (group to widths). None twice.
 
+    A layer without channels is none, so that 0 among the choices asks for layers as narrow as they can get.
+
     Raises UsageError for a group without choices.
     """
     low = {group: min(widths) for group, widths in choices.items()}
     high = {group: max(widths) for group, widths in choices.items()}
 
     def between(channels: Linear) -> tuple[int, ...]:
-        return grid(channels.at(high), least=channels.at(low))
+        alone = (channels.at({**low, group: min(filter(None, choices[group]))}) for group, _ in channels.terms)
+        return grid(channels.at(high), least=channels.at(low) or min(alone))
 
     keys: dict[LayerKey, None] = {}
     for layer in layers:

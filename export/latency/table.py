@@ -183,6 +183,8 @@ class LatencyTable(_Part):
             raise
 
     def _known(self, key: LayerKey) -> float | None:
+        if not key.channels_in or not key.channels_out:
+            return 0.0  # it has gone with the part of the network that it belonged to
         surface = self._surfaces.get(key.kind)
         if surface is None:
             return None if key.kind.takes_time(self.precision) else 0.0

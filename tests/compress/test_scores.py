@@ -1,5 +1,6 @@
 """Scores as data: what is lost with a width, the plan of given widths, and who is compared with whom."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -38,6 +39,33 @@ def test_what_is_lost_is_the_sum_of_what_a_plan_removes(widths: dict[str, int], 
         assert scores.lost(name, kept) == pytest.approx(float(removed))
 
 
+@settings(max_examples=50, deadline=None)
+@given(WIDTHS, SEEDS, st.booleans())
+def test_damage_begins_as_the_importance_and_rises_ever_faster(
+    widths: dict[str, int], seed: int, comparable: bool
+) -> None:
+    scores = drawn(widths, seed, comparable=comparable)
+    wholes = {name: scores.lost(name, 0) for name in widths}
+    unit = sum(wholes.values()) / len(wholes)
+    for name, width in widths.items():
+        damage = [scores.damage(name, kept) for kept in range(width + 1)]
+        assert damage[width] == 0
+        assert all(narrow >= wide for narrow, wide in pairwise(damage))
+        weight = wholes[name] / unit if comparable else 1.0
+        assert damage[0] == pytest.approx(weight * math.log(1 + width), rel=1e-4)
+        # Of a wide group, a little of it does as much as its share of the importance says.
+        share = scores.lost(name, width - 1) / wholes[name]
+        assert damage[width - 1] == pytest.approx(weight * share * width / (width + 1), rel=0.6 / width)
+
+
+def test_layers_that_are_as_wide_as_they_are_important_are_narrowed_alike() -> None:
+    """Beside a layer that nothing can be taken from, one that has plenty of channels gives most of them."""
+    scores = Scores({"few": torch.ones(4), "many": torch.ones(64)})
+    assert scores.damage("few", 2) == pytest.approx(scores.damage("many", 38), rel=0.02)
+    unequal = Scores({"even": torch.ones(8), "uneven": torch.tensor([10.0, 10.0] + [0.1] * 6)})
+    assert unequal.damage("uneven", 2) < 0.1 * unequal.damage("even", 2)
+
+
 def test_groups_without_a_width_stay_whole() -> None:
     scores = Scores({"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([1.0, 1.0])})
     plan = scores.plan_of({"a": 1})
@@ -49,12 +77,12 @@ def test_widths_and_groups_that_are_not_there_are_refused() -> None:
     scores = Scores({"a": torch.ones(3)})
     with pytest.raises(KeyError, match="no such group: b"):
         scores.plan_of({"b": 1})
-    for kept in (0, 4):
-        with pytest.raises(ValueError, match=f"a has 3 channels; {kept} cannot be kept"):
-            scores.plan_of({"a": kept})
     for kept in (-1, 4):
         with pytest.raises(ValueError, match=f"a has 3 channels; {kept} cannot be kept"):
+            scores.plan_of({"a": kept})
+        with pytest.raises(ValueError, match=f"a has 3 channels; {kept} cannot be kept"):
             scores.lost("a", kept)
+    assert scores.plan_of({"a": 0}).cuts[0].remove == (0, 1, 2)
 
 
 def test_normalised_scores_have_mean_one_and_nothing_stays_nothing() -> None:

@@ -199,7 +199,7 @@ def test_where_nobody_knows_the_groups_every_convolution_is_one_but_those_that_g
     assert {group.removeprefix("model.").removesuffix(".weight") for group in choices} == {
         *("stem.0", "stem.3", "down.0.0", "down.0.3", "up.0.block.0", "up.0.block.3")
     }
-    assert choices["model.down.0.0.weight"] == (16, 32)
+    assert choices["model.down.0.0.weight"] == (0, 16, 32)  # none at all, for a part that goes as a whole
     full = {group: max(widths) for group, widths in choices.items()}
     constant: dict[str, Any] = {}
     assert [layer.at(full) for layer in layers] == [

@@ -111,10 +111,22 @@ class InvertedResidual(nn.Module):
             _batch_norm(channels_out),
         )
         self.residual = stride == 1 and channels_in == channels_out
+        self.adds = self.residual
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
+        if self.residual and not self.adds:
+            return x_NCHW
         out: Tensor = self.body(x_NCHW)
         return x_NCHW + out if self.residual else out
+
+    def inner(self) -> str | None:
+        """See `compress.models.parts.Addition`."""
+        return "body.0" if self.adds else None
+
+    def drop(self) -> None:
+        """See `compress.models.parts.Addition`."""
+        self.adds = False
+        del self.body
 
 
 def _blocks(channels_in: int, stage: Stage) -> list[nn.Module]:

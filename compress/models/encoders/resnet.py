@@ -60,6 +60,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
+        self.adds = True
         self.conv1 = kaiming(nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False))
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = kaiming(nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False))
@@ -71,9 +72,20 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels_out))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x_NCHW)))))
-        out: Tensor = self.relu(residual + self.downsample(x_NCHW))
-        return out
+        out: Tensor = self.downsample(x_NCHW)
+        if self.adds:
+            out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x_NCHW))))) + out
+        activated: Tensor = self.relu(out)
+        return activated
+
+    def inner(self) -> str | None:
+        """See `compress.models.parts.Addition`."""
+        return "conv1" if self.adds and isinstance(self.downsample, nn.Identity) else None
+
+    def drop(self) -> None:
+        """See `compress.models.parts.Addition`."""
+        self.adds = False
+        del self.conv1, self.bn1, self.conv2, self.bn2
 
 
 def _layer(channels_in: int, channels_out: int, blocks: int, *, stride: int) -> nn.Module:
