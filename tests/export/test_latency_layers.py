@@ -77,8 +77,9 @@ UNCOUNTED = {"Cast", "Sub", "Div", "Reshape"}
 def test_the_layers_are_what_the_runtime_runs(
     made: Callable[[], nn.Module], channels: int, request: pytest.FixtureRequest
 ) -> None:
-    if "efficientnet" in request.node.callspec.id and instruction_set() in ("amx", "avx512_vnni", "avx512"):
-        pytest.skip("blocks have 16 channels here, and its layers 24 and 40: some are laid out differently")
+    narrow = {"efficientnet": "24 and 40", "residual-se-transposed": "8"}.get(request.node.callspec.id)
+    if narrow and instruction_set() in ("amx", "avx512_vnni", "avx512"):
+        pytest.skip(f"blocks have 16 channels here, and some layers {narrow}: they are laid out differently")
     graph = with_outputs(exported(made(), channels=channels), "mask")
     layers = layers_of(graph, size=(64, 96))
     assert unmodelled(layers) == ()
