@@ -20,8 +20,8 @@ help: ## list what can be made
 demo: $(VENV)/.all ## the whole way on the built-in sample set, into runs/demo
 	$(BIN)/compress run demo --out runs/demo
 
-test: lint ## lint, then every test
-	$(BIN)/python -m pytest
+test: lint ## lint, then every test, on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	@failed=0; \
