@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.latency import FakeMachine
 from support.networks import Mobile, exported, random_network, random_unet, randomised
 from support.recipes import by_speedup
@@ -16,6 +17,7 @@ from compress.checkpoint import Checkpoint
 from compress.prune import prune
 from compress.prune.costs import NetworkCosts
 from compress.prune.importance import scores_of
+from compress.prune.scores import Scores
 from compress.prune.search import ByTable
 from compress.steps import read_record
 from export.errors import BudgetMissedError, UsageError, WorkFailedError
@@ -36,7 +38,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
 
 
 def costs_of(network: nn.Module, **given: Any) -> NetworkCosts:
-    graph = with_outputs(exported(network), "mask")
+    graph = with_outputs(exported(network, channels=given.get("channels", 1)), "mask")
     settings = {"channels": 1, "size": SIZE, "multiple": 4, "precision": "fp32", **given}
     return NetworkCosts.of(network, graph, **settings)
 
@@ -80,6 +82,44 @@ def test_the_plan_of_a_speedup_takes_that_much_less_by_the_table(machine: FakeMa
     assert set(search.plan(1e9).kept().values()) == {4}
 
 
+def test_levels_go_where_no_width_is_narrow_enough(machine: FakeMachine) -> None:
+    network = random_unet(base=16, depth=3)
+    costs = costs_of(network, whole_parts=True)
+    search = ByTable(scores_of(network, channels=1), costs)
+    whole = costs.milliseconds(costs.widest)
+    deepest, above = costs.parts.levels
+    narrowest = {name: widths[0] for name, widths in costs.widths.items()}
+    lighter = {**narrowest, **dict.fromkeys(deepest, 0)}
+    assert costs.milliseconds(lighter) < costs.milliseconds(narrowest)
+
+    between = (costs.milliseconds(lighter) + costs.milliseconds(narrowest)) / 2
+    plan = search.plan(whole / between)
+    assert costs.milliseconds(plan.kept()) <= between
+    gone = {name for name, kept in plan.kept().items() if not kept}
+    assert deepest <= gone
+    # What a level costs is told of the level as a whole.
+    spared = costs.spared(plan.kept())
+    assert len({round(spared[name], 9) for name in deepest}) == 1
+    assert spared[min(deepest)] > 0
+
+    fastest = search.plan(1e9).kept()
+    assert {name for name, kept in fastest.items() if not kept} == deepest | above
+    assert search.plan(1.5).apply(network, channels=1)
+
+
+def test_a_block_goes_where_nothing_is_lost_with_it(machine: FakeMachine) -> None:
+    network = random_network("encoder-unet", channels=3, encoder="resnet18", pretrained=False, base=4)
+    costs = costs_of(network, channels=3, size=(32, 64), multiple=16, whole_parts=True)
+    scores = scores_of(network, channels=3)
+    useless = "encoder.layer3.1.conv1"
+    assert useless in costs.parts.additions
+    scores = Scores({**scores.raw, useless: scores.raw[useless] * 0})
+    kept = ByTable(scores, costs).plan(1.05).kept()
+    assert [name for name, width in kept.items() if not width] == [useless]
+    with_all = costs_of(network, channels=3, size=(32, 64), multiple=16)
+    assert 0 not in ByTable(scores, with_all).plan(1.05).kept().values()
+
+
 def test_a_table_is_measured_once(machine: FakeMachine) -> None:
     first = costs_of(random_unet(base=16))
     timed = machine.timed
@@ -99,7 +139,7 @@ def by_table(*settings: str) -> Any:
 @pytest.fixture
 def table(trained: Checkpoint, discs: Path, tmp_path: Path, machine: FakeMachine, counted: list[str]) -> Path:
     """Of the layers of `trained`, as `prune` has measured them."""
-    costs = costs_of(trained.network(), size=(48, 64))
+    costs = costs_of(trained.network(), size=(48, 64), whole_parts=True)
     assert costs.table.sizes == ((48, 64),)
     return cache_path("fp32", usable_cores())
 
@@ -137,6 +177,26 @@ def test_the_table_of_another_machine_decides_for_it(
         assert figures["milliseconds_spared"] >= 0
         assert 0 <= figures["importance_lost"] < 1
         assert figures["kept"] <= figures["width"]
+
+
+@pytest.mark.usefixtures("real_export")
+def test_a_pruned_network_may_have_fewer_levels(trained: Checkpoint, discs: Path, tmp_path: Path, table: Path) -> None:
+    """The deepest of two can go; at widths of one channel there is no other way to be so fast."""
+    foreign = edited(table, tmp_path / "table.json", cpu="Abacus 9000")
+    costs = costs_of(trained.network(), size=(48, 64), table=foreign, whole_parts=True)
+    (deepest,) = costs.parts.levels
+    narrowest = {name: widths[0] for name, widths in costs.widths.items()}
+    wanted = costs.milliseconds(costs.widest) / costs.milliseconds({**narrowest, **dict.fromkeys(deepest, 0)})
+    goal = (f"prune.speedup={wanted * 0.999}", f"prune.latency_table={foreign}")
+    made = prune(trained.path, discs, tmp_path / "out", by_table(*goal))
+    assert made.card.size_multiple == 2
+    assert {cut.layer for cut in made.card.pruning[0].cuts if not cut.kept} == deepest
+    logits = made.network()(torch.zeros(1, 1, 6, 10))
+    assert logits.shape[2:] == (6, 10)
+    result = (read_record(made.path) or {})["result"]
+    assert {name for name, pair in result["widths"].items() if pair[1] == 0} == deepest
+    with pytest.raises(BudgetMissedError, match="out of reach"):
+        prune(trained.path, discs, tmp_path / "without", by_table(*goal, "prune.whole_parts=false"))
 
 
 @pytest.mark.usefixtures("real_export")
