@@ -371,10 +371,19 @@ class PruneSettings(Settings):
         return {name: value for name, value in asked.items() if value is not None}
 
 
-class QuantizeSettings(Settings):
-    """INT8 by post-training quantization."""
+class LearnSettings(FitSettings):
+    """Quantization-aware training, which starts from what post-training quantization gave; the float parent teaches."""
 
-    mode: Literal["ptq"] = "ptq"
+    epochs: Positive = 10
+    learning_rate: LearningRate = 1e-4
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+
+class QuantizeSettings(Settings):
+    """INT8, from calibration alone or trained."""
+
+    mode: Literal["ptq", "qat"] = "ptq"
+    """ptq: post-training quantization; qat: then weights and scales learn with the rounding in place."""
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     """How activation ranges are taken from the calibration images."""
     calibration_images: Positive = 32
@@ -387,6 +396,8 @@ class QuantizeSettings(Settings):
     """The machine that will serve (`--for`); without VNNI weights take 7 bits, because U8S8 saturates."""
     force: bool = False
     """Keep an INT8 model that is not faster than its float parent."""
+    finetune: LearnSettings = LearnSettings()
+    """Of qat."""
 
 
 class ExportSettings(Settings):

@@ -43,6 +43,8 @@ class Quantized:
     """An INT8 graph, and what stayed in float."""
 
     graph: onnx.ModelProto
+    parent: onnx.ModelProto
+    """The float graph that it was made from, its operators fused as the quantizer found them."""
     float_layers: tuple[FloatLayer, ...]
     seven_bit_weights: bool
 
@@ -56,11 +58,11 @@ def seven_bits(target: Target) -> bool:
 
 def quantize_graph(graph: onnx.ModelProto, images_HWC: Iterator[U8], *, method: Method, target: Target) -> Quantized:
     """U8 activations, S8 weights per channel, QDQ; the uint8 image enters the first convolution as it is."""
-    prepared = _prepared(graph)
-    ranges = activation_ranges(prepared, images_HWC, method, OP_TYPES)
+    parent = _prepared(graph)
+    ranges = activation_ranges(parent, images_HWC, method, OP_TYPES)
     reduced = seven_bits(target)
     quantizer = QDQQuantizer(
-        prepared,
+        _copy(parent),
         per_channel=True,
         reduce_range=reduced,
         weight_qType=QuantType.QInt8,
@@ -73,7 +75,7 @@ def quantize_graph(graph: onnx.ModelProto, images_HWC: Iterator[U8], *, method: 
             # Else a small scale of a bias silently changes the weights beside it.
             "QDQDisableWeightAdjustForInt32Bias": True,
             "TensorQuantOverrides": {
-                normalised_tensor(prepared.graph): [{"scale": SCALE, "zero_point": ZERO_POINT}],
+                normalised_tensor(parent.graph): [{"scale": SCALE, "zero_point": ZERO_POINT}],
             },
         },
     )
@@ -84,7 +86,7 @@ def quantize_graph(graph: onnx.ModelProto, images_HWC: Iterator[U8], *, method: 
     # Shapes that were inferred before the edit may no longer be true.
     del quantized.graph.value_info[:]
     onnx.checker.check_model(quantized)
-    return Quantized(quantized, tuple(_float_layers(quantized)), reduced)
+    return Quantized(quantized, parent, tuple(_float_layers(quantized)), reduced)
 
 
 def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, float]:
@@ -95,8 +97,7 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
     if source is not None and source.op_type == "DequantizeLinear":
         scales = {tensor.name: tensor for tensor in model.graph.initializer}
         step = float(numpy_helper.to_array(scales[source.input[1]]))
-    both = onnx.ModelProto()
-    both.CopyFrom(model)
+    both = _copy(model)
     if LOGITS not in {output.name for output in both.graph.output}:
         # The float logits before quantization may still carry the name that the exporter gave them.
         for node in both.graph.node:
@@ -105,6 +106,12 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
         both.graph.node.append(onnx.helper.make_node("Identity", [argmax.input[0]], [LOGITS], name="logits_of_argmax"))
         both.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
     return both, step
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,6 @@
+"""Quantization-aware training: the INT8 graph itself as a torch network, which learns weights and scales."""
+
+from compress.quantize.qat.fit import Learned, learn
+from compress.quantize.qat.network import QuantizedNetwork
+
+__all__ = ["Learned", "QuantizedNetwork", "learn"]

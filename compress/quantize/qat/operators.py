@@ -1,0 +1,228 @@
+"""What the operators of an INT8 graph do, in torch: those that stand between its Q/DQ pairs, and their neighbours.
+
+Each takes the ONNX inputs in order (None for one that is left out) and the ONNX attributes by name, and gives the first
+output. The meaning is that of the ONNX specification, opset 21; those that are named `_` are defaults that no exporter
+changes, or that only matter elsewhere.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Operator = Callable[..., Any]
+
+_NO_PADS = (0, 0, 0, 0)
+_ONES = (1, 1)
+_INTEGERS = (6, 7)
+"""INT32 and INT64 of onnx.TensorProto."""
+
+
+def _padded(values: Tensor, pads: Sequence[int], fill: float = 0.0) -> Tensor:
+    """`pads`: top, left, bottom, right."""
+    top, left, bottom, right = pads
+    return F.pad(values, (left, right, top, bottom), value=fill) if any(pads) else values
+
+
+def _conv(
+    values: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    pads: Sequence[int] = _NO_PADS,
+    strides: Sequence[int] = _ONES,
+    dilations: Sequence[int] = _ONES,
+    group: int = 1,
+    **_: Any,
+) -> Tensor:
+    top, left, bottom, right = pads
+    if (top, left) == (bottom, right):
+        return F.conv2d(values, weight, bias, strides, (top, left), dilations, group)
+    return F.conv2d(_padded(values, pads), weight, bias, strides, 0, dilations, group)
+
+
+def _conv_transpose(
+    values: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    pads: Sequence[int] = _NO_PADS,
+    strides: Sequence[int] = _ONES,
+    dilations: Sequence[int] = _ONES,
+    output_padding: Sequence[int] = (0, 0),
+    group: int = 1,
+    **_: Any,
+) -> Tensor:
+    full = F.conv_transpose2d(values, weight, bias, strides, 0, output_padding, group, dilations)
+    top, left, bottom, right = pads
+    return full[:, :, top : full.shape[2] - bottom, left : full.shape[3] - right]
+
+
+def _max_pool(
+    values: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] = _NO_PADS,
+    strides: Sequence[int] = _ONES,
+    dilations: Sequence[int] = _ONES,
+    ceil_mode: int = 0,
+    **_: Any,
+) -> Tensor:
+    padded = _padded(values, pads, -torch.inf)
+    pooled: Tensor = F.max_pool2d(padded, list(kernel_shape), list(strides), 0, list(dilations), bool(ceil_mode))
+    return pooled
+
+
+def _average_pool(
+    values: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] = _NO_PADS,
+    strides: Sequence[int] = _ONES,
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    **_: Any,
+) -> Tensor:
+    padding, ceil, counted = list(pads[:2]), bool(ceil_mode), bool(count_include_pad)
+    return F.avg_pool2d(values, list(kernel_shape), list(strides), padding, ceil, counted)
+
+
+def _reduce_mean(values: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, **_: Any) -> Tensor:
+    dims = list(range(values.ndim)) if axes is None else axes.tolist()
+    return values.mean(dim=dims, keepdim=bool(keepdims))
+
+
+def _resize(
+    values: Tensor,
+    _roi: Tensor | None = None,
+    scales: Tensor | None = None,
+    sizes: Tensor | None = None,
+    *,
+    mode: bytes = b"nearest",
+    coordinate_transformation_mode: bytes = b"half_pixel",
+    **_: Any,
+) -> Tensor:
+    size = None if sizes is None else sizes.tolist()[2:]
+    factors = None if size is not None or scales is None else scales.tolist()[2:]
+    if mode == b"nearest":
+        return F.interpolate(values, size=size, scale_factor=factors, mode="nearest")
+    aligned = coordinate_transformation_mode == b"align_corners"
+    return F.interpolate(values, size=size, scale_factor=factors, mode="bilinear", align_corners=aligned)
+
+
+def _depth_to_space(values: Tensor, *, blocksize: int, mode: bytes = b"DCR") -> Tensor:
+    if mode == b"CRD":
+        return F.pixel_shuffle(values, blocksize)
+    count, channels, height, width = values.shape
+    left = channels // blocksize**2
+    dealt = values.reshape(count, blocksize, blocksize, left, height, width).permute(0, 3, 4, 1, 5, 2)
+    return dealt.reshape(count, left, height * blocksize, width * blocksize)
+
+
+def _space_to_depth(values: Tensor, *, blocksize: int) -> Tensor:
+    count, channels, height, width = values.shape
+    rows, columns = height // blocksize, width // blocksize
+    dealt = values.reshape(count, channels, rows, blocksize, columns, blocksize).permute(0, 3, 5, 1, 2, 4)
+    return dealt.reshape(count, channels * blocksize**2, rows, columns)
+
+
+def _pad(values: Tensor, pads: Tensor, fill: Tensor | None = None, **_: Any) -> Tensor:
+    """By a constant, over all axes; torch counts them from the last."""
+    before, after = pads.tolist()[: values.ndim], pads.tolist()[values.ndim :]
+    pairs = [amount for pair in zip(before[::-1], after[::-1], strict=True) for amount in pair]
+    return F.pad(values, pairs, value=0.0 if fill is None else fill.item())
+
+
+def _slice(
+    values: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
+) -> Tensor:
+    places = range(len(starts)) if axes is None else axes.tolist()
+    strides = [1] * len(starts) if steps is None else steps.tolist()
+    index = [slice(None)] * values.ndim
+    for axis, start, end, step in zip(places, starts.tolist(), ends.tolist(), strides, strict=True):
+        index[axis] = slice(start, min(end, values.shape[axis]), step)
+    return values[tuple(index)]
+
+
+def _reshape(values: Tensor, shape: Tensor, **_: Any) -> Tensor:
+    """0 stands for the size that is there."""
+    return values.reshape([values.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())])
+
+
+def _gather(values: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
+    taken = values.index_select(axis, index.reshape(-1))
+    return taken.reshape(*values.shape[:axis], *index.shape, *values.shape[axis + 1 :])
+
+
+def _unsqueeze(values: Tensor, axes: Tensor) -> Tensor:
+    for axis in sorted(axes.tolist()):
+        values = values.unsqueeze(axis)
+    return values
+
+
+def _gemm(
+    left: Tensor,
+    right: Tensor,
+    added: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Tensor:
+    product = alpha * ((left.T if transA else left) @ (right.T if transB else right))
+    return product if added is None else product + beta * added
+
+
+def _cast(values: Tensor, *, to: int, **_: Any) -> Tensor:
+    """The integers of shapes; activations keep the type that autocast gives them."""
+    if to in _INTEGERS:
+        return values.to(torch.int64)
+    return values if values.is_floating_point() else values.float()
+
+
+def _shape(values: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
+    return torch.tensor(values.shape[start:end], dtype=torch.int64)
+
+
+OPERATORS: Mapping[str, Operator] = {
+    "Add": torch.add,
+    "AveragePool": _average_pool,
+    "Cast": _cast,
+    "Clip": lambda values, low=None, high=None: values.clamp(low, high),
+    "Concat": lambda *values, axis: torch.cat(values, axis),
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "DepthToSpace": _depth_to_space,
+    "Div": torch.div,
+    "Flatten": lambda values, axis=1: values.reshape(math.prod(values.shape[:axis]), -1),
+    "Gather": _gather,
+    "Gemm": _gemm,
+    "GlobalAveragePool": lambda values: values.mean(dim=(2, 3), keepdim=True),
+    "HardSigmoid": lambda values, alpha=0.2, beta=0.5: (alpha * values + beta).clamp(0, 1),
+    "HardSwish": F.hardswish,
+    "Identity": lambda values: values,
+    "LeakyRelu": lambda values, alpha=0.01: F.leaky_relu(values, alpha),
+    "MatMul": torch.matmul,
+    "MaxPool": _max_pool,
+    "Mul": torch.mul,
+    "Pad": _pad,
+    "ReduceMean": _reduce_mean,
+    "Relu": F.relu,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Shape": _shape,
+    "Sigmoid": torch.sigmoid,
+    "Slice": _slice,
+    "Softmax": lambda values, axis=-1: torch.softmax(values, axis),
+    "SpaceToDepth": _space_to_depth,
+    "Sqrt": torch.sqrt,
+    "Sub": torch.sub,
+    "Tanh": torch.tanh,
+    "Transpose": lambda values, perm: values.permute(perm),
+    "Unsqueeze": _unsqueeze,
+}
+"""By ONNX name."""
