@@ -142,7 +142,7 @@ def test_a_learned_scale_stands_in_the_graph() -> None:
     tensor = [node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"][1]
     before = tensors_of(graph)[f"{tensor}_scale"]
     with torch.no_grad():
-        network.scale_of(tensor).log_scale += np.log(2)
+        network.scale_of(tensor).log_scale.add_(float(np.log(2)))
     after = network.graph()
     node = next(n for n in after.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == tensor)
     np.testing.assert_allclose(tensors_of(after)[node.input[1]], 2 * before, rtol=1e-6)
@@ -178,7 +178,7 @@ def test_trained_weights_run_as_they_were_trained() -> None:
     for _ in range(8):
         loss = F.cross_entropy(network(normalised), truth)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
