@@ -137,6 +137,8 @@ class Kernel:
     shape: tuple[int, ...]
     """Of its first output."""
     microseconds: float
+    dtype: str = ""
+    """Of its first output, as the runtime calls it: uint8, float."""
 
 
 def profiled(
@@ -195,5 +197,6 @@ def _runs(events: list[dict[str, Any]]) -> Iterator[tuple[Kernel, ...]]:
 
 def _kernel(name: str, event: dict[str, Any]) -> Kernel:
     # [{"float": [1, 16, 64, 64]}]: the type and the shape of each output
-    shapes = [shape for output in event["args"]["output_type_shape"] for shape in output.values()]
-    return Kernel(name, event["args"]["op_name"], tuple(shapes[0]) if shapes else (), float(event["dur"]))
+    outputs = [found for output in event["args"]["output_type_shape"] for found in output.items()]
+    dtype, shape = outputs[0] if outputs else ("", ())
+    return Kernel(name, event["args"]["op_name"], tuple(shape), float(event["dur"]), dtype)
