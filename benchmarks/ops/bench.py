@@ -1,9 +1,10 @@
 """`compress bench ops` without its command line: bundles in, where their time goes out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from benchmarks.report.ops.results import BundleOps, OpsReport, Peak
 from benchmarks.report.ops.write import write
 from benchmarks.report.plots import shortcomings
 from benchmarks.report.results import Latency
+from benchmarks.report.words import number
 from export.bundle import Bundle, load
 from export.errors import UsageError
 from export.images import U8, padded_size
@@ -27,6 +29,9 @@ from export.runtime import IMAGE, Kernel, profiled
 from export.timing import Samples, interleaved
 
 DEFAULT_RUNS = 50
+
+_DISTURBED = 1.15
+"""Whole runs that take so many times the sum over the nodes were disturbed: only a few percent are between nodes."""
 
 _TURNS = 5
 """Runs with the profiler and without it alternate so often: a machine drifts within seconds."""
@@ -65,6 +70,7 @@ def bench(
     probes = [PeakProbe(precision, threads) for precision in precisions] if peak else []
     _measure(subjects, probes, runs, progress)
     peaks = tuple(probe.peak() for probe in probes)
+    results = tuple(subject.result(name, peaks) for name, subject in subjects.items())
     report = OpsReport(
         title=f"Time by operator: {', '.join(bundles)}",
         command=command,
@@ -76,8 +82,8 @@ def bench(
         width=width,
         runs=runs,
         peaks=peaks,
-        bundles=tuple(subject.result(name, peaks) for name, subject in subjects.items()),
-        notes=() if out is None else shortcomings(),
+        bundles=results,
+        notes=(*_busy(results), *(() if out is None else shortcomings())),
     )
     if out is not None:
         write(report, out)
@@ -129,6 +135,7 @@ class _Subject:
             precision=manifest.precision,
             macs=macs,
             whole_ms=whole,
+            profiled_ms=median(map(sum, zip(*(time.samples_ms for time in times), strict=True))),
             nodes_ms=sum(time.milliseconds for time in times),
             convolutions_ms=convolutions_ms,
             convolutions_gmacs_per_s=of_convolutions,
@@ -159,6 +166,16 @@ def _measure(subjects: Mapping[str, _Subject], probes: Sequence[PeakProbe], runs
                 for side in SIDES:
                     probe.take(side)
                     bar.advance()
+
+
+def _busy(results: Sequence[BundleOps]) -> Iterator[str]:
+    for bundle in results:
+        if max(bundle.profiled_ms, bundle.whole_ms.p50) > _DISTURBED * bundle.nodes_ms:
+            yield (
+                f"The machine was not quiet: by their medians {bundle.name}'s nodes add up to "
+                f"{number(bundle.nodes_ms)} ms, whole runs take {number(bundle.profiled_ms)} ms with the profiler and "
+                f"{number(bundle.whole_ms.p50)} without; run it again with nothing else running."
+            )
 
 
 def _noise(batch: int, size: Pair, channels: int) -> U8:

@@ -59,6 +59,7 @@ def command(
     lines = [headline(bundle) for bundle in report.bundles]
     for bundle in report.bundles:
         lines += [in_float(bundle), *(f"  {line}" for line in float_lines(bundle))]
+    lines += report.notes
     if out is not None:
         lines.append(f"report: {next(path for path in (out / 'report.html', out / 'report.md') if path.exists())}")
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)

@@ -64,7 +64,7 @@ class PeakPoint(Part):
 
     side: int
     milliseconds: float
-    """Median."""
+    """In the fastest run: what disturbs a product only ever makes it slower."""
     gmacs_per_s: float
     samples_ms: tuple[float, ...]
 
@@ -90,9 +90,12 @@ class BundleOps(Part):
     """Of the convolutions, for the whole batch."""
     whole_ms: Latency
     """Whole runs without the profiler, uint8 image to uint8 mask."""
+    profiled_ms: float
+    """Whole runs with the profiler: the median of what all nodes took together."""
     nodes_ms: float
-    """Sum over the nodes, with the profiler."""
+    """Sum over the medians of the nodes. A busy machine disturbs some node in most runs, and this is less."""
     convolutions_ms: float
+    """Of which convolutions."""
     convolutions_gmacs_per_s: float | None
     """None without a convolution."""
     graph_gmacs_per_s: float | None

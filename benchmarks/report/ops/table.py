@@ -7,12 +7,24 @@ from benchmarks.report.words import DASH, millions, number, optional, percent, t
 
 def summary(report: OpsReport) -> Table:
     """A row a bundle."""
-    headers = ("bundle", "ms", "nodes ms", "MMACs", "conv ms", "conv GMAC/s", "of peak", "all GMAC/s", "all of peak")
+    headers = (
+        "bundle",
+        "ms",
+        "profiled ms",
+        "nodes ms",
+        "MMACs",
+        "conv ms",
+        "conv GMAC/s",
+        "of peak",
+        "all GMAC/s",
+        "all of peak",
+    )
 
     def row(bundle: BundleOps) -> tuple[str, ...]:
         return (
             bundle.name,
             number(bundle.whole_ms.p50),
+            number(bundle.profiled_ms),
             number(bundle.nodes_ms),
             millions(bundle.macs),
             number(bundle.convolutions_ms),
@@ -24,8 +36,8 @@ def summary(report: OpsReport) -> Table:
 
     size = f"{report.height}x{report.width}"
     caption = (
-        f"{threads(report.threads)}, batch {report.batch}, {size}. ms: whole runs without the profiler; nodes ms: the "
-        "sum over all nodes, with it; conv: convolutions alone; all: the same multiply-accumulates over whole runs"
+        f"{threads(report.threads)}, batch {report.batch}, {size}. ms: whole runs; profiled ms: with the profiler; "
+        "nodes ms: the medians of the nodes, summed; conv: convolutions alone; all: their multiply-accumulates over ms"
     )
     return Table(caption, headers, tuple(map(row, report.bundles)))
 
@@ -38,12 +50,12 @@ def operators(report: OpsReport) -> Table:
         for key, row in rows.items():
             slowest[key] = max(row.milliseconds, slowest.get(key, 0.0))
     several = len(found) > 1
-    headers = [
-        f"{bundle.name} {head}" if several else head for bundle in report.bundles for head in ("nodes", "ms", "share")
-    ]
+    heads = ("ms", "share") if several else ("nodes", "ms", "share")
+    headers = [f"{bundle.name} {head}" if several else head for bundle in report.bundles for head in heads]
 
     def cells(row: OperatorTime | None) -> tuple[str, ...]:
-        return (DASH,) * 3 if row is None else (str(row.nodes), number(row.milliseconds), f"{row.share:.1%}")
+        figures = (DASH,) * 3 if row is None else (str(row.nodes), number(row.milliseconds), f"{row.share:.1%}")
+        return figures[-len(heads) :]
 
     table = tuple(
         (*key, *(cell for rows in found for cell in cells(rows.get(key))))

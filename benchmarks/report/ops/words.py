@@ -51,7 +51,7 @@ def circumstances(report: OpsReport) -> Iterable[tuple[str, str]]:
     if report.peaks:
         yield (
             "Peak",
-            "products of large square matrices through the same runtime, in the same turns, the best of its sizes",
+            "products of large square matrices through the same runtime, in the same turns, the fastest of all",
         )
     yield "Bundles", ", ".join(f"{bundle.name} from {bundle.bundle}" for bundle in report.bundles)
     yield from machine_facts(report.machine)
