@@ -142,14 +142,15 @@ class Kernel:
 
 
 def profiled(
-    model: bytes, feeds: Mapping[str, NDArray[Any]], *, threads: int, runs: int
+    model: bytes, feeds: Mapping[str, NDArray[Any]], *, threads: int, runs: int, optimised: bool = True
 ) -> tuple[tuple[Kernel, ...], ...]:
     """What the operators of `model` took in each of `runs` runs, after two more that are not counted, in their order.
 
+    `optimised` False runs the graph as written: one that `optimised_graph` gave is run as it serves.
     Raises WorkFailedError when the runtime refuses the model or what it is fed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        options = session_options(threads)
+        options = session_options(threads, optimised=optimised)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
         try:

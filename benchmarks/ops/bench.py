@@ -13,7 +13,7 @@ from benchmarks.latency import DEFAULT_SIZE, named
 from benchmarks.ops.floats import floats
 from benchmarks.ops.graph import Written, run_nodes
 from benchmarks.ops.nodes import by_operator, node_times, speed
-from benchmarks.ops.peak import SIDES, PeakProbe
+from benchmarks.ops.peak import PeakProbe
 from benchmarks.progress import Progress, silent
 from benchmarks.report.ops.results import BundleOps, OpsReport, Peak
 from benchmarks.report.ops.write import write
@@ -25,7 +25,7 @@ from export.errors import UsageError
 from export.images import U8, padded_size
 from export.latency.kinds import Pair
 from export.machine import Machine, usable_cores
-from export.runtime import IMAGE, Kernel, profiled
+from export.runtime import IMAGE, Kernel, optimised_graph, profiled
 from export.timing import Samples, interleaved
 
 DEFAULT_RUNS = 50
@@ -100,7 +100,9 @@ class _Subject:
         self._model = bundle.model(threads=threads)
         self.run()  # what the graph does not take is found out before anything is measured
         self._written = Written(onnx.load(str(bundle.model_path)), images_NHWC.shape[1:3])
-        self._nodes = run_nodes(self._written)
+        # Loaded as it is each time it is profiled: the runtime numbers what it adds anew whenever it optimises.
+        self._optimised = optimised_graph(self._written.content)
+        self._nodes = run_nodes(self._optimised)
         self._whole_ms: list[float] = []
         self._profiles: list[tuple[Kernel, ...]] = []
 
@@ -115,7 +117,7 @@ class _Subject:
     def profile(self, runs: int) -> None:
         """Run with the profiler, and keep what it found."""
         feeds = {IMAGE: self._images_NHWC}
-        self._profiles.extend(profiled(self._written.content, feeds, threads=self._threads, runs=runs))
+        self._profiles += profiled(self._optimised, feeds, threads=self._threads, runs=runs, optimised=False)
 
     def result(self, name: str, peaks: Sequence[Peak]) -> BundleOps:
         """Of all that was kept."""
@@ -153,7 +155,7 @@ def _measure(subjects: Mapping[str, _Subject], probes: Sequence[PeakProbe], runs
     """In turns, each of all that is compared."""
     turns = min(_TURNS, runs)
     parts = [runs // turns + (turn < runs % turns) for turn in range(turns)]
-    with progress("measuring", turns * (1 + len(subjects) + len(probes) * len(SIDES))) as bar:
+    with progress("measuring", turns * (1 + len(subjects) + len(probes))) as bar:
         for part in parts:
             taken = interleaved({name: subject.run for name, subject in subjects.items()}, rounds=part)
             for name, subject in subjects.items():
@@ -163,9 +165,8 @@ def _measure(subjects: Mapping[str, _Subject], probes: Sequence[PeakProbe], runs
                 subject.profile(part)
                 bar.advance()
             for probe in probes:
-                for side in SIDES:
-                    probe.take(side)
-                    bar.advance()
+                probe.take()
+                bar.advance()
 
 
 def _busy(results: Sequence[BundleOps]) -> Iterator[str]:

@@ -14,7 +14,6 @@ import onnx
 
 from export.latency.graph import SizedGraph, attributes, layer_name
 from export.latency.kinds import Pair
-from export.runtime import optimised_graph
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
@@ -87,7 +86,8 @@ class Written:
 
     def is_quantized(self, node: onnx.NodeProto) -> bool:
         """Whether it stands between Q/DQ pairs: what it reads was dequantized, and what it gives is quantized."""
-        reads = any(self._made_by(name, DEQUANTIZE) for name in node.input if name in self._makers)
+        makers = [self._makers[name] for name in node.input if name in self._makers]
+        reads = any(maker.op_type == DEQUANTIZE and maker.input[0] not in self._sized.weights for maker in makers)
         return reads and (node.op_type == "ArgMax" or self._is_quantized_next(node))
 
     def mode(self, node: onnx.NodeProto) -> str:
@@ -112,13 +112,10 @@ class Written:
         maker = self._makers.get(weight)
         return self._stored(maker.input[0]) if maker is not None and maker.input else weight
 
-    def _made_by(self, tensor: str, op: str) -> bool:
-        return bool(self._makers[tensor].op_type == op)
 
-
-def run_nodes(written: Written) -> tuple[RunNode, ...]:
-    """The nodes of the graph that the runtime makes of `written`."""
-    graph = onnx.load_from_string(optimised_graph(written.content)).graph
+def run_nodes(optimised: bytes) -> tuple[RunNode, ...]:
+    """The nodes of a graph that the runtime made."""
+    graph = onnx.load_from_string(optimised).graph
     stored = {tensor.name for tensor in graph.initializer}
     return tuple(
         RunNode(

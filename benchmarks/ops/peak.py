@@ -31,11 +31,12 @@ class PeakProbe:
         self._threads = threads
         self._samples_ms: dict[int, list[float]] = {side: [] for side in SIDES}
 
-    def take(self, side: int) -> None:
-        """Time a few products of matrices of `side`."""
-        model, feeds = _product(self.precision, side)
-        for run in profiled(model, feeds, threads=self._threads, runs=RUNS):
-            self._samples_ms[side].append(sum(kernel.microseconds for kernel in run) / 1e3)
+    def take(self) -> None:
+        """Time a few products of every size."""
+        for side, samples_ms in self._samples_ms.items():
+            model, feeds = _product(self.precision, side)
+            for run in profiled(model, feeds, threads=self._threads, runs=RUNS):
+                samples_ms.append(sum(kernel.microseconds for kernel in run) / 1e3)
 
     def peak(self) -> Peak:
         """Of all that was taken."""
