@@ -188,5 +188,6 @@ def _noise(batch: int, size: Pair, channels: int) -> U8:
         return np.random.default_rng(0).integers(0, 256, (batch, *size, channels), dtype=np.uint8)
     except (MemoryError, ValueError) as error:
         raise UsageError(
-            f"no memory for {batch} images of {size[0]}x{size[1]}: {error}; give a smaller --size"
+            f"memory does not hold a batch of {batch} at {size[0]}x{size[1]} ({error}); "
+            "give a smaller --size or --batch"
         ) from error

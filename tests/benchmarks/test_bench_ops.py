@@ -390,7 +390,11 @@ def a_file(folder: Path) -> Path:
         (a_file, (), r"bundle .*model.onnx: 1 problem\n  - no such folder"),
         (lambda folder: folder, (), "manifest.json is missing"),
         (lambda folder: tiny_bundle(folder / "a").path, ("--size", "48"), "'48' is not HEIGHTxWIDTH"),
-        (lambda folder: tiny_bundle(folder / "a").path, ("--size", "9999999999x9999999999"), "give a smaller --size"),
+        (
+            lambda folder: tiny_bundle(folder / "a").path,
+            ("--size", "9999999999x9999999999"),
+            "give a smaller --size or --batch",
+        ),
         (lambda folder: tiny_bundle(folder / "a").path, ("--batch", "0"), "--batch"),
     ],
 )
