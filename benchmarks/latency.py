@@ -47,7 +47,7 @@ def bench(
     the report says makes it again. Raises UsageError for anything wrong with what was given: BundleError,
     DatasetError, models and data that do not go together.
     """
-    bundles = _named([load(path) for path in bundle_paths])
+    bundles = named([load(path) for path in bundle_paths])
     if not bundles:
         raise UsageError("no bundle to measure; name at least one")
     dataset = None if data is None else _dataset_for(bundles, data)
@@ -127,7 +127,7 @@ def report_on(
     return report
 
 
-def _named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
+def named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
     """By the name in the manifest; by folder where that tells them apart and the manifest does not."""
     names = [bundle.manifest.name for bundle in bundles]
     if len(set(names)) < len(names):
@@ -178,13 +178,9 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def _size_of(reference: Bundle, dataset: Dataset | None) -> tuple[int, int]:
     manifest = reference.manifest
-    if manifest.size is not None:
-        return manifest.size
-    if dataset is not None:
+    if manifest.size is None and dataset is not None:
         return usual_size(dataset)
-    if manifest.latency is not None:
-        return manifest.latency.height, manifest.latency.width
-    return DEFAULT_SIZE
+    return manifest.own_size or DEFAULT_SIZE
 
 
 def _strip(

@@ -112,6 +112,14 @@ class Manifest(_Part):
     golden: Golden
     digest: Sha256
 
+    @property
+    def own_size(self) -> tuple[int, int] | None:
+        """Height and width that the model is for, as far as it says: what images are resized to, else what its latency
+        was measured at."""
+        if self.size is None and self.latency is not None:
+            return self.latency.height, self.latency.width
+        return self.size
+
     def geometry(self, height: int, width: int) -> Geometry:
         """How an image of this size is brought to the model and its mask back."""
         return Geometry.plan(height, width, size=self.size, multiple=self.size_multiple)

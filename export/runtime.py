@@ -137,17 +137,20 @@ class Kernel:
     shape: tuple[int, ...]
     """Of its first output."""
     microseconds: float
+    dtype: str = ""
+    """Of its first output, as the runtime calls it: uint8, float."""
 
 
 def profiled(
-    model: bytes, feeds: Mapping[str, NDArray[Any]], *, threads: int, runs: int
+    model: bytes, feeds: Mapping[str, NDArray[Any]], *, threads: int, runs: int, optimised: bool = True
 ) -> tuple[tuple[Kernel, ...], ...]:
     """What the operators of `model` took in each of `runs` runs, after two more that are not counted, in their order.
 
+    `optimised` False runs the graph as written: one that `optimised_graph` gave is run as it serves.
     Raises WorkFailedError when the runtime refuses the model or what it is fed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        options = session_options(threads)
+        options = session_options(threads, optimised=optimised)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
         try:
@@ -195,5 +198,6 @@ def _runs(events: list[dict[str, Any]]) -> Iterator[tuple[Kernel, ...]]:
 
 def _kernel(name: str, event: dict[str, Any]) -> Kernel:
     # [{"float": [1, 16, 64, 64]}]: the type and the shape of each output
-    shapes = [shape for output in event["args"]["output_type_shape"] for shape in output.values()]
-    return Kernel(name, event["args"]["op_name"], tuple(shapes[0]) if shapes else (), float(event["dur"]))
+    outputs = [found for output in event["args"]["output_type_shape"] for found in output.items()]
+    dtype, shape = outputs[0] if outputs else ("", ())
+    return Kernel(name, event["args"]["op_name"], tuple(shape), float(event["dur"]), dtype)

@@ -3,9 +3,9 @@
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.resources import files
 
-from benchmarks.report.plots import Plot, colour_of
+from benchmarks.report.html import bullets, document, how_it_was_measured, html_table, plots_section, section, tiles
+from benchmarks.report.plots import Plot
 from benchmarks.report.results import Report, Verdict
 from benchmarks.report.strip import DIFFERENCES, Row, Strip
 from benchmarks.report.table import Table, details, narrowed, per_class, summary
@@ -25,40 +25,31 @@ from export.images import U8, encode_image
 
 def page(report: Report, plots: Sequence[Plot], strip: Strip | None) -> str:
     """The whole document: styles, plots and pictures are inside."""
-    style = files("benchmarks.report").joinpath("page.css").read_text(encoding="utf-8")
-    body = "\n".join(_body(report, plots, strip))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(report.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(report.title, _body(report, plots, strip))
 
 
 def _body(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterable[str]:
     yield from _head(report)
     yield "<main>"
-    yield _section("Results", _table(summary(report), report, stacks=True))
+    yield section("Results", _of_models(summary(report), report))
     if report.verdicts:
         checks = "".join(map(_verdict, failed_first(report.verdicts)))
-        yield _section("Checks", f'<ul class="checks">{checks}</ul>')
+        yield section("Checks", f'<ul class="checks">{checks}</ul>')
     if report.failures:
-        yield _section("What could not be measured", _list(report.failures))
-    yield _section("Plots", f'<div class="plots">{"".join(map(_plot, plots))}</div>', hidden_title=True)
+        yield section("What could not be measured", bullets(report.failures))
+    yield plots_section(plots)
     if strip is not None:
-        yield _section("What it looks like", _strip(strip))
+        yield section("What it looks like", _strip(strip))
     classes = per_class(report)
     if classes is not None:
-        yield _section(classes.caption, _table(classes, report, of_models=False, captioned=False))
+        yield section(classes.caption, html_table(classes, captioned=False))
     cut = narrowed(report)
     if cut is not None:
-        yield _section("What pruning cut, by group", _table(cut, report, of_models=False))
-    yield _section("More figures", _table(details(report), report, stacks=True))
+        yield section("What pruning cut, by group", html_table(cut))
+    yield section("More figures", _of_models(details(report), report))
     if report.notes:
-        yield _section("Notes", _list(report.notes))
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in circumstances(report))
-    again = f'<p>Made again by:</p><pre tabindex="0"><code>{escape(report.command)}</code></pre>'
-    yield _section("How it was measured", f'<dl class="facts">{facts}</dl>{again}')
+        yield section("Notes", bullets(report.notes))
+    yield how_it_was_measured(circumstances(report), report.command)
     yield "</main>"
 
 
@@ -68,13 +59,14 @@ def _head(report: Report) -> Iterable[str]:
     yield f'<p class="eyebrow">{escape(report.title)}</p>'
     yield f"<h1>{_unbroken(headline(report), (report.reference, report.compressed))}</h1>"
     yield f'<p class="judgement {state}">{escape(judgement(report))}</p>'
-    tiles = "".join(
-        f'<div class="tile"><dt>{escape(label)}</dt><dd>{escape(figure)}</dd>'
-        f'<dd class="aside">{escape(aside)}</dd></div>'
-        for label, figure, aside in _tiles(report)
-    )
-    yield f'<dl class="tiles">{tiles}</dl>'
+    yield tiles(_tiles(report))
     yield "</header>"
+
+
+def _of_models(table: Table, report: Report) -> str:
+    """A row a model, in the report's order; the compressed one stands out beside a reference."""
+    marked = None if report.compressed == report.reference else report.compressed
+    return html_table(table, stacks=True, swatches=True, marked=marked)
 
 
 def _unbroken(sentence: str, names: Iterable[str]) -> str:
@@ -120,51 +112,11 @@ def _tiles(report: Report) -> Iterable[tuple[str, str, str]]:
     )
 
 
-def _section(title: str, content: str, *, hidden_title: bool = False) -> str:
-    kind = ' class="unseen"' if hidden_title else ""
-    return f"<section>\n<h2{kind}>{escape(title)}</h2>\n{content}\n</section>"
-
-
 def _verdict(verdict: Verdict) -> str:
     state, word = ("good", "passed") if verdict.ok else ("bad", "failed")
     return (
         f'<li><span class="badge {state}">{word}</span>'
         f"<div><strong>{escape(verdict.text)}</strong><br>{escape(verdict.detail)}</div></li>"
-    )
-
-
-def _table(
-    table: Table, report: Report, *, stacks: bool = False, of_models: bool = True, captioned: bool = True
-) -> str:
-    """`stacks`: on a narrow page each row becomes a card. `of_models`: a row is a model, in the report's order.
-    `captioned`: the caption is to be seen; else the section's title says it."""
-    # Roles are spelt out because a table that CSS lays out as blocks loses its own.
-    head = "".join(f'<th scope="col" role="columnheader">{escape(header)}</th>' for header in table.headers)
-    rows = []
-    for index, (name, *cells) in enumerate(table.rows):
-        swatch = f'<span class="swatch" style="background:{colour_of(index)}"></span>' if of_models else ""
-        compressed = ' class="compressed"' if of_models and name == report.compressed != report.reference else ""
-        figures = "".join(
-            f'<td role="cell" data-label="{escape(header)}">{escape(cell)}</td>'
-            for header, cell in zip(table.headers[1:], cells, strict=True)
-        )
-        rows.append(
-            f'<tr role="row"{compressed}><th scope="row" role="rowheader">{swatch}{escape(name)}</th>{figures}</tr>'
-        )
-    kind = "wide stacks" if stacks else "wide"
-    hidden = "" if captioned else ' class="unseen"'
-    return (
-        f'<div class="{kind}" role="region" aria-label="{escape(table.caption)}" tabindex="0"><table role="table">'
-        f"<caption{hidden}>{escape(table.caption)}</caption>"
-        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
-        f'<tbody role="rowgroup">{"".join(rows)}</tbody></table></div>'
-    )
-
-
-def _plot(plot: Plot) -> str:
-    return (
-        f'<figure class="plot"><figcaption>{escape(plot.title)}</figcaption>'
-        f'<div role="img" aria-label="{escape(plot.alt)}">{plot.svg}</div></figure>'
     )
 
 
@@ -192,10 +144,6 @@ def _legend(title: str, entries: Iterable[tuple[str, tuple[int, int, int]]]) -> 
         for name, colour in entries
     )
     return f'<div class="legend"><span>{escape(title)}</span><ul>{items}</ul></div>'
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
 def _inline(picture_HWC: U8) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from compress.cli import bench_table, bench_widths
+from compress.cli import bench_ops, bench_table, bench_widths
 from compress.cli.common import (
     JsonOption,
     OutOption,
@@ -15,9 +15,10 @@ from compress.cli.common import (
     emit,
     parse_size,
     recipe_of,
+    require_no_run,
     typed,
 )
-from export.errors import UsageError, require
+from export.errors import require
 
 app = typer.Typer(help="Measure things side by side.", no_args_is_help=True)
 
@@ -27,6 +28,7 @@ def group() -> None:
     """Measure things side by side."""
 
 
+app.command("ops")(bench_ops.command)
 app.command("table")(bench_table.command)
 app.command("widths")(bench_widths.command)
 
@@ -49,7 +51,7 @@ def latency_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time bundles interleaved in one process; writes JSON, Markdown and one HTML page with plots."""
-    _require_no_run(out)
+    require_no_run(out)
     from benchmarks.latency import bench
     from benchmarks.report.table import terminal_table
     from compress.progress import show_table, task
@@ -113,7 +115,7 @@ def amp_command(
     the trainings.
     """
     require("torch", extra="train", purpose="compress bench amp")
-    _require_no_run(out)
+    require_no_run(out)
     from benchmarks.amp.bench import bench
     from benchmarks.report.amp.markdown import failures
     from benchmarks.report.amp.results import Workload
@@ -155,8 +157,3 @@ def amp_command(
         f"report: {out / 'report.md'}",
     ]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
-
-
-def _require_no_run(out: Path) -> None:
-    if (out / "step.json").exists():
-        raise UsageError(f"{out} belongs to a run; its report would be lost: give another --out")

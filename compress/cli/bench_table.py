@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from compress.cli.common import JsonOption, ThreadsOption, emit, parse_size
-from export.bundle import Bundle, load
+from export.bundle import load
 from export.errors import UsageError, require
 from export.images import padded_size
 from export.manifest import Precision
@@ -32,7 +32,9 @@ def command(
     from export.latency.dense import measure_dense
 
     source = load(bundle)
-    wanted = parse_size(size) or _own_size(source)
+    wanted = parse_size(size) or source.manifest.own_size
+    if wanted is None:
+        raise UsageError(f"{source.path} does not say for which image size it is; give --size HxW")
     padded = padded_size(*wanted, source.manifest.size_multiple)
     started = time.monotonic()
     with counter("measuring layers") as progress:
@@ -53,12 +55,3 @@ def command(
         f"the reference convolution takes {table.reference_ms:.2f} ms",
         as_json=as_json,
     )
-
-
-def _own_size(bundle: Bundle) -> tuple[int, int]:
-    manifest = bundle.manifest
-    if manifest.size is not None:
-        return manifest.size
-    if manifest.latency is not None:
-        return manifest.latency.height, manifest.latency.width
-    raise UsageError(f"{bundle.path} does not say for which image size it is; give --size HxW")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from compress.recipe import Recipe, on_one_line
-from export.errors import BudgetMissedError
+from export.errors import BudgetMissedError, UsageError
 
 DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder.")]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; whole or absent.")]
@@ -63,6 +63,15 @@ def typed() -> str:
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """The result, on standard output."""
     sys.stdout.write((json.dumps(result, allow_nan=False) if as_json else text).rstrip() + "\n")
+
+
+def require_no_run(out: Path) -> None:
+    """Refuse to write a report where a run has put its own.
+
+    Raises UsageError.
+    """
+    if (out / "step.json").exists():
+        raise UsageError(f"{out} belongs to a run; its report would be lost: give another --out")
 
 
 class Missed:

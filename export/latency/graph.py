@@ -52,6 +52,11 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
+def layer_name(weight: str) -> str:
+    """What a layer is called, by the name that the exporter gives its weight, and the quantizer after it."""
+    return weight.removesuffix("_quantized").removeprefix("model.").removesuffix(".weight")
+
+
 def _shapes(model: onnx.ModelProto, size: Pair) -> dict[str, tuple[int, ...]]:
     sized = onnx.ModelProto()
     sized.CopyFrom(model)

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from export.errors import UsageError
-from export.latency.graph import SizedGraph, attributes
+from export.latency.graph import SizedGraph, attributes, layer_name
 from export.latency.kinds import DOOR, OTHER, TO_BLOCKED, TO_PLAIN, LayerKey, LayerKind, Pair
 from export.latency.layout import ACTIVATIONS, BINARY, BLOCK, POOLS, blocked_tensors
 from export.latency.linear import Linear
@@ -149,8 +149,7 @@ class _Walk:
             **_window(node),
         )
         self._forms[node.output[0]] = self._forms[end] = channels_out
-        name = weight.removeprefix("model.").removesuffix(".weight")
-        self._layers.append(Layer(name, kind, channels_in, channels_out))
+        self._layers.append(Layer(layer_name(weight), kind, channels_in, channels_out))
 
     def _fused(self, node: onnx.NodeProto) -> tuple[str, bool, str]:
         """What comes out of a convolution with all that is computed in it: tensor, whether it adds, activation."""

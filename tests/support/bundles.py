@@ -37,14 +37,17 @@ def tiny_bundle(
     size_multiple: int = 16,
     name: str = "tiny",
     size: tuple[int, int] | None = None,
+    graph: onnx.ModelProto | None = None,
     **manifest: Any,
 ) -> Bundle:
     """Write a bundle into the new folder `path`; `manifest` replaces fields of its manifest (version, precision ...).
 
-    `size` is what images are resized to before the model, None leaves them as they are.
+    `size` is what images are resized to before the model, None leaves them as they are. `graph` is another one with
+    these classes, channels and size multiple.
     """
     path.mkdir(parents=True)
-    onnx.save(tiny_graph(classes=classes, channels=channels, size_multiple=size_multiple), path / bundles.MODEL)
+    graph = graph or tiny_graph(classes=classes, channels=channels, size_multiple=size_multiple)
+    onnx.save(graph, path / bundles.MODEL)
     model = OnnxModel(path / bundles.MODEL, threads=1)
     segmenter = Segmenter(model, size=size, multiple=size_multiple)
     golden = bundles.write_golden(path, segmenter, [(f"ramp-{i}", _ramp(24 + 7 * i, 40, channels)) for i in range(2)])

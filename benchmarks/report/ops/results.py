@@ -1,0 +1,135 @@
+"""The figures of `compress bench ops`: what its report.json holds.
+
+Times are milliseconds; GMAC/s are thousands of millions of multiply-accumulates a second; shares are between 0 and 1.
+"""
+
+from typing import Literal
+
+from benchmarks.report.results import Latency, Part
+from export.machine import Machine
+from export.manifest import Precision
+
+Kind = Literal["integer", "float"]
+"""What an operator works on: float where a tensor that it reads or gives is, weights and scales aside."""
+
+
+class NodeTime(Part):
+    """One node of the graph that the runtime made of the bundle's."""
+
+    name: str
+    layer: str | None
+    """The layer or node of model.onnx that it came from; None of what the runtime added."""
+    op: str
+    output: tuple[int, ...]
+    """Shape of its first output, in the runtime's own layout."""
+    kind: Kind
+    milliseconds: float
+    """Median over the profiled runs."""
+    share: float
+    """Of the sum over all nodes."""
+    macs: int | None
+    """Of a convolution, for the whole batch; channels that the runtime adds to fill its blocks are not counted."""
+    gmacs_per_s: float | None
+    samples_ms: tuple[float, ...]
+    """Raw times in the order in which they were taken."""
+
+
+class OperatorTime(Part):
+    """All nodes of one operator and kind."""
+
+    op: str
+    kind: Kind
+    nodes: int
+    milliseconds: float
+    share: float
+    macs: int | None
+    gmacs_per_s: float | None
+
+
+class FloatNode(Part):
+    """What runs in float in an INT8 bundle."""
+
+    node: str
+    layer: str | None
+    op: str
+    milliseconds: float
+    share: float
+    reason: str
+    told_by: Literal["manifest", "graph"]
+    """Where the reason comes from: the bundle's own word, or the graph as it is run here."""
+
+
+class PeakPoint(Part):
+    """One product of square matrices."""
+
+    side: int
+    milliseconds: float
+    """In the fastest run: what disturbs a product only ever makes it slower."""
+    gmacs_per_s: float
+    samples_ms: tuple[float, ...]
+
+
+class Peak(Part):
+    """What this machine multiplies at its best, through the same runtime with the same threads in the same run."""
+
+    precision: Precision
+    op: str
+    gmacs_per_s: float
+    """Of the fastest side."""
+    points: tuple[PeakPoint, ...]
+
+
+class BundleOps(Part):
+    """Where the time of one bundle goes."""
+
+    name: str
+    bundle: str
+    """Name of the bundle's folder."""
+    precision: Precision
+    macs: int
+    """Of the convolutions, for the whole batch."""
+    whole_ms: Latency
+    """Whole runs without the profiler, uint8 image to uint8 mask."""
+    profiled_ms: float
+    """Whole runs with the profiler: the median of what all nodes took together."""
+    nodes_ms: float
+    """Sum over the medians of the nodes. A busy machine disturbs some node in most runs, and this is less."""
+    convolutions_ms: float
+    """Of which convolutions."""
+    convolutions_gmacs_per_s: float | None
+    """None without a convolution."""
+    graph_gmacs_per_s: float | None
+    """The same multiply-accumulates over the median of whole runs."""
+    convolutions_of_peak: float | None
+    """Share of the machine's measured peak in this precision; None where that was not measured."""
+    graph_of_peak: float | None
+    nodes: tuple[NodeTime, ...]
+    """In the order in which they run."""
+    operators: tuple[OperatorTime, ...]
+    """The slowest first."""
+    floats: tuple[FloatNode, ...]
+    """In the order in which they run; none of a float bundle, which is meant to be float."""
+    not_in_float: tuple[str, ...]
+    """Layers that the manifest names as left in float, and that do not run in float here."""
+
+
+class OpsReport(Part):
+    """Bundles taken apart, one beside the other."""
+
+    schema_version: int = 1
+    title: str
+    command: str
+    date: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    threads: int
+    batch: int
+    height: int
+    width: int
+    """Of the images that the graphs were given, padding included."""
+    runs: int
+    """Profiled, and as many without the profiler."""
+    peaks: tuple[Peak, ...]
+    """One for each precision among the bundles; none where they were not asked for."""
+    bundles: tuple[BundleOps, ...]
+    notes: tuple[str, ...] = ()

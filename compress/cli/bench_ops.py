@@ -1,0 +1,65 @@
+"""`compress bench ops`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.cli.common import JsonOption, ThreadsOption, emit, parse_size, require_no_run, typed
+from export.errors import require
+
+
+def command(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles; several are set side by side.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for a report: JSON with every time, Markdown, HTML."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW", help="Image size; default: what the first bundle says of itself."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images of one run.")] = 1,
+    threads: ThreadsOption = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Profiled runs, and as many without the profiler.")] = 50,
+    peak: Annotated[
+        bool,
+        typer.Option("--peak/--no-peak", help="Measure what this machine multiplies at its best, to compare with."),
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Where the time of a bundle goes, by operator, and what stayed in float and why; needs no torch.
+
+    Every node of the graph that the runtime makes of the bundle is timed, and traced to the layer that it came from.
+    """
+    require("onnx", extra="bench", purpose="compress bench ops")
+    if out is not None:
+        require_no_run(out)
+    from benchmarks.ops.bench import bench
+    from benchmarks.report.ops.table import nodes, operators, peaks, summary
+    from benchmarks.report.ops.words import float_lines, headline, in_float
+    from benchmarks.report.table import for_terminal
+    from compress.progress import show_table, task
+
+    report = bench(
+        bundles,
+        size=parse_size(size),
+        batch=batch,
+        threads=threads,
+        runs=runs,
+        peak=peak,
+        out=out,
+        command=typed(),
+        progress=task,
+    )
+    if not as_json:
+        for table in (*map(nodes, report.bundles), operators(report), peaks(report), summary(report)):
+            if table is not None:
+                show_table(for_terminal(table))
+    lines = [headline(bundle) for bundle in report.bundles]
+    for bundle in report.bundles:
+        lines += [in_float(bundle), *(f"  {line}" for line in float_lines(bundle))]
+    lines += report.notes
+    if out is not None:
+        lines.append(f"report: {next(path for path in (out / 'report.html', out / 'report.md') if path.exists())}")
+    emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
