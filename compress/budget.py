@@ -89,6 +89,11 @@ class Budget:
         """What so few images cannot tell: the interval of the figure holds the limit."""
         return list(self._unresolved(found))
 
+    def missing(self, drop: float, iou_per_class: Mapping[str, float | None]) -> float:
+        """mIoU that is lost beyond what may be, and the IoU that classes are under their floors, added up."""
+        beyond = 0.0 if self.max_drop is None else max(0.0, drop - self.max_drop)
+        return beyond + sum(max(0.0, floor - (iou_per_class[name] or 0.0)) for name, floor in self.min_iou.items())
+
     def _missed(self, found: Accuracy) -> Iterator[str]:
         if self.max_drop is not None and found.drop > self.max_drop:
             yield f"{found.drop:.4f} mIoU is lost, {self.max_drop:g} may be"

@@ -99,14 +99,18 @@ def segmenter_of(card: ModelCard, model: OnnxModel) -> Segmenter:
     return Segmenter(model, size=card.size, multiple=card.size_multiple)
 
 
-def score_on(dataset: Dataset, split: str, card: ModelCard, model: OnnxModel, title: str) -> Score:
-    """Score a graph on a split, through ONNX Runtime, with a progress bar.
+def score_on(dataset: Dataset, split: str, card: ModelCard, model: OnnxModel, title: str | None) -> Score:
+    """Score a graph on a split, through ONNX Runtime, with a progress bar unless `title` is None.
 
     Raises DatasetError when every mask of the split is void everywhere.
     """
     images = EvaluationImages(dataset, split)  # type: ignore[arg-type]
-    with task(title, len(images)) as bar:
-        result = score(segmenter_of(card, model).segment, images, card.classes, on_image=bar.advance)
+    segment = segmenter_of(card, model).segment
+    if title is None:
+        result = score(segment, images, card.classes)
+    else:
+        with task(title, len(images)) as bar:
+            result = score(segment, images, card.classes, on_image=bar.advance)
     if not result.counts.any():
         raise nothing_counts(dataset, split)
     return result

@@ -31,6 +31,7 @@ Block = Literal["plain", "residual"]
 
 Criterion = Literal["l2", "l1", "bn-scale", "taylor", "activation", "fpgm", "random"]
 Scope = Literal["global", "local"]
+Calibration = Literal["minmax", "mse", "percentile", "entropy"]
 
 ENCODERS = ("resnet18", "resnet34", "efficientnet-lite0", "efficientnet-lite1")
 """Without torch nobody can ask `compress.models.encoders` for them; a test compares."""
@@ -384,8 +385,9 @@ class QuantizeSettings(Settings):
 
     mode: Literal["ptq", "qat"] = "ptq"
     """ptq: post-training quantization; qat: then weights and scales learn with the rounding in place."""
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    """How activation ranges are taken from the calibration images."""
+    calibration: Calibration | Literal["auto"] = "auto"
+    """How activation ranges are taken from the calibration images; auto: each is tried, and that which keeps most mIoU
+    on the validation split is taken."""
     calibration_images: Positive = 32
     """Drawn from the training split by the hash of their names."""
     max_drop: Share = 0.01

@@ -1,10 +1,10 @@
-"""What it costs to cut each group of coupled layers alone: the result of an analysis, as data. No torch."""
+"""What single parts of a network cost, as data: groups of layers that are cut, layers that are quantized. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from compress.recipe import Criterion
+from compress.recipe import Calibration, Criterion
 
 
 class _Part(BaseModel):
@@ -62,3 +62,70 @@ class Analysis(_Part):
     def at_their_floor(self) -> Sequence[GroupSensitivity]:
         """The groups of which nothing can be cut."""
         return [group for group in self.groups if not group.cuts]
+
+
+class InFloat(_Part):
+    """An INT8 graph with some layers in float."""
+
+    layers: tuple[str, ...]
+    miou: float
+    """On the validation split."""
+    iou_per_class: Mapping[str, float | None]
+    milliseconds: float
+    milliseconds_int8: float
+    """Of the graph without any layer in float, in the same run."""
+
+    @property
+    def lost_ms(self) -> float:
+        """What it costs; below zero where it is faster."""
+        return self.milliseconds - self.milliseconds_int8
+
+
+class LayerEffect(_Part):
+    """A layer of an INT8 graph, and what comes back with it in float."""
+
+    layer: str
+    operator: str
+    sqnr_db: float | None
+    """Signal to quantization noise of what the layer gives, in an INT8 graph: 10 log10(sum x**2 / sum (x - x8)**2);
+    None where nothing is lost."""
+    alone: InFloat
+    """The others stay as they are, so what the layer gives is still rounded for its readers."""
+    with_readers: InFloat | None
+    """What the layer gives stays in float, too; None where nobody but the end of the graph reads it."""
+
+    @property
+    def ways(self) -> tuple[InFloat, ...]:
+        """Both, where there are two."""
+        return (self.alone,) if self.with_readers is None else (self.alone, self.with_readers)
+
+
+class QuantizationAnalysis(_Part):
+    """Every layer of a network that has been quantized."""
+
+    parent: str
+    """The checkpoint's folder."""
+    data: str
+    images: int
+    """Of the validation split."""
+    calibration: Calibration
+    miou_float: float
+    miou_int8: float
+    iou_per_class_int8: Mapping[str, float | None]
+    size: tuple[int, int]
+    """Height and width at which was timed."""
+    threads: int
+    layers: tuple[LayerEffect, ...]
+    """In the order of the network."""
+
+    def won(self, way: InFloat) -> float:
+        """mIoU that comes back; below zero where it goes."""
+        return way.miou - self.miou_int8
+
+    def most_won(self, effect: LayerEffect) -> float:
+        """By the better of its ways."""
+        return max(map(self.won, effect.ways))
+
+    def most_won_first(self) -> Sequence[LayerEffect]:
+        """By mIoU that comes back."""
+        return sorted(self.layers, key=self.most_won, reverse=True)

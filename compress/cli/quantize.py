@@ -1,5 +1,6 @@
 """`compress quantize`"""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,31 +18,43 @@ from compress.cli.common import (
     emit,
     floors,
     recipe_of,
+    typed,
 )
+from compress.recipe import Recipe
 from export.bundle import MODEL
-from export.errors import require
+from export.errors import UsageError, require
 
 
 def command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder.")],
     data: DataOption,
     out: OutOption,
-    mode: Annotated[str | None, typer.Option("--mode", help="ptq: post-training quantization.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="ptq: calibrated; qat: then trained, with its float parent as teacher."),
+    ] = None,
     max_drop: MaxDropOption = None,
     min_iou: MinIouOption = None,
     target: Annotated[
         str | None, typer.Option("--for", help="Machine that will serve: auto (this one), vnni, avx2, arm.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep INT8 that is not faster than its float parent.")] = False,
+    analyze: Annotated[
+        bool,
+        typer.Option("--analyze", help="Report noise, mIoU and milliseconds of each layer; no bundle is written."),
+    ] = False,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a checkpoint to INT8; writes a proven bundle. Status 1 when the accuracy budget is missed."""
-    require("torch", extra="train", purpose="compress quantize")
-    from compress.quantize import quantize
-    from compress.steps import read_record
+    """Quantize a checkpoint to INT8; writes a proven bundle.
 
+    Where --max-drop or --min-iou does not hold, as few layers as it takes stay in float. Status 1 when that does not
+    help, or is not faster than float any more.
+    """
+    require("torch", extra="train", purpose="compress quantize")
+    if analyze and (mode is not None or max_drop is not None or min_iou or force):
+        raise UsageError("--analyze keeps nothing; leave out --mode, --max-drop, --min-iou, --force")
     chosen = recipe_of(
         recipe,
         settings,
@@ -51,8 +64,18 @@ def command(
         quantize__target=target,
         quantize__force=force or None,
     )
+    if analyze:
+        _analyze(checkpoint, data, out, chosen, as_json=as_json)
+    else:
+        _quantize(checkpoint, data, out, chosen, as_json=as_json)
+
+
+def _quantize(checkpoint: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:
+    from compress.quantize import quantize
+    from compress.steps import read_record
+
     with Missed() as missed:
-        quantize(checkpoint, data, out, chosen)
+        quantize(checkpoint, data, out, recipe)
     result = (read_record(out) or {})["result"]
     size_bytes = (out / MODEL).stat().st_size
     emit(
@@ -62,3 +85,16 @@ def command(
         as_json=as_json,
     )
     missed.reraise()
+
+
+def _analyze(checkpoint: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:
+    from benchmarks.report.quantization.table import effects
+    from benchmarks.report.quantization.write import MARKDOWN, write
+    from benchmarks.report.table import for_terminal
+    from compress.progress import show_table
+    from compress.quantize import analyze
+
+    analysis = analyze(checkpoint, data, out, recipe, write=partial(write, command=typed()))
+    if not as_json:
+        show_table(for_terminal(effects(analysis)))
+    emit(analysis.model_dump(mode="json"), f"analysis: {out / MARKDOWN}", as_json=as_json)

@@ -16,7 +16,7 @@ from compress.data.evaluation import EvaluationImages, drawn_by_name, usual_size
 from compress.data.folder import Dataset
 from compress.data.match import require_classes
 from compress.prune.probe import LatencyProbe
-from compress.quantize.ptq import quantize_graph
+from compress.quantize.ptq import Quantizer
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, require_apart
 from export.errors import BundleError, ShapeError
@@ -60,7 +60,7 @@ class PruneStep:
         graph = self.float_graph(network)
         if self.recipe.prune.precision == "fp32":
             return graph
-        return quantize_graph(graph, self._images(), method="minmax", target=self.recipe.quantize.target).graph
+        return Quantizer(graph, self._images(), target=self.recipe.quantize.target).quantized("minmax").graph
 
     def float_graph(self, network: nn.Module) -> onnx.ModelProto:
         """What would be served of it in FP32."""

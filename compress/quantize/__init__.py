@@ -1,5 +1,6 @@
-"""INT8 by post-training quantization. `quantize` is what the command calls."""
+"""INT8: calibrated, trained where that is asked for, held to a budget. These two are what the command calls."""
 
+from compress.quantize.analyze import analyze
 from compress.quantize.quantize import quantize
 
-__all__ = ["quantize"]
+__all__ = ["analyze", "quantize"]

@@ -25,25 +25,44 @@ def normalised_tensor(graph: onnx.GraphProto) -> str:
 
 
 def remove_door(model: onnx.ModelProto) -> None:
-    """Feed the uint8 image to the DequantizeLinear behind the door, in place.
+    """Feed the uint8 image to a DequantizeLinear in the place of the door, in place.
 
-    `model` is quantized with scale 1/128 and zero point 128 for `normalised_tensor`.
+    `model` is quantized with scale 1/128 and zero point 128 for `normalised_tensor`, or whatever reads that is left in
+    float: what is dequantized is then the normalised image, to the last bit.
     Raises WorkFailedError when that is not so.
     """
     graph = model.graph
     door = _door(graph)
-    quantize = _only_consumer(graph, door[-1].output[0])
-    initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    scale, zero_point = (initializers[name] for name in quantize.input[1:3])
-    if quantize.op_type != "QuantizeLinear" or scale != SCALE or zero_point != ZERO_POINT:
-        raise WorkFailedError("the normalised image is not quantized at scale 1/128 and zero point 128")
-    raw, quantized = door[0].input[0], quantize.output[0]
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name == quantized:
-                node.input[i] = raw
-    for node in [*door, quantize]:
+    normalised, raw = door[-1].output[0], door[0].input[0]
+    quantize = next((node for node in _consumers(graph, normalised) if node.op_type == "QuantizeLinear"), None)
+    if quantize is None:
+        _append_dequantize(graph, raw, normalised)
+    else:
+        initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        scale, zero_point = (initializers[name] for name in quantize.input[1:3])
+        if scale != SCALE or zero_point != ZERO_POINT:
+            raise WorkFailedError("the normalised image is not quantized at scale 1/128 and zero point 128")
+        dequantize = _consumers(graph, quantize.output[0])[0]
+        _read_instead(graph, quantize.output[0], raw)
+        graph.node.remove(quantize)
+        _read_instead(graph, normalised, dequantize.output[0])
+    for node in door:
         graph.node.remove(node)
+
+
+def _append_dequantize(graph: onnx.GraphProto, raw: str, normalised: str) -> None:
+    names = [f"{normalised}_scale", f"{normalised}_zero_point"]
+    for name, value in zip(names, (SCALE, ZERO_POINT), strict=True):
+        if name not in {tensor.name for tensor in graph.initializer}:
+            graph.initializer.append(numpy_helper.from_array(value, name))
+    output = f"{normalised}_DequantizeLinear_Output"
+    _read_instead(graph, normalised, output)
+    graph.node.append(onnx.helper.make_node("DequantizeLinear", [raw, *names], [output], name=f"{normalised}_door"))
+
+
+def _read_instead(graph: onnx.GraphProto, tensor: str, other: str) -> None:
+    for node in _consumers(graph, tensor):
+        node.input[:] = [other if name == tensor else name for name in node.input]
 
 
 def _door(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -61,7 +80,11 @@ def _door(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def _only_consumer(graph: onnx.GraphProto, tensor: str) -> onnx.NodeProto:
-    consumers = [node for node in graph.node if tensor in node.input]
+    consumers = _consumers(graph, tensor)
     if len(consumers) != 1:
         raise WorkFailedError(f"{tensor} at the graph's door has {len(consumers)} consumers, expected one")
     return consumers[0]
+
+
+def _consumers(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if tensor in node.input]

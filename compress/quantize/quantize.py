@@ -1,180 +1,189 @@
 """`compress quantize`: a checkpoint becomes an INT8 bundle that keeps its accuracy budget and gains time."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from compress import checkpoint
 from compress.budget import Accuracy, Budget, require_kept
-from compress.bundling import (
-    Proof,
-    golden_images,
-    model_name,
-    parity_images,
-    score_on,
-    segmenter_of,
-    write_bundle,
-)
+from compress.bundling import Proof, golden_images, model_name, parity_images, write_bundle
 from compress.checkpoint import Checkpoint
-from compress.data.check import require_sound
-from compress.data.evaluation import EvaluationImages, drawn_by_name, usual_size
-from compress.data.folder import Dataset, Sample
-from compress.data.match import require_classes
-from compress.progress import Task, say, task
-from compress.quantize.ptq import Quantized, quantize_graph, with_quantized_logits
+from compress.data.folder import Dataset
+from compress.progress import say
+from compress.quantize.effects import Effects
+from compress.quantize.fallback import Fallback
+from compress.quantize.judge import Judge, model_of
+from compress.quantize.ptq import Quantized, with_quantized_logits
+from compress.quantize.qat import learn
+from compress.quantize.workbench import Workbench, inputs, opened
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from export import bundle
 from export.bundle import Bundle
 from export.errors import WorkFailedError
 from export.files import write_json
-from export.images import U8, Geometry
 from export.machine import Machine
 from export.manifest import Latency
 from export.parity import batches, int8_parity, sizes_to_prove
 from export.runtime import OnnxModel
-from export.timing import interleaved
-from export.to_onnx import export_onnx, with_outputs
+from export.scoring import Score
 
-CALIBRATION = "calibration.json"
 LATENCY = "latency.json"
 ROUNDS = 30
-
-
-@dataclass(frozen=True)
-class _Graphs:
-    """The float parent and its INT8 child, ready to run."""
-
-    parent: OnnxModel
-    child: OnnxModel
-    quantized: Quantized
 
 
 def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> Bundle:
     """Quantize the checkpoint `parent` with images of `data` and write an INT8 bundle to `out`.
 
     mIoU and latency are measured through ONNX Runtime, against the same network in float: on the validation split
-    the drop must stay within `quantize.max_drop` and each class of `quantize.min_iou` above its floor, and the INT8
-    graph must be the faster one.
+    the drop must stay within `quantize.max_drop` and each class of `quantize.min_iou` above its floor, for which as few
+    layers as it takes stay in float; and the INT8 graph must be the faster one. With `quantize.mode` = qat the graph is
+    trained, and leaves as it was calibrated if that scores higher.
 
-    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when they do not (the bundle is
-    kept); WorkFailedError when INT8 is not faster on this machine and `quantize.force` is off;
+    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the budget cannot be held (the
+    bundle is kept); WorkFailedError when INT8 is not faster on this machine and `quantize.force` is off;
     ParityError when the optimised graph does not give the answers of the graph as written.
     """
     recipe = recipe or Recipe()
-    source = checkpoint.load(parent)
-    dataset = require_sound(data, source.card.channels)
-    require_classes(dataset, source.card.classes, parent)
+    source, dataset = opened(parent, data)
     budget = Budget(recipe.quantize.max_drop, recipe.quantize.min_iou)
     budget.require_classes(source.card.classes)
-    plan = StepPlan(
-        "quantize",
-        {"checkpoint": source.weights_sha256, "card": source.card_sha256, "data": dataset.fingerprint},
-        {
-            "quantize": recipe.quantize.model_dump(mode="json"),
-            "export": recipe.export.model_dump(mode="json"),
-            "name": model_name(recipe.export, out),
-        },
-    )
+    settings = {
+        "quantize": recipe.quantize.model_dump(mode="json"),
+        "export": recipe.export.model_dump(mode="json"),
+        "name": model_name(recipe.export, out),
+    }
+    if recipe.quantize.mode == "qat":
+        settings["data"] = recipe.data.model_dump(mode="json", include={"crop"})
+        settings["train"] = recipe.train.model_dump(mode="json", include={"augment", "device", "precision"})
+    plan = StepPlan("quantize", inputs(source, dataset), settings)
     record = finished(out, plan)
     if record is not None:
         say(f"{out} is up to date")
     else:
         with running(out, plan) as step:
-            record = {"result": _quantize(step, plan, source, dataset, recipe)}
+            record = {"result": _quantize(step, plan, source, dataset, recipe, budget)}
     require_kept(budget, Accuracy.from_result(record["result"]), out)
     return bundle.load(out)
 
 
-def _quantize(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
-    card = source.card
-    samples = drawn_by_name(dataset.train, recipe.quantize.calibration_images)
-    write_json(step.path / CALIBRATION, {"split": "train", "images": [sample.name for sample in samples]})
-    graphs = _graphs(step, source, dataset, samples, recipe)
-    images, whence = parity_images(dataset, card)
-    latency = _latency(step, graphs, images[0], source.card.size or usual_size(dataset), source)
-    if not recipe.quantize.force:
-        _require_gain(step, latency)
-    as_written, logit_step = with_quantized_logits(graphs.quantized.graph)
+@dataclass(frozen=True)
+class _Made:
+    """An INT8 graph that may leave, and what it scored."""
+
+    quantized: Quantized
+    score: Score
+    figures: dict[str, Any]
+    """For the step's record: how it was made."""
+
+
+def _quantize(
+    step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dataset, recipe: Recipe, budget: Budget
+) -> dict[str, Any]:
+    bench = Workbench(step, source, dataset, recipe)
+    judge, settings = bench.judge, recipe.quantize
+    if not settings.force:
+        # Time does not depend on ranges, so this is known before anything that takes long.
+        quick = model_of(bench.quantizer.quantized("minmax").graph)
+        _require_gain(step.scratch("quick"), judge, quick)
+    made = _calibrated(bench)
+    if settings.mode == "qat":
+        made = _trained(bench, made)
+    made = _within(budget, bench, made)
+    onnx.save(made.quantized.graph, str(step.path / bundle.MODEL))
+    child = OnnxModel(step.path / bundle.MODEL)
+    latency = _latency(step, judge, child) if settings.force else _require_gain(step, judge, child)
+    images, whence = parity_images(dataset, source.card)
+    as_written, logit_step = with_quantized_logits(made.quantized.graph)
+    multiple = source.card.size_multiple
     parity = int8_parity(
-        graphs.child,
+        child,
         OnnxModel(as_written.SerializeToString(), optimised=False),
-        batches(images, card.size_multiple, sizes_to_prove((latency.height, latency.width), card.size_multiple)),
+        batches(images, multiple, sizes_to_prove((latency.height, latency.width), multiple)),
         logit_step=logit_step,
         images=whence,
     )
     parity.require()
-
-    before = score_on(dataset, "val", card, graphs.parent, "score float")
-    after = score_on(dataset, "val", card, graphs.child, "score INT8")
-    parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": after.miou}})
+    before = judge.parent_score
+    parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": made.score.miou}})
     assert latency.milliseconds_parent is not None
     result = {
         "speedup": latency.milliseconds_parent / latency.milliseconds,
-        **Accuracy.of(before, after).as_result(),
-        "calibration": recipe.quantize.calibration,
-        "calibration_images": len(samples),
-        "seven_bit_weights": graphs.quantized.seven_bit_weights,
-        "float_layers": [layer.model_dump() for layer in graphs.quantized.float_layers],
+        **Accuracy.of(before, made.score).as_result(),
+        **made.figures,
+        "calibration_images": min(settings.calibration_images, len(dataset.train)),
+        "seven_bit_weights": made.quantized.seven_bit_weights,
+        "float_layers": [layer.model_dump() for layer in made.quantized.float_layers],
     }
     write_bundle(
         step,
         plan,
         source,
-        Proof(parity, golden_images(dataset, card, recipe.export), after, "val", before.miou, latency),
+        Proof(parity, golden_images(dataset, source.card, recipe.export), made.score, "val", before.miou, latency),
         name=str(plan.settings["name"]),
         precision="int8",
         result=result,
         size=(latency.height, latency.width),
-        target=recipe.quantize.target,
-        float_layers=graphs.quantized.float_layers,
+        target=settings.target,
+        float_layers=made.quantized.float_layers,
     )
     return result
 
 
-def _graphs(
-    step: StepFolder, source: Checkpoint, dataset: Dataset, samples: Sequence[Sample], recipe: Recipe
-) -> _Graphs:
-    path, card = step.path / bundle.MODEL, source.card
-    graph = export_onnx(source.network(), path, channels=card.channels, size_multiple=card.size_multiple)
-    float_graph = with_outputs(graph, "mask")
-    parent = OnnxModel(float_graph.SerializeToString())
-    say(f"calibrating on {len(samples)} training images ({recipe.quantize.calibration})")
-
-    def fitted(bar: Task) -> Iterator[U8]:
-        for _, image in EvaluationImages(dataset, "train", samples).images():
-            yield segmenter_of(card, parent).geometry(image).fit(image)
-            bar.advance()
-
-    with task("calibrate", len(samples)) as bar:
-        quantized = quantize_graph(
-            with_outputs(graph, recipe.export.outputs),
-            fitted(bar),
-            method=recipe.quantize.calibration,
-            target=recipe.quantize.target,
-        )
-    onnx.save(quantized.graph, str(path))
-    return _Graphs(parent, OnnxModel(path), quantized)
+def _calibrated(bench: Workbench) -> _Made:
+    calibration = bench.calibration()
+    quantized = bench.quantizer.quantized(calibration)
+    return _Made(quantized, bench.judge.score(model_of(quantized.graph)), {"mode": "ptq", "calibration": calibration})
 
 
-def _latency(step: StepFolder, graphs: _Graphs, image: U8, size: tuple[int, int], source: Checkpoint) -> Latency:
+def _trained(bench: Workbench, calibrated: _Made) -> _Made:
+    """What training made of it, if that is no worse."""
+    quantized = calibrated.quantized
+    learned = learn(bench.step, bench.source, bench.dataset, bench.recipe, quantized.graph, quantized.parent)
+    score = bench.judge.score(model_of(learned.graph))
+    say(f"mIoU {calibrated.score.miou:.4f} calibrated, {score.miou:.4f} trained")
+    figures = {**calibrated.figures, "miou_ptq": calibrated.score.miou, "miou_qat": score.miou, "qat": learned.figures}
+    if score.miou < calibrated.score.miou:
+        say("training did not help: the graph leaves as it was calibrated")
+        return _Made(quantized, calibrated.score, figures)
+    trained = Quantized(learned.graph, quantized.parent, quantized.float_layers, quantized.seven_bit_weights)
+    return _Made(trained, score, {**figures, "mode": "qat"})
+
+
+def _within(budget: Budget, bench: Workbench, made: _Made) -> _Made:
+    """`made`, if it holds `budget`; else what does with some layers in float, if that is nearer to it."""
+    judge = bench.judge
+    if not budget.missed(Accuracy.of(judge.parent_score, made.score)):
+        return made
+    calibration = made.figures["calibration"]
+    int8 = bench.quantizer.quantized(calibration)
+    score = made.score if made.figures["mode"] == "ptq" else judge.score(model_of(int8.graph))
+    effects = Effects(bench.step, judge, bench.quantizer, calibration, str(bench.source.path))
+    analysis = effects.measure(int8, score, bench.noise_images())
+    mixed = Fallback(bench.step, judge, bench.quantizer, budget, analysis).choose()
+    other = _Made(mixed, judge.score(model_of(mixed.graph)), {**made.figures, "mode": "ptq"})
+    return min((made, other), key=lambda one: _missing(budget, judge, one))
+
+
+def _missing(budget: Budget, judge: Judge, made: _Made) -> tuple[float, float]:
+    found = Accuracy.of(judge.parent_score, made.score)
+    return budget.missing(found.drop, found.iou_per_class), -found.miou
+
+
+def _latency(step: StepFolder, judge: Judge, child: OnnxModel) -> Latency:
     """Both sides in one run; taken once and kept, so that a resumed step ends with the same manifest."""
     saved = step.decided(LATENCY)
     if saved is not None:
         return Latency.model_validate(saved)
-    fitted: U8 = Geometry.plan(*image.shape[:2], size=size, multiple=source.card.size_multiple).fit(image)[None]
-    taken = interleaved(
-        {"parent": lambda: graphs.parent.masks(fitted), "child": lambda: graphs.child.masks(fitted)}, rounds=ROUNDS
-    )
+    taken = judge.times(ROUNDS, parent=judge.parent, child=child)
+    height, width = judge.padded
     latency = Latency(
         milliseconds=taken["child"].median,
         milliseconds_parent=taken["parent"].median,
-        height=fitted.shape[1],
-        width=fitted.shape[2],
-        threads=graphs.child.threads,
+        height=height,
+        width=width,
+        threads=child.threads,
         machine=Machine.here(),
     )
     write_json(step.path / LATENCY, latency.model_dump(mode="json"))
@@ -189,7 +198,9 @@ def _figures(latency: Latency) -> str:
     )
 
 
-def _require_gain(step: StepFolder, latency: Latency) -> None:
+def _require_gain(step: StepFolder, judge: Judge, child: OnnxModel) -> Latency:
+    """`_latency`, which must be a gain."""
+    latency = _latency(step, judge, child)
     assert latency.milliseconds_parent is not None
     if latency.milliseconds >= latency.milliseconds_parent:
         # The next try measures again: a busy moment must not decide for ever.
@@ -198,3 +209,4 @@ def _require_gain(step: StepFolder, latency: Latency) -> None:
             f"{_figures(latency)} on this machine ({latency.machine.instruction_set}): quantization gains nothing "
             "here; serve the float bundle (compress export), or keep the INT8 one all the same with --force"
         )
+    return latency

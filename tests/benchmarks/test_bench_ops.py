@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.ops import peak
 from benchmarks.report.ops.results import BundleOps, NodeTime, OpsReport
 from compress.cli.main import main
-from compress.quantize.ptq import quantize_graph
+from compress.quantize.ptq import Quantizer
 from export.bundle import Bundle
 from export.images import U8
 from export.machine import Machine
@@ -82,7 +82,7 @@ def pictures() -> Iterator[U8]:
 
 def quantized(network: str) -> tuple[onnx.ModelProto, tuple[FloatLayer, ...]]:
     graph = with_outputs(exported(NETWORKS[network]()), "mask")
-    made = quantize_graph(graph, pictures(), method="minmax", target="vnni")
+    made = Quantizer(graph, pictures(), target="vnni").quantized("minmax")
     return made.graph, made.float_layers
 
 

@@ -18,7 +18,7 @@ from compress.models import build, size_multiple
 from compress.models.blocks import Residual, SqueezeExcite
 from compress.models.encoders import Encoder, make
 from compress.models.plan import Dependencies, GroupCut, PruningPlan
-from compress.quantize.ptq import quantize_graph
+from compress.quantize.ptq import Quantizer
 from compress.recipe import Recipe
 from compress.train import train
 from export.errors import CheckpointError, RecipeError
@@ -217,7 +217,7 @@ def test_the_graph_gives_the_answers_of_torch_and_pads_within_its_convolutions(
 @pytest.mark.slow
 def test_nothing_of_it_stays_in_float_at_int8(graph: onnx.ModelProto) -> None:
     images = noise(4, 96, 64)
-    quantized = quantize_graph(graph, iter(images), method="minmax", target="vnni")
+    quantized = Quantizer(graph, iter(images), target="vnni").quantized("minmax")
     assert quantized.float_layers == ()
     # ReLU6 ends where the range of its quantized result ends.
     assert operators(quantized.graph).keys().isdisjoint({"Pad", "Clip", "Relu"})

@@ -22,7 +22,7 @@ from compress.data.loader import TrainingImages
 from compress.models import FACTORIES, all_logits, size_multiple
 from compress.prune.evidence import Evidence
 from compress.prune.importance import scores_of
-from compress.quantize.ptq import quantize_graph, with_quantized_logits
+from compress.quantize.ptq import Quantizer, with_quantized_logits
 from compress.recipe import Criterion, FitSettings, PruneSettings
 from export.images import U8
 from export.parity import batches, float_parity, int8_parity
@@ -184,7 +184,7 @@ def test_the_exported_graph_gives_the_same_answers(name: str) -> None:
 @pytest.mark.slow
 def test_the_int8_graph_gives_the_answers_of_the_graph_as_written(name: str) -> None:
     graph, multiple = with_outputs(graph_of_halved(name), "mask"), size_multiple(made(name))
-    quantized = quantize_graph(graph, pictures(4), method="minmax", target="auto").graph
+    quantized = Quantizer(graph, pictures(4), target="auto").quantized("minmax").graph
     as_written, step = with_quantized_logits(quantized)
     parity = int8_parity(
         OnnxModel(quantized.SerializeToString()),

@@ -12,7 +12,7 @@ from support.networks import exported, random_unet
 
 from compress.quantize import ptq
 from compress.quantize.door import normalised_tensor, remove_door
-from compress.quantize.ptq import Quantized, Target, quantize_graph, seven_bits, with_quantized_logits
+from compress.quantize.ptq import Quantized, Quantizer, Target, seven_bits, with_quantized_logits
 from export.errors import WorkFailedError
 from export.images import U8
 from export.parity import batches, int8_parity
@@ -32,7 +32,7 @@ def pictures(count: int, seed: int = 0) -> Iterator[U8]:
 
 def quantized(target: Target = "vnni", outputs: Outputs = "mask", **architecture: Any) -> Quantized:
     graph = with_outputs(exported(random_unet(**architecture)), outputs)
-    return quantize_graph(graph, pictures(4), method="minmax", target=target)
+    return Quantizer(graph, pictures(4), target=target).quantized("minmax")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from support.networks import Mobile, exported, random_network, randomised
 from torch import Tensor, nn
 
-from compress.quantize.ptq import Target, quantize_graph
+from compress.quantize.ptq import Quantizer, Target
 from compress.quantize.qat import QuantizedNetwork
 from compress.quantize.qat.fake import Activation, rounded_weight
 from compress.quantize.qat.operators import OPERATORS
@@ -45,7 +45,7 @@ def pictures(count: int, size: int = 32) -> Iterator[U8]:
 def made(network: nn.Module, *, target: Target = "vnni") -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The INT8 graph, and the float graph that it was made from."""
     graph = with_outputs(exported(network), "mask")
-    quantized = quantize_graph(graph, pictures(3, 64), method="minmax", target=target)
+    quantized = Quantizer(graph, pictures(3, 64), target=target).quantized("minmax")
     return quantized.graph, quantized.parent
 
 

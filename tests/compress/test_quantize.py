@@ -1,25 +1,34 @@
 """`quantize`: a bundle that keeps its budget and gains time, or a refusal that says why."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from support.checkpoints import write_checkpoint
 from support.networks import random_unet
 from support.recipes import TINY_SETTINGS
+from torch import nn
 
+from compress import checkpoint
 from compress.checkpoint import Checkpoint
 from compress.data.evaluation import drawn_by_name
 from compress.data.folder import open_dataset
 from compress.quantize import quantize
 from compress.quantize import quantize as quantize_function
+from compress.quantize.judge import Judge
 from compress.recipe import Recipe
 from compress.steps import read_record
 from export.bundle import Bundle, verify
 from export.errors import BudgetMissedError, DatasetError, ParityError, UsageError, WorkFailedError
+from export.runtime import OnnxModel, optimised_graph
 from export.scoring import Score
 from export.timing import Samples
 
@@ -30,11 +39,9 @@ def recipe(*settings: str) -> Recipe:
     return Recipe.load(None, [*TINY_SETTINGS, *settings])
 
 
-def patch(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+def patch(monkeypatch: pytest.MonkeyPatch, name: str, value: object, module: str = MODULE) -> None:
     """In the module, whose name in its package is that of its function."""
-    from importlib import import_module
-
-    monkeypatch.setattr(import_module(MODULE), name, value)
+    monkeypatch.setattr(import_module(module), name, value)
 
 
 @pytest.fixture
@@ -47,25 +54,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
                 run()
             return {"parent": Samples((parent,) * rounds), "child": Samples((child,) * rounds)}
 
-        patch(monkeypatch, "interleaved", fake)
+        patch(monkeypatch, "interleaved", fake, "compress.quantize.judge")
 
     return wind
 
 
 def lose_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """INT8 is scored as if a third of its hits were misses."""
-    import compress.bundling
+    """Every INT8 graph is scored as if a third of its hits were misses."""
+    real = Judge.score
 
-    real = compress.bundling.score_on
+    def score(judge: Judge, model: OnnxModel) -> Score:
+        found = real(judge, model)
+        hits = found.counts // 3 * np.eye(len(found.classes), dtype=np.int64)
+        return Score(found.classes, found.images, found.counts - hits + np.roll(hits, 1, axis=2))
 
-    def score_on(*arguments: Any) -> Score:
-        score = real(*arguments)
-        if arguments[-1] != "score INT8":
-            return score
-        hits = score.counts // 3 * np.eye(len(score.classes), dtype=np.int64)
-        return Score(score.classes, score.images, score.counts - hits + np.roll(hits, 1, axis=2))
-
-    patch(monkeypatch, "score_on", score_on)
+    monkeypatch.setattr(Judge, "score", score)
 
 
 def test_a_bundle_is_whole_and_says_what_it_is(int8_bundle: Bundle, trained: Checkpoint, discs: Path) -> None:
@@ -230,3 +233,126 @@ def test_a_checkpoint_is_not_replaced_by_its_bundle(trained: Checkpoint, discs: 
     with pytest.raises(UsageError, match=r"holds the result of another step \(train\)"):
         quantize_function(trained.path, discs, trained.path, recipe())
     assert (trained.path / "weights.safetensors").exists()
+
+
+def spoil_one_tensor(network: nn.Module) -> set[str]:
+    """One channel fires a thousand times too strong, and the layer that reads it makes up for it: the same answers, and
+    a range in which 8 bits lose all the other channels. The names of both layers, as an analysis has them."""
+    layers = list(network.get_submodule("up.1.block"))  # type: ignore[call-overload]
+    norm, reader = layers[1], layers[3]
+    with torch.no_grad():
+        norm.weight[0] *= 1000
+        norm.bias[0] *= 1000
+        reader.weight[:, 0] /= 1000
+    return {"up.1.block.0", "up.1.block.3"}
+
+
+@pytest.fixture(scope="module")
+def spoilt(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """A checkpoint with such a tensor, and the layers around it."""
+    network = trained.network()
+    names = spoil_one_tensor(network)
+    folder = tmp_path_factory.mktemp("spoilt")
+    checkpoint.save(folder, network, trained.card)
+    return folder, names
+
+
+BUDGET = ("quantize.calibration=minmax", "quantize.max_drop=0.01")
+
+
+def test_the_layers_that_break_int8_stay_in_float(spoilt: tuple[Path, set[str]], discs: Path, tmp_path: Path) -> None:
+    """Those two and no other; what they won and cost stands in the manifest."""
+    path, names = spoilt
+    made = quantize(path, discs, tmp_path / "out", recipe(*BUDGET))
+    assert {left.layer for left in made.manifest.float_layers} == names
+    first = made.manifest.float_layers[0].reason
+    words = r"left in float for the accuracy budget: with up\.1\.block\.3 \+0\.\d{4} mIoU for [+-]\d+\.\d\d ms"
+    assert re.fullmatch(words, first)
+    analysis = json.loads((made.path / "layers.json").read_text())
+    assert analysis["miou_float"] - analysis["miou_int8"] > 0.01
+    record = (read_record(made.path) or {})["result"]
+    assert record["drop"] <= 0.01
+    assert record["float_layers"] == [left.model_dump() for left in made.manifest.float_layers]
+    verify(made.path)
+
+
+def test_a_killed_search_goes_on_where_it_was(
+    spoilt: tuple[Path, set[str]], discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = 0
+    real = Judge.score
+
+    def score(judge: Judge, model: OnnxModel) -> Score:
+        nonlocal scored
+        scored += 1
+        if scored == 6:
+            raise KeyboardInterrupt
+        return real(judge, model)
+
+    monkeypatch.setattr(Judge, "score", score)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(spoilt[0], discs, tmp_path / "out", recipe(*BUDGET))
+    made = quantize(spoilt[0], discs, tmp_path / "out", recipe(*BUDGET))
+    assert {layer.layer for layer in made.manifest.float_layers} == spoilt[1]
+    layers = json.loads((made.path / "layers.json").read_text())["layers"]
+    ways = sum(1 + (layer["with_readers"] is not None) for layer in layers)
+    tried = len(json.loads((made.path / "float_layers.json").read_text()))
+    # All in INT8, and two layers in both ways, were done. Again all in INT8, the other ways, sets, and what leaves.
+    assert scored - 6 == 1 + (ways - 4) + tried + 1
+
+
+def test_a_floor_that_nothing_reaches_keeps_what_came_nearest(
+    spoilt: tuple[Path, set[str]], discs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor"):
+        quantize(spoilt[0], discs, tmp_path / "out", recipe(*BUDGET, "quantize.min_iou.disc=1"))
+    record = (read_record(tmp_path / "out") or {})["result"]
+    analysis = json.loads((tmp_path / "out" / "layers.json").read_text())
+    assert record["miou"] > analysis["miou_int8"]
+
+
+def test_calibration_is_chosen_by_what_it_keeps(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = quantize(trained.path, discs, tmp_path / "out", recipe())
+    found = json.loads((made.path / "calibration_choice.json").read_text())
+    assert list(found) == ["minmax", "mse", "percentile", "entropy"]
+    record = (read_record(made.path) or {})["result"]
+    assert record["calibration"] == max(found, key=lambda method: found[method])
+    assert record["miou"] == max(found.values())
+    assert f"calibration by {record['calibration']}: mIoU minmax " in capfd.readouterr().err
+
+
+def test_training_beats_calibration_where_that_loses(
+    spoilt: tuple[Path, set[str]], discs: Path, tmp_path: Path
+) -> None:
+    learned = ("quantize.mode=qat", "quantize.finetune.epochs=12", "quantize.finetune.learning_rate=0.003")
+    short = ("quantize.finetune.batch_size=4", "quantize.finetune.ema_decay=0.8", "quantize.max_drop=0.05")
+    made = quantize(spoilt[0], discs, tmp_path / "out", recipe("quantize.calibration=minmax", *learned, *short))
+    record = (read_record(made.path) or {})["result"]
+    assert record["mode"] == "qat"
+    assert record["miou"] == record["miou_qat"] > record["miou_ptq"] + 0.01
+    # Fake-quantized in torch and for real in the runtime: the same network.
+    assert abs(record["qat"]["miou"] - record["miou_qat"]) < 0.003
+    assert not (made.path / ".scratch").exists()
+    verify(made.path)
+    # The same operators as calibrated.
+    calibrated = quantize(
+        spoilt[0], discs, tmp_path / "ptq", recipe("quantize.calibration=minmax", "quantize.max_drop=1")
+    )
+    ran = [
+        Counter(node.op_type for node in onnx.load_from_string(optimised_graph(one.model_path.read_bytes())).graph.node)
+        for one in (made, calibrated)
+    ]
+    assert ran[0] == ran[1]
+
+
+def test_training_that_does_not_help_leaves_what_was_calibrated(
+    trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ruined = ("quantize.mode=qat", "quantize.finetune.epochs=1", "quantize.finetune.learning_rate=5")
+    made = quantize(trained.path, discs, tmp_path / "out", recipe(*ruined, "quantize.finetune.ema_decay=0"))
+    record = (read_record(made.path) or {})["result"]
+    assert record["mode"] == "ptq"
+    assert record["miou"] == record["miou_ptq"] > record["miou_qat"]
+    assert "training did not help: the graph leaves as it was calibrated" in capfd.readouterr().err

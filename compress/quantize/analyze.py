@@ -1,0 +1,54 @@
+"""`compress quantize --analyze`: what INT8 does to each layer, and what the layer would win and cost in float."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from compress.progress import say
+from compress.quantize.effects import LAYERS, Effects
+from compress.quantize.judge import model_of
+from compress.quantize.workbench import Workbench, inputs, opened
+from compress.recipe import Recipe
+from compress.sensitivity import QuantizationAnalysis
+from compress.steps import StepPlan, finished, require_apart, running
+
+
+def analyze(
+    parent: Path,
+    data: Path,
+    out: Path,
+    recipe: Recipe | None = None,
+    *,
+    write: Callable[[QuantizationAnalysis, Path], None] = lambda *_: None,
+) -> QuantizationAnalysis:
+    """Quantize the checkpoint `parent`, and then leave each of its layers in float by itself: what INT8 costs there.
+
+    `write` puts what is to be read beside `layers.json` into the folder. Interrupted, it goes on with the layers that
+    are left. Raises CheckpointError, DatasetError, BusyError, UsageError.
+    """
+    recipe = recipe or Recipe()
+    require_apart(out, parent)
+    source, dataset = opened(parent, data)
+    asked = {"calibration", "calibration_images", "target"}
+    settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked)}
+    plan = StepPlan("quantization-analysis", inputs(source, dataset), settings)
+    if finished(out, plan):
+        say(f"{out} is up to date")
+    else:
+        with running(out, plan) as step:
+            bench = Workbench(step, source, dataset, recipe)
+            calibration = bench.calibration()
+            int8 = bench.quantizer.quantized(calibration)
+            score = bench.judge.score(model_of(int8.graph))
+            effects = Effects(step, bench.judge, bench.quantizer, calibration, str(parent))
+            analysis = effects.measure(int8, score, bench.noise_images())
+            write(analysis, step.path)
+            step.record(
+                plan,
+                {
+                    "miou_float": analysis.miou_float,
+                    "miou_int8": analysis.miou_int8,
+                    "calibration": calibration,
+                    "layers": len(analysis.layers),
+                },
+            )
+    return QuantizationAnalysis.model_validate_json((out / LAYERS).read_text(encoding="utf-8"))

@@ -1,0 +1,71 @@
+"""What of a graph can be left in float by itself: its layers, each with the activation that is computed with it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+
+from export.latency.graph import layer_name
+
+OPERATORS = ("Conv", "ConvTranspose", "AveragePool", "Concat", "Add", "Mul")
+"""With a scale of their own. What pools or resizes has that of its input, and an activation goes with its layer."""
+_ACTIVATIONS = ("Relu", "Clip")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An operator with weights or a scale of its own."""
+
+    name: str
+    """Of its weight's module, as the network has it; of the operator where it has no weight."""
+    operator: str
+    nodes: tuple[str, ...]
+    """Their names in the graph: the operator, and its activation."""
+    tensors: tuple[str, ...]
+    """What these give; the last is the layer's result."""
+    readers: tuple[str, ...] = ()
+    """Names of the layers that read it, also through what pools or resizes."""
+
+    @property
+    def result(self) -> str:
+        """The tensor that leaves the layer."""
+        return self.tensors[-1]
+
+
+def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
+    """The layers of a float graph, in its order."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = tuple(_layers(model.graph, readers))
+    names = {layer.nodes[0]: layer.name for layer in found}
+    return tuple(replace(layer, readers=_readers(layer.result, readers, names)) for layer in found)
+
+
+def _layers(graph: onnx.GraphProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> Iterator[Layer]:
+    weights = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in OPERATORS:
+            after = readers.get(node.output[0], ())
+            with_it = after if len(after) == 1 and after[0].op_type in _ACTIVATIONS else ()
+            nodes = (node, *with_it)
+            yield Layer(
+                _name(node, weights),
+                node.op_type,
+                tuple(part.name for part in nodes),
+                tuple(part.output[0] for part in nodes),
+            )
+
+
+def _readers(tensor: str, readers: Mapping[str, Sequence[onnx.NodeProto]], names: Mapping[str, str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for node in readers.get(tensor, ()):
+        further = [names[node.name]] if node.name in names else _readers(node.output[0], readers, names)
+        found.extend(name for name in further if name not in found)
+    return tuple(found)
+
+
+def _name(node: onnx.NodeProto, weights: set[str]) -> str:
+    has_weight = node.op_type in ("Conv", "ConvTranspose") and node.input[1] in weights
+    return layer_name(node.input[1]) if has_weight else str(node.name)

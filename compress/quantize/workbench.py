@@ -1,0 +1,114 @@
+"""What quantizing a checkpoint and analysing it share: its float graph, calibrated once, and who judges what comes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+
+from compress import checkpoint
+from compress.checkpoint import Checkpoint
+from compress.data.check import require_sound
+from compress.data.evaluation import EvaluationImages, drawn_by_name, usual_size
+from compress.data.folder import Dataset, Sample
+from compress.data.match import require_classes
+from compress.progress import say, task
+from compress.quantize.calibration import METHODS
+from compress.quantize.judge import Judge, model_of
+from compress.quantize.ptq import Quantizer
+from compress.recipe import Calibration, Recipe
+from compress.steps import StepFolder
+from export.files import write_json
+from export.images import U8, Geometry
+from export.to_onnx import export_onnx, with_outputs
+
+CALIBRATION = "calibration.json"
+CHOICE = "calibration_choice.json"
+NOISE_IMAGES = 4
+"""On which the noise of layers is measured."""
+
+
+def opened(parent: Path, data: Path) -> tuple[Checkpoint, Dataset]:
+    """The checkpoint to quantize and the dataset, whose classes are the checkpoint's.
+
+    Raises CheckpointError, DatasetError.
+    """
+    source = checkpoint.load(parent)
+    dataset = require_sound(data, source.card.channels)
+    require_classes(dataset, source.card.classes, parent)
+    return source, dataset
+
+
+def inputs(source: Checkpoint, dataset: Dataset) -> dict[str, str]:
+    """What a step is made from, by hash."""
+    return {"checkpoint": source.weights_sha256, "card": source.card_sha256, "data": dataset.fingerprint}
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """One checkpoint in the folder of one step."""
+
+    step: StepFolder
+    source: Checkpoint
+    dataset: Dataset
+    recipe: Recipe
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """Makes INT8 graphs; calibrates when it is first asked for, and writes which images that took."""
+        samples = self._samples()
+        write_json(self.step.path / CALIBRATION, {"split": "train", "images": [sample.name for sample in samples]})
+        with task("calibrate", len(samples)) as bar:
+
+            def images() -> Iterator[U8]:
+                for image in self._fitted(samples):
+                    yield image
+                    bar.advance()
+
+            graph = with_outputs(self._exported, self.recipe.export.outputs)
+            return Quantizer(graph, images(), target=self.recipe.quantize.target)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Of the validation split."""
+        parent = model_of(with_outputs(self._exported, "mask"))
+        size = self.source.card.size or usual_size(self.dataset)
+        return Judge(self.dataset, self.source.card, parent, size)
+
+    def calibration(self) -> Calibration:
+        """What the recipe names, or the method that keeps most mIoU; decided once, ties go to the simpler one."""
+        wanted = self.recipe.quantize.calibration
+        if wanted != "auto":
+            return wanted
+        saved = self.step.decided(CHOICE)
+        if saved is None:
+            with task("try calibrations", len(METHODS)) as bar:
+                saved = {}
+                for method in METHODS:
+                    saved[method] = self.judge.score(model_of(self.quantizer.quantized(method).graph)).miou
+                    bar.advance(1, mIoU=saved[method])
+            write_json(self.step.path / CHOICE, saved)
+        best = max(METHODS, key=lambda method: saved[method])
+        say(f"calibration by {best}: mIoU " + ", ".join(f"{method} {saved[method]:.4f}" for method in METHODS))
+        return best
+
+    def noise_images(self) -> list[U8]:
+        """Some of the calibration list, as the model is given them."""
+        return list(self._fitted(self._samples()[:NOISE_IMAGES]))
+
+    @cached_property
+    def _exported(self) -> onnx.ModelProto:
+        card = self.source.card
+        path = self.step.path / "float.onnx"
+        graph = export_onnx(self.source.network(), path, channels=card.channels, size_multiple=card.size_multiple)
+        path.unlink()
+        return graph
+
+    def _samples(self) -> tuple[Sample, ...]:
+        return drawn_by_name(self.dataset.train, self.recipe.quantize.calibration_images)
+
+    def _fitted(self, samples: tuple[Sample, ...]) -> Iterator[U8]:
+        card = self.source.card
+        for _, image in EvaluationImages(self.dataset, "train", samples).images():
+            yield Geometry.plan(*image.shape[:2], size=card.size, multiple=card.size_multiple).fit(image)
