@@ -194,7 +194,7 @@ MISTAKES = [
     (["prune", "{ckpt}", "--data", "{data}", "--out", "x"], "--speedup"),
     (["prune", "{ckpt}", "--data", "{data}", "--out", "x", "--speedup", "2", "--ratio", "0.5"], "exclude"),
     (["prune", "{ckpt}", "--data", "{data}", "--out", "x", "--ratio", "1.5"], "prune.ratio"),
-    (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--mode", "qat"], "quantize.mode"),
+    (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--mode", "magic"], "quantize.mode"),
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--max-drop", "-1"], "quantize.max_drop"),
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--for", "abacus"], "quantize.target"),
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--min-iou", "disc:0.9"], "is not CLASS=IOU"),
