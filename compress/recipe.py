@@ -396,6 +396,8 @@ class QuantizeSettings(Settings):
     """Floors of the IoU on the validation split, by class."""
     target: Literal["auto", "vnni", "avx2", "arm"] = "auto"
     """The machine that will serve (`--for`); without VNNI weights take 7 bits, because U8S8 saturates."""
+    rewrites: bool = True
+    """Put operators into an equal form where that measures faster in INT8 here."""
     force: bool = False
     """Keep an INT8 model that is not faster than its float parent."""
     finetune: LearnSettings = LearnSettings()

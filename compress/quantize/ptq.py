@@ -100,6 +100,7 @@ class Quantizer:
         quantizer.quantize_model()
         graph: onnx.ModelProto = quantizer.model.model
         remove_door(graph)
+        _share_scales(graph.graph)
         quantizer.model.topological_sort()
         # Shapes that were inferred before the edit may no longer be true.
         del graph.graph.value_info[:]
@@ -126,6 +127,18 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
         both.graph.node.append(onnx.helper.make_node("Identity", [argmax.input[0]], [LOGITS], name="logits_of_argmax"))
         both.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
     return both, step
+
+
+def _share_scales(graph: onnx.GraphProto) -> None:
+    """What only deals values out has the scale of what it reads, by name, so that training cannot part them."""
+    quantizers = {node.input[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    makers = {node.output[0]: node for node in graph.node}
+    for node in graph.node:
+        if node.op_type == "DepthToSpace" and node.output[0] in quantizers:
+            read, given = makers[node.input[0]], quantizers[node.output[0]]
+            if read.op_type == "DequantizeLinear":
+                for other in (given, *(one for one in graph.node if given.output[0] in one.input)):
+                    other.input[1:3] = read.input[1:3]
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:

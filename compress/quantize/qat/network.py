@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
 from compress.quantize.qat.operators import OPERATORS
 from export.errors import WorkFailedError
+from export.latency.graph import attributes
 from export.runtime import IMAGE
 
 _QUANTIZED = "_quantized"
@@ -178,7 +179,7 @@ class QuantizedNetwork(nn.Module):
             weight = self._makers[reader.input[1]].input[0]
             self._biases[name] = _Bias(parameter, scale, input_scale, weight)
             return
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        axis = attributes(node).get("axis", 0)
         tensor = self.weights[parameter].detach()
         unit = weight_scale(tensor, axis, 1) / torch.from_numpy(np.atleast_1d(self._tensors[scale]).copy())
         whole = tensor.abs().amax(dim=[i for i in range(tensor.ndim) if i != axis]) > 0
@@ -214,8 +215,7 @@ class QuantizedNetwork(nn.Module):
             return self.activations[self._activations[node.input[1]]](inputs[0])
         if node.op_type == "DequantizeLinear":
             return self._dequantized(node, inputs)
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        return OPERATORS[node.op_type](*inputs, **attributes)
+        return OPERATORS[node.op_type](*inputs, **attributes(node))
 
     def _dequantized(self, node: onnx.NodeProto, inputs: Sequence[Any]) -> Any:
         name = node.input[0]

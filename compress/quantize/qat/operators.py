@@ -101,20 +101,20 @@ def _resize(
     scales: Tensor | None = None,
     sizes: Tensor | None = None,
     *,
-    mode: bytes = b"nearest",
-    coordinate_transformation_mode: bytes = b"half_pixel",
+    mode: str = "nearest",
+    coordinate_transformation_mode: str = "half_pixel",
     **_: Any,
 ) -> Tensor:
     size = None if sizes is None else sizes.tolist()[2:]
     factors = None if size is not None or scales is None else scales.tolist()[2:]
-    if mode == b"nearest":
+    if mode == "nearest":
         return F.interpolate(values, size=size, scale_factor=factors, mode="nearest")
-    aligned = coordinate_transformation_mode == b"align_corners"
+    aligned = coordinate_transformation_mode == "align_corners"
     return F.interpolate(values, size=size, scale_factor=factors, mode="bilinear", align_corners=aligned)
 
 
-def _depth_to_space(values: Tensor, *, blocksize: int, mode: bytes = b"DCR") -> Tensor:
-    if mode == b"CRD":
+def _depth_to_space(values: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
+    if mode == "CRD":
         return F.pixel_shuffle(values, blocksize)
     count, channels, height, width = values.shape
     left = channels // blocksize**2
