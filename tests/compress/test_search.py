@@ -62,3 +62,27 @@ def test_out_of_reach_is_the_fastest() -> None:
     search = Steps([1.0, 2.0, 3.0])
     _, measure = measured(search, lambda foretold: foretold)
     assert fast_enough(search, measure, 9.0) == search.plans[3.0]
+
+
+def test_a_machine_that_slows_down_does_not_put_it_out_of_reach() -> None:
+    """Each plan is foretold to be enough, and by the time that it is measured it is not."""
+    search = Steps([1 + index / 20 for index in range(100)])
+    taken = 0
+
+    def slower(foretold: float) -> float:
+        nonlocal taken
+        taken += 1
+        return foretold * 0.97**taken if taken < MEASUREMENTS + 2 else foretold
+
+    _, measure = measured(search, slower)
+    found = fast_enough(search, measure, 2.0)
+    assert taken <= 2 * MEASUREMENTS
+    assert measure(found) >= 2.0
+
+
+def test_only_the_narrowest_says_that_it_is_out_of_reach() -> None:
+    """Between the plans that can be asked for by a little more each time and the narrowest there may be a gap."""
+    search = Steps([1.0, *(2 + index / 100 for index in range(40)), 30.0])
+    asked, measure = measured(search, lambda foretold: 1.0 if foretold < 30 else 2.5)
+    assert fast_enough(search, measure, 2.0) == search.plans[30.0]
+    assert asked[-1] == 30.0
