@@ -83,6 +83,6 @@ def test_a_machine_that_slows_down_does_not_put_it_out_of_reach() -> None:
 def test_only_the_narrowest_says_that_it_is_out_of_reach() -> None:
     """Between the plans that can be asked for by a little more each time and the narrowest there may be a gap."""
     search = Steps([1.0, *(2 + index / 100 for index in range(40)), 30.0])
-    asked, measure = measured(search, lambda foretold: 1.0 if foretold < 30 else 2.5)
+    asked, measure = measured(search, lambda foretold: 1.99 if foretold < 30 else 2.5)
     assert fast_enough(search, measure, 2.0) == search.plans[30.0]
     assert asked[-1] == 30.0
