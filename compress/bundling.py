@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.checkpoint import Checkpoint, ModelCard
+from compress.checkpoint import Subject
 from compress.data.evaluation import EvaluationImages, drawn_by_name, nothing_counts
 from compress.data.folder import Dataset
 from compress.progress import task
@@ -48,26 +48,25 @@ class Proof:
 def write_bundle(
     step: StepFolder,
     plan: StepPlan,
-    source: Checkpoint,
+    card: Subject,
     proof: Proof,
     *,
     name: str,
     precision: Precision,
     result: Mapping[str, Any],
-    size: tuple[int, int],
+    params: int,
+    macs: int,
     target: str = "auto",
     float_layers: Sequence[FloatLayer] = (),
 ) -> Bundle:
-    """Golden answers, parity, record and manifest beside `model.onnx` in the step's folder.
+    """Golden answers, parity, record and manifest beside `model.onnx` in the step's folder; `card` is the model's.
 
-    `size` (height, width) is what MACs are counted at.
+    `macs` are those of one image at the size that latency is measured at.
     """
-    card = source.card
     model = OnnxModel(step.path / bundle.MODEL)
     golden = bundle.write_golden(step.path, segmenter_of(card, model), proof.golden)
     write_json(step.path / PARITY, proof.parity.model_dump(mode="json"))
     step.record(plan, result)
-    network = source.network()
     return bundle.seal(
         step.path,
         name=name,
@@ -83,8 +82,8 @@ def write_bundle(
         instruction_set=instruction_set(),
         target=target,
         opset=_opset(step.path / bundle.MODEL),
-        params=sum(p.numel() for p in network.parameters()),
-        macs=macs(network, card.channels, size),
+        params=params,
+        macs=macs,
         parents={**card.parents, **plan.inputs},
         recipe={**card.recipe, **{part: plan.settings[part] for part in OWN_SECTIONS if part in plan.settings}},
         libraries=library_versions(),
@@ -94,12 +93,12 @@ def write_bundle(
     )
 
 
-def segmenter_of(card: ModelCard, model: OnnxModel) -> Segmenter:
+def segmenter_of(card: Subject, model: OnnxModel) -> Segmenter:
     """Masks at image size from a graph of the card's geometry."""
     return Segmenter(model, size=card.size, multiple=card.size_multiple)
 
 
-def score_on(dataset: Dataset, split: str, card: ModelCard, model: OnnxModel, title: str | None) -> Score:
+def score_on(dataset: Dataset, split: str, card: Subject, model: OnnxModel, title: str | None) -> Score:
     """Score a graph on a split, through ONNX Runtime, with a progress bar unless `title` is None.
 
     Raises DatasetError when every mask of the split is void everywhere.
@@ -116,7 +115,7 @@ def score_on(dataset: Dataset, split: str, card: ModelCard, model: OnnxModel, ti
     return result
 
 
-def golden_images(dataset: Dataset | None, card: ModelCard, settings: ExportSettings) -> list[tuple[str, U8]]:
+def golden_images(dataset: Dataset | None, card: Subject, settings: ExportSettings) -> list[tuple[str, U8]]:
     """The first of the calibration list, or pictures that show nobody anything."""
     if dataset is None or settings.golden == "synthetic":
         images: Iterator[tuple[str, U8]] = synthetic_images(card, settings.golden_images)
@@ -125,7 +124,7 @@ def golden_images(dataset: Dataset | None, card: ModelCard, settings: ExportSett
     return [(f"{i:02d}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}", image) for i, (name, image) in enumerate(images)]
 
 
-def parity_images(dataset: Dataset | None, card: ModelCard) -> tuple[list[U8], str]:
+def parity_images(dataset: Dataset | None, card: Subject) -> tuple[list[U8], str]:
     """Enough images for the largest batch, and where they come from."""
     count = max(BATCHES)
     if dataset is None:
@@ -134,7 +133,7 @@ def parity_images(dataset: Dataset | None, card: ModelCard) -> tuple[list[U8], s
     return [image for _, image in drawn.images()], "validation split"
 
 
-def synthetic_images(card: ModelCard, count: int) -> Iterator[tuple[str, U8]]:
+def synthetic_images(card: Subject, count: int) -> Iterator[tuple[str, U8]]:
     """Smooth blobs of light: no picture of anything, but structure at every scale that a network looks at."""
     rng = np.random.default_rng(0)
     height, width = card.size or (8 * card.size_multiple, 8 * card.size_multiple)
@@ -154,6 +153,11 @@ def model_name(settings: ExportSettings, fallback: Path) -> str:
     if settings.name is not None:
         return settings.name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", fallback.resolve().name).strip("-._") or "model"
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers it has learned."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def macs(network: nn.Module, channels: int, size: tuple[int, int]) -> int:

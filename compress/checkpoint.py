@@ -35,18 +35,11 @@ MOSTLY_FRESH = 0.5
 """Fine-tuning that takes less than half of its start from somewhere is training from scratch by mistake."""
 
 
-class ModelCard(BaseModel):
-    """model.json: all that is needed to rebuild the network and to use it."""
+class Subject(BaseModel):
+    """What a model is for, whatever it was made by: how images are brought to it, and what its answers mean."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    schema_version: Literal[1] = 1
-    factory: str
-    factory_sha256: str | None = None
-    """Of the file of a user's own factory as it was in training."""
-    arguments: dict[str, Any]
-    pruning: tuple[PruningPlan, ...] = ()
-    """Plans in the order in which they were applied, the oldest first."""
     channels: Channels
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
@@ -57,6 +50,18 @@ class ModelCard(BaseModel):
     """SHA-256 by role: the dataset, the weights that this was made from."""
     recipe: dict[str, Any] = {}
     """The sections of the recipe that made it, each as it was used."""
+
+
+class ModelCard(Subject):
+    """model.json: all that is needed to rebuild the network and to use it."""
+
+    schema_version: Literal[1] = 1
+    factory: str
+    factory_sha256: str | None = None
+    """Of the file of a user's own factory as it was in training."""
+    arguments: dict[str, Any]
+    pruning: tuple[PruningPlan, ...] = ()
+    """Plans in the order in which they were applied, the oldest first."""
     miou_val: float | None = None
     """On the validation split, in torch float32."""
 

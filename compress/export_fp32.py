@@ -8,7 +8,9 @@ from compress import checkpoint
 from compress.bundling import (
     Proof,
     golden_images,
+    macs,
     model_name,
+    parameters,
     parity_images,
     score_on,
     segmenter_of,
@@ -78,12 +80,13 @@ def _export(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Datas
     write_bundle(
         step,
         plan,
-        source,
+        card,
         Proof(parity, golden_images(dataset, card, recipe.export), scored),
         name=str(plan.settings["name"]),
         precision="fp32",
         result={"miou": scored.miou if scored else None, "split": "val"},
-        size=size,
+        params=parameters(network),
+        macs=macs(network, card.channels, size),
     )
 
 

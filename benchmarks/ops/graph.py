@@ -8,17 +8,15 @@ microsoft/onnxruntime, `Graph::GenerateUniqueNodeName` and `nchwc_transformer.cc
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from math import prod
 
 import onnx
 
-from export.latency.graph import SizedGraph, attributes, layer_name
+from export.latency.graph import CONVOLUTIONS, SizedGraph, attributes, layer_name
 from export.latency.kinds import Pair
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
-_RUNTIME_CONVOLUTIONS = (*_CONVOLUTIONS, "FusedConv", "QLinearConv", "NhwcConv", "NhwcFusedConv", "ConvInteger")
+_RUNTIME_CONVOLUTIONS = (*CONVOLUTIONS, "FusedConv", "QLinearConv", "NhwcConv", "NhwcFusedConv", "ConvInteger")
 _ENDS_WHERE_QUANTIZATION_ENDS = ("Relu", "Clip")
 _NUMBERED = re.compile(r"_token_\d+$")
 _BLOCKED = "_nchwc"
@@ -69,20 +67,17 @@ class Written:
 
     def layer(self, node: onnx.NodeProto) -> str:
         """By the name of its weight, where it has one; else the name of the node."""
-        if node.op_type not in _CONVOLUTIONS:
+        if node.op_type not in CONVOLUTIONS:
             return str(node.name)
         return layer_name(self._stored(node.input[1]))
 
     def macs(self, node: onnx.NodeProto | None) -> int | None:
         """Multiply-accumulates of a convolution on one image; None of everything else."""
-        if node is None or node.op_type not in _CONVOLUTIONS:
-            return None
-        tensor = node.output[0] if node.op_type == "Conv" else node.input[0]
-        return prod(self._sized.shape(node.input[1])) * prod(self._sized.size(tensor))
+        return None if node is None else self._sized.macs(node) or None
 
     def total_macs(self) -> int:
         """Of all convolutions that lead to the mask, on one image."""
-        return sum(self.macs(node) or 0 for node in self._sized.nodes)
+        return sum(map(self._sized.macs, self._sized.nodes))
 
     def is_quantized(self, node: onnx.NodeProto) -> bool:
         """Whether it stands between Q/DQ pairs: what it reads was dequantized, and what it gives is quantized."""
@@ -103,7 +98,7 @@ class Written:
     def _convolution_of(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """`node`, or the convolution before it that it was joined with."""
         found: onnx.NodeProto | None = node
-        while found is not None and found.op_type not in _CONVOLUTIONS:
+        while found is not None and found.op_type not in CONVOLUTIONS:
             found = self._makers.get(found.input[0]) if found.input else None
         return found
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,9 +24,14 @@ from compress.recipe import Recipe
 from export.bundle import MODEL
 from export.errors import UsageError, require
 
+if TYPE_CHECKING:
+    from compress.quantize import Declared
+
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="CKPT|MODEL.onnx", help="Checkpoint folder, or a float ONNX model from elsewhere.")
+    ],
     data: DataOption,
     out: OutOption,
     mode: Annotated[
@@ -43,11 +48,25 @@ def command(
         bool,
         typer.Option("--analyze", help="Report noise, mIoU and milliseconds of each layer; no bundle is written."),
     ] = False,
+    layout: Annotated[
+        str | None, typer.Option("--layout", help="Of MODEL.onnx: nchw or nhwc; default: where its channels stand.")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option("--mean", metavar="M[,M...]", help="Of MODEL.onnx: subtracted from pixels of 0 to 1; default: 0."),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option("--std", metavar="S[,S...]", help="Of MODEL.onnx: then divided by this; default: 1.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="NAME", help="Of MODEL.onnx: its logits, classes as in classes.json."),
+    ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a checkpoint to INT8; writes a proven bundle.
+    """Quantize a checkpoint, or an ONNX model from elsewhere, to INT8; writes a proven bundle.
 
     Where --max-drop or --min-iou does not hold, as few layers as it takes stay in float. Status 1 when that does not
     help, or is not faster than float any more.
@@ -64,18 +83,38 @@ def command(
         quantize__target=target,
         quantize__force=force or None,
     )
+    declared = _declared(layout, mean, std, output)
     if analyze:
-        _analyze(checkpoint, data, out, chosen, as_json=as_json)
+        _analyze(model, data, out, chosen, declared, as_json=as_json)
     else:
-        _quantize(checkpoint, data, out, chosen, as_json=as_json)
+        _quantize(model, data, out, chosen, declared, as_json=as_json)
 
 
-def _quantize(checkpoint: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:
+def _declared(layout: str | None, mean: str | None, std: str | None, output: str | None) -> "Declared | None":
+    from compress.quantize import Declared
+
+    given: dict[str, Any] = {"layout": layout, "mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+    given = {name: value for name, value in {**given, "output": output}.items() if value is not None}
+    if layout not in (None, "nchw", "nhwc"):
+        raise typer.BadParameter(f"{layout!r} is not nchw or nhwc", param_hint="--layout")
+    return Declared(**given) if given else None
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(map(float, text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not numbers with commas between", param_hint=option) from None
+
+
+def _quantize(
+    model: Path, data: Path, out: Path, recipe: Recipe, declared: "Declared | None", *, as_json: bool
+) -> None:
     from compress.quantize import quantize
     from compress.steps import read_record
 
     with Missed() as missed:
-        quantize(checkpoint, data, out, recipe)
+        quantize(model, data, out, recipe, declared=declared)
     result = (read_record(out) or {})["result"]
     size_bytes = (out / MODEL).stat().st_size
     emit(
@@ -87,14 +126,14 @@ def _quantize(checkpoint: Path, data: Path, out: Path, recipe: Recipe, *, as_jso
     missed.reraise()
 
 
-def _analyze(checkpoint: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:
+def _analyze(model: Path, data: Path, out: Path, recipe: Recipe, declared: "Declared | None", *, as_json: bool) -> None:
     from benchmarks.report.quantization.table import effects
     from benchmarks.report.quantization.write import MARKDOWN, write
     from benchmarks.report.table import for_terminal
     from compress.progress import show_table
     from compress.quantize import analyze
 
-    analysis = analyze(checkpoint, data, out, recipe, write=partial(write, command=typed()))
+    analysis = analyze(model, data, out, recipe, declared=declared, write=partial(write, command=typed()))
     if not as_json:
         show_table(for_terminal(effects(analysis)))
     emit(analysis.model_dump(mode="json"), f"analysis: {out / MARKDOWN}", as_json=as_json)

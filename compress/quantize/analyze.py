@@ -1,10 +1,12 @@
 """`compress quantize --analyze`: what INT8 does to each layer, and what the layer would win and cost in float."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from compress.progress import say
 from compress.quantize.effects import LAYERS, Effects
+from compress.quantize.foreign import Declared
 from compress.quantize.judge import model_of
 from compress.quantize.workbench import Workbench, inputs, opened
 from compress.recipe import Recipe
@@ -18,18 +20,22 @@ def analyze(
     out: Path,
     recipe: Recipe | None = None,
     *,
+    declared: Declared | None = None,
     write: Callable[[QuantizationAnalysis, Path], None] = lambda *_: None,
 ) -> QuantizationAnalysis:
-    """Quantize the checkpoint `parent`, and then leave each of its layers in float by itself: what INT8 costs there.
+    """Quantize the checkpoint or ONNX model `parent`, and then leave each of its layers in float by itself: what INT8
+    costs there.
 
     `write` puts what is to be read beside `layers.json` into the folder. Interrupted, it goes on with the layers that
-    are left. Raises CheckpointError, DatasetError, BusyError, UsageError.
+    are left. Raises CheckpointError, ModelError, DatasetError, BusyError, UsageError.
     """
     recipe = recipe or Recipe()
     require_apart(out, parent)
-    source, dataset = opened(parent, data)
+    source, dataset = opened(parent, data, declared)
     asked = {"calibration", "calibration_images", "target"}
     settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked)}
+    if declared is not None:
+        settings["declared"] = asdict(declared)
     plan = StepPlan("quantization-analysis", inputs(source, dataset), settings)
     if finished(out, plan):
         say(f"{out} is up to date")

@@ -1,8 +1,8 @@
 """Activation ranges from calibration images: one pass in bounded memory, and then by any method.
 
-Batches of one image go through ONNX Runtime's calibrator two at a time, so the peak does not grow with the number of
-images (the library's own loop keeps every activation until the end). What is kept of a tensor is its extremes and one
-histogram, and all methods choose from these.
+Images go through ONNX Runtime's calibrator one at a time, so the peak does not grow with their number (the library's
+own loop keeps every activation until the end), and they may differ in size. What is kept of a tensor is its extremes
+and one histogram, and all methods choose from these.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +25,6 @@ from export.runtime import IMAGE
 
 METHODS: tuple[Calibration, ...] = get_args(Calibration)
 
-CHUNK = 2
 BINS = 2048
 PERCENTILE = 99.999
 LEVELS = 255
@@ -92,8 +90,8 @@ def observe(graph: onnx.ModelProto, images_HWC: Iterator[U8], op_types: Sequence
         )
         # It prints what it does; standard output is for results.
         with contextlib.redirect_stdout(io.StringIO()):
-            while chunk := list(islice(images_HWC, CHUNK)):
-                calibrator.collect_data(_Reader(chunk))
+            for image in images_HWC:
+                calibrator.collect_data(_Reader([image]))
     found = calibrator.collector.histogram_dict
     return Statistics({name: _histogram(*entry[:4]) for name, entry in found.items()})
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 
 from compress.bundling import score_on
-from compress.checkpoint import ModelCard
+from compress.checkpoint import Subject
 from compress.data.folder import Dataset
 from export.images import U8, Geometry
 from export.runtime import OnnxModel
@@ -20,7 +20,7 @@ class Judge:
     """Scores and times graphs of one network on one dataset."""
 
     dataset: Dataset
-    card: ModelCard
+    card: Subject
     parent: OnnxModel
     """In float."""
     size: tuple[int, int]

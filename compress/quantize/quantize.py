@@ -1,6 +1,6 @@
 """`compress quantize`: a checkpoint becomes an INT8 bundle that keeps its accuracy budget and gains time."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +8,21 @@ import onnx
 
 from compress.budget import Accuracy, Budget, require_kept
 from compress.bundling import Proof, golden_images, model_name, parity_images, write_bundle
-from compress.checkpoint import Checkpoint
 from compress.data.folder import Dataset
 from compress.progress import say
 from compress.quantize.effects import Effects
 from compress.quantize.fallback import Fallback
+from compress.quantize.foreign import Declared
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
+from compress.quantize.source import Source
 from compress.quantize.workbench import Workbench, inputs, opened
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from export import bundle
 from export.bundle import Bundle
-from export.errors import WorkFailedError
+from export.errors import UsageError, WorkFailedError
 from export.files import write_json
 from export.machine import Machine
 from export.manifest import Latency
@@ -33,20 +34,26 @@ LATENCY = "latency.json"
 ROUNDS = 30
 
 
-def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> Bundle:
+def quantize(
+    parent: Path, data: Path, out: Path, recipe: Recipe | None = None, *, declared: Declared | None = None
+) -> Bundle:
     """Quantize the checkpoint `parent` with images of `data` and write an INT8 bundle to `out`.
+
+    `parent` may be the file of a float ONNX model from elsewhere, too; `declared` says what it does not say of itself.
 
     mIoU and latency are measured through ONNX Runtime, against the same network in float: on the validation split
     the drop must stay within `quantize.max_drop` and each class of `quantize.min_iou` above its floor, for which as few
     layers as it takes stay in float; and the INT8 graph must be the faster one. With `quantize.mode` = qat the graph is
     trained, and leaves as it was calibrated if that scores higher.
 
-    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the budget cannot be held (the
-    bundle is kept); WorkFailedError when INT8 is not faster on this machine and `quantize.force` is off;
+    Raises CheckpointError, ModelError, DatasetError, BusyError, UsageError; BudgetMissedError when the budget cannot be
+    held (the bundle is kept); WorkFailedError when INT8 is not faster on this machine and `quantize.force` is off;
     ParityError when the optimised graph does not give the answers of the graph as written.
     """
     recipe = recipe or Recipe()
-    source, dataset = opened(parent, data)
+    source, dataset = opened(parent, data, declared)
+    if recipe.quantize.mode == "qat" and source.checkpoint is None:
+        raise UsageError(f"{parent} has no network that could be trained; --mode qat is for checkpoints")
     budget = Budget(recipe.quantize.max_drop, recipe.quantize.min_iou)
     budget.require_classes(source.card.classes)
     settings = {
@@ -57,6 +64,8 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     if recipe.quantize.mode == "qat":
         settings["data"] = recipe.data.model_dump(mode="json", include={"crop"})
         settings["train"] = recipe.train.model_dump(mode="json", include={"augment", "device", "precision"})
+    if declared is not None:
+        settings["declared"] = asdict(declared)
     plan = StepPlan("quantize", inputs(source, dataset), settings)
     record = finished(out, plan)
     if record is not None:
@@ -79,7 +88,7 @@ class _Made:
 
 
 def _quantize(
-    step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Dataset, recipe: Recipe, budget: Budget
+    step: StepFolder, plan: StepPlan, source: Source, dataset: Dataset, recipe: Recipe, budget: Budget
 ) -> dict[str, Any]:
     bench = Workbench(step, source, dataset, recipe)
     judge, settings = bench.judge, recipe.quantize
@@ -119,12 +128,13 @@ def _quantize(
     write_bundle(
         step,
         plan,
-        source,
+        source.card,
         Proof(parity, golden_images(dataset, source.card, recipe.export), made.score, "val", before.miou, latency),
         name=str(plan.settings["name"]),
         precision="int8",
         result=result,
-        size=(latency.height, latency.width),
+        params=source.params(),
+        macs=source.macs((latency.height, latency.width)),
         target=settings.target,
         float_layers=made.quantized.float_layers,
     )
@@ -140,7 +150,8 @@ def _calibrated(bench: Workbench) -> _Made:
 def _trained(bench: Workbench, calibrated: _Made) -> _Made:
     """What training made of it, if that is no worse."""
     quantized = calibrated.quantized
-    learned = learn(bench.step, bench.source, bench.dataset, bench.recipe, quantized.graph, quantized.parent)
+    assert bench.source.checkpoint is not None
+    learned = learn(bench.step, bench.source.checkpoint, bench.dataset, bench.recipe, quantized.graph, quantized.parent)
     score = bench.judge.score(model_of(learned.graph))
     say(f"mIoU {calibrated.score.miou:.4f} calibrated, {score.miou:.4f} trained")
     figures = {**calibrated.figures, "miou_ptq": calibrated.score.miou, "miou_qat": score.miou, "qat": learned.figures}

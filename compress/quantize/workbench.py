@@ -8,22 +8,24 @@ from pathlib import Path
 import onnx
 
 from compress import checkpoint
-from compress.checkpoint import Checkpoint
 from compress.data.check import require_sound
 from compress.data.evaluation import EvaluationImages, drawn_by_name, usual_size
 from compress.data.folder import Dataset, Sample
 from compress.data.match import require_classes
 from compress.progress import say, task
 from compress.quantize.calibration import METHODS
+from compress.quantize.foreign import Declared
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantizer
 from compress.quantize.rewrites import transposed_as_convolution
+from compress.quantize.source import Source, of_checkpoint, of_onnx
 from compress.recipe import Calibration, Recipe
 from compress.steps import StepFolder
+from export.errors import UsageError
 from export.files import write_json
 from export.images import U8, Geometry
 from export.runtime import OnnxModel
-from export.to_onnx import export_onnx, with_outputs
+from export.to_onnx import with_outputs
 
 CALIBRATION = "calibration.json"
 CHOICE = "calibration_choice.json"
@@ -33,28 +35,34 @@ NOISE_IMAGES = 4
 """On which the noise of layers is measured."""
 
 
-def opened(parent: Path, data: Path) -> tuple[Checkpoint, Dataset]:
-    """The checkpoint to quantize and the dataset, whose classes are the checkpoint's.
+def opened(parent: Path, data: Path, declared: Declared | None = None) -> tuple[Source, Dataset]:
+    """What is to be quantized, a checkpoint folder or the file of a float ONNX model, and the dataset, whose classes
+    are its. `declared` says of the latter what it does not say itself.
 
-    Raises CheckpointError, DatasetError.
+    Raises CheckpointError, ModelError, DatasetError; UsageError when something is declared of a checkpoint.
     """
+    if parent.suffix == ".onnx":
+        dataset = require_sound(data)
+        return of_onnx(parent, declared or Declared(), dataset), dataset
+    if declared is not None:
+        raise UsageError(f"{parent} is a checkpoint and says of itself what --layout, --mean, --std and --output would")
     source = checkpoint.load(parent)
     dataset = require_sound(data, source.card.channels)
     require_classes(dataset, source.card.classes, parent)
-    return source, dataset
+    return of_checkpoint(source), dataset
 
 
-def inputs(source: Checkpoint, dataset: Dataset) -> dict[str, str]:
+def inputs(source: Source, dataset: Dataset) -> dict[str, str]:
     """What a step is made from, by hash."""
-    return {"checkpoint": source.weights_sha256, "card": source.card_sha256, "data": dataset.fingerprint}
+    return {**source.inputs, "data": dataset.fingerprint}
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """One checkpoint in the folder of one step."""
+    """One model in the folder of one step."""
 
     step: StepFolder
-    source: Checkpoint
+    source: Source
     dataset: Dataset
     recipe: Recipe
 
@@ -126,11 +134,7 @@ class Workbench:
 
     @cached_property
     def _exported(self) -> onnx.ModelProto:
-        card = self.source.card
-        path = self.step.path / "float.onnx"
-        graph = export_onnx(self.source.network(), path, channels=card.channels, size_multiple=card.size_multiple)
-        path.unlink()
-        return graph
+        return self.source.graph(self.step)
 
     def _samples(self) -> tuple[Sample, ...]:
         return drawn_by_name(self.dataset.train, self.recipe.quantize.calibration_images)

@@ -1,6 +1,7 @@
 """A float graph at one image size: its nodes that lead to the mask, and the shape of every tensor."""
 
 from collections import Counter
+from math import prod
 from typing import Any
 
 import onnx
@@ -8,6 +9,8 @@ import onnx
 from export.errors import ShapeError
 from export.latency.kinds import Pair
 from export.runtime import IMAGE, MASK
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 class SizedGraph:
@@ -27,6 +30,13 @@ class SizedGraph:
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Empty of a number, and where it could not be inferred."""
         return self._shapes.get(tensor, ())
+
+    def macs(self, node: onnx.NodeProto) -> int:
+        """Multiply-accumulates on one image: of convolutions, as all else is small beside them; 0 of other nodes."""
+        if node.op_type not in CONVOLUTIONS:
+            return 0
+        tensor = node.output[0] if node.op_type == "Conv" else node.input[0]
+        return prod(self.shape(node.input[1])) * prod(self.size(tensor))
 
     def channels(self, tensor: str) -> int:
         shape = self.shape(tensor)

@@ -26,7 +26,7 @@ from export.bundle import Bundle
 def _each_network_is_exported_once() -> Iterator[None]:
     """An export takes seconds; the same network gives the same graph."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("compress.export_fp32", "compress.prune.step", "compress.quantize.workbench"):
+        for name in ("compress.export_fp32", "compress.prune.step", "compress.quantize.source"):
             patch.setattr(import_module(name), "export_onnx", export_once)
         yield
 

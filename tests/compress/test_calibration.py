@@ -84,17 +84,18 @@ def test_nothing_is_printed(graph: onnx.ModelProto, capfd: pytest.CaptureFixture
     assert capfd.readouterr().out == ""
 
 
-def test_images_are_asked_for_a_few_at_a_time(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = 0
-    most = 0
+def test_images_are_asked_for_one_at_a_time_and_may_differ_in_size(
+    graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = most = 0
     real = calibration._Reader.get_next
 
     def images() -> Iterator[U8]:
         nonlocal waiting, most
-        for image in IMAGES:
+        for index, image in enumerate(IMAGES):
             waiting += 1
             most = max(most, waiting)
-            yield image
+            yield image[: 8 + 4 * (index % 2)]
 
     def get_next(reader: calibration._Reader) -> dict[str, U8] | None:
         nonlocal waiting
@@ -103,8 +104,10 @@ def test_images_are_asked_for_a_few_at_a_time(graph: onnx.ModelProto, monkeypatc
         return given
 
     monkeypatch.setattr(calibration._Reader, "get_next", get_next)
-    observe(graph, images(), OP_TYPES)
-    assert (waiting, most) == (0, calibration.CHUNK)
+    seen = observe(graph, images(), OP_TYPES)
+    assert (waiting, most) == (0, 1)
+    pixels = {histogram.counts.sum() for histogram in seen.histograms.values()}
+    assert sum(8 + 4 * (index % 2) for index in range(len(IMAGES))) * IMAGES[0].shape[1] in pixels
 
 
 def histogram(values: F64) -> Histogram:

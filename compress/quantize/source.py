@@ -1,0 +1,88 @@
+"""What is quantized: a checkpoint of ours, or a float ONNX model from elsewhere, in the form that the steps work on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from compress.bundling import macs, parameters
+from compress.checkpoint import Checkpoint, Subject
+from compress.data.folder import Dataset
+from compress.quantize.foreign import Declared, adopt
+from compress.steps import StepFolder
+from export.files import sha256_file
+from export.latency.graph import SizedGraph
+from export.to_onnx import export_onnx
+
+
+@dataclass(frozen=True)
+class Source:
+    """A float model with everything that a bundle says of it."""
+
+    path: Path
+    card: Subject
+    inputs: Mapping[str, str]
+    """What it is, by hash, for the record of a step."""
+    graph: Callable[[StepFolder], onnx.ModelProto]
+    """In float, from uint8 image to mask and logits; the folder is for what is written meanwhile."""
+    params: Callable[[], int]
+    macs: Callable[[tuple[int, int]], int]
+    """Of one image of (height, width)."""
+    checkpoint: Checkpoint | None
+    """None of a model from elsewhere: there is no network to be trained."""
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> Source:
+    """Exported when it is asked for."""
+    card = checkpoint.card
+
+    def graph(step: StepFolder) -> onnx.ModelProto:
+        path = step.path / "float.onnx"
+        made = export_onnx(checkpoint.network(), path, channels=card.channels, size_multiple=card.size_multiple)
+        path.unlink()
+        return made
+
+    return Source(
+        checkpoint.path,
+        card,
+        {"checkpoint": checkpoint.weights_sha256, "card": checkpoint.card_sha256},
+        graph,
+        lambda: parameters(checkpoint.network()),
+        lambda size: macs(checkpoint.network(), card.channels, size),
+        checkpoint,
+    )
+
+
+def of_onnx(path: Path, declared: Declared, dataset: Dataset) -> Source:
+    """A float model, whose classes are those of `dataset`, in their order.
+
+    Raises ModelError with what does not fit.
+    """
+    adopted = adopt(path, declared, classes=len(dataset.classes), channels=dataset.channels)
+    digest = sha256_file(path)
+    card = Subject(
+        channels=dataset.channels,
+        classes=dataset.classes,
+        colours=dataset.colours,
+        size=adopted.size,
+        size_multiple=adopted.size_multiple,
+        parents={"onnx": digest},
+    )
+    weights = [tensor for tensor in adopted.model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
+
+    def count(size: tuple[int, int]) -> int:
+        sized = SizedGraph(adopted.model, size)
+        return sum(map(sized.macs, sized.nodes))
+
+    return Source(
+        path,
+        card,
+        {"onnx": digest},
+        lambda _: adopted.model,
+        lambda: sum(prod(tensor.dims) for tensor in weights),
+        count,
+        None,
+    )

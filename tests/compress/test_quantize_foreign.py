@@ -1,0 +1,255 @@
+"""`compress quantize MODEL.onnx`: a float model from elsewhere, brought into our form and quantized like ours."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from support.datasets import write_dataset
+from support.recipes import TINY_SETTINGS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compress.cli.main import main
+from compress.data.folder import open_dataset
+from compress.quantize import Declared, quantize
+from compress.quantize.foreign import Adopted, adopt
+from compress.recipe import Recipe
+from compress.steps import read_record
+from export.bundle import verify
+from export.errors import ModelError, UsageError
+from export.runtime import OnnxModel
+from export.to_onnx import with_outputs
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RECIPE = Recipe.load(None, [*TINY_SETTINGS, "quantize.calibration=minmax", "quantize.max_drop=0.1"])
+
+
+class Theirs(nn.Module):
+    """Two scales, padded convolutions, normalised as torchvision does; knows nothing of this project."""
+
+    def __init__(self, *, logits: int = 2, channels: int = 3) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU())
+        self.deep = nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+        self.head = nn.Conv2d(32, logits, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.first(x)
+        coarse = F.interpolate(self.deep(fine), scale_factor=4.0, mode="nearest")
+        out: Tensor = self.head(torch.cat([coarse, fine], 1))
+        return out
+
+
+class Nhwc(nn.Module):
+    """The same, channels last."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return out
+
+
+class Masked(Nhwc):
+    """The same, with ArgMax at its end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x).argmax(1)
+        return out
+
+
+def normalised(images_NHWC: np.ndarray[Any, Any]) -> Tensor:
+    """As their data loader did it."""
+    pixels = torch.from_numpy(images_NHWC.copy()).permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(MEAN).reshape(1, 3, 1, 1)) / torch.tensor(STD).reshape(1, 3, 1, 1)
+
+
+def write(network: nn.Module, path: Path, shape: tuple[int, ...], *, free: bool = True) -> Path:
+    """By torch's exporter alone."""
+    batch, other = torch.export.Dim("n", min=1, max=64), torch.export.Dim.AUTO
+    dims = {i: batch if i == 0 else (other if size > 4 else torch.export.Dim.STATIC) for i, size in enumerate(shape)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about itself
+        program = torch.onnx.export(
+            network.eval(), (torch.zeros(shape),), dynamic_shapes=(dims,) if free else None, dynamo=True, verbose=False
+        )
+    assert program is not None
+    program.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RGB images of two classes."""
+    folder = tmp_path_factory.mktemp("rgb") / "data"
+    return write_dataset(folder, counts={"train": 8, "val": 4, "test": 2}, size=(48, 64), channels=3)
+
+
+@pytest.fixture(scope="module")
+def taught(colours: Path) -> Theirs:
+    """It has learned what a disc looks like, outside of this project."""
+    torch.manual_seed(0)
+    dataset = open_dataset(colours)
+    images = normalised(np.stack([dataset.read_image(sample) for sample in dataset.train]))
+    masks = torch.from_numpy(np.stack([dataset.read_mask(sample) for sample in dataset.train])).long()
+    network = Theirs()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(60):
+        loss = F.cross_entropy(network(images), masks, ignore_index=255)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return network
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), dtype=np.uint8)
+
+
+def answers(adopted: Adopted, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return OnnxModel(adopted.model.SerializeToString()).logits(images)
+
+
+@pytest.mark.parametrize("form", ["nchw", "nhwc", "argmax", "fixed"])
+def test_it_gives_the_answers_that_it_gave(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = Theirs()
+    wrapped: dict[str, Callable[[], Path]] = {
+        "nchw": lambda: write(network, tmp_path / "m.onnx", (2, 3, 32, 40)),
+        "nhwc": lambda: write(Nhwc(network), tmp_path / "m.onnx", (2, 32, 40, 3)),
+        "argmax": lambda: write(Masked(network), tmp_path / "m.onnx", (2, 3, 32, 40)),
+        "fixed": lambda: write(network, tmp_path / "m.onnx", (1, 3, 32, 40), free=False),
+    }
+    adopted = adopt(wrapped[form](), Declared(mean=MEAN, std=STD), classes=2, channels=3)
+    with torch.inference_mode():
+        expected = network(normalised(IMAGES)).numpy()
+    np.testing.assert_allclose(answers(adopted, IMAGES), expected, rtol=1e-3, atol=1e-4)
+    assert adopted.size == ((32, 40) if form == "fixed" else None)
+    assert adopted.size_multiple == (1 if form == "fixed" else 4)
+    masks = OnnxModel(with_outputs(adopted.model, "mask").SerializeToString()).masks(IMAGES)
+    np.testing.assert_array_equal(masks, expected.argmax(1))
+
+
+def test_one_logit_means_the_second_of_two_classes(tmp_path: Path) -> None:
+    network = Theirs(logits=1)
+    path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
+    adopted = adopt(path, Declared(mean=MEAN, std=STD), classes=2, channels=3)
+    with torch.inference_mode():
+        expected = network(normalised(IMAGES)).numpy()[:, 0] > 0
+    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
+
+
+@pytest.fixture(scope="module")
+def theirs(taught: Theirs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(taught, tmp_path_factory.mktemp("theirs") / "theirs.onnx", (2, 3, 32, 40))
+
+
+def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_path: Path) -> None:
+    made = quantize(theirs, colours, tmp_path / "out", RECIPE, declared=Declared(mean=MEAN, std=STD))
+    verify(made.path)
+    result = (read_record(made.path) or {})["result"]
+    assert result["miou_parent"] > 0.8
+    assert result["drop"] < 0.1
+    manifest = made.manifest
+    assert (manifest.precision, manifest.channels, manifest.size, manifest.size_multiple) == ("int8", 3, None, 4)
+    assert manifest.classes == open_dataset(colours).classes
+    # Their weights, and our three scales and three shifts.
+    assert manifest.params >= sum(parameter.numel() for parameter in taught.parameters())
+    assert manifest.parents.keys() == {"onnx", "data"}
+    assert manifest.float_layers == ()
+    per_pixel = 3 + 9 * 3 * 16 + 9 * 16 * 16 / 16 + 32 * 2
+    assert manifest.macs == 48 * 64 * per_pixel
+    # What it gives is what their network gives, but for rounding.
+    dataset = open_dataset(colours)
+    image = dataset.read_image(dataset.test[0])
+    with torch.inference_mode():
+        expected = taught(normalised(image[None])).argmax(1)[0].numpy()
+    assert (made.segmenter().segment(image) == expected).mean() > 0.95
+
+
+def test_what_cannot_be_is_refused(theirs: Path, colours: Path, discs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no network that could be trained; --mode qat is for checkpoints"):
+        quantize(
+            theirs,
+            colours,
+            tmp_path / "out",
+            RECIPE.model_copy(update={"quantize": Recipe.load(None, ["quantize.mode=qat"]).quantize}),
+        )
+    with pytest.raises(ModelError, match="with 1 channels at neither; give --layout nchw or nhwc"):
+        quantize(theirs, discs, tmp_path / "out", RECIPE)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("declared", "classes", "message"),
+    [
+        (Declared(layout="nhwc"), 2, "channels, and the dataset's images have 3"),
+        (Declared(mean=(0.5, 0.5)), 2, "--mean has 2 values; give one, or 3"),
+        (Declared(std=(0.0,)), 2, "--std has a value that is not above zero"),
+        (Declared(output="nowhere"), 2, "it has no tensor 'nowhere'; its outputs are "),
+        (Declared(), 5, r"it gives logits of shape \[2, 2, .*\], and the dataset has 5 classes"),
+    ],
+)
+def test_what_does_not_fit_is_named(theirs: Path, declared: Declared, classes: int, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        adopt(theirs, declared, classes=classes, channels=3)
+
+
+def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(ModelError, match="it is no ONNX file"):
+        adopt(tmp_path / "text.onnx", Declared(), classes=2, channels=3)
+    with pytest.raises(ModelError, match="no such file"):
+        adopt(tmp_path / "none.onnx", Declared(), classes=2, channels=3)
+    smaller = nn.Sequential(nn.Conv2d(3, 2, 3, stride=2, padding=1))
+    path = write(smaller, tmp_path / "small.onnx", (2, 3, 32, 40))
+    with pytest.raises(ModelError, match=r"it gives masks of .* they must be equal"):
+        adopt(path, Declared(), classes=2, channels=3)
+    model = onnx.load(str(path))
+    model.opset_import[0].version = 99
+    onnx.save(model, str(tmp_path / "new.onnx"))
+    with pytest.raises(ModelError, match="it has opset 99, and 21 is the newest here"):
+        adopt(tmp_path / "new.onnx", Declared(), classes=2, channels=3)
+
+
+def test_the_command(
+    theirs: Path,
+    colours: Path,
+    trained: Any,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["compress", "quantize", *map(str, words)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        return int(leaving.value.code or 0), *capfd.readouterr()
+
+    small = (
+        "--set",
+        "quantize.calibration=minmax",
+        "--set",
+        "quantize.calibration_images=4",
+        "--force",
+        "--max-drop",
+        0.1,
+    )
+    normal = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--layout", "nchw")
+    status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "out", *normal, *small)
+    assert status == 0
+    assert "x faster than its float parent, mIoU 0." in out
+    status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--mean", "grey")
+    assert (status, "'grey' is not numbers with commas between" in " ".join(err.split())) == (2, True)
+    status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")
+    assert status == 2
+    status, _, err = call(trained.path, "--data", discs, "--out", tmp_path / "x", "--mean", "0.5")
+    assert status == 2
+    assert "is a checkpoint and says of itself" in " ".join(err.split())
