@@ -380,6 +380,19 @@ class LearnSettings(FitSettings):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
+class OnnxSettings(Settings):
+    """What a float ONNX model from elsewhere does not say of itself; nothing is to be said of a checkpoint."""
+
+    layout: Literal["nchw", "nhwc"] | None = None
+    """Of its input and its logits; None: where the channels stand."""
+    mean: tuple[float, ...] = (0.0,)
+    """Subtracted from pixels of 0 to 1, one for all channels or one for each; as torchvision's Normalize has it."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    """What that is divided by."""
+    output: str | None = None
+    """The tensor with the logits; None: the graph's only output, or what its ArgMax reads."""
+
+
 class QuantizeSettings(Settings):
     """INT8, from calibration alone or trained."""
 
@@ -402,6 +415,7 @@ class QuantizeSettings(Settings):
     """Keep an INT8 model that is not faster than its float parent."""
     finetune: LearnSettings = LearnSettings()
     """Of qat."""
+    onnx: OnnxSettings = OnnxSettings()
 
 
 class ExportSettings(Settings):

@@ -5,7 +5,7 @@ N batch, H height, W width, C channels, K classes.
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,22 @@ class Segmenter:
         """Class indices HW, at the size of the image."""
         geometry = self.geometry(image_HWC)
         return geometry.restore(self.model.masks(geometry.fit(image_HWC)[None])[0])
+
+
+def tensors(model: bytes, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
+    """From an image HWC to what `model`, run as it is written, has at its outputs `names`."""
+    session = ort.InferenceSession(
+        model,
+        session_options(usable_cores(), optimised=False),
+        providers=["CPUExecutionProvider"],
+        enable_fallback=0,
+    )
+
+    def run(image_HWC: U8) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = session.run(list(names), {IMAGE: image_HWC[None]})
+        return found
+
+    return run
 
 
 def optimised_graph(model: bytes) -> bytes:

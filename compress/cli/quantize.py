@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,9 +23,6 @@ from compress.cli.common import (
 from compress.recipe import Recipe
 from export.bundle import MODEL
 from export.errors import UsageError, require
-
-if TYPE_CHECKING:
-    from compress.quantize import Declared
 
 
 def command(
@@ -82,22 +79,15 @@ def command(
         quantize__min_iou=floors(min_iou),
         quantize__target=target,
         quantize__force=force or None,
+        quantize__onnx__layout=layout,
+        quantize__onnx__mean=_numbers(mean, "--mean"),
+        quantize__onnx__std=_numbers(std, "--std"),
+        quantize__onnx__output=output,
     )
-    declared = _declared(layout, mean, std, output)
     if analyze:
-        _analyze(model, data, out, chosen, declared, as_json=as_json)
+        _analyze(model, data, out, chosen, as_json=as_json)
     else:
-        _quantize(model, data, out, chosen, declared, as_json=as_json)
-
-
-def _declared(layout: str | None, mean: str | None, std: str | None, output: str | None) -> "Declared | None":
-    from compress.quantize import Declared
-
-    given: dict[str, Any] = {"layout": layout, "mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
-    given = {name: value for name, value in {**given, "output": output}.items() if value is not None}
-    if layout not in (None, "nchw", "nhwc"):
-        raise typer.BadParameter(f"{layout!r} is not nchw or nhwc", param_hint="--layout")
-    return Declared(**given) if given else None
+        _quantize(model, data, out, chosen, as_json=as_json)
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -107,14 +97,12 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise typer.BadParameter(f"{text!r} is not numbers with commas between", param_hint=option) from None
 
 
-def _quantize(
-    model: Path, data: Path, out: Path, recipe: Recipe, declared: "Declared | None", *, as_json: bool
-) -> None:
+def _quantize(model: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:
     from compress.quantize import quantize
     from compress.steps import read_record
 
     with Missed() as missed:
-        quantize(model, data, out, recipe, declared=declared)
+        quantize(model, data, out, recipe)
     result = (read_record(out) or {})["result"]
     size_bytes = (out / MODEL).stat().st_size
     emit(
@@ -126,14 +114,14 @@ def _quantize(
     missed.reraise()
 
 
-def _analyze(model: Path, data: Path, out: Path, recipe: Recipe, declared: "Declared | None", *, as_json: bool) -> None:
+def _analyze(model: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:
     from benchmarks.report.quantization.table import effects
     from benchmarks.report.quantization.write import MARKDOWN, write
     from benchmarks.report.table import for_terminal
     from compress.progress import show_table
     from compress.quantize import analyze
 
-    analysis = analyze(model, data, out, recipe, declared=declared, write=partial(write, command=typed()))
+    analysis = analyze(model, data, out, recipe, write=partial(write, command=typed()))
     if not as_json:
         show_table(for_terminal(effects(analysis)))
     emit(analysis.model_dump(mode="json"), f"analysis: {out / MARKDOWN}", as_json=as_json)

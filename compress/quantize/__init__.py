@@ -1,7 +1,6 @@
 """INT8: calibrated, trained where that is asked for, held to a budget. What the command calls."""
 
 from compress.quantize.analyze import analyze
-from compress.quantize.foreign import Declared
 from compress.quantize.quantize import quantize
 
-__all__ = ["Declared", "analyze", "quantize"]
+__all__ = ["analyze", "quantize"]

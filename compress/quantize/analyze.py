@@ -1,12 +1,10 @@
 """`compress quantize --analyze`: what INT8 does to each layer, and what the layer would win and cost in float."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from compress.progress import say
 from compress.quantize.effects import LAYERS, Effects
-from compress.quantize.foreign import Declared
 from compress.quantize.judge import model_of
 from compress.quantize.workbench import Workbench, inputs, opened
 from compress.recipe import Recipe
@@ -20,7 +18,6 @@ def analyze(
     out: Path,
     recipe: Recipe | None = None,
     *,
-    declared: Declared | None = None,
     write: Callable[[QuantizationAnalysis, Path], None] = lambda *_: None,
 ) -> QuantizationAnalysis:
     """Quantize the checkpoint or ONNX model `parent`, and then leave each of its layers in float by itself: what INT8
@@ -31,11 +28,9 @@ def analyze(
     """
     recipe = recipe or Recipe()
     require_apart(out, parent)
-    source, dataset = opened(parent, data, declared)
-    asked = {"calibration", "calibration_images", "target"}
+    source, dataset = opened(parent, data, recipe)
+    asked = {"calibration", "calibration_images", "target", "rewrites", "onnx"}
     settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked)}
-    if declared is not None:
-        settings["declared"] = asdict(declared)
     plan = StepPlan("quantization-analysis", inputs(source, dataset), settings)
     if finished(out, plan):
         say(f"{out} is up to date")

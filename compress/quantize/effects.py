@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compress.progress import task
@@ -17,8 +16,7 @@ from compress.sensitivity import InFloat, LayerEffect, QuantizationAnalysis
 from compress.steps import StepFolder
 from export.files import write_json
 from export.images import U8
-from export.machine import usable_cores
-from export.runtime import IMAGE, OnnxModel, session_options
+from export.runtime import OnnxModel, tensors
 from export.scoring import Score
 
 LAYERS = "layers.json"
@@ -112,20 +110,12 @@ def sqnr_db(int8: Quantized, layers: Sequence[Layer], images_HWC: Sequence[U8]) 
     }
 
 
-def _tapped(model: onnx.ModelProto, tensors: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
-    """From an image HWC to what `model` has at `tensors`, operator by operator as it is written."""
+def _tapped(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
+    """From an image HWC to what `model` has at `names`, operator by operator as it is written."""
     tapped = copied(model)
     del tapped.graph.output[:]
-    tapped.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors
-    )
-    session = ort.InferenceSession(
-        tapped.SerializeToString(),
-        session_options(usable_cores(), optimised=False),
-        providers=["CPUExecutionProvider"],
-        enable_fallback=0,
-    )
-    return lambda image_HWC: session.run(list(tensors), {IMAGE: image_HWC[None]})
+    tapped.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return tensors(tapped.SerializeToString(), names)
 
 
 def _energy(values: NDArray[np.float32]) -> float:

@@ -10,13 +10,13 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from compress.models.contract import LARGEST_MULTIPLE
-from export.errors import ModelError
-from export.runtime import IMAGE, LOGITS, MASK, session_options
+from compress.recipe import OnnxSettings
+from export.errors import BundleError, ModelError, ShapeError
+from export.runtime import IMAGE, LOGITS, MASK, OnnxModel
 from export.to_onnx import MEAN, OPSET, STD
 
 Layout = Literal["nchw", "nhwc"]
@@ -24,20 +24,6 @@ Layout = Literal["nchw", "nhwc"]
 _PREFIX = "model."
 _PIXELS = 255.0
 _RANK = 4
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What a graph does not say of itself."""
-
-    layout: Layout | None = None
-    """Of its input and its logits; None: where the channels stand."""
-    mean: tuple[float, ...] = (0.0,)
-    """Subtracted from pixels of 0 to 1, one for all channels or one for each; as torchvision's Normalize has it."""
-    std: tuple[float, ...] = (1.0,)
-    """What that is divided by."""
-    output: str | None = None
-    """The tensor with the logits; None: the graph's only output, or what its ArgMax reads."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +36,7 @@ class Adopted:
     size_multiple: int
 
 
-def adopt(path: Path, declared: Declared, *, classes: int, channels: int) -> Adopted:
+def adopt(path: Path, declared: OnnxSettings, *, classes: int, channels: int) -> Adopted:
     """The model of the file `path`, from images of `channels` to logits of `classes` (or one, of two classes).
 
     Raises ModelError with everything that does not fit.
@@ -120,7 +106,7 @@ def _layout(path: Path, image: onnx.ValueInfoProto, channels: int) -> Layout:
 
 
 def _misfits(
-    found: int | None, size: tuple[int | None, int | None], declared: Declared, channels: int
+    found: int | None, size: tuple[int | None, int | None], declared: OnnxSettings, channels: int
 ) -> Sequence[str]:
     problems = []
     if found != channels:
@@ -132,8 +118,6 @@ def _misfits(
     for name, values in (("--mean", declared.mean), ("--std", declared.std)):
         if len(values) not in (1, channels):
             problems.append(f"{name} has {len(values)} values; give one, or {channels}")
-    if any(value <= 0 for value in declared.std):
-        problems.append("--std has a value that is not above zero")
     return problems
 
 
@@ -158,7 +142,7 @@ def _in_our_form(
     image: str,
     logits: str,
     layout: Layout,
-    declared: Declared,
+    declared: OnnxSettings,
     *,
     classes: int,
     channels: int,
@@ -238,15 +222,13 @@ def _require_answers(
 ) -> int:
     """What height and width must be multiples of, found by running it; batches of two included."""
     try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"], enable_fallback=0
-        )
-    except Exception as error:  # the runtime's bindings have exceptions of their own
-        raise ModelError(path, [f"onnxruntime cannot load it: {error}"]) from error
+        runs = OnnxModel(model.SerializeToString(), threads=1)
+    except BundleError as error:
+        raise ModelError(path, error.problems) from error
     multiple, last = 1, "it gives no mask"
     while multiple <= LARGEST_MULTIPLE:
         sizes = [size] if size is not None else [(3 * multiple, 5 * multiple), (5 * multiple, 3 * multiple)]
-        wrong = [problem for one in sizes if (problem := _wrong(session, one, classes, channels))]
+        wrong = [problem for one in sizes if (problem := _wrong(runs, one, classes, channels))]
         if not wrong:
             return multiple
         last = wrong[0]
@@ -256,11 +238,11 @@ def _require_answers(
     raise ModelError(path, [last])
 
 
-def _wrong(session: ort.InferenceSession, size: tuple[int, int], classes: int, channels: int) -> str | None:
+def _wrong(model: OnnxModel, size: tuple[int, int], classes: int, channels: int) -> str | None:
     images: NDArray[np.uint8] = np.zeros((2, *size, channels), np.uint8)
     try:
-        mask, logits = session.run([MASK, LOGITS], {IMAGE: images})
-    except Exception as error:  # the bindings' own again
+        mask, logits = model.masks(images), model.logits(images)
+    except ShapeError as error:
         return f"it does not run on two images of {size[0]}x{size[1]}: {error}"
     if logits.ndim != _RANK or logits.shape[1] != classes:
         return f"it gives logits of shape {list(logits.shape)}, and the dataset has {classes} classes"

@@ -1,6 +1,6 @@
 """`compress quantize`: a checkpoint becomes an INT8 bundle that keeps its accuracy budget and gains time."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from compress.data.folder import Dataset
 from compress.progress import say
 from compress.quantize.effects import Effects
 from compress.quantize.fallback import Fallback
-from compress.quantize.foreign import Declared
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
@@ -22,7 +21,7 @@ from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from export import bundle
 from export.bundle import Bundle
-from export.errors import UsageError, WorkFailedError
+from export.errors import WorkFailedError
 from export.files import write_json
 from export.machine import Machine
 from export.manifest import Latency
@@ -34,12 +33,10 @@ LATENCY = "latency.json"
 ROUNDS = 30
 
 
-def quantize(
-    parent: Path, data: Path, out: Path, recipe: Recipe | None = None, *, declared: Declared | None = None
-) -> Bundle:
+def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> Bundle:
     """Quantize the checkpoint `parent` with images of `data` and write an INT8 bundle to `out`.
 
-    `parent` may be the file of a float ONNX model from elsewhere, too; `declared` says what it does not say of itself.
+    `parent` may be the file of a float ONNX model from elsewhere, too; `quantize.onnx` says what that does not.
 
     mIoU and latency are measured through ONNX Runtime, against the same network in float: on the validation split
     the drop must stay within `quantize.max_drop` and each class of `quantize.min_iou` above its floor, for which as few
@@ -51,9 +48,7 @@ def quantize(
     ParityError when the optimised graph does not give the answers of the graph as written.
     """
     recipe = recipe or Recipe()
-    source, dataset = opened(parent, data, declared)
-    if recipe.quantize.mode == "qat" and source.checkpoint is None:
-        raise UsageError(f"{parent} has no network that could be trained; --mode qat is for checkpoints")
+    source, dataset = opened(parent, data, recipe)
     budget = Budget(recipe.quantize.max_drop, recipe.quantize.min_iou)
     budget.require_classes(source.card.classes)
     settings = {
@@ -64,8 +59,6 @@ def quantize(
     if recipe.quantize.mode == "qat":
         settings["data"] = recipe.data.model_dump(mode="json", include={"crop"})
         settings["train"] = recipe.train.model_dump(mode="json", include={"augment", "device", "precision"})
-    if declared is not None:
-        settings["declared"] = asdict(declared)
     plan = StepPlan("quantize", inputs(source, dataset), settings)
     record = finished(out, plan)
     if record is not None:

@@ -11,7 +11,8 @@ from onnx import TensorProto
 from compress.bundling import macs, parameters
 from compress.checkpoint import Checkpoint, Subject
 from compress.data.folder import Dataset
-from compress.quantize.foreign import Declared, adopt
+from compress.quantize.foreign import adopt
+from compress.recipe import OnnxSettings
 from compress.steps import StepFolder
 from export.files import sha256_file
 from export.latency.graph import SizedGraph
@@ -56,7 +57,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Source:
     )
 
 
-def of_onnx(path: Path, declared: Declared, dataset: Dataset) -> Source:
+def of_onnx(path: Path, declared: OnnxSettings, dataset: Dataset) -> Source:
     """A float model, whose classes are those of `dataset`, in their order.
 
     Raises ModelError with what does not fit.

@@ -14,12 +14,11 @@ from compress.data.folder import Dataset, Sample
 from compress.data.match import require_classes
 from compress.progress import say, task
 from compress.quantize.calibration import METHODS
-from compress.quantize.foreign import Declared
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantizer
 from compress.quantize.rewrites import transposed_as_convolution
 from compress.quantize.source import Source, of_checkpoint, of_onnx
-from compress.recipe import Calibration, Recipe
+from compress.recipe import Calibration, OnnxSettings, Recipe
 from compress.steps import StepFolder
 from export.errors import UsageError
 from export.files import write_json
@@ -35,16 +34,20 @@ NOISE_IMAGES = 4
 """On which the noise of layers is measured."""
 
 
-def opened(parent: Path, data: Path, declared: Declared | None = None) -> tuple[Source, Dataset]:
+def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
     """What is to be quantized, a checkpoint folder or the file of a float ONNX model, and the dataset, whose classes
-    are its. `declared` says of the latter what it does not say itself.
+    are its.
 
-    Raises CheckpointError, ModelError, DatasetError; UsageError when something is declared of a checkpoint.
+    Raises CheckpointError, ModelError, DatasetError; UsageError when something is declared of a checkpoint, and when a
+    model from elsewhere is to be trained.
     """
+    declared = recipe.quantize.onnx
     if parent.suffix == ".onnx":
+        if recipe.quantize.mode == "qat":
+            raise UsageError(f"{parent} has no network that could be trained; --mode qat is for checkpoints")
         dataset = require_sound(data)
-        return of_onnx(parent, declared or Declared(), dataset), dataset
-    if declared is not None:
+        return of_onnx(parent, declared, dataset), dataset
+    if declared != OnnxSettings():
         raise UsageError(f"{parent} is a checkpoint and says of itself what --layout, --mean, --std and --output would")
     source = checkpoint.load(parent)
     dataset = require_sound(data, source.card.channels)

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from compress.cli.main import main
 from compress.data.folder import open_dataset
-from compress.quantize import Declared, quantize
+from compress.quantize import quantize
 from compress.quantize.foreign import Adopted, adopt
-from compress.recipe import Recipe
+from compress.recipe import OnnxSettings, Recipe
 from compress.steps import read_record
 from export.bundle import verify
 from export.errors import ModelError, UsageError
@@ -26,7 +26,8 @@ from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RECIPE = Recipe.load(None, [*TINY_SETTINGS, "quantize.calibration=minmax", "quantize.max_drop=0.1"])
+SETTINGS = [*TINY_SETTINGS, "quantize.calibration=minmax", "quantize.max_drop=0.1"]
+NORMAL = Recipe.load(None, [*SETTINGS, f"quantize.onnx.mean={list(MEAN)}", f"quantize.onnx.std={list(STD)}"])
 
 
 class Theirs(nn.Module):
@@ -126,7 +127,7 @@ def test_it_gives_the_answers_that_it_gave(form: str, tmp_path: Path) -> None:
         "argmax": lambda: write(Masked(network), tmp_path / "m.onnx", (2, 3, 32, 40)),
         "fixed": lambda: write(network, tmp_path / "m.onnx", (1, 3, 32, 40), free=False),
     }
-    adopted = adopt(wrapped[form](), Declared(mean=MEAN, std=STD), classes=2, channels=3)
+    adopted = adopt(wrapped[form](), OnnxSettings(mean=MEAN, std=STD), classes=2, channels=3)
     with torch.inference_mode():
         expected = network(normalised(IMAGES)).numpy()
     np.testing.assert_allclose(answers(adopted, IMAGES), expected, rtol=1e-3, atol=1e-4)
@@ -139,7 +140,7 @@ def test_it_gives_the_answers_that_it_gave(form: str, tmp_path: Path) -> None:
 def test_one_logit_means_the_second_of_two_classes(tmp_path: Path) -> None:
     network = Theirs(logits=1)
     path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
-    adopted = adopt(path, Declared(mean=MEAN, std=STD), classes=2, channels=3)
+    adopted = adopt(path, OnnxSettings(mean=MEAN, std=STD), classes=2, channels=3)
     with torch.inference_mode():
         expected = network(normalised(IMAGES)).numpy()[:, 0] > 0
     np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
@@ -151,7 +152,7 @@ def theirs(taught: Theirs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_path: Path) -> None:
-    made = quantize(theirs, colours, tmp_path / "out", RECIPE, declared=Declared(mean=MEAN, std=STD))
+    made = quantize(theirs, colours, tmp_path / "out", NORMAL)
     verify(made.path)
     result = (read_record(made.path) or {})["result"]
     assert result["miou_parent"] > 0.8
@@ -175,28 +176,22 @@ def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_pa
 
 def test_what_cannot_be_is_refused(theirs: Path, colours: Path, discs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no network that could be trained; --mode qat is for checkpoints"):
-        quantize(
-            theirs,
-            colours,
-            tmp_path / "out",
-            RECIPE.model_copy(update={"quantize": Recipe.load(None, ["quantize.mode=qat"]).quantize}),
-        )
+        quantize(theirs, colours, tmp_path / "out", Recipe.load(None, [*SETTINGS, "quantize.mode=qat"]))
     with pytest.raises(ModelError, match="with 1 channels at neither; give --layout nchw or nhwc"):
-        quantize(theirs, discs, tmp_path / "out", RECIPE)
+        quantize(theirs, discs, tmp_path / "out", NORMAL)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("declared", "classes", "message"),
     [
-        (Declared(layout="nhwc"), 2, "channels, and the dataset's images have 3"),
-        (Declared(mean=(0.5, 0.5)), 2, "--mean has 2 values; give one, or 3"),
-        (Declared(std=(0.0,)), 2, "--std has a value that is not above zero"),
-        (Declared(output="nowhere"), 2, "it has no tensor 'nowhere'; its outputs are "),
-        (Declared(), 5, r"it gives logits of shape \[2, 2, .*\], and the dataset has 5 classes"),
+        (OnnxSettings(layout="nhwc"), 2, "channels, and the dataset's images have 3"),
+        (OnnxSettings(mean=(0.5, 0.5)), 2, "--mean has 2 values; give one, or 3"),
+        (OnnxSettings(output="nowhere"), 2, "it has no tensor 'nowhere'; its outputs are "),
+        (OnnxSettings(), 5, r"it gives logits of shape \[2, 2, .*\], and the dataset has 5 classes"),
     ],
 )
-def test_what_does_not_fit_is_named(theirs: Path, declared: Declared, classes: int, message: str) -> None:
+def test_what_does_not_fit_is_named(theirs: Path, declared: OnnxSettings, classes: int, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         adopt(theirs, declared, classes=classes, channels=3)
 
@@ -204,18 +199,18 @@ def test_what_does_not_fit_is_named(theirs: Path, declared: Declared, classes: i
 def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(ModelError, match="it is no ONNX file"):
-        adopt(tmp_path / "text.onnx", Declared(), classes=2, channels=3)
+        adopt(tmp_path / "text.onnx", OnnxSettings(), classes=2, channels=3)
     with pytest.raises(ModelError, match="no such file"):
-        adopt(tmp_path / "none.onnx", Declared(), classes=2, channels=3)
+        adopt(tmp_path / "none.onnx", OnnxSettings(), classes=2, channels=3)
     smaller = nn.Sequential(nn.Conv2d(3, 2, 3, stride=2, padding=1))
     path = write(smaller, tmp_path / "small.onnx", (2, 3, 32, 40))
     with pytest.raises(ModelError, match=r"it gives masks of .* they must be equal"):
-        adopt(path, Declared(), classes=2, channels=3)
+        adopt(path, OnnxSettings(), classes=2, channels=3)
     model = onnx.load(str(path))
     model.opset_import[0].version = 99
     onnx.save(model, str(tmp_path / "new.onnx"))
     with pytest.raises(ModelError, match="it has opset 99, and 21 is the newest here"):
-        adopt(tmp_path / "new.onnx", Declared(), classes=2, channels=3)
+        adopt(tmp_path / "new.onnx", OnnxSettings(), classes=2, channels=3)
 
 
 def test_the_command(
@@ -250,6 +245,9 @@ def test_the_command(
     assert (status, "'grey' is not numbers with commas between" in " ".join(err.split())) == (2, True)
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")
     assert status == 2
+    status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--std", "0.2,0,1")
+    assert status == 2
+    assert "quantize.onnx.std" in err
     status, _, err = call(trained.path, "--data", discs, "--out", tmp_path / "x", "--mean", "0.5")
     assert status == 2
     assert "is a checkpoint and says of itself" in " ".join(err.split())
