@@ -9,7 +9,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,13 +64,18 @@ class Statistics:
     """What the calibration images showed of every tensor that the quantizer asks about."""
 
     histograms: Mapping[str, Histogram]
+    _found: dict[Calibration, dict[str, tuple[float, float]]] = field(default_factory=dict, init=False, repr=False)
 
     def ranges(self, method: Calibration) -> TensorsData:
-        """The ends of every tensor's range, by `method`."""
-        find = _FINDERS[method]
-        found = {name: find(histogram) for name, histogram in self.histograms.items()}
-        data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
-        return TensorsData(CalibrationMethod.MinMax, {name: tuple(map(np.array, ends)) for name, ends in data.items()})
+        """The ends of every tensor's range, by `method`: searched for once, and a copy each time, as the quantizer
+        changes what it is given."""
+        if method not in self._found:
+            find = _FINDERS[method]
+            self._found[method] = {name: find(histogram) for name, histogram in self.histograms.items()}
+        found = self._found[method].items()
+        return TensorsData(
+            CalibrationMethod.MinMax, {name: tuple(np.array(end, np.float32) for end in ends) for name, ends in found}
+        )
 
 
 def observe(graph: onnx.ModelProto, images_HWC: Iterator[U8], op_types: Sequence[str]) -> Statistics:

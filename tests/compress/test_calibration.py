@@ -77,6 +77,16 @@ def test_ranges_are_those_of_the_library(
         assert high == pytest.approx(expected[1], abs=tolerance * width), name
 
 
+def test_what_the_quantizer_does_to_its_ranges_stays_with_it(graph: onnx.ModelProto) -> None:
+    """It narrows what an activation cuts off; the next graph may leave that activation in float."""
+    seen = observe(graph, iter(IMAGES[:2]), OP_TYPES)
+    before = {name: found.range_value for name, found in seen.ranges("mse").items()}
+    given = seen.ranges("mse")
+    for name in before:
+        given[name] = next(iter(given.values()))
+    assert {name: found.range_value for name, found in seen.ranges("mse").items()} == before
+
+
 def test_nothing_is_printed(graph: onnx.ModelProto, capfd: pytest.CaptureFixture[str]) -> None:
     seen = observe(graph, iter(IMAGES[:2]), OP_TYPES)
     for method in METHODS:
