@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.budget import Accuracy, Budget
-from compress.progress import say
+from compress.progress import say, task
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantized, Quantizer
 from compress.recipe import Calibration
@@ -14,6 +14,7 @@ from compress.steps import StepFolder
 from export.files import write_json
 
 TRIED = "float_layers.json"
+ROUNDS = 15
 _LEAST_MS = 0.005
 """Of the INT8 graph: what a layer costs at least, in the ranking; below it, noise decides."""
 
@@ -26,48 +27,79 @@ class _Tried:
     miou: float
     missing: float
     """What the budget still misses; 0 where it holds."""
+    milliseconds: float
+    milliseconds_parent: float
+    """Of all in float, in the same run."""
+
+    @property
+    def gains(self) -> bool:
+        """Whether it is faster than all in float."""
+        return self.milliseconds < self.milliseconds_parent
 
 
 class Fallback:
-    """Looks for the layers; every set that was scored is saved, so that a killed step goes on."""
+    """Looks for the layers; every set that was measured is saved, so that a killed step goes on."""
 
     def __init__(
-        self, step: StepFolder, judge: Judge, quantizer: Quantizer, budget: Budget, analysis: QuantizationAnalysis
+        self,
+        step: StepFolder,
+        judge: Judge,
+        quantizer: Quantizer,
+        budget: Budget,
+        analysis: QuantizationAnalysis,
+        *,
+        must_gain: bool,
     ) -> None:
+        """With `must_gain` no set is taken that is not faster than all in float."""
         self._step = step
         self._judge = judge
         self._quantizer = quantizer
         self._budget = budget
         self._analysis = analysis
+        self._must_gain = must_gain
         self._calibration: Calibration = analysis.calibration
         self._tried = {tuple(item["layers"]): _Tried(**_read(item)) for item in step.decided(TRIED) or []}
 
     def choose(self) -> Quantized:
         """By what a layer wins of the budget for each millisecond, until it holds; then each is tried without again.
 
-        Where it cannot hold, the set with the best mIoU of those that were tried.
+        A layer with which nothing would be gained any more is passed over. Where the budget cannot hold, the set that
+        comes nearest to it of those that were tried.
         """
         ranked = self._ranked()
         say(f"the budget is missed; {len(ranked)} ways to leave a layer in float would win something")
         chosen: tuple[str, ...] = ()
-        for way in ranked:
-            if set(way.layers) <= set(chosen):
-                continue
-            chosen = tuple(dict.fromkeys((*chosen, *way.layers)))
-            if self._try(chosen).missing == 0:
-                chosen = self._without_the_needless(chosen)
-                break
-        else:
-            whole = _Tried((), self._analysis.miou_int8, self._missing_of_int8())
-            chosen = min((*self._tried.values(), whole), key=lambda tried: (tried.missing, -tried.miou)).layers
+        with task("layers in float", len(ranked)) as bar:
+            for way in ranked:
+                bar.advance()
+                if set(way.layers) <= set(chosen):
+                    continue
+                tried = self._try(tuple(dict.fromkeys((*chosen, *way.layers))))
+                if not self._allowed(tried):
+                    continue
+                chosen = tried.layers
+                if tried.missing == 0:
+                    chosen = self._without_the_needless(chosen)
+                    break
+            else:
+                chosen = self._nearest()
         say(f"left in float: {', '.join(chosen) or 'nothing'}")
         return self._quantized(chosen)
+
+    def _nearest(self) -> tuple[str, ...]:
+        """To the budget, of what was tried; nothing in float is a choice, too."""
+        near = {tried.layers: (tried.missing, -tried.miou) for tried in self._tried.values() if self._allowed(tried)}
+        near[()] = (self._missing_of_int8(), -self._analysis.miou_int8)
+        return min(near, key=lambda layers: near[layers])
+
+    def _allowed(self, tried: _Tried) -> bool:
+        return tried.gains or not self._must_gain
 
     def _without_the_needless(self, chosen: tuple[str, ...]) -> tuple[str, ...]:
         """The layers that came first did so for what they win alone; a later one may do without them."""
         for name in chosen if len(chosen) > 1 else ():
             fewer = tuple(other for other in chosen if other != name)
-            if fewer and self._try(fewer).missing == 0:
+            if fewer and (tried := self._try(fewer)).missing == 0 and self._allowed(tried):
                 chosen = fewer
         return chosen
 
@@ -90,12 +122,16 @@ class Fallback:
 
     def _try(self, layers: tuple[str, ...]) -> _Tried:
         if layers not in self._tried:
-            score = self._judge.score(model_of(self._quantized(layers).graph))
+            made = model_of(self._quantized(layers).graph)
+            score = self._judge.score(made)
             accuracy = Accuracy.of(self._judge.parent_score, score)
             missing = self._budget.missing(accuracy.drop, accuracy.iou_per_class)
-            self._tried[layers] = _Tried(layers, accuracy.miou, missing)
-            write_json(self._step.path / TRIED, [vars(tried) for tried in self._tried.values()])
-            say(f"mIoU {accuracy.miou:.4f} with {', '.join(layers)} in float")
+            taken = self._judge.times(ROUNDS, parent=self._judge.parent, child=made)
+            times = taken["child"].median, taken["parent"].median
+            self._tried[layers] = tried = _Tried(layers, accuracy.miou, missing, *times)
+            write_json(self._step.path / TRIED, [vars(one) for one in self._tried.values()])
+            slow = "" if self._allowed(tried) else f", {times[0]:.2f} ms: no faster than all in float, passed over"
+            say(f"mIoU {accuracy.miou:.4f} with {', '.join(layers)} in float{slow}")
         return self._tried[layers]
 
     def _quantized(self, layers: tuple[str, ...]) -> Quantized:

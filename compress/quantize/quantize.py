@@ -137,7 +137,8 @@ def _quantize(
 def _calibrated(bench: Workbench) -> _Made:
     calibration = bench.calibration()
     quantized = bench.quantizer.quantized(calibration)
-    return _Made(quantized, bench.judge.score(model_of(quantized.graph)), {"mode": "ptq", "calibration": calibration})
+    score = bench.judge.score(model_of(quantized.graph))
+    return _Made(quantized, score, {"mode": "ptq", "calibration": calibration, "calibrations": bench.tried()})
 
 
 def _trained(bench: Workbench, calibrated: _Made) -> _Made:
@@ -165,7 +166,8 @@ def _within(budget: Budget, bench: Workbench, made: _Made) -> _Made:
     score = made.score if made.figures["mode"] == "ptq" else judge.score(model_of(int8.graph))
     effects = Effects(bench.step, judge, bench.quantizer, calibration, str(bench.source.path))
     analysis = effects.measure(int8, score, bench.noise_images())
-    mixed = Fallback(bench.step, judge, bench.quantizer, budget, analysis).choose()
+    must_gain = not bench.recipe.quantize.force
+    mixed = Fallback(bench.step, judge, bench.quantizer, budget, analysis, must_gain=must_gain).choose()
     other = _Made(mixed, judge.score(model_of(mixed.graph)), {**made.figures, "mode": "ptq"})
     return min((made, other), key=lambda one: _missing(budget, judge, one))
 

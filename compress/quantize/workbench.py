@@ -108,6 +108,10 @@ class Workbench:
         say(f"calibration by {best}: mIoU " + ", ".join(f"{method} {saved[method]:.4f}" for method in METHODS))
         return best
 
+    def tried(self) -> dict[Calibration, float] | None:
+        """mIoU by method, where `calibration` had a choice."""
+        return self.step.decided(CHOICE)
+
     def noise_images(self) -> list[U8]:
         """Some of the calibration list, as the model is given them."""
         return list(self._fitted(self._samples()[:NOISE_IMAGES]))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from support.checkpoints import write_checkpoint
 from support.networks import random_unet
 from support.recipes import TINY_SETTINGS
@@ -33,6 +35,7 @@ from export.scoring import Score
 from export.timing import Samples
 
 MODULE = "compress.quantize.quantize"
+judge_module = import_module("compress.quantize.judge")
 
 
 def recipe(*settings: str) -> Recipe:
@@ -57,6 +60,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
         patch(monkeypatch, "interleaved", fake, "compress.quantize.judge")
 
     return wind
+
+
+def interrupt(*_: object) -> Any:
+    raise KeyboardInterrupt
 
 
 def lose_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +318,41 @@ def test_a_floor_that_nothing_reaches_keeps_what_came_nearest(
     assert record["miou"] > analysis["miou_int8"]
 
 
+def test_layers_in_float_never_cost_all_that_was_gained(
+    spoilt: tuple[Path, set[str]],
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Here all in float takes 3.5 ms, all in INT8 1 ms, and each convolution in float 1 ms more. The floor is out of
+    reach, so the search goes on after the two that break INT8; a third is passed over each time."""
+    in_float: dict[int, int] = {}
+    real: Callable[[onnx.ModelProto], OnnxModel] = judge_module.model_of
+
+    def model_of(graph: onnx.ModelProto) -> OnnxModel:
+        stored = {tensor.name for tensor in graph.graph.initializer}
+        model = real(graph)
+        in_float[id(model)] = sum(node.op_type == "Conv" and node.input[1] in stored for node in graph.graph.node)
+        return model
+
+    def times(_: Judge, rounds: int, **models: OnnxModel) -> dict[str, Samples]:
+        taken = {name: 3.5 if name == "parent" else 1 + in_float.get(id(model), 0) for name, model in models.items()}
+        return {name: Samples((milliseconds,) * rounds) for name, milliseconds in taken.items()}
+
+    patch(monkeypatch, "model_of", model_of, "compress.quantize.fallback")
+    monkeypatch.setattr(Judge, "times", times)
+    unreachable = recipe(*BUDGET, "quantize.force=false", "quantize.min_iou.disc=1")
+    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor"):
+        quantize(spoilt[0], discs, tmp_path / "out", unreachable)
+    left = {left.layer for left in verify(tmp_path / "out").bundle.manifest.float_layers}
+    assert left >= spoilt[1]
+    assert all("node_cat" in name for name in left - spoilt[1])
+    tried = json.loads((tmp_path / "out" / "float_layers.json").read_text())
+    assert any(one["milliseconds"] > one["milliseconds_parent"] for one in tried)
+    assert "4.00 ms: no faster than all in float, passed over" in capfd.readouterr().err
+
+
 def test_calibration_is_chosen_by_what_it_keeps(
     trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,7 +362,35 @@ def test_calibration_is_chosen_by_what_it_keeps(
     record = (read_record(made.path) or {})["result"]
     assert record["calibration"] == max(found, key=lambda method: found[method])
     assert record["miou"] == max(found.values())
+    assert record["calibrations"] == found
     assert f"calibration by {record['calibration']}: mIoU minmax " in capfd.readouterr().err
+
+
+def test_calibration_is_chosen_once(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is killed after the choice goes on with it, whatever a second look would say."""
+    with monkeypatch.context() as killed:
+        patch(killed, "parity_images", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(trained.path, discs, tmp_path / "out", recipe())
+    choice = next(tmp_path.rglob("calibration_choice.json"))
+    figures = json.loads(choice.read_text())
+    choice.write_text(json.dumps({**figures, "entropy": max(figures.values()) + 0.001}))
+    made = quantize(trained.path, discs, tmp_path / "out", recipe())
+    assert (read_record(made.path) or {})["result"]["calibration"] == "entropy"
+
+
+def test_a_picture_that_is_scored_cannot_calibrate(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    """By what it shows: it has another name, and its file other bytes."""
+    shutil.copytree(discs, tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data")
+    shown, scored = dataset.train[0], dataset.val[0]
+    Image.open(scored.image).save(shown.image, compress_level=0)
+    shutil.copy(scored.mask, shown.mask)
+    assert shown.image.read_bytes() != scored.image.read_bytes()
+    with pytest.raises(DatasetError, match="the same picture in several splits"):
+        quantize(trained.path, tmp_path / "data", tmp_path / "out", recipe())
 
 
 def test_training_beats_calibration_where_that_loses(
