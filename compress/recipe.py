@@ -390,7 +390,10 @@ class OnnxSettings(Settings):
     std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
     """What that is divided by."""
     output: str | None = None
-    """The tensor with the logits; None: the graph's only output, or what its ArgMax reads."""
+    """The tensor with the logits; None: the graph's only output, or what its ArgMax, Softmax or Sigmoid reads."""
+    classes: tuple[str, ...] | None = None
+    """Which class of classes.json each of its logits means, the same one more than once if need be; None: theirs, in
+    their order. A single logit means the second of two."""
 
 
 class QuantizeSettings(Settings):

@@ -57,7 +57,15 @@ def command(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", metavar="NAME", help="Of MODEL.onnx: its logits, classes as in classes.json."),
+        typer.Option("--output", metavar="NAME", help="Of MODEL.onnx: the tensor with its logits; default: found."),
+    ] = None,
+    class_map: Annotated[
+        str | None,
+        typer.Option(
+            "--class-map",
+            metavar="CLASS[,CLASS...]",
+            help="Of MODEL.onnx: the class of classes.json that each of its logits means; default: in their order.",
+        ),
     ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
@@ -83,6 +91,7 @@ def command(
         quantize__onnx__mean=_numbers(mean, "--mean"),
         quantize__onnx__std=_numbers(std, "--std"),
         quantize__onnx__output=output,
+        quantize__onnx__classes=class_map and tuple(map(str.strip, class_map.split(","))),
     )
     if analyze:
         _analyze(model, data, out, chosen, as_json=as_json)

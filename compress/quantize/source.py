@@ -11,7 +11,8 @@ from onnx import TensorProto
 from compress.bundling import macs, parameters
 from compress.checkpoint import Checkpoint, Subject
 from compress.data.folder import Dataset
-from compress.quantize.foreign import adopt
+from compress.quantize.adopt import adopt
+from compress.quantize.foreign import Foreign
 from compress.recipe import OnnxSettings
 from compress.steps import StepFolder
 from export.files import sha256_file
@@ -57,18 +58,18 @@ def of_checkpoint(checkpoint: Checkpoint) -> Source:
     )
 
 
-def of_onnx(path: Path, declared: OnnxSettings, dataset: Dataset) -> Source:
-    """A float model, whose classes are those of `dataset`, in their order.
+def of_onnx(foreign: Foreign, declared: OnnxSettings, dataset: Dataset) -> Source:
+    """A float model, whose masks are of the classes of `dataset`.
 
     Raises ModelError with what does not fit.
     """
-    adopted = adopt(path, declared, classes=len(dataset.classes), channels=dataset.channels)
-    digest = sha256_file(path)
+    adopted = adopt(foreign, declared, dataset.classes)
+    digest = sha256_file(foreign.path)
     card = Subject(
         channels=dataset.channels,
         classes=dataset.classes,
         colours=dataset.colours,
-        size=adopted.size,
+        size=foreign.size,
         size_multiple=adopted.size_multiple,
         parents={"onnx": digest},
     )
@@ -79,7 +80,7 @@ def of_onnx(path: Path, declared: OnnxSettings, dataset: Dataset) -> Source:
         return sum(map(sized.macs, sized.nodes))
 
     return Source(
-        path,
+        foreign.path,
         card,
         {"onnx": digest},
         lambda _: adopted.model,

@@ -14,6 +14,7 @@ from compress.data.folder import Dataset, Sample
 from compress.data.match import require_classes
 from compress.progress import say, task
 from compress.quantize.calibration import METHODS
+from compress.quantize.foreign import read
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantizer
 from compress.quantize.rewrites import transposed_as_convolution
@@ -45,10 +46,13 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
     if parent.suffix == ".onnx":
         if recipe.quantize.mode == "qat":
             raise UsageError(f"{parent} has no network that could be trained; --mode qat is for checkpoints")
-        dataset = require_sound(data)
-        return of_onnx(parent, declared, dataset), dataset
+        if declared.classes and recipe.export.outputs != "mask":
+            raise UsageError("with --class-map a bundle gives masks alone; leave out export.outputs")
+        foreign = read(parent, declared)
+        dataset = require_sound(data, foreign.channels)
+        return of_onnx(foreign, declared, dataset), dataset
     if declared != OnnxSettings():
-        raise UsageError(f"{parent} is a checkpoint and says of itself what --layout, --mean, --std and --output would")
+        raise UsageError(f"{parent} is a checkpoint and says of itself what --layout, --mean and others would")
     source = checkpoint.load(parent)
     dataset = require_sound(data, source.card.channels)
     require_classes(dataset, source.card.classes, parent)

@@ -1,5 +1,6 @@
 """`compress quantize MODEL.onnx`: a float model from elsewhere, brought into our form and quantized like ours."""
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 
 from compress.cli.main import main
 from compress.data.folder import open_dataset
-from compress.quantize import quantize
-from compress.quantize.foreign import Adopted, adopt
+from compress.quantize import analyze, quantize
+from compress.quantize.adopt import Adopted, adopt
+from compress.quantize.foreign import read
 from compress.recipe import OnnxSettings, Recipe
 from compress.steps import read_record
 from export.bundle import verify
@@ -56,6 +58,30 @@ class Nhwc(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.network(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return out
+
+
+class NhwcLogits(Nhwc):
+    """Channels first in, classes last out, as converters leave them that turn the input alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x).permute(0, 2, 3, 1)
+        return out
+
+
+class Probabilities(Nhwc):
+    """Channels last, and probabilities in place of logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x.permute(0, 3, 1, 2))
+        shares = torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, 1)
+        return shares.permute(0, 2, 3, 1)
+
+
+class Above(nn.Module):
+    """Which pixels are a thing, and no longer how sure it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x) > 0.5
 
 
 class Masked(Nhwc):
@@ -117,33 +143,81 @@ def answers(adopted: Adopted, images: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     return OnnxModel(adopted.model.SerializeToString()).logits(images)
 
 
-@pytest.mark.parametrize("form", ["nchw", "nhwc", "argmax", "fixed"])
+def adopted_from(path: Path, declared: OnnxSettings, *classes: str) -> Adopted:
+    return adopt(read(path, declared), declared, classes or ("background", "disc"))
+
+
+@pytest.mark.parametrize("form", ["nchw", "nhwc", "nhwc out", "argmax", "softmax", "fixed"])
 def test_it_gives_the_answers_that_it_gave(form: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     network = Theirs()
     wrapped: dict[str, Callable[[], Path]] = {
         "nchw": lambda: write(network, tmp_path / "m.onnx", (2, 3, 32, 40)),
         "nhwc": lambda: write(Nhwc(network), tmp_path / "m.onnx", (2, 32, 40, 3)),
+        "nhwc out": lambda: write(NhwcLogits(network), tmp_path / "m.onnx", (2, 3, 32, 40)),
+        "softmax": lambda: write(Probabilities(network), tmp_path / "m.onnx", (2, 32, 40, 3)),
         "argmax": lambda: write(Masked(network), tmp_path / "m.onnx", (2, 3, 32, 40)),
         "fixed": lambda: write(network, tmp_path / "m.onnx", (1, 3, 32, 40), free=False),
     }
-    adopted = adopt(wrapped[form](), OnnxSettings(mean=MEAN, std=STD), classes=2, channels=3)
+    path, declared = wrapped[form](), OnnxSettings(mean=MEAN, std=STD)
+    adopted = adopted_from(path, declared)
     with torch.inference_mode():
         expected = network(normalised(IMAGES)).numpy()
     np.testing.assert_allclose(answers(adopted, IMAGES), expected, rtol=1e-3, atol=1e-4)
-    assert adopted.size == ((32, 40) if form == "fixed" else None)
+    assert read(path, declared).size == ((32, 40) if form == "fixed" else None)
     assert adopted.size_multiple == (1 if form == "fixed" else 4)
     masks = OnnxModel(with_outputs(adopted.model, "mask").SerializeToString()).masks(IMAGES)
     np.testing.assert_array_equal(masks, expected.argmax(1))
 
 
-def test_one_logit_means_the_second_of_two_classes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["logit", "probability"])
+def test_one_logit_means_the_second_of_two_classes(form: str, tmp_path: Path) -> None:
+    """Behind a Sigmoid, too, where all of them are above zero."""
     network = Theirs(logits=1)
-    path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
-    adopted = adopt(path, OnnxSettings(mean=MEAN, std=STD), classes=2, channels=3)
+    if form == "logit":
+        path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
+    else:
+        path = write(Probabilities(network), tmp_path / "m.onnx", (2, 32, 40, 3))
+    adopted = adopted_from(path, OnnxSettings(mean=MEAN, std=STD))
     with torch.inference_mode():
         expected = network(normalised(IMAGES)).numpy()[:, 0] > 0
+    assert 0 < expected.mean() < 1
     np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
+
+
+def test_its_classes_may_be_others(tmp_path: Path) -> None:
+    """In another order, and more than are asked for."""
+    network = Theirs(logits=4)
+    path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
+    declared = OnnxSettings(mean=MEAN, std=STD, classes=("tree", "background", "tree", "road"))
+    adopted = adopted_from(path, declared, "background", "road", "tree")
+    with torch.inference_mode():
+        best = network(normalised(IMAGES)).argmax(1).numpy()
+    expected = np.array([2, 0, 2, 1])[best]
+    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
+    assert len(np.unique(expected)) == 3
+
+
+def test_an_old_graph_is_raised(tmp_path: Path) -> None:
+    """One of 2019, in which Softmax still took all axes from its own on as one."""
+    weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
+    image, logits, shares = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", width, "h", "w"])
+        for name, width in (("x", 3), ("l", 2), ("p", 2))
+    )
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "weight"], ["l"]),
+        onnx.helper.make_node("Softmax", ["l"], ["p"], axis=1),
+    ]
+    initializer = onnx.numpy_helper.from_array(weight, "weight")
+    graph = onnx.helper.make_graph(nodes, "old", [image], [shares], [initializer], value_info=[logits])
+    opset = onnx.helper.make_opsetid("", 11)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=6), str(tmp_path / "m.onnx"))
+    adopted = adopted_from(tmp_path / "m.onnx", OnnxSettings(mean=MEAN, std=STD))
+    with torch.inference_mode():
+        expected = F.conv2d(normalised(IMAGES), torch.from_numpy(weight)).numpy()
+    np.testing.assert_allclose(answers(adopted, IMAGES), expected, rtol=1e-3, atol=1e-4)
+    assert adopted.size_multiple == 1
 
 
 @pytest.fixture(scope="module")
@@ -174,43 +248,64 @@ def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_pa
     assert (made.segmenter().segment(image) == expected).mean() > 0.95
 
 
-def test_what_cannot_be_is_refused(theirs: Path, colours: Path, discs: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(theirs: Path, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no network that could be trained; --mode qat is for checkpoints"):
         quantize(theirs, colours, tmp_path / "out", Recipe.load(None, [*SETTINGS, "quantize.mode=qat"]))
-    with pytest.raises(ModelError, match="with 1 channels at neither; give --layout nchw or nhwc"):
-        quantize(theirs, discs, tmp_path / "out", NORMAL)
+    mapped = [*SETTINGS, 'quantize.onnx.classes=["disc", "background"]', "export.outputs=both"]
+    with pytest.raises(UsageError, match="with --class-map a bundle gives masks alone"):
+        quantize(theirs, colours, tmp_path / "out", Recipe.load(None, mapped))
     assert not (tmp_path / "out").exists()
+
+
+def test_grey_images_are_given_in_as_many_channels_as_it_takes(theirs: Path, discs: Path, tmp_path: Path) -> None:
+    made = quantize(theirs, discs, tmp_path / "out", NORMAL)
+    assert made.manifest.channels == 3
+    assert open_dataset(discs).channels == 1
+
+
+def test_its_layers_are_analysed(theirs: Path, colours: Path, tmp_path: Path) -> None:
+    found = analyze(theirs, colours, tmp_path / "out", NORMAL)
+    assert [effect.operator for effect in found.layers] == ["Conv", "Conv", "Conv", "Concat", "Conv"]
+    assert {"first.0", "deep.1", "head"} < {effect.layer for effect in found.layers}
+    assert found.miou_float > 0.8
 
 
 @pytest.mark.parametrize(
     ("declared", "classes", "message"),
     [
-        (OnnxSettings(layout="nhwc"), 2, "channels, and the dataset's images have 3"),
-        (OnnxSettings(mean=(0.5, 0.5)), 2, "--mean has 2 values; give one, or 3"),
-        (OnnxSettings(output="nowhere"), 2, "it has no tensor 'nowhere'; its outputs are "),
-        (OnnxSettings(), 5, r"it gives logits of shape \[2, 2, .*\], and the dataset has 5 classes"),
+        (OnnxSettings(layout="nhwc"), (), r"is \[any, 3, any, any\], which is no image in nhwc"),
+        (OnnxSettings(mean=(0.5, 0.5)), (), "--mean has 2 values; give one, or 3"),
+        (OnnxSettings(output="nowhere"), (), "it has no tensor 'nowhere'; its outputs are "),
+        (OnnxSettings(), ("a", "b", "c"), r"logits of shape \[2, 2, .*\].*without --class-map they are .* 3"),
+        (OnnxSettings(classes=("disc",)), (), r"logits of shape \[2, 2, .*\].*--class-map names 1"),
+        (OnnxSettings(classes=("disc", "disk")), (), "--class-map names disk; the classes are background, disc"),
     ],
 )
-def test_what_does_not_fit_is_named(theirs: Path, declared: OnnxSettings, classes: int, message: str) -> None:
+def test_what_does_not_fit_is_named(
+    theirs: Path, declared: OnnxSettings, classes: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(ModelError, match=message):
-        adopt(theirs, declared, classes=classes, channels=3)
+        adopted_from(theirs, declared, *classes)
 
 
 def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(ModelError, match="it is no ONNX file"):
-        adopt(tmp_path / "text.onnx", OnnxSettings(), classes=2, channels=3)
+        adopted_from(tmp_path / "text.onnx", OnnxSettings())
     with pytest.raises(ModelError, match="no such file"):
-        adopt(tmp_path / "none.onnx", OnnxSettings(), classes=2, channels=3)
+        adopted_from(tmp_path / "none.onnx", OnnxSettings())
     smaller = nn.Sequential(nn.Conv2d(3, 2, 3, stride=2, padding=1))
     path = write(smaller, tmp_path / "small.onnx", (2, 3, 32, 40))
     with pytest.raises(ModelError, match=r"it gives masks of .* they must be equal"):
-        adopt(path, OnnxSettings(), classes=2, channels=3)
+        adopted_from(path, OnnxSettings())
+    above = write(nn.Sequential(nn.Conv2d(3, 1, 1), Above()), tmp_path / "above.onnx", (2, 3, 32, 40))
+    with pytest.raises(ModelError, match=r"is bool, made by Greater, and no float logits; .* by --output"):
+        adopted_from(above, OnnxSettings())
     model = onnx.load(str(path))
     model.opset_import[0].version = 99
     onnx.save(model, str(tmp_path / "new.onnx"))
     with pytest.raises(ModelError, match="it has opset 99, and 21 is the newest here"):
-        adopt(tmp_path / "new.onnx", OnnxSettings(), classes=2, channels=3)
+        adopted_from(tmp_path / "new.onnx", OnnxSettings())
 
 
 def test_the_command(
@@ -243,6 +338,10 @@ def test_the_command(
     assert "x faster than its float parent, mIoU 0." in out
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--mean", "grey")
     assert (status, "'grey' is not numbers with commas between" in " ".join(err.split())) == (2, True)
+    swapped = ("--class-map", "disc, background", "--max-drop", 1)
+    status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "swapped", *normal, *small, *swapped, "--json")
+    assert status == 0
+    assert json.loads(out)["miou_parent"] < 0.2
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")
     assert status == 2
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--std", "0.2,0,1")

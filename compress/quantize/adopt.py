@@ -1,0 +1,169 @@
+"""A float model from elsewhere in the form of ours: uint8 image in, mask and logits out, proven by running it.
+
+N batch, C channels, K classes, H height, W width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from compress.models.contract import LARGEST_MULTIPLE
+from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, known_values, leading_to
+from compress.recipe import OnnxSettings
+from export.errors import BundleError, ModelError, ShapeError
+from export.runtime import IMAGE, LOGITS, MASK, OnnxModel
+from export.to_onnx import MEAN, OPSET, STD
+
+_PREFIX = "model."
+_PIXELS = 255.0
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A graph in our form."""
+
+    model: onnx.ModelProto
+    size_multiple: int
+
+
+def adopt(foreign: Foreign, declared: OnnxSettings, classes: Sequence[str]) -> Adopted:
+    """`foreign` from images to masks of `classes`, whose logits it gives in their order, or as `declared` says.
+
+    A single logit means the second of two. Raises ModelError with everything that does not fit.
+    """
+    problems = list(_misfits(foreign, declared, classes))
+    if problems:
+        raise ModelError(foreign.path, problems)
+    meant = declared.classes or classes
+    model = _in_our_form(foreign, declared, meant, [classes.index(name) for name in meant])
+    counted = "--class-map names" if declared.classes else "without --class-map they are those of classes.json,"
+    multiple = _require_answers(foreign, model, len(meant), f"{counted} {len(meant)}")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(foreign.path, [f"the ONNX checker refuses it: {error}"]) from error
+    return Adopted(model, multiple)
+
+
+def _misfits(foreign: Foreign, declared: OnnxSettings, classes: Sequence[str]) -> Iterator[str]:
+    for name, values in (("--mean", declared.mean), ("--std", declared.std)):
+        if len(values) not in (1, foreign.channels):
+            yield f"{name} has {len(values)} values; give one, or {foreign.channels}"
+    strange = [name for name in declared.classes or () if name not in classes]
+    if strange:
+        yield f"--class-map names {', '.join(strange)}; the classes are {', '.join(classes)}"
+
+
+def _in_our_form(
+    foreign: Foreign, declared: OnnxSettings, meant: Sequence[str], numbers: Sequence[int]
+) -> onnx.ModelProto:
+    """Normalisation by a depthwise convolution: (x / 255 - mean) / std of the normalised image that ours start from.
+
+    `meant` is a class for each logit, and `numbers` are those that masks have for them.
+    """
+    inner = compose.add_prefix(foreign.model, _PREFIX).graph
+    channels = foreign.channels
+    mean, std = (np.broadcast_to(np.array(values, np.float32), channels) for values in (declared.mean, declared.std))
+    constants = {
+        "mean": np.array(MEAN, np.float32),
+        "std": np.array(STD, np.float32),
+        f"{_PREFIX}normalise.weight": (STD / _PIXELS / std).reshape(channels, 1, 1, 1).astype(np.float32),
+        f"{_PREFIX}normalise.bias": ((MEAN / _PIXELS - mean) / std).astype(np.float32),
+    }
+    before = [
+        helper.make_node("Transpose", [IMAGE], ["permute"], perm=TO_NCHW),
+        helper.make_node("Cast", ["permute"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["cast", "mean"], ["sub"]),
+        helper.make_node("Div", ["sub", "std"], ["div"]),
+        helper.make_node("Conv", ["div", *list(constants)[2:]], ["normalised"], group=channels, kernel_shape=[1, 1]),
+    ]
+    entry, found, after = _PREFIX + foreign.image, _PREFIX + foreign.logits, []
+    if foreign.layout == "nhwc":
+        before.append(helper.make_node("Transpose", ["normalised"], [entry], perm=TO_NHWC))
+    else:
+        before[-1].output[0] = entry
+    layout, single = _logits_of(foreign, len(meant))
+    if layout == "nhwc":
+        after.append(helper.make_node("Transpose", [found], ["logits_nchw"], perm=TO_NCHW))
+        found = "logits_nchw"
+    if single:
+        constants["two.weight"] = np.array([0, 1], np.float32).reshape(2, 1, 1, 1)
+        after.append(helper.make_node("Conv", [found, "two.weight"], ["two"], kernel_shape=[1, 1]))
+        found = "two"
+    after.append(helper.make_node("ArgMax", [found], ["argmax"], axis=1, keepdims=0))
+    if list(numbers) == list(range(len(numbers))):
+        after.append(helper.make_node("Cast", ["argmax"], [MASK], to=TensorProto.UINT8))
+    else:
+        constants["classes"] = np.array(numbers, np.uint8)
+        after.append(helper.make_node("Gather", ["classes", "argmax"], [MASK], axis=0))
+    after.append(helper.make_node("Identity", [found], [LOGITS]))
+    nodes = [*before, *inner.node, *after]
+    for index, node in enumerate(nodes):
+        node.name = node.name or f"node_{node.op_type}_{index}"
+    free = ["batch", *(foreign.size or ("height", "width"))]
+    graph = helper.make_graph(
+        leading_to(nodes, {MASK, LOGITS}),
+        "adopted",
+        [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, [*free, channels])],
+        [
+            helper.make_tensor_value_info(MASK, TensorProto.UINT8, free),
+            helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", len(meant), *free[1:]]),
+        ],
+        [*inner.initializer, *(numpy_helper.from_array(array, name) for name, array in constants.items())],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+def _logits_of(foreign: Foreign, count: int) -> tuple[Layout, bool]:
+    """Where the logits have their classes, and whether there is one logit for two classes.
+
+    By their shape, where that can be inferred: some converters turn the input alone.
+    """
+    value = known_values(foreign.model).get(foreign.logits)
+    dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim] if value is not None else []
+    if len(dims) != RANK:
+        return foreign.logits_layout, False
+    for wanted in (count, 1) if count == 2 else (count,):
+        if wanted in (dims[1], dims[3]) and dims[1] != dims[3]:
+            return "nchw" if dims[1] == wanted else "nhwc", wanted != count
+    at = dims[1 if foreign.logits_layout == "nchw" else 3]
+    return foreign.logits_layout, count == 2 and at == 1
+
+
+def _require_answers(foreign: Foreign, model: onnx.ModelProto, classes: int, counted: str) -> int:
+    """What height and width must be multiples of, found by running it; batches of two included."""
+    try:
+        runs = OnnxModel(model.SerializeToString(), threads=1)
+    except BundleError as error:
+        raise ModelError(foreign.path, error.problems) from error
+    multiple, last = 1, "it gives no mask"
+    while multiple <= LARGEST_MULTIPLE:
+        sizes = [foreign.size] if foreign.size else [(3 * multiple, 5 * multiple), (5 * multiple, 3 * multiple)]
+        wrong = [problem for one in sizes if (problem := _wrong(runs, one, foreign.channels, classes, counted))]
+        if not wrong:
+            return multiple
+        last = wrong[0]
+        if foreign.size:
+            break
+        multiple *= 2
+    raise ModelError(foreign.path, [last])
+
+
+def _wrong(model: OnnxModel, size: tuple[int, int], channels: int, classes: int, counted: str) -> str | None:
+    images: NDArray[np.uint8] = np.zeros((2, *size, channels), np.uint8)
+    try:
+        logits = model.logits(images)
+        if logits.ndim != RANK or logits.shape[1] != classes:
+            return f"it gives logits of shape {list(logits.shape)}, one a class is needed: {counted}"
+        mask = model.masks(images)
+    except ShapeError as error:
+        return f"it does not run on two images of {size[0]}x{size[1]}: {error}"
+    if mask.shape != (2, *size):
+        return (
+            f"for images of {size[0]}x{size[1]} it gives masks of {mask.shape[1]}x{mask.shape[2]}; they must be equal"
+        )
+    return None
