@@ -43,9 +43,18 @@ OPTIONS = {
     "prune.whole_parts": ("compress.prune.costs:Parts.of=no parts", "test_costs.py"),
     "prune.sparsity": ("compress.prune.weights:hold_at_zero=none", "test_prune_weights.py"),
     "prune.analysis_images": ("compress.prune.analyze:drawn_by_name=first", "test_analyze.py"),
-    "quantize.calibration=auto": ("compress.quantize.quantize:Workbench.calibration=minmax", "test_quantize.py"),
-    "quantize.mode=qat": ("compress.quantize.quantize:_trained=second", "test_quantize.py"),
-    "quantize.max_drop": ("compress.quantize.quantize:_within=third", "test_quantize.py"),
+    "quantize.calibration=auto": (
+        "compress.quantize.quantize:Workbench.calibration=minmax",
+        "test_quantize.py::test_calibration_is_chosen_once",
+    ),
+    "quantize.mode=qat": (
+        "compress.quantize.quantize:_trained=second",
+        "test_quantize.py::test_training_beats_calibration_where_that_loses",
+    ),
+    "quantize.max_drop": (
+        "compress.quantize.quantize:_within=third",
+        "test_quantize.py::test_the_layers_that_break_int8_stay_in_float",
+    ),
     "prune.finetune.teacher_weight": ("compress.train.objective:distillation=zero", "test_fit.py"),
     "prune.finetune.attention_weight": ("compress.train.objective:distance=nothing apart", "test_objective.py"),
     "the guard against what is no number": ("compress.train.step:Stepper._skip=none", "test_fit_guard.py"),
