@@ -1,6 +1,6 @@
 """The float graph in another form that gives the same answers and that INT8 runs faster."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 from export.latency.graph import attributes
 
 _DEALT = "_dealt"
+_POOLED = "_pooled"
 
 
 def transposed_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -33,6 +34,53 @@ def transposed_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto | None:
     _drop_unread(rewritten.graph)
     del rewritten.graph.value_info[:]
     return rewritten
+
+
+def means_as_pooling(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Means over height and width, each as GlobalAveragePool: the runtime has an integer kernel for the second alone.
+
+    None where there is no such mean. `model` is left as it was.
+    """
+    constants = _constants(model.graph)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in [*inferred.value_info, *inferred.output]}
+    fitting = {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "ReduceMean"
+        and len(node.input) == 2
+        and ranks.get(node.input[0]) == 4
+        and {axis % 4 for axis in constants.get(node.input[1], np.array([])).tolist()} == {2, 3}
+    }
+    if not fitting:
+        return None
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(model)
+    nodes = list(rewritten.graph.node)
+    del rewritten.graph.node[:]
+    for node in nodes:
+        rewritten.graph.node.extend(_pooled(node) if node.output[0] in fitting else [node])
+    _drop_unread(rewritten.graph)
+    return rewritten
+
+
+def _pooled(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    if attributes(node).get("keepdims", 1):
+        return [helper.make_node("GlobalAveragePool", node.input[:1], list(node.output), name=node.name)]
+    between = node.output[0] + _POOLED
+    return [
+        helper.make_node("GlobalAveragePool", node.input[:1], [between], name=node.name),
+        helper.make_node("Flatten", [between], list(node.output), name=node.name + _POOLED),
+    ]
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[np.generic]]:
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        value = attributes(node).get("value") if node.op_type == "Constant" else None
+        if value is not None:
+            stored[node.output[0]] = numpy_helper.to_array(value)
+    return stored
 
 
 def _fits(node: onnx.NodeProto, weights: Mapping[str, NDArray[np.float32]]) -> bool:
@@ -85,3 +133,10 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+REWRITES: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]] = {
+    "transposed convolutions as 1x1 convolutions and DepthToSpace": transposed_as_convolution,
+    "means over height and width as GlobalAveragePool": means_as_pooling,
+}
+"""Each is kept where it measures faster."""

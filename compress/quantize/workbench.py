@@ -17,7 +17,7 @@ from compress.quantize.calibration import METHODS
 from compress.quantize.foreign import read
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantizer
-from compress.quantize.rewrites import transposed_as_convolution
+from compress.quantize.rewrites import REWRITES
 from compress.quantize.source import Source, of_checkpoint, of_onnx
 from compress.recipe import Calibration, OnnxSettings, Recipe
 from compress.steps import StepFolder
@@ -29,7 +29,7 @@ from export.to_onnx import with_outputs
 
 CALIBRATION = "calibration.json"
 CHOICE = "calibration_choice.json"
-REWRITES = "rewrites.json"
+CHOSEN_REWRITES = "rewrites.json"
 REWRITE_ROUNDS = 30
 NOISE_IMAGES = 4
 """On which the noise of layers is measured."""
@@ -121,22 +121,22 @@ class Workbench:
         return list(self._fitted(self._samples()[:NOISE_IMAGES]))
 
     def _graph(self) -> onnx.ModelProto:
-        """What is to be quantized: as it was exported, or an equal form that is faster in INT8 here; decided once."""
+        """What is to be quantized: as it was exported, or in equal forms that are faster in INT8 here; decided once."""
         graph = with_outputs(self._exported, self.recipe.export.outputs)
-        other = transposed_as_convolution(graph) if self.recipe.quantize.rewrites else None
-        if other is None:
-            return graph
-        saved = self.step.decided(REWRITES)
-        if saved is None:
-            taken = self.judge.times(REWRITE_ROUNDS, plain=self._quick(graph), rewritten=self._quick(other))
-            saved = {name: samples.median for name, samples in taken.items()}
-            write_json(self.step.path / REWRITES, saved)
-        kept = saved["rewritten"] < saved["plain"]
-        say(
-            f"transposed convolutions as 1x1 convolutions and DepthToSpace: {saved['rewritten']:.2f} ms instead of "
-            f"{saved['plain']:.2f} ms in INT8, {'kept' if kept else 'not kept'}"
-        )
-        return other if kept else graph
+        saved = self.step.decided(CHOSEN_REWRITES) or {}
+        for what, rewrite in REWRITES.items() if self.recipe.quantize.rewrites else ():
+            other = rewrite(graph)
+            if other is None:
+                continue
+            if what not in saved:
+                taken = self.judge.times(REWRITE_ROUNDS, plain=self._quick(graph), rewritten=self._quick(other))
+                saved[what] = {name: samples.median for name, samples in taken.items()}
+                write_json(self.step.path / CHOSEN_REWRITES, saved)
+            plain, rewritten = saved[what]["plain"], saved[what]["rewritten"]
+            kept = rewritten < plain
+            say(f"{what}: {rewritten:.2f} ms instead of {plain:.2f} ms in INT8, {'kept' if kept else 'not kept'}")
+            graph = other if kept else graph
+        return graph
 
     def _quick(self, graph: onnx.ModelProto) -> OnnxModel:
         """In INT8 with any ranges: time does not depend on them."""

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -21,7 +22,7 @@ from support.recipes import TINY_SETTINGS
 from compress.quantize import quantize
 from compress.quantize.ptq import Quantizer, with_quantized_logits
 from compress.quantize.qat import QuantizedNetwork
-from compress.quantize.rewrites import transposed_as_convolution
+from compress.quantize.rewrites import means_as_pooling, transposed_as_convolution
 from compress.recipe import Recipe
 from export.bundle import verify
 from export.images import U8
@@ -148,6 +149,48 @@ def test_what_deals_out_has_the_scale_of_what_it_reads_in_training_too() -> None
     dealt = next(node for node in made.graph.graph.node if node.op_type == "DepthToSpace")
     read = dealt.input[0].removesuffix("_DequantizeLinear_Output")
     assert network.scale_of(dealt.output[0]) is network.scale_of(read)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize(("axes", "pooled"), [([2, 3], True), ([-1, -2], True), ([1, 2], False), ([3], False)])
+@pytest.mark.parametrize("stored", ["initializer", "constant"])
+def test_a_mean_over_the_map_is_a_pooling(keepdims: int, axes: list[int], pooled: bool, stored: str) -> None:
+    tensor = numpy_helper.from_array(np.array(axes, np.int64), "axes")
+    node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], name="mean", keepdims=keepdims)
+    before = [helper.make_node("Relu", ["images"], ["x"])]
+    if stored == "constant":
+        before.append(helper.make_node("Constant", [], ["axes"], value=tensor))
+    graph = helper.make_graph(
+        [*before, node],
+        "mean",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * (4 if keepdims else 4 - len(axes)))],
+        [tensor] if stored == "initializer" else [],
+    )
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    other = means_as_pooling(plain)
+    assert (other is not None) == pooled
+    if other is not None:
+        onnx.checker.check_model(other, full_check=True)
+        assert "ReduceMean" not in {node.op_type for node in other.graph.node}
+        images = np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32)
+        found, expected = (ReferenceEvaluator(model).run(None, {"images": images})[0] for model in (other, plain))
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_by_channel_is_in_integers() -> None:
+    graph = with_outputs(exported(random_unet(squeeze_excite=True)), "mask")
+    other = means_as_pooling(graph)
+    assert other is not None
+    assert Quantizer(graph, pictures(), target="vnni").quantized("minmax").float_layers
+    made = Quantizer(other, pictures(), target="vnni").quantized("minmax")
+    assert made.float_layers == ()
+    x = np.stack(list(pictures()))
+    agreed = OnnxModel(made.graph.SerializeToString()).masks(x) == OnnxModel(graph.SerializeToString()).masks(x)
+    assert agreed.mean() > 0.9
+    logits = QuantizedNetwork(made.graph, made.parent)(torch.from_numpy((x - 128.0) / 128).float().permute(0, 3, 1, 2))
+    assert (logits.argmax(1).numpy() == OnnxModel(made.graph.SerializeToString()).masks(x)).mean() > 0.95
 
 
 @pytest.mark.parametrize("rewritten_ms", [4.0, 6.0])
