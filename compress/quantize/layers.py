@@ -7,8 +7,10 @@ import onnx
 
 from export.latency.graph import layer_name
 
-OPERATORS = ("Conv", "ConvTranspose", "AveragePool", "Concat", "Add", "Mul")
-"""With a scale of their own. What pools or resizes has that of its input, and an activation goes with its layer."""
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+OPERATORS = (*_WEIGHTED, "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Concat", "Add", "Mul")
+"""With a scale of their own. What pools by maximum, resizes or turns has that of its input, and an activation that only
+cuts goes with its layer."""
 _ACTIVATIONS = ("Relu", "Clip")
 
 
@@ -33,7 +35,7 @@ class Layer:
 
 
 def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """The layers of a float graph, in its order."""
+    """The layers of a float graph whose types are inferred, in its order; sums over sizes of tensors are none."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -45,8 +47,9 @@ def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
 
 def _layers(graph: onnx.GraphProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> Iterator[Layer]:
     weights = {tensor.name for tensor in graph.initializer}
+    counts = {value.name for value in graph.value_info if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT}
     for node in graph.node:
-        if node.op_type in OPERATORS:
+        if node.op_type in OPERATORS and node.output[0] not in counts:
             after = readers.get(node.output[0], ())
             with_it = after if len(after) == 1 and after[0].op_type in _ACTIVATIONS else ()
             nodes = (node, *with_it)
@@ -67,5 +70,7 @@ def _readers(tensor: str, readers: Mapping[str, Sequence[onnx.NodeProto]], names
 
 
 def _name(node: onnx.NodeProto, weights: set[str]) -> str:
-    has_weight = node.op_type in ("Conv", "ConvTranspose") and node.input[1] in weights
-    return layer_name(node.input[1]) if has_weight else str(node.name)
+    has_weight = node.op_type in _WEIGHTED and node.input[1] in weights
+    # The exporter turns the weight of a matrix product, and leaves it no name of its own then.
+    named = has_weight and (node.op_type in ("Conv", "ConvTranspose") or node.input[1].endswith(".weight"))
+    return layer_name(node.input[1]) if named else str(node.name)

@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from support.networks import exported, random_unet
+from support.networks import Mixer, exported, random_unet, randomised
 
 from compress.quantize import ptq
 from compress.quantize.door import normalised_tensor, remove_door
 from compress.quantize.ptq import Quantized, Quantizer, Target, seven_bits, with_quantized_logits
 from export.errors import WorkFailedError
 from export.images import U8
+from export.manifest import FloatLayer
 from export.parity import batches, int8_parity
 from export.runtime import OnnxModel, optimised_graph
 from export.to_onnx import Outputs, with_outputs
@@ -80,6 +81,41 @@ def test_what_stays_in_float_is_named(architecture: dict[str, Any], operator: st
     assert [layer.reason for layer in made.float_layers] == [f"no integer kernel for {operator} here"] * count
     names = {node.name for node in made.graph.graph.node if node.op_type == operator}
     assert {layer.layer for layer in made.float_layers} == names
+
+
+def test_matrix_products_are_in_integers() -> None:
+    """Those over channels and over pixels; sizes, which are multiplied and concatenated too, are no layers."""
+    graph = with_outputs(exported(randomised(Mixer())), "mask")
+    quantizer = Quantizer(graph, pictures(4), target="vnni")
+    made = quantizer.quantized("minmax")
+    found = operators(optimised_graph(made.graph.SerializeToString()))
+    assert (found["QLinearMatMul"], found["QGemm"], found["QLinearLeakyRelu"]) == (7, 2, 1)
+    assert not {"MatMul", "Gemm", "FusedGemm", "LeakyRelu"} & found.keys()
+    assert {layer.reason.split()[-2] for layer in made.float_layers} == {"ReduceMean", "Div", "Softmax"}
+    kinds = Counter(layer.operator for layer in quantizer.layers)
+    assert kinds == {"Conv": 2, "Gemm": 2, "MatMul": 7, "Add": 7, "Mul": 1, "LeakyRelu": 1, "Sigmoid": 1}
+    assert {"stem.0", "gate.0", "gate.2", "head"} < {layer.name for layer in quantizer.layers}
+    model = OnnxModel(made.graph.SerializeToString(), threads=1)
+    images = np.stack(list(pictures(4)))
+    agreed = model.masks(images) == OnnxModel(graph.SerializeToString(), threads=1).masks(images)
+    assert agreed.mean() > 0.9
+    for batch, height, width in ((1, 4, 4), (3, 20, 12)):
+        assert model.masks(images[:1, :height, :width].repeat(batch, 0)).shape == (batch, height, width)
+
+
+@pytest.mark.parametrize(
+    ("layer", "operator", "left"),
+    [
+        ("gate.0", "QGemm", 1),
+        ("node_matmul", "QLinearMatMul", 6),
+        ("head", "QLinearConv", 1),
+    ],
+)
+def test_each_kind_of_layer_may_stay_in_float(layer: str, operator: str, left: int) -> None:
+    quantizer = Quantizer(with_outputs(exported(randomised(Mixer())), "mask"), pictures(4), target="vnni")
+    made = quantizer.quantized("minmax", {layer: "to see"})
+    assert made.float_layers[0] == FloatLayer(layer=layer, reason="to see")
+    assert operators(optimised_graph(made.graph.SerializeToString()))[operator] == left
 
 
 def test_the_image_goes_into_the_first_convolution_as_it_is(int8: Quantized) -> None:

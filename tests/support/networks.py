@@ -72,6 +72,29 @@ class Mobile(nn.Module):
         return out
 
 
+class Mixer(nn.Module):
+    """Matrix products over the channels of each pixel and over all pixels, an activation that bends, and a gate."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.size_multiple = 4
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 4, stride=4), nn.LeakyReLU(0.1))
+        self.gate = nn.Sequential(nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, width), nn.Sigmoid())
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        self.head = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        x = self.stem(image_NCHW)
+        x = x * self.gate(x.mean((2, 3)))[:, :, None, None]
+        pixels = x.flatten(2).transpose(1, 2)
+        seen = torch.softmax(self.query(pixels) @ self.key(pixels).transpose(1, 2) / 4, -1)
+        pixels = pixels + seen @ self.value(pixels)
+        pixels = pixels + self.mix(pixels)
+        out: Tensor = self.head(pixels.transpose(1, 2).reshape(x.shape))
+        return nn.functional.interpolate(out, scale_factor=4.0, mode="nearest")
+
+
 def exported(network: nn.Module, *, channels: int = 1, size_multiple: int | None = None) -> onnx.ModelProto:
     """What `export_onnx` gives for `network`, with mask and logits. An export takes seconds, so each is done once."""
     with TemporaryDirectory() as folder:

@@ -172,6 +172,11 @@ class QuantizedNetwork(nn.Module):
         array = self._tensors.get(name)
         if array is None:
             return
+        if self._tensors[scale].ndim == 0:
+            # What an activation is added to or multiplied by has its range, is on its grid, and is not trained.
+            steps = array.astype(np.float32) - self._tensors[node.input[2]].astype(np.float32)
+            self._constant(name, steps * self._tensors[scale])
+            return
         parameter = self._parameter(name.removesuffix(_QUANTIZED))
         if array.dtype == np.int32:
             reader = next(reader for reader in self._model.graph.node if node.output[0] in reader.input)
@@ -191,8 +196,11 @@ class QuantizedNetwork(nn.Module):
         if node.op_type in _LAYERS and place and array.dtype == np.float32:
             self._parameter(name)
         elif name not in self._constants:
-            self._constants[name] = f"constant_{len(self._constants)}"
-            self.register_buffer(self._constants[name], _tensor(array), persistent=False)
+            self._constant(name, array)
+
+    def _constant(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        self._constants[name] = f"constant_{len(self._constants)}"
+        self.register_buffer(self._constants[name], _tensor(array), persistent=False)
 
     def _parameter(self, name: str) -> int:
         if name not in self._parameters_by_name:

@@ -157,6 +157,10 @@ def _gather(values: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
     return taken.reshape(*values.shape[:axis], *index.shape, *values.shape[axis + 1 :])
 
 
+def _squeeze(values: Tensor, axes: Tensor | None = None) -> Tensor:
+    return values.squeeze() if axes is None else values.squeeze(tuple(axes.tolist()))
+
+
 def _unsqueeze(values: Tensor, axes: Tensor) -> Tensor:
     for axis in sorted(axes.tolist()):
         values = values.unsqueeze(axis)
@@ -184,6 +188,11 @@ def _cast(values: Tensor, *, to: int, **_: Any) -> Tensor:
     return values if values.is_floating_point() else values.float()
 
 
+def _div(left: Tensor, right: Tensor) -> Tensor:
+    """Of sizes without a remainder."""
+    return left / right if left.is_floating_point() else torch.div(left, right, rounding_mode="trunc")
+
+
 def _shape(values: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
     return torch.tensor(values.shape[start:end], dtype=torch.int64)
 
@@ -197,7 +206,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "DepthToSpace": _depth_to_space,
-    "Div": torch.div,
+    "Div": _div,
     "Flatten": lambda values, axis=1: values.reshape(math.prod(values.shape[:axis]), -1),
     "Gather": _gather,
     "Gemm": _gemm,
@@ -220,6 +229,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Softmax": lambda values, axis=-1: torch.softmax(values, axis),
     "SpaceToDepth": _space_to_depth,
     "Sqrt": torch.sqrt,
+    "Squeeze": _squeeze,
     "Sub": torch.sub,
     "Tanh": torch.tanh,
     "Transpose": lambda values, perm: values.permute(perm),
