@@ -113,6 +113,7 @@ class _Comparison:
                         how=how,
                         widths=kept,
                         importance_lost=self._lost(plan) / self._lost(None),
+                        damage=self._by_macs.loss(kept),
                         macs=round(self._by_macs.time(kept)),
                         latency_ms=taken[name],
                         speedup=dense / taken[name].p50,

@@ -31,10 +31,12 @@ def test_every_way_is_carried_out_and_timed(tmp_path: Path) -> None:
     assert list(by_name) == ["dense", "latency table", "MACs", "one threshold", "same share"]
     dense, table, macs = (by_name[name] for name in ("dense", "latency table", "MACs"))
     assert dense.widths == Dependencies(checkpoint.load(made.path).network(), 1).widths()
-    assert (dense.speedup, dense.speedup_predicted, dense.importance_lost) == (1.0, 1.0, 0.0)
+    assert (dense.speedup, dense.speedup_predicted, dense.importance_lost, dense.damage) == (1.0, 1.0, 0.0, 0.0)
     assert table.speedup_predicted >= 1.2
-    # No more lost for fewer multiplications, or just as many.
-    assert macs.importance_lost <= table.importance_lost + 1e-6
+    # No more damage for fewer multiplications, or just as many.
+    assert macs.damage is not None
+    assert table.damage is not None
+    assert macs.damage <= table.damage + 1e-6
     assert macs.macs <= table.macs
     for choice in report.choices:
         assert len(choice.latency_ms.samples) == 3

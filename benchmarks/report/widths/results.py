@@ -17,6 +17,8 @@ class Choice(Part):
     """Channels that stay, by the first layer of each group."""
     importance_lost: float
     """Share of the importance of all channels."""
+    damage: float | None = None
+    """What a search of widths makes small: `Scores.damage`, summed over the groups; None in reports from before."""
     macs: int
     """Multiply-accumulates of the convolutions that the latency table knows."""
     latency_ms: Latency

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.report.markdown import code_lines, escaped, table_lines
 from benchmarks.report.table import Table
 from benchmarks.report.widths.results import Choice, WidthsReport
-from benchmarks.report.words import machine_facts, millions, miou, number, percent, threads, times
+from benchmarks.report.words import DASH, machine_facts, millions, miou, number, percent, threads, times
 from benchmarks.report.write import JSON, MARKDOWN
 from export.files import make_folder, write_atomic, write_json
 
@@ -23,10 +23,11 @@ def summary(report: WidthsReport) -> Table:
             f"{times(choice.speedup_predicted)} ({percent(error)})",
             millions(choice.macs),
             percent(choice.importance_lost),
+            DASH if choice.damage is None else number(choice.damage),
             miou(choice.miou),
         )
 
-    headers = ("widths by", "p50 ms", "speed-up", "foretold", "MMACs", "importance lost", "val mIoU, not fine-tuned")
+    headers = ("widths by", "p50 ms", "speed-up", "foretold", "MMACs", "importance lost", "damage", "val mIoU, not fine-tuned")
     size = f"{report.height}x{report.width}"
     caption = f"{report.precision}, {threads(report.threads)}, batch 1, {size}; foretold by the latency table (error)"
     return Table(caption, headers, tuple(map(row, report.choices)))
