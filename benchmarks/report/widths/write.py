@@ -27,7 +27,16 @@ def summary(report: WidthsReport) -> Table:
             miou(choice.miou),
         )
 
-    headers = ("widths by", "p50 ms", "speed-up", "foretold", "MMACs", "importance lost", "damage", "val mIoU, not fine-tuned")
+    headers = (
+        "widths by",
+        "p50 ms",
+        "speed-up",
+        "foretold",
+        "MMACs",
+        "importance lost",
+        "damage",
+        "val mIoU, not fine-tuned",
+    )
     size = f"{report.height}x{report.width}"
     caption = f"{report.precision}, {threads(report.threads)}, batch 1, {size}; foretold by the latency table (error)"
     return Table(caption, headers, tuple(map(row, report.choices)))
