@@ -148,6 +148,8 @@ def test_the_command(
     trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["compress", "quantize", trained.path, "--data", discs, "--out", tmp_path / "out", "--analyze"]
+    # Headers are cut on a terminal that is too narrow for what was measured.
+    monkeypatch.setenv("COLUMNS", "140")
 
     def call(*more: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", [*map(str, words), "--set", "quantize.calibration=minmax", *more])
