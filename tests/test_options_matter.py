@@ -47,6 +47,10 @@ OPTIONS = {
         "compress.quantize.quantize:Workbench.calibration=minmax",
         "test_quantize.py::test_calibration_is_chosen_once",
     ),
+    "quantize.rewrites": (
+        "compress.quantize.quantize:Workbench.shipped=second",
+        "test_rewrites.py::test_the_faster_form_leaves",
+    ),
     "quantize.mode=qat": (
         "compress.quantize.quantize:_trained=second",
         "test_quantize.py::test_training_beats_calibration_where_that_loses",

@@ -9,7 +9,9 @@ from typing import Literal
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quant_pre_process
+from onnxruntime.quantization.operators.direct_q8 import QDQDirect8BitOp
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.registry import QDQRegistry
 
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
@@ -44,8 +46,13 @@ OP_TYPES = (
     "Unsqueeze",
     "Transpose",
     "ArgMax",
+    "DepthToSpace",
+    "Slice",
 )
 """What the runtime has integer kernels for; other operators stay in float."""
+
+# The library knows no DepthToSpace; like Slice it only moves values, at the scale that they have.
+QDQRegistry["DepthToSpace"] = QDQDirect8BitOp
 
 _LAYOUT = frozenset({"Transpose", "Cast", "ReorderInput", "ReorderOutput"})
 _BLOCKED = "_nchwc"
@@ -110,7 +117,6 @@ class Quantizer:
         quantizer.quantize_model()
         graph: onnx.ModelProto = quantizer.model.model
         remove_door(graph)
-        _share_scales(graph.graph)
         quantizer.model.topological_sort()
         # Shapes that were inferred before the edit may no longer be true.
         del graph.graph.value_info[:]
@@ -137,18 +143,6 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
         both.graph.node.append(onnx.helper.make_node("Identity", [argmax.input[0]], [LOGITS], name="logits_of_argmax"))
         both.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
     return both, step
-
-
-def _share_scales(graph: onnx.GraphProto) -> None:
-    """What only deals values out has the scale of what it reads, by name, so that training cannot part them."""
-    quantizers = {node.input[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
-    makers = {node.output[0]: node for node in graph.node}
-    for node in graph.node:
-        if node.op_type == "DepthToSpace" and node.output[0] in quantizers:
-            read, given = makers[node.input[0]], quantizers[node.output[0]]
-            if read.op_type == "DequantizeLinear":
-                for other in (given, *(one for one in graph.node if given.output[0] in one.input)):
-                    other.input[1:3] = read.input[1:3]
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:

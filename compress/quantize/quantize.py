@@ -87,17 +87,18 @@ def _quantize(
     judge, settings = bench.judge, recipe.quantize
     if not settings.force:
         # Time does not depend on ranges, so this is known before anything that takes long.
-        quick = model_of(bench.quantizer.quantized("minmax").graph)
+        quick = model_of(bench.shipped(bench.quantizer.quantized("minmax").graph))
         _require_gain(step.scratch("quick"), judge, quick)
     made = _calibrated(bench)
     if settings.mode == "qat":
         made = _trained(bench, made)
     made = _within(budget, bench, made)
-    onnx.save(made.quantized.graph, str(step.path / bundle.MODEL))
+    graph = bench.shipped(made.quantized.graph)
+    onnx.save(graph, str(step.path / bundle.MODEL))
     child = OnnxModel(step.path / bundle.MODEL)
     latency = _latency(step, judge, child) if settings.force else _require_gain(step, judge, child)
     images, whence = parity_images(dataset, source.card)
-    as_written, logit_step = with_quantized_logits(made.quantized.graph)
+    as_written, logit_step = with_quantized_logits(graph)
     multiple = source.card.size_multiple
     parity = int8_parity(
         child,

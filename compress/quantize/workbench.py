@@ -17,20 +17,17 @@ from compress.quantize.calibration import METHODS
 from compress.quantize.foreign import read
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantizer
-from compress.quantize.rewrites import REWRITES
+from compress.quantize.rewrites import Rewriter
 from compress.quantize.source import Source, of_checkpoint, of_onnx
 from compress.recipe import Calibration, OnnxSettings, Recipe
 from compress.steps import StepFolder
 from export.errors import UsageError
 from export.files import write_json
 from export.images import U8, Geometry
-from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
 
 CALIBRATION = "calibration.json"
 CHOICE = "calibration_choice.json"
-CHOSEN_REWRITES = "rewrites.json"
-REWRITE_ROUNDS = 30
 NOISE_IMAGES = 4
 """On which the noise of layers is measured."""
 
@@ -120,28 +117,23 @@ class Workbench:
         """Some of the calibration list, as the model is given them."""
         return list(self._fitted(self._samples()[:NOISE_IMAGES]))
 
-    def _graph(self) -> onnx.ModelProto:
-        """What is to be quantized: as it was exported, or in equal forms that are faster in INT8 here; decided once."""
-        graph = with_outputs(self._exported, self.recipe.export.outputs)
-        saved = self.step.decided(CHOSEN_REWRITES) or {}
-        for what, rewrite in REWRITES.items() if self.recipe.quantize.rewrites else ():
-            other = rewrite(graph)
-            if other is None:
-                continue
-            if what not in saved:
-                taken = self.judge.times(REWRITE_ROUNDS, plain=self._quick(graph), rewritten=self._quick(other))
-                saved[what] = {name: samples.median for name, samples in taken.items()}
-                write_json(self.step.path / CHOSEN_REWRITES, saved)
-            plain, rewritten = saved[what]["plain"], saved[what]["rewritten"]
-            kept = rewritten < plain
-            say(f"{what}: {rewritten:.2f} ms instead of {plain:.2f} ms in INT8, {'kept' if kept else 'not kept'}")
-            graph = other if kept else graph
-        return graph
+    def shipped(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+        """What leaves of the INT8 graph `graph`: the same integers, by the operators that are fastest here."""
+        return self._rewriter.of_integers(graph) if self.recipe.quantize.rewrites else graph
 
-    def _quick(self, graph: onnx.ModelProto) -> OnnxModel:
-        """In INT8 with any ranges: time does not depend on them."""
+    def _graph(self) -> onnx.ModelProto:
+        """What is to be quantized: as it was exported, or in equal forms that are faster in INT8 here."""
+        graph = with_outputs(self._exported, self.recipe.export.outputs)
+        return self._rewriter.of_float(graph) if self.recipe.quantize.rewrites else graph
+
+    @cached_property
+    def _rewriter(self) -> Rewriter:
+        return Rewriter(self.step, self.judge, self._quick, self.source.card.size_multiple)
+
+    def _quick(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+        """In INT8 with any ranges."""
         images = iter(self._fitted(self._samples()[:1]))
-        return model_of(Quantizer(graph, images, target=self.recipe.quantize.target).quantized("minmax").graph)
+        return Quantizer(graph, images, target=self.recipe.quantize.target).quantized("minmax").graph
 
     @cached_property
     def _exported(self) -> onnx.ModelProto:

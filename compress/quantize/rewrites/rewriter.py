@@ -1,0 +1,113 @@
+"""Takes graphs through their rewrites, by the clock, and remembers what was decided."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from typing import Any
+
+import onnx
+
+from compress.progress import say
+from compress.quantize.judge import Judge, model_of
+from compress.quantize.rewrites.choose import faster_places, fastest, formed, gains, integer_forms, named
+from compress.quantize.rewrites.means import means_as_pooling
+from compress.quantize.rewrites.subpixel import SubPixel
+from compress.quantize.rewrites.transposed import transposed_as_convolution
+from compress.steps import StepFolder
+from export.files import write_json
+
+DECIDED = "rewrites.json"
+ROUNDS = 30
+
+WHOLE: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]] = {
+    "transposed convolutions as 1x1 convolutions and DepthToSpace": transposed_as_convolution,
+    "means over height and width as GlobalAveragePool": means_as_pooling,
+}
+"""Of a float graph, at all its places or at none."""
+FORMS = "operators between integers in other forms"
+
+
+class Rewriter:
+    """Every decision is saved in the folder of the step as it is taken, and told in a line with both times."""
+
+    def __init__(
+        self, step: StepFolder, judge: Judge, int8: Callable[[onnx.ModelProto], onnx.ModelProto], multiple: int
+    ) -> None:
+        """`int8` makes an INT8 graph of a float one, with any ranges: time does not depend on them. `multiple`: of the
+        height and width of images."""
+        self._step = step
+        self._judge = judge
+        self._int8 = int8
+        self._forms = integer_forms(multiple)
+        self._decided: dict[str, dict[str, Any]] = step.decided(DECIDED) or {}
+        self._made: dict[bytes, onnx.ModelProto] = {}
+
+    def of_float(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+        """What is to be quantized: `graph`, or an equal form of it that is faster in INT8 here."""
+        for what, rewrite in WHOLE.items():
+            other = rewrite(graph)
+            if other is not None and self._kept(what, graph, other):
+                graph = other
+        form = SubPixel()
+        places = form.places(graph)
+        if not places:
+            return graph
+        graph = named(graph)
+        saved = self._decided.get(form.name)
+        worth = saved["places"] if saved else self._worth_it(form, graph, places)
+        if not worth:
+            self._save(form.name, {"places": [], "kept": False})
+            return graph
+        other = form.apply(graph, worth)
+        return other if self._kept(form.name, graph, other, places=worth) else graph
+
+    def of_integers(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+        """What leaves of the INT8 graph `graph`: the same integers, computed in the forms that are fastest here."""
+        saved = self._decided.get(FORMS)
+        if saved is None:
+            chosen = fastest(graph, self._forms, self._judge.kernel_times)
+            saved = {"places": chosen, "kept": False}
+            if chosen:
+                saved |= self._timed(graph, formed(graph, chosen, self._forms))
+            self._save(FORMS, saved)
+            if chosen:
+                count = Counter(chosen.values())
+                _tell(f"{FORMS} ({', '.join(f'{name}: {n}' for name, n in count.items())})", saved)
+        return formed(graph, saved["places"], self._forms) if saved["kept"] else graph
+
+    def _worth_it(self, form: SubPixel, graph: onnx.ModelProto, places: Mapping[str, tuple[str, ...]]) -> list[str]:
+        """The places where the form saves time, each side in the forms of integers that are fastest for it."""
+        graphs = {"plain": self._best(graph), "other": self._best(form.apply(graph, places))}
+        times = self._judge.kernel_times(graphs)
+        return faster_places(times["plain"], times["other"], places)
+
+    def _kept(self, what: str, plain: onnx.ModelProto, other: onnx.ModelProto, **more: Any) -> bool:
+        saved = self._decided.get(what)
+        if saved is None:
+            saved = {**more, **self._timed(self._best(plain), self._best(other))}
+            self._save(what, saved)
+        _tell(what, saved)
+        return bool(saved["kept"])
+
+    def _timed(self, plain: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, Any]:
+        """Both INT8 graphs in one run."""
+        taken = self._judge.times(ROUNDS, plain=model_of(plain), rewritten=model_of(other))
+        times = {name: samples.median for name, samples in taken.items()}
+        return {**times, "kept": gains(taken["plain"], taken["rewritten"])}
+
+    def _best(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+        """Of a float graph, in INT8 and in the fastest forms."""
+        key = sha256(graph.SerializeToString(deterministic=True)).digest()
+        if key not in self._made:
+            made = self._int8(graph)
+            self._made[key] = formed(made, fastest(made, self._forms, self._judge.kernel_times), self._forms)
+        return self._made[key]
+
+    def _save(self, what: str, decision: dict[str, Any]) -> None:
+        self._decided[what] = decision
+        write_json(self._step.path / DECIDED, self._decided)
+
+
+def _tell(what: str, saved: Mapping[str, Any]) -> None:
+    kept = "kept" if saved["kept"] else "not kept"
+    say(f"{what}: {saved['rewritten']:.2f} ms instead of {saved['plain']:.2f} ms in INT8, {kept}")
