@@ -89,6 +89,12 @@ class Editor:
         return next(i for i, other in enumerate(self.nodes) if other is node)
 
 
+def suffixed(tensor: str, suffix: str) -> str:
+    """A name beside `tensor`, which others may still read, by which the layer is known as the exporter names weights."""
+    stem, dot, kind = tensor.rpartition(".")
+    return f"{stem}{suffix}{dot}{kind}"
+
+
 def viewed(editor: Editor, source: str, target: str, channels: int, name: str) -> list[onnx.NodeProto]:
     """Nodes that make `target` of `source` NCHW: the same values in rows of pixels with `channels` each.
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from compress.quantize.rewrites.edit import Array, Editor
+from compress.quantize.rewrites.edit import Array, Editor, suffixed
 from compress.quantize.rewrites.repeated import enlarged
 from export.latency.graph import attributes
 
@@ -116,8 +116,8 @@ def _split(editor: Editor, place: _Place) -> None:
     if len(place.others) > 1:
         others = f"{node.output[0]}_others"
         new.append(helper.make_node("Concat", list(place.others), [others], f"{rest}/concat", axis=1))
-    weight_up = editor.add(_phases(weight[:, start:end]), _named(node.input[1], _UP))
-    weight_beside = editor.add(beside, _named(node.input[1], _BESIDE))
+    weight_up = editor.add(_phases(weight[:, start:end]), suffixed(node.input[1], _UP))
+    weight_beside = editor.add(beside, suffixed(node.input[1], _BESIDE))
     one = editor.add(np.array([1, 1]), f"{up}/one")
     minus_one = editor.add(np.array([-1, -1]), f"{up}/minus_one")
     axes = editor.add(np.array([2, 3]), f"{up}/axes")
@@ -142,9 +142,3 @@ def _phases(weight: Array) -> Array:
     even = np.stack([rows[..., 0], rows[..., 1] + rows[..., 2]], axis=-1)
     phases = np.stack([odd, even], axis=1)  # [row, column, out, in, 2, 2]
     return phases.reshape(-1, *phases.shape[3:])
-
-
-def _named(weight: str, suffix: str) -> str:
-    """After the layer that it is a part of, as the exporter names weights."""
-    stem, dot, kind = weight.rpartition(".")
-    return f"{stem}{suffix}{dot}{kind}"

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from compress.quantize.rewrites.edit import Editor
+from compress.quantize.rewrites.edit import Editor, suffixed
 from export.latency.graph import attributes
 
 _DEALT = "_dealt"
@@ -47,10 +47,10 @@ def _dealt(editor: Editor, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     weight = editor.constants[node.input[1]]  # [in, out, kernel, kernel]
     width, kernel = weight.shape[1:3]
     as_1x1 = weight.transpose(2, 3, 1, 0).reshape(kernel * kernel * width, -1, 1, 1)
-    inputs = [node.input[0], editor.add(as_1x1, _named(node.input[1]))]
+    inputs = [node.input[0], editor.add(as_1x1, suffixed(node.input[1], _DEALT))]
     if len(node.input) == 3 and node.input[2]:
         bias = np.tile(editor.constants[node.input[2]], kernel * kernel)
-        inputs.append(editor.add(bias, _named(node.input[2])))
+        inputs.append(editor.add(bias, suffixed(node.input[2], _DEALT)))
     between = node.output[0] + _DEALT
     return [
         helper.make_node("Conv", inputs, [between], name=node.name, kernel_shape=[1, 1]),
@@ -58,9 +58,3 @@ def _dealt(editor: Editor, node: onnx.NodeProto) -> list[onnx.NodeProto]:
             "DepthToSpace", [between], list(node.output), name=node.name + _DEALT, blocksize=kernel, mode="DCR"
         ),
     ]
-
-
-def _named(tensor: str) -> str:
-    """Beside `tensor`, which others may still read, so that the layer is known by it."""
-    stem, dot, kind = tensor.rpartition(".")
-    return f"{stem}{_DEALT}{dot}{kind}"
