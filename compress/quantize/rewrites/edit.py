@@ -90,7 +90,7 @@ class Editor:
 
 
 def suffixed(tensor: str, suffix: str) -> str:
-    """A name beside `tensor`, which others may still read, by which the layer is known as the exporter names weights."""
+    """A name beside `tensor`, which others may still read; the layer is known by it, as the exporter names weights."""
     stem, dot, kind = tensor.rpartition(".")
     return f"{stem}{suffix}{dot}{kind}"
 
