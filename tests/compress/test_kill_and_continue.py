@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from support.datasets import write_dataset
 
-# State is saved after every step here, so that a kill in the middle of a short training has something to resume.
+# State is saved after every step here, so that a kill in the middle of a short training has something to resume. Equal
+# forms are chosen by the clock, which two runs do not share.
 PROGRAM = """
 from compress.train import state
 state.SECONDS_BETWEEN_SAVES, state.SHARE_OF_THE_TIME = 0.0, float("inf")
@@ -34,6 +35,7 @@ batch_size = 4
 [quantize]
 calibration_images = 4
 max_drop = 1.0
+rewrites = false
 [bench]
 rounds = 3
 threads = 1

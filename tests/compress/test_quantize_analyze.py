@@ -152,7 +152,8 @@ def test_the_command(
     monkeypatch.setenv("COLUMNS", "140")
 
     def call(*more: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", [*map(str, words), "--set", "quantize.calibration=minmax", *more])
+        settings = ["--set", "quantize.calibration=minmax", "--set", "quantize.rewrites=false"]
+        monkeypatch.setattr("sys.argv", [*map(str, words), *settings, *more])
         with pytest.raises(SystemExit) as leaving:
             main()
         return int(leaving.value.code or 0), *capfd.readouterr()
