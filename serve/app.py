@@ -8,6 +8,8 @@ from fastapi import FastAPI
 
 from export.machine import library_versions
 from serve import openapi, pages, problems, routes_image, routes_service
+from serve.access import Access
+from serve.keys import load_keys
 from serve.middleware import RequestEnvelope
 from serve.predictor import Predictor, open_bundles
 from serve.service import Service
@@ -20,9 +22,10 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     Bundles are verified here, golden answers included; the models are run once on every worker when the
     application starts, and only then does it say that it is ready.
 
-    Raises BundleError with all that is wrong, UsageError when two models have one name.
+    Raises BundleError with all that is wrong, UsageError when two models have one name or for a bad file of keys.
     """
     settings = settings or ServeSettings()
+    keyring = load_keys(settings.api_keys) if settings.api_keys else None
     service = Service(_predictors(models, settings), settings)
 
     @asynccontextmanager
@@ -46,7 +49,9 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     problems.install(app)
     for router in (routes_image.router, routes_service.router, pages.router):
         app.include_router(router)
-    openapi.install(app)
+    openapi.install(app, with_keys=keyring is not None)
+    if keyring is not None:
+        app.add_middleware(Access, keyring=keyring, metrics=service.metrics)
     app.add_middleware(RequestEnvelope, lifecycle=service.lifecycle)
     return app
 

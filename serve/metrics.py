@@ -109,6 +109,10 @@ class Metrics:
             if reason:
                 self._errors.labels(model, reason).inc()
 
+    def refused(self, model: str, reason: str) -> None:
+        """Count a request that was turned away before any route saw it."""
+        self._errors.labels(model, reason).inc()
+
     def stages(self, model: str) -> "Stages":
         """Timers of one request for `model`."""
         return Stages(lambda stage, seconds: self._stage.labels(model, stage).observe(seconds))

@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serve.access import OPEN
 from serve.answers import Segmentation
 from serve.problems import MEDIA_TYPE, Problem
 
+_SCHEMES = ("bearer", "basic")
 _REFERENCE = "#/components/schemas/{model}"
 _SENT_AS_THEY_ARE: tuple[type[BaseModel], ...] = (Problem, Segmentation)
 
@@ -30,8 +32,8 @@ def problems(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": text, "content": content} for status, text in documented}
 
 
-def install(app: FastAPI) -> None:
-    """Add the schemas that routes refer to by name to the document of `app`."""
+def install(app: FastAPI, *, with_keys: bool = False) -> None:
+    """Add the schemas that routes refer to by name to the document of `app`, and how a key is sent if it takes keys."""
     found_by_fastapi = app.openapi
 
     def document() -> dict[str, Any]:
@@ -42,6 +44,19 @@ def install(app: FastAPI) -> None:
             [(model, "serialization") for model in _SENT_AS_THEY_ARE], ref_template=_REFERENCE
         )
         described.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        if with_keys:
+            _describe_keys(described)
         return described
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _describe_keys(described: dict[str, Any]) -> None:
+    described["components"]["securitySchemes"] = {scheme: {"type": "http", "scheme": scheme} for scheme in _SCHEMES}
+    described["security"] = [{scheme: []} for scheme in _SCHEMES]
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            if path in OPEN:
+                operation["security"] = []
+            else:
+                operation["responses"].update(problems({401: "No API key, or one that is not known here"}))

@@ -7,11 +7,13 @@ import math
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from export.errors import UsageError, WorkFailedError
@@ -20,6 +22,7 @@ from serve.app import create_app
 from serve.lifecycle import Lifecycle
 from serve.service import Service
 from serve.settings import ServeSettings
+from serve.tls import tls_context
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +35,18 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
 
     The port opens when every bundle is verified and warm. A second signal ends the process at once.
 
-    Raises BundleError for bundles that must not serve, UsageError for an address that cannot be listened on,
-    WorkFailedError when the server does not start, or when requests were cut off because the drain took longer
-    than `settings.drain_seconds`.
+    Raises BundleError for bundles that must not serve, UsageError for an address that cannot be listened on and for
+    files of keys or certificates that are none, WorkFailedError when the server does not start, or when requests were
+    cut off because the drain took longer than `settings.drain_seconds`.
     """
     # A second time series beside every counter and histogram, which nobody looks at.
     disable_created_metrics()  # type: ignore[no-untyped-call]
+    tls = tls_context(settings)
     with contextlib.closing(_bind(settings)) as listener:
         app = create_app(bundles, settings)
         service: Service = app.state.service
         _log_choices(service)
-        config = uvicorn.Config(
-            app,
-            http="h11",
-            loop="asyncio",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=settings.keep_alive_seconds,
-        )
+        config = server_config(app, settings, tls)
         server = _Server(config, service.lifecycle, settings.drain_seconds)
         try:
             server.run(sockets=[listener])
@@ -67,6 +60,23 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
             "raise drain_seconds, or lower queue_limit"
         )
     logger.info("every accepted request is answered; stopped")
+
+
+def server_config(app: FastAPI, settings: ServeSettings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+    """How uvicorn serves `app`: over HTTPS when there is a `tls` context."""
+    return uvicorn.Config(
+        app,
+        http="h11",
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        ssl_context_factory=(lambda _config, _default: tls) if tls else None,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -87,7 +97,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self._lifecycle.is_ready:
             for listener in sockets or []:
-                logger.info("ready on %s", _url(listener))
+                logger.info("ready on %s", _url(listener, self.config.is_ssl))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -150,9 +160,9 @@ def _cannot_listen(settings: ServeSettings, error: OSError) -> UsageError:
     return UsageError(f"cannot listen on {where}: {error.strerror}; choose another host or port")
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, is_tls: bool) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if is_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _log_choices(service: Service) -> None:

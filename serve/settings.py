@@ -1,5 +1,7 @@
 """Every setting of a server, in one place."""
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from export.machine import usable_cores
@@ -39,3 +41,10 @@ class ServeSettings(BaseModel):
 
     drain_seconds: float = Field(default=25.0, gt=0)
     """After SIGTERM, accepted requests have this long to be answered. Below the 30 s that Kubernetes grants."""
+
+    api_keys: Path | None = None
+    """File of keys that `compress serve-key` makes. Everything but health then takes a key; None: nothing does."""
+    tls_cert: Path | None = None
+    """Certificate chain (PEM), with `tls_key`: HTTPS instead of HTTP. A new one is read at the next start."""
+    tls_key: Path | None = None
+    """Private key (PEM) of `tls_cert`, not encrypted."""

@@ -6,7 +6,7 @@ import warnings
 
 import typer
 
-from compress.cli import bench, data, evaluate, export, predict, prune, quantize, run, serve, train, verify
+from compress.cli import bench, data, evaluate, export, predict, prune, quantize, run, serve, serve_key, train, verify
 from export.errors import SegpressError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 app.command("predict")(predict.command)
 app.command("serve")(serve.command)
+app.command("serve-key")(serve_key.command)
 app.add_typer(bench.app, name="bench")
 
 INTERRUPTED = 130

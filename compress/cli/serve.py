@@ -21,6 +21,16 @@ def command(
         float, typer.Option("--deadline", min=0.001, max=86400, help="Seconds a request may wait.")
     ] = 30.0,
     drain_seconds: Annotated[float, typer.Option("--drain", min=0.001, max=86400, help="Seconds to finish.")] = 25.0,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option("--api-keys", metavar="FILE", help="Answer only who has a key; `compress serve-key` makes them."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM): serve HTTPS.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key (PEM) of --tls-cert, not encrypted.")
+    ] = None,
 ) -> None:
     """Verify bundles, warm them up, and answer requests; SIGTERM drains."""
     require("fastapi", extra="serve", purpose="compress serve")
@@ -38,5 +48,8 @@ def command(
             queue_limit=queue_limit,
             deadline_seconds=deadline_seconds,
             drain_seconds=drain_seconds,
+            api_keys=api_keys,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
         ),
     )

@@ -208,6 +208,9 @@ MISTAKES = [
     (["bench", "latency", "nowhere"], "nowhere"),
     (["bench", "latency", "{ckpt}", "--size", "big"], "HEIGHTxWIDTH"),
     (["serve", "nowhere"], "nowhere"),
+    (["serve", "nowhere", "--api-keys", "no-keys"], "API keys no-keys: No such file or directory"),
+    (["serve", "nowhere", "--tls-cert", "cert.pem"], "give --tls-key, too"),
+    (["serve-key", "keys", "two words"], "cannot name a key"),
     (["run", "--out", "x", "--set", "prune.speedup=0.5", "--set", "data.path={data}"], "prune.speedup"),
     (["data", "check", "nowhere"], "nowhere"),
     (["data", "check", "{data}", "--channels", "4"], "1 kinds of problem"),
@@ -244,7 +247,7 @@ def test_a_model_for_other_classes_is_refused(cli: Cli, int8_bundle: Bundle, tmp
 
 def test_every_command_has_help(cli: Cli) -> None:
     commands = ["run", "data check", "data sample", "train", "prune", "quantize", "export", "verify", "evaluate"]
-    for command in [*commands, "predict", "serve", "bench latency"]:
+    for command in [*commands, "predict", "serve", "serve-key", "bench latency"]:
         done = cli(*command.split(), "--help")
         assert done.status == 0
         assert "Usage" in done.out

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from export.bundle import Bundle
 from export.images import U8
 from export.manifest import Manifest
 from serve.app import create_app
 from serve.predictor import Predictor
+from serve.runner import server_config
 from serve.settings import ServeSettings
+from serve.tls import tls_context
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,20 +54,23 @@ class GatedPredictor:
 
 
 @contextlib.contextmanager
-def serving(models: Sequence[Path] | Sequence[Predictor], settings: ServeSettings | None = None) -> Iterator[str]:
-    """Serve over a real socket from a thread; gives the base URL."""
-    app = create_app(models, settings)
+def serving(
+    models: Sequence[Path] | Sequence[Predictor] | FastAPI, settings: ServeSettings | None = None
+) -> Iterator[str]:
+    """Serve models, or an application that was made of them, over a real socket from a thread; gives the base URL."""
+    settings = settings or ServeSettings()
+    app = models if isinstance(models, FastAPI) else create_app(models, settings)
     # asyncio turns Nagle's algorithm off only on sockets that name their protocol; with it, answers take 40 ms more.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False)
+    config = server_config(app, settings, tls_context(settings))
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         until(lambda: server.started or not thread.is_alive())
         assert server.started, "the server did not start"
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'https' if config.is_ssl else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30)
@@ -82,11 +88,16 @@ def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
 
 def metric(base_url: str, sample: str) -> float:
     """The value of one sample of /metrics, given as it is written there, labels included."""
-    for line in httpx.get(f"{base_url}/metrics").text.splitlines():
-        name, _, value = line.rpartition(" ")
-        if name == sample:
-            return float(value)
-    raise AssertionError(f"/metrics shows no {sample}")
+    samples = metric_lines(base_url)
+    assert sample in samples, f"/metrics shows no {sample}"
+    return samples[sample]
+
+
+def metric_lines(base_url: str, headers: dict[str, str] | None = None) -> dict[str, float]:
+    """Every sample of /metrics by how it is written there."""
+    text = httpx.get(f"{base_url}/metrics", headers=headers).raise_for_status().text
+    split = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in split}
 
 
 class ServerProcess:

@@ -1,0 +1,92 @@
+"""Who may ask what, where a server has API keys.
+
+The middleware stands in front of every route, so that a new one is closed until somebody opens it. Open is health
+alone: probes hold no secrets, and its answers have none. Metrics are closed, since they tell who is served what
+and how much; Prometheus sends a key as well as anybody (`authorization` in its scrape_config).
+
+A browser has no way to send a Bearer token with the address of a page, so a key is also taken as the password of HTTP
+Basic, for which browsers ask. They then send it along with whatever another site makes them send: so a key that came
+this way never administers.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.keys import Keyring, Role
+from serve.metrics import UNKNOWN_MODEL, Metrics
+from serve.problems import ProblemError, problem_response
+
+OPEN = ("/v2/health/live", "/v2/health/ready", "/v2/health/startup")
+
+# Source: RFC 9110, 11.6.1 (several challenges); RFC 7617 for Basic's charset.
+_CHALLENGES = 'Bearer realm="segpress", Basic realm="segpress", charset="UTF-8"'
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose key came with a request."""
+
+    name: str
+    may_administer: bool
+
+
+class Access:
+    """ASGI middleware that lets in who has a key."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics) -> None:
+        self._app = app
+        self._keyring = keyring
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            try:
+                scope["state"]["caller"] = self._caller(Headers(scope=scope))
+            except ProblemError as problem:
+                self._metrics.refused(UNKNOWN_MODEL, problem.reason)
+                await problem_response(problem, scope["state"]["request_id"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _caller(self, headers: Headers) -> Caller:
+        scheme, _, credentials = headers.get("authorization", "").strip().partition(" ")
+        match scheme.lower():
+            case "bearer":
+                secret = credentials.strip()
+            case "basic":
+                secret = _password(credentials)
+            case _:
+                secret = ""
+        if not secret:
+            raise _unauthorized("no_key", "this server wants an API key; send it as Authorization: Bearer KEY")
+        key = self._keyring.find(secret)
+        if key is None:
+            raise _unauthorized("wrong_key", "this API key is not known here; ask whoever runs the server for one")
+        return Caller(key.name, key.role is Role.ADMIN and scheme.lower() == "bearer")
+
+
+def may_administer(request: Request) -> None:
+    """A dependency of routes that change what is served. A server without keys leaves that to whoever reaches it.
+
+    Raises ProblemError 403.
+    """
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is not None and not caller.may_administer:
+        detail = "this takes an admin key, sent as Authorization: Bearer KEY; ask whoever runs the server for one"
+        raise ProblemError(403, "not_admin", detail)
+
+
+def _unauthorized(reason: str, detail: str) -> ProblemError:
+    return ProblemError(401, reason, detail, headers={"WWW-Authenticate": _CHALLENGES})
+
+
+def _password(credentials: str) -> str:
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode("utf-8").partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return ""

@@ -1,0 +1,130 @@
+"""API keys: made here, kept as hashes in a file, told apart without telling anything.
+
+A line of the file is `NAME ROLE sha256:HEX`; empty lines and those that begin with # are comments. A key is 256 random
+bits, so nobody tries them all, and one round of SHA-256 is enough: slow hashes (scrypt, Argon2) protect what people
+think up, and here they would cost every request milliseconds of CPU, and let anybody without a key spend them.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from export.errors import UsageError
+
+# So that scanners for leaked secrets, and people, see what it is.
+PREFIX = "segpress_"
+_RANDOM_BYTES = 32
+
+_LINE = re.compile(r"(?P<name>\S+)\s+(?P<role>\S+)\s+sha256:(?P<digest>[0-9a-f]{64})")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Role(StrEnum):
+    """What a key is good for."""
+
+    USE = "use"
+    """Ask for masks, metadata and metrics."""
+    ADMIN = "admin"
+    """That, and change which models are served."""
+
+
+class KeyFileError(UsageError):
+    """A file of keys that a server must not start with."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key as the server knows it: not the secret, only its hash."""
+
+    name: str
+    """Of whoever holds it; stands in the log beside what is asked with it."""
+    role: Role
+    digest: bytes
+    """SHA-256 of the secret."""
+
+    def line(self) -> str:
+        """As it stands in the file."""
+        return f"{self.name} {self.role} sha256:{self.digest.hex()}"
+
+
+def make_key(name: str, role: Role) -> tuple[str, Key]:
+    """A new secret, which is kept nowhere, and what a server needs to recognise it.
+
+    Raises UsageError for a name that could not stand in a line of the file.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot name a key; use up to 64 letters, digits, dots, dashes and underscores")
+    secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
+    return secret, Key(name, role, _digest(secret))
+
+
+def add_key(path: Path, name: str, role: Role) -> str:
+    """Append a new key to a file, which is made if need be, for its owner alone; gives the secret.
+
+    Raises UsageError for a bad name or one that is there already, KeyFileError for a file that is none of keys.
+    """
+    if path.exists() and any(key.name == name for key in load_keys(path).keys):
+        raise UsageError(f"{path} has a key named {name} already; take another name, or delete its line first")
+    secret, key = make_key(name, role)
+    try:
+        path.touch(mode=0o600)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(key.line() + "\n")
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}; name a file that can be written") from error
+    return secret
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """The keys that a server takes."""
+
+    keys: Sequence[Key]
+
+    def find(self, secret: str) -> Key | None:
+        """The key with this secret. Takes as long for a wrong secret as for a right one, whichever it is."""
+        digest, found = _digest(secret), None
+        for key in self.keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+
+def load_keys(path: Path) -> Keyring:
+    """Read a file of keys.
+
+    Raises KeyFileError with everything that is wrong with it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise KeyFileError(f"{path} is no text; make keys with compress serve-key") from error
+    except OSError as error:
+        raise KeyFileError(f"API keys {path}: {error.strerror}; make it with compress serve-key") from error
+    keys: list[Key] = []
+    problems: list[str] = []
+    for number, line in enumerate((line.strip() for line in lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        # The line itself is not told: it may be a secret that somebody put here by mistake.
+        match = _LINE.fullmatch(line)
+        if match is None or match["role"] not in set(Role):
+            problems.append(f"line {number} is not NAME {'|'.join(Role)} sha256:HEX; make it with compress serve-key")
+        elif any(key.name == match["name"] for key in keys):
+            problems.append(f"line {number} has a name that stands further up already; give each key its own")
+        else:
+            keys.append(Key(match["name"], Role(match["role"]), bytes.fromhex(match["digest"])))
+    if not keys and not problems:
+        problems.append("no key stands in it, so nobody could ask anything; make one with compress serve-key")
+    if problems:
+        raise KeyFileError(f"API keys {path}:" + "".join(f"\n  - {problem}" for problem in problems))
+    return Keyring(keys)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
