@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.keys import Keyring, Role
 from serve.metrics import UNKNOWN_MODEL, Metrics
 from serve.problems import ProblemError, problem_response
+from serve.record import current_record
 
 OPEN = ("/v2/health/live", "/v2/health/ready", "/v2/health/startup")
 
@@ -46,7 +47,9 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
-                scope["state"]["caller"] = self._caller(Headers(scope=scope))
+                caller = scope["state"]["caller"] = self._caller(Headers(scope=scope))
+                if (record := current_record()) is not None:
+                    record.key = caller.name
             except ProblemError as problem:
                 self._metrics.refused(UNKNOWN_MODEL, problem.reason)
                 await problem_response(problem, scope["state"]["request_id"])(scope, receive, send)

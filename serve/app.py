@@ -1,5 +1,6 @@
 """The application: routes and lifecycle around one or more models."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from export.machine import library_versions
-from serve import openapi, pages, problems, routes_image, routes_service
+from serve import openapi, pages, problems, routes_image, routes_service, tracing
 from serve.access import Access
 from serve.keys import load_keys
 from serve.middleware import RequestEnvelope
@@ -26,6 +27,7 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     """
     settings = settings or ServeSettings()
     keyring = load_keys(settings.api_keys) if settings.api_keys else None
+    tracer_provider = tracing.tracer_provider() if settings.otel else None
     service = Service(_predictors(models, settings), settings)
 
     @asynccontextmanager
@@ -36,6 +38,8 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
             yield
         finally:
             await service.stop()
+            if tracer_provider is not None:
+                await asyncio.to_thread(tracing.flush_and_end, tracer_provider)
 
     app = FastAPI(
         title="segpress",
@@ -44,6 +48,7 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        **tracing.fastapi_options(tracer_provider),
     )
     app.state.service = service
     problems.install(app)
@@ -52,7 +57,8 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     openapi.install(app, with_keys=keyring is not None)
     if keyring is not None:
         app.add_middleware(Access, keyring=keyring, metrics=service.metrics)
-    app.add_middleware(RequestEnvelope, lifecycle=service.lifecycle)
+    spans = tracing.StageSpans(tracer_provider) if tracer_provider is not None else None
+    app.add_middleware(RequestEnvelope, lifecycle=service.lifecycle, spans=spans)
     return app
 
 

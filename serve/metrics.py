@@ -22,6 +22,7 @@ from prometheus_client import (
 
 from export.manifest import Manifest
 from serve.problems import ProblemError
+from serve.record import current_record
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -91,6 +92,8 @@ class Metrics:
         """Time and count one request, however it ends."""
         begun = time.perf_counter()
         code, reason = 500, "internal"
+        if (record := current_record()) is not None:
+            record.model = model
         self._in_flight.inc()
         try:
             yield
@@ -115,7 +118,14 @@ class Metrics:
 
     def stages(self, model: str) -> "Stages":
         """Timers of one request for `model`."""
-        return Stages(lambda stage, seconds: self._stage.labels(model, stage).observe(seconds))
+        record = current_record()
+
+        def observe(stage: str, seconds: float) -> None:
+            self._stage.labels(model, stage).observe(seconds)
+            if record is not None:
+                record.stage(stage, seconds)
+
+        return Stages(observe)
 
     def render(self) -> bytes:
         """Everything, in the text format that `MEDIA_TYPE` names."""

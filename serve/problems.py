@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from export.errors import SegpressError
+from serve.record import current_record
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -44,16 +45,20 @@ class Problem(BaseModel):
     """One of a short, stable list of words."""
     request_id: str
     """Of this request, also in the header X-Request-ID and in the server's log."""
+    trace_id: str
+    """Of the trace that the request belongs to, also in the header traceparent and in the server's log."""
 
 
 def problem_response(problem: ProblemError, request_id: str) -> Response:
     """The answer that carries `problem`."""
+    record = current_record()
     body = Problem(
         title=_title(problem.status),
         status=problem.status,
         detail=problem.detail,
         reason=problem.reason,
         request_id=request_id,
+        trace_id=record.trace.trace_id if record else "",
     )
     return Response(
         body.model_dump_json().encode(), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE

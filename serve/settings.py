@@ -42,6 +42,9 @@ class ServeSettings(BaseModel):
     drain_seconds: float = Field(default=25.0, gt=0)
     """After SIGTERM, accepted requests have this long to be answered. Below the 30 s that Kubernetes grants."""
 
+    otel: bool = False
+    """Send OpenTelemetry traces; the OTEL_... variables of the environment say where and how many."""
+
     api_keys: Path | None = None
     """File of keys that `compress serve-key` makes. Everything but health then takes a key; None: nothing does."""
     tls_cert: Path | None = None

@@ -158,7 +158,7 @@ def test_predict(installed: Installed, bundle: Bundle, data: Path, tmp_path: Pat
 
 def test_serve(installed: Installed, bundle: Bundle, data: Path) -> None:
     image = next((data / "test/images").iterdir()).read_bytes()
-    command = installed.command("serve", bundle.path, "--port", 0)
+    command = installed.command("serve", bundle.path, "--port", 0, "--log-format", "text")
     with subprocess.Popen(
         command, cwd=installed.cwd, env=clean_environment(), stderr=subprocess.PIPE, text=True
     ) as server:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from export.errors import require
+from serve.logs import LogFormat, write_logs_as
 
 
 def command(
@@ -21,6 +22,13 @@ def command(
         float, typer.Option("--deadline", min=0.001, max=86400, help="Seconds a request may wait.")
     ] = 30.0,
     drain_seconds: Annotated[float, typer.Option("--drain", min=0.001, max=86400, help="Seconds to finish.")] = 25.0,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option("--log-format", help="Log lines for people or as JSON; default: text at a terminal, else json."),
+    ] = None,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says.")
+    ] = False,
     api_keys: Annotated[
         Path | None,
         typer.Option("--api-keys", metavar="FILE", help="Answer only who has a key; `compress serve-key` makes them."),
@@ -38,6 +46,7 @@ def command(
     from serve.runner import run
     from serve.settings import ServeSettings
 
+    write_logs_as(log_format or LogFormat.here())
     run(
         bundles,
         ServeSettings(
@@ -48,6 +57,7 @@ def command(
             queue_limit=queue_limit,
             deadline_seconds=deadline_seconds,
             drain_seconds=drain_seconds,
+            otel=otel,
             api_keys=api_keys,
             tls_cert=tls_cert,
             tls_key=tls_key,

@@ -62,7 +62,7 @@ def test_a_ready_server_says_what_it_chose_and_answers(bundle: Bundle) -> None:
         assert server.wait() == 0
     assert "usable cores: 1 requests computed at once on 1 threads each, 64 more may wait" in server.log
     assert f"tiny version 1, fp32, digest {bundle.manifest.digest}" in server.log
-    assert f"POST {SEGMENT} 200" in server.log
+    assert "POST /v1/models/{name}/segment 200" in server.log
     assert "Traceback" not in server.log
 
 

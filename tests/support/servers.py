@@ -158,3 +158,23 @@ except SegpressError as error:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self.log += line
+
+
+def process_log(words: Sequence[str], *, until: str) -> str:
+    """What `compress` with these words writes to standard error up to the line that has `until`; then it is ended."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "compress.cli.main", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+    ) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if until in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        lines += process.stderr
+    assert process.returncode == 0, "".join(lines)
+    return "".join(lines)

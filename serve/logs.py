@@ -1,0 +1,57 @@
+"""One line an event on standard error, for people or for what collects logs.
+
+A record may carry `fields` (see `event`): as JSON they are the members of its line, as text they are left out, since
+its message says what a person wants to know.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+
+class LogFormat(StrEnum):
+    """How an event is written."""
+
+    TEXT = "text"
+    """For people; the default at a terminal."""
+    JSON = "json"
+    """One object a line; the default elsewhere."""
+
+    @classmethod
+    def here(cls) -> "LogFormat":
+        """What suits standard error as it is."""
+        return cls.TEXT if sys.stderr.isatty() else cls.JSON
+
+
+def event(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The `extra` of a log call whose message is for people and whose JSON is `fields`."""
+    return {"event": name, "fields": fields}
+
+
+def write_logs_as(form: LogFormat) -> None:
+    """Change how the handlers write that stand at the root of all loggers; text is as they write already."""
+    if form is LogFormat.JSON:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
+
+
+class JsonLines(logging.Formatter):
+    """A record as one JSON object on one line, whatever its message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        if hasattr(record, "fields"):
+            line |= {"event": getattr(record, "event", "")} | dict(record.fields)
+        else:
+            line["message"] = record.getMessage()
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)

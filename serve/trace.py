@@ -1,0 +1,39 @@
+"""Where a request stands in a trace that others began, or that begins here.
+
+Source: W3C Trace Context, https://www.w3.org/TR/trace-context/. OpenTelemetry's API, without its SDK, reads it.
+"""
+
+import secrets
+from dataclasses import dataclass
+
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.datastructures import Headers
+
+TRACEPARENT = "traceparent"
+
+
+@dataclass(frozen=True)
+class TraceContext:
+    """The trace, and this server's own part of it."""
+
+    trace_id: str
+    """32 hexadecimal digits."""
+    span_id: str
+    """16 hexadecimal digits."""
+    is_sampled: bool
+
+    @classmethod
+    def of(cls, headers: Headers) -> "TraceContext":
+        """The trace that the headers continue; a new one when they name none, or one that is not well formed."""
+        recorded = trace.get_current_span().get_span_context()
+        if recorded.is_valid:  # with --otel: this server's span is recorded already, and is the one to name
+            return cls(f"{recorded.trace_id:032x}", f"{recorded.span_id:016x}", recorded.trace_flags.sampled)
+        context = TraceContextTextMapPropagator().extract({TRACEPARENT: headers.get(TRACEPARENT, "")})
+        parent = trace.get_current_span(context).get_span_context()
+        trace_id = f"{parent.trace_id:032x}" if parent.is_valid else secrets.token_hex(16)
+        return cls(trace_id, secrets.token_hex(8), parent.is_valid and parent.trace_flags.sampled)
+
+    def header(self) -> str:
+        """The value of a traceparent header, for whoever goes on from here."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.is_sampled:02x}"
