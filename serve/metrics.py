@@ -23,6 +23,7 @@ from prometheus_client import (
 from export.manifest import Manifest
 from serve.problems import ProblemError
 from serve.record import current_record
+from serve.triton_metrics import TritonMetrics
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,6 +33,9 @@ STAGES = ("queue", "decode", "preprocess", "inference", "postprocess", "encode")
 # From a pruned model's few milliseconds to a request that waited for its whole deadline.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
+# Around an objective, so close that a quantile near it is told to a tenth of it.
+_AROUND = (0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2)
+
 UNKNOWN_MODEL = ""
 """Label of requests for models that are not served: names that clients make up must not become time series."""
 
@@ -39,8 +43,10 @@ UNKNOWN_MODEL = ""
 class Metrics:
     """Everything that /metrics shows."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self, *, objective_seconds: float | None = None, triton_names: bool = False) -> None:
+        """`objective_seconds` of a request gets buckets close around it; see ServeSettings for both."""
+        self.registry = CollectorRegistry()
+        buckets = buckets_around(objective_seconds)
         # Memory, CPU seconds, file descriptors; the interpreter; its garbage collector.
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -55,14 +61,14 @@ class Metrics:
             "segpress_request_duration_seconds",
             "From the headers of a request to its answer, upload and queue included.",
             ["model"],
-            buckets=_BUCKETS,
+            buckets=buckets,
             registry=self.registry,
         )
         self._stage = Histogram(
             "segpress_stage_duration_seconds",
             "Time that requests spent in each stage.",
             ["model", "stage"],
-            buckets=_BUCKETS,
+            buckets=buckets,
             registry=self.registry,
         )
         self._in_flight = Gauge(
@@ -75,8 +81,17 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._versions: dict[str, str] = {}
+        if objective_seconds is not None:
+            self.watch(
+                "segpress_objective_seconds", "How long a request should take at most.", lambda: objective_seconds
+            )
+        if triton_names:
+            self.registry.register(TritonMetrics(self._versions, self._requests, self._duration, self._stage))
+
     def add_model(self, manifest: Manifest) -> None:
         """Show a model, and its stages and requests from zero on, so that rates are right from the first request."""
+        self._versions[manifest.name] = manifest.version
         self._model_info.labels(manifest.name, manifest.version, manifest.precision, manifest.digest).set(1)
         self._duration.labels(manifest.name)
         self._requests.labels(manifest.name, "200")
@@ -130,6 +145,14 @@ class Metrics:
     def render(self) -> bytes:
         """Everything, in the text format that `MEDIA_TYPE` names."""
         return generate_latest(self.registry)
+
+
+def buckets_around(objective_seconds: float | None) -> tuple[float, ...]:
+    """Upper bounds of buckets, in seconds: one is the objective itself, so that the share that kept it is exact."""
+    if objective_seconds is None:
+        return _BUCKETS
+    # Rounded, or the labels would read 0.07000000000000001.
+    return tuple(sorted({*_BUCKETS, *(float(f"{objective_seconds * share:.6g}") for share in _AROUND)}))
 
 
 class Stages:

@@ -88,7 +88,7 @@ class Service:
         await self.queue.run(work, deadline_seconds=math.inf)
 
     def _metrics(self) -> Metrics:
-        metrics = Metrics()
+        metrics = Metrics(objective_seconds=self.settings.objective_seconds, triton_names=self.settings.triton_metrics)
         for predictor in self.predictors.values():
             metrics.add_model(predictor.manifest)
         metrics.watch("segpress_queue_depth", "Requests that wait for their turn.", lambda: self.queue.waiting)

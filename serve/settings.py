@@ -42,6 +42,11 @@ class ServeSettings(BaseModel):
     drain_seconds: float = Field(default=25.0, gt=0)
     """After SIGTERM, accepted requests have this long to be answered. Below the 30 s that Kubernetes grants."""
 
+    objective_seconds: float | None = Field(default=None, gt=0)
+    """How long a request should take at most, if that was promised. Histograms get buckets close around it, one ends at
+    it, and /metrics shows it as segpress_objective_seconds. Nothing is refused for it: that is the deadline's part."""
+    triton_metrics: bool = False
+    """Show the same figures under Triton Inference Server's names (nv_inference_...), too."""
     otel: bool = False
     """Send OpenTelemetry traces; the OTEL_... variables of the environment say where and how many."""
 

@@ -26,6 +26,13 @@ def command(
         LogFormat | None,
         typer.Option("--log-format", help="Log lines for people or as JSON; default: text at a terminal, else json."),
     ] = None,
+    objective_ms: Annotated[
+        float | None,
+        typer.Option("--objective-ms", min=0.001, help="Latency that was promised: histograms are fine around it."),
+    ] = None,
+    triton_metrics: Annotated[
+        bool, typer.Option("--triton-metrics", help="Show /metrics under the names of Triton Inference Server, too.")
+    ] = False,
     otel: Annotated[
         bool, typer.Option("--otel", help="Send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says.")
     ] = False,
@@ -57,6 +64,8 @@ def command(
             queue_limit=queue_limit,
             deadline_seconds=deadline_seconds,
             drain_seconds=drain_seconds,
+            objective_seconds=None if objective_ms is None else objective_ms / 1000,
+            triton_metrics=triton_metrics,
             otel=otel,
             api_keys=api_keys,
             tls_cert=tls_cert,
