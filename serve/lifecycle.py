@@ -22,6 +22,8 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
+        self.has_started = False
+        """The models were verified and warm once; stays true to the end."""
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -38,6 +40,7 @@ class Lifecycle:
         """The models are verified and warm: take requests, unless the end has already been asked for."""
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
+            self.has_started = True
 
     def drain(self) -> None:
         """Take no more requests; those that are in are finished."""

@@ -11,6 +11,7 @@ from serve.service import service_of
 router = APIRouter(tags=["service"])
 
 _NOT_READY = problems({503: "Not ready yet, or shutting down"})
+_NOT_STARTED = problems({503: "Still starting"})
 _NOT_FOUND = problems({404: "No such model"})
 
 
@@ -20,6 +21,10 @@ class Live(BaseModel):
 
 class Ready(BaseModel):
     ready: bool
+
+
+class Started(BaseModel):
+    started: bool
 
 
 class TensorMetadata(BaseModel):
@@ -85,6 +90,15 @@ async def ready(request: Request) -> Ready:
     if not service.lifecycle.is_ready:
         raise service.unavailable()
     return Ready(ready=True)
+
+
+@router.get("/v2/health/startup", summary="Has the start come to its end?", responses=_NOT_STARTED)
+async def startup(request: Request) -> Started:
+    """200 from the first moment of readiness to the end of the process; until then a probe has to be patient."""
+    service = service_of(request)
+    if not service.lifecycle.has_started:
+        raise service.unavailable()
+    return Started(started=True)
 
 
 @router.get("/v2/models/{name}", summary="What a model takes and gives", responses=_NOT_FOUND)

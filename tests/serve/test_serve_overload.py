@@ -4,7 +4,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import numpy as np
@@ -18,6 +18,8 @@ from serve.settings import ServeSettings
 
 SEGMENT = "/v1/models/tiny/segment"
 PNG = {"Content-Type": "image/png"}
+HALF_SENT = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nhalf".encode()
+HEALTH = ("/v2/health/live", "/v2/health/ready", "/v2/health/startup")
 
 
 def shade(value: int) -> U8:
@@ -52,12 +54,12 @@ class Clients:
 def overloaded(
     predictor: GatedPredictor, settings: ServeSettings
 ) -> Iterator[tuple[Clients, list["Future[httpx.Response]"]]]:
-    """A server whose only worker is held up and whose queue is full; gives the requests that it holds."""
+    """A server whose workers are held up and whose queue is full; gives the requests that it holds."""
     with serving([predictor], settings) as url, ThreadPoolExecutor(16) as pool, predictor.closed():
         predictor.seen.clear()
         clients = Clients(url, pool)
-        held = [clients.send(shade(0))]
-        clients.until_busy(1)
+        held = [clients.send(shade(0)) for _ in range(settings.concurrency)]
+        clients.until_busy(settings.concurrency)
         for index in range(settings.queue_limit):
             held.append(clients.send(shade(10 * (index + 1))))
             clients.until_waiting(index + 1)
@@ -124,8 +126,23 @@ def test_a_deadline_passed_in_the_queue_is_504_at_once_and_costs_no_prediction(p
 
 def test_health_metadata_and_metrics_answer_while_the_queue_is_full(predictor: GatedPredictor) -> None:
     with overloaded(predictor, ServeSettings(concurrency=1, queue_limit=2)) as (clients, _):
-        for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny", "/metrics"):
+        for path in (*HEALTH, "/v2/models/tiny", "/metrics"):
             assert httpx.get(clients.base_url + path, timeout=5).status_code == 200
+
+
+def test_health_answers_while_every_worker_is_held_and_more_comes_in(predictor: GatedPredictor) -> None:
+    """Every worker computes, the queue is full, and more clients have begun to upload."""
+    settings = ServeSettings(concurrency=3, queue_limit=3)
+    with overloaded(predictor, settings) as (clients, _), ExitStack() as stack:
+        url = httpx.URL(clients.base_url)
+        for _ in range(settings.concurrency):
+            connection = stack.enter_context(socket.create_connection((url.host, url.port or 80)))
+            connection.sendall(HALF_SENT)
+        for path in HEALTH * 3:
+            response = httpx.get(clients.base_url + path, timeout=5)
+            assert response.status_code == 200
+            assert list(response.json().values()) == [True]
+        assert metric(clients.base_url, "segpress_workers_busy") == settings.concurrency
 
 
 def send_and_hang_up(base_url: str, clients: Clients, *, waiting: int) -> None:

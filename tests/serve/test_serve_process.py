@@ -79,6 +79,7 @@ def test_while_it_drains_it_finishes_what_it_accepted_and_takes_nothing_new(bund
                 assert (refused.status_code, refused.json()["reason"]) == (503, "draining")
                 assert int(refused.headers["retry-after"]) >= 1
                 assert refused.headers["connection"] == "close"
+            assert httpx.get(url + "/v2/health/startup").json() == {"started": True}
             live = httpx.get(url + "/v2/health/live")
             assert (live.status_code, live.headers["connection"]) == (200, "close")
             head, _, body = accepted.finish().partition(b"\r\n\r\n")

@@ -31,21 +31,23 @@ def samples(text: str) -> Iterator[Sample]:
 def test_health(client: httpx.Client) -> None:
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
+    assert client.get("/v2/health/startup").json() == {"started": True}
 
 
 def test_before_the_start_it_is_alive_but_not_ready(bundle: Bundle) -> None:
     app = create_app([bundle.path], ServeSettings())
 
-    async def ask() -> tuple[int, httpx.Response, httpx.Response, list[dict[str, str]]]:
+    async def ask() -> tuple[int, list[httpx.Response], list[dict[str, str]]]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             live = await client.get("/v2/health/live")
             ready = await client.get("/v2/health/ready")
+            started = await client.get("/v2/health/startup")
             image = await client.post(SEGMENT, content=IMAGE, headers=PNG)
-            return live.status_code, ready, image, (await client.get("/v2/repository/index")).json()
+            return live.status_code, [ready, started, image], (await client.get("/v2/repository/index")).json()
 
-    live, ready, image, index = asyncio.run(ask())
+    live, refused, index = asyncio.run(ask())
     assert live == 200
-    for response in (ready, image):
+    for response in refused:
         assert (response.status_code, response.json()["reason"]) == (503, "not_ready")
         assert response.headers["retry-after"] == "1"
     assert [entry["state"] for entry in index] == ["UNAVAILABLE"]
