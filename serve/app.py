@@ -12,6 +12,7 @@ from export.errors import require
 from export.machine import library_versions
 from serve import openapi, pages, problems, routes_image, routes_service, tracing
 from serve.access import Access
+from serve.connections import Crowding
 from serve.folders import ModelFolders
 from serve.keys import Keyring, load_keys
 from serve.middleware import RequestEnvelope
@@ -73,6 +74,7 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     openapi.install(app, with_keys=keyring is not None)
     if keyring is not None:
         app.add_middleware(Access, keyring=keyring, metrics=service.metrics)
+    app.add_middleware(Crowding, metrics=service.metrics)
     spans = tracing.StageSpans(tracer_provider) if tracer_provider is not None else None
     app.add_middleware(RequestEnvelope, lifecycle=service.lifecycle, spans=spans)
     return app

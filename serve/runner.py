@@ -19,6 +19,7 @@ from prometheus_client import disable_created_metrics
 from export.errors import UsageError, WorkFailedError
 from export.machine import usable_cores
 from serve.app import create_app
+from serve.connections import guarded
 from serve.lifecycle import Lifecycle
 from serve.service import Service
 from serve.settings import ServeSettings
@@ -69,7 +70,7 @@ def server_config(app: FastAPI, settings: ServeSettings, tls: ssl.SSLContext | N
     """How uvicorn serves `app`: over HTTPS when there is a `tls` context."""
     return uvicorn.Config(
         app,
-        http="h11",
+        http=guarded(settings),
         loop="asyncio",
         ws="none",
         lifespan="on",

@@ -39,6 +39,14 @@ class ServeSettings(BaseModel):
     upload_seconds: float = Field(default=30.0, gt=0)
     """A body that is not whole after this long is answered 408."""
 
+    header_seconds: float = Field(default=10.0, gt=0)
+    """Headers that are not whole after this long are answered 408. Also what is left of a body that no route reads has
+    this long; then the connection is closed."""
+    send_seconds: float = Field(default=30.0, gt=0)
+    """A client that takes nothing of its answer for this long is cut off."""
+    max_connections: int = Field(default=1000, ge=1)
+    """On more, only health is answered; what comes beyond twice as many is closed unanswered."""
+
     drain_seconds: float = Field(default=25.0, gt=0)
     """After SIGTERM, accepted requests have this long to be answered. Below the 30 s that Kubernetes grants."""
 

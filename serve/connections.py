@@ -1,0 +1,152 @@
+"""What a connection may do before and around its requests: how long it may take, and how many there may be.
+
+Uvicorn bounds the size of headers and the time between requests. It waits for ever for headers that come byte by byte,
+for the rest of a body that nobody reads, and for a client that does not read its answer. What it says itself to bad
+HTTP is made a problem here, too. Bodies that are read have their limits in `limits`.
+"""
+
+import asyncio
+import socket
+import struct
+import uuid
+from typing import Any
+
+import h11
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from serve.access import OPEN
+from serve.metrics import UNKNOWN_MODEL, Metrics
+from serve.problems import ProblemError, problem_response
+from serve.settings import ServeSettings
+
+_BAD_HTTP = ProblemError(400, "bad_http", "these bytes are no HTTP/1.1 request, or its headers are too long; mend them")
+_CROWDED = "crowded"
+
+
+def guarded(settings: ServeSettings) -> type["GuardedConnection"]:
+    """Uvicorn's protocol with the limits of `settings`."""
+    return type("Connection", (GuardedConnection,), {"settings": settings})
+
+
+class GuardedConnection(H11Protocol):
+    """One connection, closed when its client dawdles."""
+
+    settings: ServeSettings
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        crowd = len(self.connections)
+        if crowd > 2 * self.settings.max_connections:
+            transport.abort()
+            return
+        if crowd > self.settings.max_connections:
+            self.app_state = {**self.app_state, _CROWDED: True}
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reading = _disarmed(self._reading)
+        self._writing = _disarmed(self._writing)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self._writing or self.loop.call_later(self.settings.send_seconds, self._cut_off)
+
+    def resume_writing(self) -> None:
+        self._writing = _disarmed(self._writing)
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  it says nothing that helps
+        self._refuse(_BAD_HTTP)
+
+    def _watch(self) -> None:
+        """Start the clock when the client is to send something that no route waits for; stop it when it has."""
+        between = self.timeout_keep_alive_task is not None and not self._has_begun
+        begins = self.conn.their_state is h11.IDLE and not between
+        is_left_over = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
+        if not (begins or is_left_over):
+            self._reading = _disarmed(self._reading)
+        elif self._reading is None and not self.transport.is_closing():
+            self._reading = self.loop.call_later(self.settings.header_seconds, self._dawdled)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether a part of a request's headers is there."""
+        return self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+
+    def _dawdled(self) -> None:
+        if self._has_begun:
+            detail = f"the headers were not whole after {self.settings.header_seconds:g} s; send them faster"
+            self._refuse(ProblemError(408, "slow_headers", detail))
+        else:  # it never began, or was answered long ago
+            self.transport.close()
+
+    def _cut_off(self) -> None:
+        # Closed without lingering, or the kernel would keep what was not taken for minutes.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def _refuse(self, problem: ProblemError) -> None:
+        """Answer with a problem what never became a request of the application, and close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            response = problem_response(problem, uuid.uuid4().hex)
+            headers = [*response.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=response.status_code, headers=headers),
+                h11.Data(data=bytes(response.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:
+            # A route may be waiting for the rest of a body that turned out to be none.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+
+class Crowding:
+    """ASGI middleware that answers only health on the connections that are too many, and has them closed."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _CROWDED not in scope["state"]:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        if scope["path"] in OPEN:
+            await self._app(scope, receive, send_last)
+            return
+        self._metrics.refused(UNKNOWN_MODEL, "connections")
+        detail = "too many connections are open; use one for several requests, or try again"
+        problem = ProblemError(503, "connections", detail, headers={"Retry-After": "1"})
+        await problem_response(problem, scope["state"]["request_id"])(scope, receive, send_last)
+
+
+def _disarmed(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """What takes the place of a timer that must not go off any more."""
+    if timer is not None:
+        timer.cancel()
+    return None

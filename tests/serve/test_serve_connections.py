@@ -1,0 +1,173 @@
+"""Clients that dawdle, send no HTTP, read nothing or are too many: each loses its own connection and nobody else's."""
+
+import contextlib
+import json
+import select
+import socket
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from support.servers import metric, serving, until
+
+from export.bundle import Bundle
+from export.images import encode_image
+from serve.settings import ServeSettings
+
+SEGMENT = "/v1/models/tiny/segment"
+PNG = {"Content-Type": "image/png"}
+IMAGE = encode_image(np.zeros((16, 16, 3), np.uint8))
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+PATIENCE = 0.4
+
+
+@pytest.fixture(scope="module")
+def hasty_url(bundle: Bundle) -> Iterator[str]:
+    """A server that waits for nobody."""
+    settings = ServeSettings(concurrency=1, header_seconds=PATIENCE, send_seconds=PATIENCE)
+    with serving([bundle.path], settings) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def connection(url: str) -> Iterator[socket.socket]:
+    where = httpx.URL(url)
+    with socket.create_connection((where.host, where.port or 80), timeout=20) as opened:
+        yield opened
+
+
+def to_the_end(opened: socket.socket) -> bytes:
+    """All that comes until the server closes the connection; a test fails where it does not."""
+    return b"".join(iter(lambda: opened.recv(65536), b""))
+
+
+def assert_live(opened: socket.socket) -> None:
+    """Ask for health, and leave the connection as it was."""
+    opened.sendall(LIVE)
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += opened.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def problem_in(answer: bytes) -> tuple[int, str]:
+    """Status and reason of an answer that must be one problem."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head.lower()
+    assert b"connection: close" in head.lower()
+    problem = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 %d " % problem["status"])
+    assert problem["request_id"]
+    return problem["status"], problem["reason"]
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"G", LIVE[:-2], LIVE + LIVE[:20], b"POST " + SEGMENT.encode() + b" HTTP/1.1\r\nContent-Type: image/png\r\n"],
+    ids=["a byte", "all but the end", "the second request", "a POST"],
+)
+def test_headers_that_never_end_are_answered_408(hasty_url: str, begun: bytes) -> None:
+    with connection(hasty_url) as slow:
+        slow.sendall(begun)
+        answer = to_the_end(slow)
+    assert problem_in(answer[answer.rindex(b"HTTP/1.1 ") :]) == (408, "slow_headers")
+
+
+def test_headers_that_come_byte_by_byte_get_no_more_time(hasty_url: str) -> None:
+    with connection(hasty_url) as slow:
+        slow.settimeout(PATIENCE / 8)
+        answer = b""
+        for byte in b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 1000:
+            with contextlib.suppress(TimeoutError, BrokenPipeError):
+                slow.sendall(bytes([byte]))
+                answer = slow.recv(65536)
+            if answer:
+                break
+        slow.settimeout(20)
+        answer += to_the_end(slow)
+    assert problem_in(answer) == (408, "slow_headers")
+
+
+def test_a_connection_that_says_nothing_is_closed_without_a_word(hasty_url: str) -> None:
+    with connection(hasty_url) as silent:
+        assert to_the_end(silent) == b""
+
+
+def test_a_connection_between_requests_is_kept(hasty_url: str) -> None:
+    with httpx.Client(base_url=hasty_url) as kept, connection(hasty_url) as other:
+        first = kept.get("/v2/health/live").extensions["network_stream"].get_extra_info("client_addr")
+        to_the_end(other)  # by then the time for headers is over
+        again = kept.get("/v2/health/live").extensions["network_stream"].get_extra_info("client_addr")
+        assert first == again
+
+
+def test_a_body_that_nobody_reads_is_not_waited_for(hasty_url: str) -> None:
+    with connection(hasty_url) as slow:
+        slow.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        assert to_the_end(slow).startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_slow_answer_of_the_models_is_not_cut_off(hasty_url: str) -> None:
+    """The clock of a connection stands still while its request is computed or its body is on its way."""
+    with connection(hasty_url) as opened, connection(hasty_url) as clock:
+        head = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(IMAGE)}\r\n"
+        opened.sendall(head.encode() + b"Connection: close\r\n\r\n" + IMAGE[:10])
+        to_the_end(clock)
+        opened.sendall(IMAGE[10:])
+        assert to_the_end(opened).startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_does_not_read_is_cut_off(hasty_url: str) -> None:
+    """Many answers, more than the kernel holds for a client that takes none of them."""
+    with connection(hasty_url) as deaf:
+        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        hung_up = select.poll()
+        hung_up.register(deaf, 0)  # errors and the end alone, which come without being asked for
+        assert hung_up.poll(20_000), "the connection is still open"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/one\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Large: " + b"x" * 70_000,
+        b"POST " + SEGMENT.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nmany\r\n",
+    ],
+    ids=["TLS", "no path", "version", "no colon", "length", "large", "chunk"],
+)
+def test_what_is_no_http_is_a_problem(hasty_url: str, sent: bytes) -> None:
+    with connection(hasty_url) as opened:
+        opened.sendall(sent)
+        assert problem_in(to_the_end(opened)) == (400, "bad_http")
+    assert httpx.get(hasty_url + "/v2/health/live").status_code == 200
+
+
+def test_on_too_many_connections_health_alone_is_answered(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, max_connections=2)
+    with serving([bundle.path], settings) as url, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connection(url)) for _ in range(2)]
+        for opened in idle:
+            assert_live(opened)
+        refused = httpx.post(url + SEGMENT, content=IMAGE, headers=PNG)
+        assert (refused.status_code, refused.json()["reason"]) == (503, "connections")
+        assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "1")
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            health = httpx.get(url + path)
+            assert (health.status_code, health.headers["connection"]) == (200, "close")
+        # Twice as many: not even that.
+        stack.enter_context(connection(url))
+        stack.enter_context(connection(url))
+        with connection(url) as fifth, contextlib.suppress(ConnectionError):
+            fifth.sendall(LIVE)
+            assert to_the_end(fifth) == b""
+        # Who was there before goes on, and room is given back.
+        assert_live(idle[0])
+        stack.close()
+        until(lambda: httpx.post(url + SEGMENT, content=IMAGE, headers=PNG).status_code == 200)
+        assert metric(url, 'segpress_errors_total{model="",reason="connections"}') >= 1

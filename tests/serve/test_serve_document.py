@@ -1,0 +1,87 @@
+"""The OpenAPI document is kept: schemathesis makes requests of it, and holds a real server's answers against it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import APIOperation, BaseSchema, checks
+from schemathesis.core.result import Ok
+from support.described import CHECKS, document_of, schema_of
+from support.servers import serving
+
+from export.bundle import Bundle
+from serve.keys import Role, add_key
+from serve.settings import ServeSettings
+
+thorough = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    return path, add_key(path, "tester", Role.ADMIN)
+
+
+@pytest.fixture(scope="module")
+def keyed_url(bundle: Bundle, secret: tuple[Path, str]) -> Iterator[str]:
+    with serving([bundle.path], ServeSettings(concurrency=1, api_keys=secret[0])) as url:
+        yield url
+
+
+def schema_for_one_model(url: str, **headers: str) -> BaseSchema:
+    """Requests name the model that there is; what is made up against the document names others."""
+    document = document_of(url, **headers)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] == "name":
+                    parameter["schema"] = {"enum": ["tiny"]}
+    return schema_of(document, url)
+
+
+def operations_of(schema: BaseSchema) -> Iterator[APIOperation[Any, Any, Any, Any]]:
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok), found
+        yield found.ok()
+
+
+def ask_everything(url: str, *also: schemathesis.CheckFunction, **headers: str) -> set[tuple[str, int]]:
+    """Ask every operation with what it should take and with what it should not; the statuses that came, by path.
+
+    Schemathesis' own way into pytest does not know pytest 9.2, so its strategies are drawn from here.
+    """
+    schema, seen = schema_for_one_model(url, **headers), set()
+    for operation in operations_of(schema):
+
+        def ask(case: schemathesis.Case[Any]) -> None:
+            response = case.call_and_validate(
+                checks=[*CHECKS, checks.unsupported_method, *also], headers=headers, timeout=30
+            )
+            seen.add((case.operation.path, response.status_code))
+
+        for mode in schemathesis.GenerationMode:
+            with contextlib.suppress(Unsatisfiable):  # nothing to get wrong in an operation without parameters
+                thorough(given(operation.as_strategy(generation_mode=mode))(ask))()
+    return seen
+
+
+@pytest.mark.slow
+def test_every_answer_is_one_that_is_described(base_url: str) -> None:
+    seen = ask_everything(base_url)
+    assert {("/v2/models/{name}", 200), ("/v2/models/{name}", 404), ("/v1/models/{name}/segment", 415)} <= seen
+
+
+@pytest.mark.slow
+def test_keys_are_asked_for_as_it_is_described(keyed_url: str, secret: tuple[Path, str]) -> None:
+    seen = ask_everything(keyed_url, checks.ignored_auth, Authorization=f"Bearer {secret[1]}")
+    assert {("/v2/models/{name}", 200), ("/metrics", 200)} <= seen

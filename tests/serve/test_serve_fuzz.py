@@ -1,0 +1,160 @@
+"""Valid files and forms with a few bytes changed: each is answered as described, and the server stays as it was."""
+
+import io
+import random
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis import APIOperation
+from schemathesis.core.failures import FailureGroup
+from support.bundles import expected_mask
+from support.described import CHECKS, document_of, schema_of
+from support.servers import ServerProcess, metric_lines
+
+from export.bundle import Bundle
+from export.images import decode, decode_indices, encode_image
+from serve.settings import ServeSettings
+
+SEGMENT = "/v1/models/{name}/segment"
+IMAGE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+FORM = "multipart/form-data; boundary=cut"
+
+several = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+def saved(form: str, mode: str = "RGB", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGE).convert(mode).save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def as_form(file: bytes) -> bytes:
+    head = b'--cut\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    return head + file + b"\r\n--cut--\r\n"
+
+
+VALID: dict[str, tuple[bytes, str]] = {
+    "PNG": (saved("PNG"), "image/png"),
+    "PNG with a palette": (saved("PNG", "P"), "image/png"),
+    "PNG with two levels": (saved("PNG", "1"), "image/png"),
+    "JPEG": (saved("JPEG"), "image/jpeg"),
+    "progressive JPEG": (saved("JPEG", progressive=True), "image/jpeg"),
+    "WebP": (saved("WEBP", lossless=True), "image/webp"),
+    "TIFF": (saved("TIFF"), "image/tiff"),
+    "LZW TIFF": (saved("TIFF", compression="tiff_lzw"), "image/tiff"),
+    "form": (as_form(saved("PNG")), FORM),
+}
+
+
+def mutated(body: bytes, choose: random.Random) -> bytes:
+    """A few changes: bytes replaced, runs left out, doubled or put elsewhere, numbers made large, the end cut off."""
+    for _ in range(choose.randint(1, 4)):
+        at, elsewhere, run = choose.randrange(len(body)), choose.randrange(len(body)), choose.randint(1, 8)
+        number = choose.choice([b"\xff" * 4, b"\x7f\xff\xff\xff", bytes(4)])
+        # From where to where, and by what it is replaced.
+        start, stop, new = choose.choice(
+            [
+                (at, at + 1, choose.randbytes(1)),
+                (at, at + run, b""),
+                (at, at, body[at : at + run]),
+                (at, at, body[elsewhere : elsewhere + run]),
+                (at, at + 4, number),
+                (at, len(body), b""),
+            ]
+        )
+        body = (body[:start] + new + body[stop:]) or b"\0"
+    return body
+
+
+@pytest.fixture(scope="module")
+def operation(base_url: str) -> APIOperation[Any, Any, Any, Any]:
+    return schema_of(document_of(base_url), base_url)[SEGMENT]["POST"]
+
+
+@several
+@given(
+    kind=st.sampled_from(sorted(VALID)), accept=st.sampled_from(["image/png", "application/json"]), seed=st.integers()
+)
+def test_whatever_is_changed_the_answer_is_described(
+    client: httpx.Client, operation: APIOperation[Any, Any, Any, Any], kind: str, accept: str, seed: int
+) -> None:
+    body, content_type = VALID[kind]
+    sent = mutated(body, random.Random(seed))
+    response = client.post(
+        SEGMENT.format(name="tiny"), content=sent, headers={"Content-Type": content_type, "Accept": accept}
+    )
+    assert response.status_code < 500, response.text
+    operation.Case(path_parameters={"name": "tiny"}).validate_response(response, checks=CHECKS)
+    if response.status_code != 200:
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_an_answer_that_is_not_described_is_found(client: httpx.Client, base_url: str) -> None:
+    response = client.post(SEGMENT.format(name="tiny"), content=b"text", headers={"Content-Type": "image/png"})
+    for forget in ("status", "content type"):
+        document = document_of(base_url)
+        responses = document["paths"][SEGMENT]["post"]["responses"]
+        if forget == "status":
+            del responses["415"]
+        else:
+            responses["415"]["content"] = {"text/plain": {}}
+        operation = schema_of(document, base_url)[SEGMENT]["POST"]
+        with pytest.raises(FailureGroup):
+            operation.Case(path_parameters={"name": "tiny"}).validate_response(response, checks=CHECKS)
+
+
+@pytest.mark.parametrize("kind", VALID)
+def test_unchanged_they_are_answered(client: httpx.Client, kind: str) -> None:
+    body, content_type = VALID[kind]
+    response = client.post(SEGMENT.format(name="tiny"), content=body, headers={"Content-Type": content_type})
+    assert response.status_code == 200
+    if kind != "form":
+        np.testing.assert_array_equal(decode_indices(response.content), expected_mask(decode(body, 3), 4))
+
+
+def changes(count: int, choose: random.Random) -> Iterator[tuple[bytes, str]]:
+    for _ in range(count):
+        body, content_type = VALID[choose.choice(sorted(VALID))]
+        yield mutated(body, choose), content_type
+
+
+@pytest.mark.slow
+def test_a_thousand_damaged_bodies_leave_nothing_behind(bundle: Bundle) -> None:
+    choose = random.Random(0)
+    with (
+        ServerProcess([bundle.path], ServeSettings(port=0, concurrency=2)) as server,
+        httpx.Client(base_url=server.base_url, timeout=20) as client,
+    ):
+
+        def send(count: int) -> dict[str, float]:
+            for body, content_type in changes(count, choose):
+                response = client.post(
+                    SEGMENT.format(name="tiny"), content=body, headers={"Content-Type": content_type}
+                )
+                assert response.status_code < 500, response.text
+            return metric_lines(server.base_url)
+
+        before = send(400)
+        after = send(1000)
+        # Far less than a thousand of these bodies, or of the images in them.
+        grown = after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"]
+        assert grown < 8 * 2**20
+        assert after["process_open_fds"] <= before["process_open_fds"] + 1
+        for left in ("segpress_requests_in_flight", "segpress_body_bytes", "segpress_queue_depth"):
+            assert after[left] == 0
+        mask = client.post(
+            SEGMENT.format(name="tiny"), content=encode_image(IMAGE), headers={"Content-Type": "image/png"}
+        )
+        np.testing.assert_array_equal(decode_indices(mask.content), expected_mask(IMAGE, 4))
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "Traceback" not in server.log
