@@ -47,8 +47,11 @@ class ServeSettings(BaseModel):
     max_connections: int = Field(default=1000, ge=1)
     """On more, only health is answered; what comes beyond twice as many is closed unanswered."""
 
+    grace_seconds: float = Field(default=2.0, ge=0)
+    """After SIGTERM, this long the server says that it is not ready and answers all the same: load balancers hear late.
+    Ctrl-C is not followed by a grace."""
     drain_seconds: float = Field(default=25.0, gt=0)
-    """After SIGTERM, accepted requests have this long to be answered. Below the 30 s that Kubernetes grants."""
+    """After the grace, accepted requests have this long to be answered. Both are below the 30 s that Kubernetes grants."""
 
     objective_seconds: float | None = Field(default=None, gt=0)
     """How long a request should take at most, if that was promised. Histograms get buckets close around it, one ends at

@@ -21,6 +21,9 @@ def command(
     deadline_seconds: Annotated[
         float, typer.Option("--deadline", min=0.001, max=86400, help="Seconds a request may wait.")
     ] = 30.0,
+    grace_seconds: Annotated[
+        float, typer.Option("--grace", min=0, max=86400, help="Seconds to go on after SIGTERM while saying not ready.")
+    ] = 2.0,
     drain_seconds: Annotated[float, typer.Option("--drain", min=0.001, max=86400, help="Seconds to finish.")] = 25.0,
     log_format: Annotated[
         LogFormat | None,
@@ -63,6 +66,7 @@ def command(
             threads_per_run=threads,
             queue_limit=queue_limit,
             deadline_seconds=deadline_seconds,
+            grace_seconds=grace_seconds,
             drain_seconds=drain_seconds,
             objective_seconds=None if objective_ms is None else objective_ms / 1000,
             triton_metrics=triton_metrics,
