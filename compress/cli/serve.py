@@ -1,12 +1,13 @@
 """`compress serve`"""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from export.errors import require
-from serve.logs import LogFormat, write_logs_as
+from export.errors import SegpressError, require
+from serve.logs import LogFormat, last_line, logs_as
 
 
 def command(
@@ -49,6 +50,10 @@ def command(
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key (PEM) of --tls-cert, not encrypted.")
     ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field of serve.settings.ServeSettings; may be repeated."),
+    ] = None,
 ) -> None:
     """Verify bundles, warm them up, and answer requests; SIGTERM drains."""
     require("fastapi", extra="serve", purpose="compress serve")
@@ -56,10 +61,9 @@ def command(
     from serve.runner import run
     from serve.settings import ServeSettings
 
-    write_logs_as(log_format or LogFormat.here())
-    run(
-        bundles,
-        ServeSettings(
+    form = log_format or LogFormat.here()
+    try:
+        given = ServeSettings(
             host=host,
             port=port,
             concurrency=concurrency or usable_cores(),
@@ -74,5 +78,11 @@ def command(
             api_keys=api_keys,
             tls_cert=tls_cert,
             tls_key=tls_key,
-        ),
-    )
+        )
+        with logs_as(form):
+            run(bundles, given.with_given(more or []))
+    except SegpressError as error:
+        if form is LogFormat.TEXT:
+            raise
+        sys.stderr.write(last_line(error) + "\n")
+        raise typer.Exit(error.exit_status) from error

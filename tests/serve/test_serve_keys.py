@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fastapi import Depends, FastAPI
 from support.logs import logged
-from support.servers import metric_lines, serving
+from support.servers import metric_lines, serving, until
 
 from export.bundle import Bundle
 from export.errors import UsageError
@@ -126,6 +126,12 @@ def test_only_an_admin_key_administers(bundle: Bundle, secrets: tuple[Path, str,
         assert httpx.post(url + "/change").status_code == 401
     with serving(closed(None)) as url:
         assert httpx.post(url + "/change").json() == "done"
+
+
+def test_the_log_names_whose_key_it_was(base_url: str, secrets: tuple[Path, str, str]) -> None:
+    with logged() as records:
+        httpx.get(base_url + "/v2/repository/index", headers=bearer(secrets[1]))
+        until(lambda: any(getattr(record, "fields", {}).get("key") == "alice" for record in records))
 
 
 def test_no_key_gets_into_a_log_or_an_answer(base_url: str, secrets: tuple[Path, str, str]) -> None:
