@@ -11,6 +11,8 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    LEAVING = "leaving"
+    """Says that it is not ready, and still takes requests: who sends them hears of it late."""
     DRAINING = "draining"
 
 
@@ -30,17 +32,28 @@ class Lifecycle:
 
     @property
     def is_ready(self) -> bool:
+        """Whether load balancers should send requests."""
         return self.phase is Phase.READY
 
     @property
-    def is_draining(self) -> bool:
-        return self.phase is Phase.DRAINING
+    def takes_requests(self) -> bool:
+        """Whether requests that come are answered."""
+        return self.phase in (Phase.READY, Phase.LEAVING)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a signal to end has come."""
+        return self.phase in (Phase.LEAVING, Phase.DRAINING)
 
     def start(self) -> None:
         """The models are verified and warm: take requests, unless the end has already been asked for."""
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
             self.has_started = True
+
+    def leave(self) -> None:
+        """Say that no more requests should be sent; those that come are answered all the same."""
+        self.phase = Phase.LEAVING if self.phase is Phase.READY else Phase.DRAINING
 
     def drain(self) -> None:
         """Take no more requests; those that are in are finished."""

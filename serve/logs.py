@@ -4,10 +4,11 @@ A record may carry `fields` (see `event`): as JSON they are the members of its l
 its message says what a person wants to know.
 """
 
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -32,11 +33,25 @@ def event(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"event": name, "fields": fields}
 
 
-def write_logs_as(form: LogFormat) -> None:
-    """Change how the handlers write that stand at the root of all loggers; text is as they write already."""
+@contextlib.contextmanager
+def logs_as(form: LogFormat) -> Iterator[None]:
+    """Within, what is logged to a stream is written in this form; text is as the command line writes already."""
+    # Handlers of other kinds, such as pytest's, are for somebody else.
+    streams = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
+    before = [handler.formatter for handler in streams]
     if form is LogFormat.JSON:
-        for handler in logging.getLogger().handlers:
+        for handler in streams:
             handler.setFormatter(JsonLines())
+    try:
+        yield
+    finally:
+        for handler, formatter in zip(streams, before, strict=True):
+            handler.setFormatter(formatter)
+
+
+def last_line(error: Exception) -> str:
+    """Why the program ends, as a line that a collector of logs can read like the others."""
+    return JsonLines().format(logging.LogRecord("serve", logging.CRITICAL, "", 0, str(error), None, None))
 
 
 class JsonLines(logging.Formatter):

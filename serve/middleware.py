@@ -52,7 +52,7 @@ class RequestEnvelope:
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = record.request_id
                 headers[TRACEPARENT] = record.trace.header()
-                if self._lifecycle.is_draining:
+                if self._lifecycle.is_ending:
                     headers["Connection"] = "close"
             record.sent_bytes += len(message.get("body", b""))
             await send(message)

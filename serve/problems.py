@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -15,6 +16,10 @@ MEDIA_TYPE = "application/problem+json"
 
 CLIENT_CLOSED_REQUEST = 499
 """Nobody is left to read it; it stands in the metrics. Source: nginx's code for the same thing."""
+
+
+_TOLD = 5
+"""Of everything that may be wrong with one request, so many are told."""
 
 
 class ProblemError(SegpressError):
@@ -79,13 +84,24 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return problem_response(_routing_problem(request, error), request_id_of(request))
 
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return problem_response(_invalid_problem(error), request_id_of(request))
+
     app.add_exception_handler(ProblemError, known)
+    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, routing)
 
 
 def request_id_of(request: Request) -> str:
     """The id that the middleware gave this request."""
     return str(request.state.request_id)
+
+
+def _invalid_problem(error: RequestValidationError) -> ProblemError:
+    # What was sent is not repeated: it may be long, and it may be a secret.
+    wrong = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()[:_TOLD])
+    return ProblemError(400, "invalid", f"{wrong}; /docs tells what this takes")
 
 
 def _routing_problem(request: Request, error: HTTPException) -> ProblemError:

@@ -79,7 +79,7 @@ async def segment_image(name: str, request: Request) -> Response:
 
 
 async def _segment(service: Service, name: str, request: Request) -> tuple[Answer, str]:
-    if not service.lifecycle.is_ready:
+    if not service.lifecycle.takes_requests:
         await service.bodies.discard(request)
         raise service.unavailable()
     predictor = service.repository.predictor(name)

@@ -51,7 +51,7 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
         service: Service = app.state.service
         _log_choices(service)
         config = server_config(app, settings, tls)
-        server = _Server(config, service.lifecycle, settings.drain_seconds)
+        server = _Server(config, service.lifecycle, settings)
         try:
             server.run(sockets=[listener])
         except OSError as error:
@@ -89,10 +89,11 @@ class _Server(uvicorn.Server):
     Uvicorn on its own closes the port at once and afterwards raises the signal again.
     """
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, settings: ServeSettings) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
-        self._drain_seconds = drain_seconds
+        self._grace_seconds = settings.grace_seconds
+        self._drain_seconds = settings.drain_seconds
         self._draining: asyncio.Task[None] | None = None
         self.cut_off = 0
         """Requests that were accepted and not answered within the drain."""
@@ -120,14 +121,20 @@ class _Server(uvicorn.Server):
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._draining is None:
-            self._lifecycle.drain()
-            self._draining = asyncio.create_task(self._drain())
+            # At a terminal there is no load balancer that would hear late.
+            grace_seconds = self._grace_seconds if number == signal.SIGTERM else 0
+            self._lifecycle.leave()
+            self._draining = asyncio.create_task(self._drain(grace_seconds))
             return
         logger.warning("second signal: stopping at once, %d requests unanswered", self._lifecycle.in_flight)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    async def _drain(self) -> None:
+    async def _drain(self, grace_seconds: float) -> None:
+        if grace_seconds:
+            logger.info("not ready any more; requests are answered for %g s more", grace_seconds)
+            await asyncio.sleep(grace_seconds)
+        self._lifecycle.drain()
         logger.info("draining: %d requests in flight, %g s at most", self._lifecycle.in_flight, self._drain_seconds)
         end = asyncio.get_running_loop().time() + self._drain_seconds
         try:

@@ -111,7 +111,7 @@ class Service:
 
     def unavailable(self) -> ProblemError:
         """The answer to whoever comes before the server is ready, or after its end has begun."""
-        if self.lifecycle.is_draining:
+        if self.lifecycle.is_ending:
             seconds = math.ceil(self.settings.drain_seconds)
             detail = "this server is shutting down; send the request to another one, or again later"
             headers = {"Retry-After": str(seconds), "Connection": "close"}
@@ -148,7 +148,7 @@ class Service:
             lambda: self.queue.estimated_wait_seconds,
         )
         metrics.watch("segpress_body_bytes", "Request bodies held in memory.", lambda: self.bodies.buffered_bytes)
-        metrics.watch("segpress_ready", "1 while requests are taken.", lambda: self.lifecycle.is_ready)
+        metrics.watch("segpress_ready", "1 while requests should be sent here.", lambda: self.lifecycle.is_ready)
         return metrics
 
 

@@ -1,9 +1,13 @@
 """Every setting of a server, in one place."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
+from export.errors import UsageError
 from export.machine import usable_cores
 
 
@@ -47,8 +51,11 @@ class ServeSettings(BaseModel):
     max_connections: int = Field(default=1000, ge=1)
     """On more, only health is answered; what comes beyond twice as many is closed unanswered."""
 
+    grace_seconds: float = Field(default=2.0, ge=0)
+    """After SIGTERM, this long the server says that it is not ready and answers all the same: load balancers hear late.
+    Ctrl-C is not followed by a grace."""
     drain_seconds: float = Field(default=25.0, gt=0)
-    """After SIGTERM, accepted requests have this long to be answered. Below the 30 s that Kubernetes grants."""
+    """After the grace, accepted requests have this long to be answered. Both fit into the 30 s of Kubernetes."""
 
     objective_seconds: float | None = Field(default=None, gt=0)
     """How long a request should take at most, if that was promised. Histograms get buckets close around it, one ends at
@@ -69,3 +76,23 @@ class ServeSettings(BaseModel):
     """Certificate chain (PEM), with `tls_key`: HTTPS instead of HTTP. A new one is read at the next start."""
     tls_key: Path | None = None
     """Private key (PEM) of `tls_cert`, not encrypted."""
+
+    def with_given(self, settings: Sequence[str]) -> "ServeSettings":
+        """These settings with each `NAME=VALUE` in place of its own.
+
+        Raises UsageError with everything that is wrong.
+        """
+        given = dict(setting.partition("=")[::2] for setting in settings)
+        try:
+            return ServeSettings.model_validate(self.model_dump() | given)
+        except ValidationError as error:
+            raise UsageError("settings of the server:" + "".join(map(_problem, error.errors()))) from error
+
+
+def _problem(found: ErrorDetails) -> str:
+    name = str(found["loc"][0])
+    if found["type"] == "extra_forbidden":
+        near = get_close_matches(name, ServeSettings.model_fields, n=1)
+        known = f"did you mean {near[0]}?" if near else f"known are {', '.join(ServeSettings.model_fields)}"
+        return f"\n  - {name}: no such setting; {known}"
+    return f"\n  - {name}={found['input']}: {found['msg']}"

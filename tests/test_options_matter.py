@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# option: what is replaced by which nothing, and the tests that must notice
+# option: what is replaced by which nothing, and the tests that must notice, in tests/compress or the folder they name
 OPTIONS = {
     "model.block=residual": ("compress.models.blocks:Residual.forward=second", "test_blocks.py"),
     "model.squeeze_excite": ("compress.models.blocks:SqueezeExcite.forward=second", "test_blocks.py"),
@@ -63,6 +63,17 @@ OPTIONS = {
     "prune.finetune.attention_weight": ("compress.train.objective:distance=nothing apart", "test_objective.py"),
     "the guard against what is no number": ("compress.train.step:Stepper._skip=none", "test_fit_guard.py"),
     "fewer images when memory is short": ("compress.train.step:is_out_of_memory=false", "test_fit_memory.py"),
+    "serve --api-keys": ("serve.app:Access=first", "serve/test_serve_keys.py"),
+    "serve --otel": ("serve.tracing:fastapi_options=no options", "serve/test_serve_traces.py"),
+    "serve: header_seconds": ("serve.connections:GuardedConnection._watch=none", "serve/test_serve_connections.py"),
+    "serve: send_seconds": (
+        "serve.connections:GuardedConnection._cut_off=none",
+        "serve/test_serve_connections.py::test_who_does_not_read_is_cut_off",
+    ),
+    "serve: max_connections": (
+        "serve.app:Crowding=first",
+        "serve/test_serve_connections.py::test_on_too_many_connections_health_alone_is_answered",
+    ),
     "resume": ("compress.train.state:StateFile.load=none", "test_fit_resume.py"),
 }
 
@@ -71,8 +82,9 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_that_does_nothing_is_noticed(option: str) -> None:
     replaced, tests = OPTIONS[option]
+    place = f"tests/{tests}" if "/" in tests else f"tests/compress/{tests}"
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "support.noop", "-x", "-q", "-m", "not slow", f"tests/compress/{tests}"],
+        [sys.executable, "-m", "pytest", "-p", "support.noop", "-x", "-q", "-m", "not slow", place],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": "tests", "SEGPRESS_NOOP": replaced},
         capture_output=True,

@@ -1,12 +1,13 @@
 """`compress serve`"""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from export.errors import require
-from serve.logs import LogFormat, write_logs_as
+from export.errors import SegpressError, require
+from serve.logs import LogFormat, last_line, logs_as
 
 
 def command(
@@ -29,6 +30,9 @@ def command(
     deadline_seconds: Annotated[
         float, typer.Option("--deadline", min=0.001, max=86400, help="Seconds a request may wait.")
     ] = 30.0,
+    grace_seconds: Annotated[
+        float, typer.Option("--grace", min=0, max=86400, help="Seconds to go on after SIGTERM while saying not ready.")
+    ] = 2.0,
     drain_seconds: Annotated[float, typer.Option("--drain", min=0.001, max=86400, help="Seconds to finish.")] = 25.0,
     log_format: Annotated[
         LogFormat | None,
@@ -54,6 +58,10 @@ def command(
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key (PEM) of --tls-cert, not encrypted.")
     ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field of serve.settings.ServeSettings; may be repeated."),
+    ] = None,
 ) -> None:
     """Verify bundles, warm them up, and answer requests; SIGTERM drains."""
     require("fastapi", extra="serve", purpose="compress serve")
@@ -63,10 +71,9 @@ def command(
     from serve.runner import run
     from serve.settings import ServeSettings
 
-    write_logs_as(log_format or LogFormat.here())
-    run(
-        bundles,
-        ServeSettings(
+    form = log_format or LogFormat.here()
+    try:
+        given = ServeSettings(
             host=host,
             port=port,
             grpc_port=grpc_port,
@@ -75,6 +82,7 @@ def command(
             threads_per_run=threads,
             queue_limit=queue_limit,
             deadline_seconds=deadline_seconds,
+            grace_seconds=grace_seconds,
             drain_seconds=drain_seconds,
             objective_seconds=None if objective_ms is None else objective_ms / 1000,
             triton_metrics=triton_metrics,
@@ -82,5 +90,11 @@ def command(
             api_keys=api_keys,
             tls_cert=tls_cert,
             tls_key=tls_key,
-        ),
-    )
+        )
+        with logs_as(form):
+            run(bundles, given.with_given(more or []))
+    except SegpressError as error:
+        if form is LogFormat.TEXT:
+            raise
+        sys.stderr.write(last_line(error) + "\n")
+        raise typer.Exit(error.exit_status) from error

@@ -210,6 +210,9 @@ MISTAKES = [
     (["serve", "nowhere"], "nowhere"),
     (["serve", "nowhere", "--api-keys", "no-keys"], "API keys no-keys: No such file or directory"),
     (["serve", "nowhere", "--tls-cert", "cert.pem"], "give --tls-key, too"),
+    (["serve", "nowhere", "--set", "max_pixel=9"], "max_pixel: no such setting; did you mean max_pixels?"),
+    (["serve", "nowhere", "--set", "max_pixels=many"], "max_pixels=many: Input should be a valid integer"),
+    (["serve", "nowhere", "--set", "port"], "port=: Input should be a valid integer"),
     (["serve-key", "keys", "two words"], "cannot name a key"),
     (["run", "--out", "x", "--set", "prune.speedup=0.5", "--set", "data.path={data}"], "prune.speedup"),
     (["data", "check", "nowhere"], "nowhere"),
@@ -243,6 +246,21 @@ def test_a_model_for_other_classes_is_refused(cli: Cli, int8_bundle: Bundle, tmp
     done = cli("evaluate", int8_bundle.path, "--data", other)
     assert done.status == 2
     assert "['sea', 'ship']" in done.err
+
+
+def test_a_key_is_printed_once_and_only_its_hash_is_kept(cli: Cli, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    done = cli("serve-key", keys, "alice")
+    assert done.status == 0
+    secret = done.out.strip()
+    assert secret.startswith("segpress_")
+    assert done.out == f"{secret}\n"
+    other = json.loads(cli("serve-key", keys, "root", "--admin", "--json").out)
+    assert (other["name"], other["role"]) == ("root", "admin")
+    kept = keys.read_text()
+    assert [line.split()[:2] for line in kept.splitlines()] == [["alice", "use"], ["root", "admin"]]
+    assert secret not in kept
+    assert other["key"] not in kept
 
 
 def test_every_command_has_help(cli: Cli) -> None:

@@ -11,8 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import BaseModel
+from support.servers import serving
 
+from export.bundle import Bundle
 from export.images import encode_image
+from serve.app import create_app
+from serve.settings import ServeSettings
 
 SEGMENT = "/v1/models/tiny/segment"
 GOOD = encode_image(np.arange(48 * 40 * 3, dtype=np.uint32).reshape(48, 40, 3).astype(np.uint8))
@@ -137,6 +142,28 @@ def test_bad_requests(
 ) -> None:
     response = client.request(method, path, content=GOOD, headers={"Content-Type": "image/png", **headers})
     assert_problem(response, status, reason)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "{", "[1]", '{"number": "many"}', '{"number": 1e999}', "[" * 100_000, '{"number":' * 100_000, "\ud800"],
+    ids=lambda body: body[:12],
+)
+def test_what_fastapi_itself_refuses_is_a_problem_too(bundle: Bundle, body: str) -> None:
+    class Taken(BaseModel):
+        number: int
+
+    def take(taken: Taken) -> int:
+        return taken.number
+
+    app = create_app([bundle.path], ServeSettings(concurrency=1))
+    app.add_api_route("/take", take, methods=["POST"])
+    with serving(app) as url:
+        response = httpx.post(
+            url + "/take", content=body.encode("utf-8", "surrogatepass"), headers={"Content-Type": "application/json"}
+        )
+        assert_problem(response, 400, response.json()["reason"])
+        assert "secret" not in httpx.post(url + "/take", json={"number": "secret"}).text
 
 
 def test_a_wrong_method_names_the_right_one(client: httpx.Client) -> None:

@@ -66,5 +66,15 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
         ServeSettings.model_validate(wrong)
 
 
+def test_every_setting_can_be_given_by_name() -> None:
+    given = ServeSettings(port=1).with_given(["max_pixels=99", "otel=true", "api_keys=a=b", "objective_seconds=0.05"])
+    assert (given.port, given.max_pixels, given.otel, given.objective_seconds) == (1, 99, True, 0.05)
+    assert given.api_keys == Path("a=b")
+    with pytest.raises(UsageError) as caught:
+        ServeSettings().with_given(["max_pixels=0", "queue=1", "header_seconds=soon"])
+    for named in ("max_pixels=0", "queue: no such setting; did you mean queue_limit?", "header_seconds=soon"):
+        assert named in str(caught.value)
+
+
 def test_as_many_requests_are_computed_at_once_as_there_are_usable_cores() -> None:
     assert ServeSettings().concurrency == usable_cores()

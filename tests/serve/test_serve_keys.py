@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from support.logs import logged
-from support.servers import metric_lines, serving
+from support.servers import metric_lines, serving, until
 
 from export.bundle import Bundle
 from export.errors import UsageError
@@ -126,6 +126,12 @@ def test_without_keys_nobody_administers_unless_the_settings_say_so(bundle: Bund
         assert (refused.status_code, refused.json()["reason"]) == (403, "not_allowed")
     with serving([bundle.path], ServeSettings(concurrency=1, allow_load=True)) as url:
         assert httpx.post(url + unload).status_code == 200
+
+
+def test_the_log_names_whose_key_it_was(base_url: str, secrets: tuple[Path, str, str]) -> None:
+    with logged() as records:
+        httpx.get(base_url + "/v2/repository/index", headers=bearer(secrets[1]))
+        until(lambda: any(getattr(record, "fields", {}).get("key") == "alice" for record in records))
 
 
 def test_no_key_gets_into_a_log_or_an_answer(base_url: str, secrets: tuple[Path, str, str]) -> None:

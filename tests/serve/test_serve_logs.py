@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -130,6 +131,13 @@ def test_the_command_writes_the_form_that_is_asked_for(bundle: Bundle, form: str
         assert any("ready on http://" in json.loads(line)["message"] for line in lines)
     else:
         assert not [line for line in lines if line.startswith("{")]
+
+
+def test_the_reason_of_a_failed_start_is_a_line_like_the_others(tmp_path: Path) -> None:
+    log = process_log(["serve", str(tmp_path / "nowhere"), "--port", "0"], status=2)
+    (line,) = log.splitlines()
+    assert json.loads(line)["level"] == "critical"
+    assert "nowhere" in json.loads(line)["message"]
 
 
 def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class HalfSent:
 
 
 def settings(**values: float) -> ServeSettings:
-    return ServeSettings.model_validate({"port": 0, "concurrency": 1, **values})
+    return ServeSettings.model_validate({"port": 0, "concurrency": 1, "grace_seconds": 0, **values})
 
 
 def test_a_ready_server_says_what_it_chose_and_answers(bundle: Bundle) -> None:
@@ -64,6 +64,34 @@ def test_a_ready_server_says_what_it_chose_and_answers(bundle: Bundle) -> None:
     assert f"tiny version 1, fp32, digest {bundle.manifest.digest}" in server.log
     assert "POST /v1/models/{name}/segment 200" in server.log
     assert "Traceback" not in server.log
+
+
+def test_after_sigterm_it_says_not_ready_and_serves_for_the_grace(bundle: Bundle) -> None:
+    with ServerProcess([bundle.path], settings(grace_seconds=60, drain_seconds=5)) as server:
+        url = server.base_url
+        server.signal(signal.SIGTERM)
+        until(lambda: httpx.get(url + "/v2/health/ready").status_code == 503)
+        for _ in range(3):
+            answer = httpx.post(url + SEGMENT, content=encode_image(IMAGE), headers=PNG)
+            np.testing.assert_array_equal(decode_indices(answer.content), expected_mask(IMAGE, 4))
+            assert answer.headers["connection"] == "close"
+        assert "draining" not in server.log
+        # A second one does not wait for the grace.
+        server.signal(signal.SIGTERM)
+        assert server.wait() == -signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "grace_seconds"), [(signal.SIGTERM, 1.0), (signal.SIGINT, 60.0)])
+def test_after_the_grace_it_drains_and_ends_well(bundle: Bundle, number: signal.Signals, grace_seconds: float) -> None:
+    """A person at a terminal, who sends SIGINT, is not made to wait."""
+    with ServerProcess([bundle.path], settings(grace_seconds=grace_seconds)) as server:
+        with HalfSent(server.base_url) as accepted:
+            server.signal(number)
+            until(lambda: "draining: 1 requests in flight" in server.log)
+            assert accepted.finish().startswith(b"HTTP/1.1 200 ")
+        assert server.wait() == 0
+    assert ("not ready any more" in server.log) == (number == signal.SIGTERM)
 
 
 def test_while_it_drains_it_finishes_what_it_accepted_and_takes_nothing_new(bundle: Bundle) -> None:

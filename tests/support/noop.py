@@ -18,6 +18,7 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "none": lambda *_, **__: None,
     "false": lambda *_, **__: False,
     "empty": lambda *_, **__: [],
+    "no options": lambda *_, **__: {},
     "first": lambda first, *_, **__: first,
     "second": lambda _, second, *__, **___: second,
     "third": lambda _, __, third, *___, **____: third,

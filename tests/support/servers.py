@@ -160,8 +160,8 @@ except SegpressError as error:
             self.log += line
 
 
-def process_log(words: Sequence[str], *, until: str) -> str:
-    """What `compress` with these words writes to standard error up to the line that has `until`; then it is ended."""
+def process_log(words: Sequence[str], *, until: str | None = None, status: int = 0) -> str:
+    """What `compress` with these words writes to standard error; told to end by a line with `until`, or left to it."""
     with subprocess.Popen(
         [sys.executable, "-m", "compress.cli.main", *words],
         stderr=subprocess.PIPE,
@@ -172,9 +172,7 @@ def process_log(words: Sequence[str], *, until: str) -> str:
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if until in line:
-                break
-        process.send_signal(signal.SIGTERM)
-        lines += process.stderr
-    assert process.returncode == 0, "".join(lines)
+            if until is not None and until in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == status, "".join(lines)
     return "".join(lines)
