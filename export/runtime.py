@@ -4,6 +4,7 @@ N batch, H height, W width, C channels, K classes.
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from export.errors import BundleError, ShapeError, UsageError, WorkFailedError
 from export.images import U8, Geometry
 from export.machine import usable_cores
 from export.manifest import Manifest, TensorSignature
+from export.sessions import MemoryPool
+
+CPU = "CPUExecutionProvider"
 
 MASK = "mask"
 LOGITS = "logits"
@@ -41,10 +45,13 @@ class OnnxModel:
         source: Path | bytes,
         *,
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (CPU,),
         optimised: bool = True,
+        memory_pool: MemoryPool = "keep",
+        usual_pixels: int = 0,
     ) -> None:
         """`threads` of one run (default: all cores the process may use); `optimised` False runs the graph as written.
+        With the `memory_pool` "shrink", runs of more than `usual_pixels` (batch x height x width) give memory back.
 
         Raises UsageError for a provider that is not available, BundleError for a file that is no model.
         """
@@ -59,7 +66,7 @@ class OnnxModel:
         try:
             self._session = ort.InferenceSession(
                 content,
-                session_options(self.threads, optimised=optimised),
+                session_options(self.threads, optimised=optimised, memory_pool=memory_pool),
                 providers=list(providers),
                 enable_fallback=0,  # it would try another provider, and print about it on standard output
             )
@@ -70,6 +77,7 @@ class OnnxModel:
                 source if isinstance(source, Path) else "model.onnx", [f"onnxruntime cannot load the graph: {error}"]
             ) from error
         self.providers = tuple(self._session.get_providers())
+        self._shrinks_above = usual_pixels if memory_pool == "shrink" else math.inf
 
     def masks(self, images_NHWC: U8) -> U8:
         """Class indices NHW; of a graph that gives logits alone, the best of them.
@@ -87,7 +95,8 @@ class OnnxModel:
 
     def _run(self, output: str, images_NHWC: U8) -> NDArray[np.generic]:
         try:
-            result: NDArray[np.generic] = self._session.run([output], {IMAGE: images_NHWC})[0]
+            options = _shrinking() if math.prod(images_NHWC.shape[:3]) > self._shrinks_above else None
+            result: NDArray[np.generic] = self._session.run([output], {IMAGE: images_NHWC}, options)[0]
         except Exception as error:
             raise ShapeError(
                 f"the graph takes {self.inputs[0].dtype} {list(self.inputs[0].shape)} and was given "
@@ -118,12 +127,17 @@ class Segmenter:
         return geometry.restore(self.model.masks(geometry.fit(image_HWC)[None])[0])
 
 
+def available_providers() -> tuple[str, ...]:
+    """What this build of the runtime can run graphs with."""
+    return tuple(ort.get_available_providers())
+
+
 def tensors(model: bytes, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
     """From an image HWC to what `model`, run as it is written, has at its outputs `names`."""
     session = ort.InferenceSession(
         model,
         session_options(usable_cores(), optimised=False),
-        providers=["CPUExecutionProvider"],
+        providers=[CPU],
         enable_fallback=0,
     )
 
@@ -140,7 +154,7 @@ def optimised_graph(model: bytes) -> bytes:
         path = Path(scratch) / "optimised.onnx"
         options = session_options(1)
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
         return path.read_bytes()
 
 
@@ -170,7 +184,7 @@ def profiled(
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
         try:
-            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            session = ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
             for _ in range(_WARM_UP + runs):
                 session.run(None, dict(feeds))
         except Exception as error:
@@ -179,7 +193,7 @@ def profiled(
     return tuple(_runs(events))[_WARM_UP:]
 
 
-def session_options(threads: int, *, optimised: bool = True) -> ort.SessionOptions:
+def session_options(threads: int, *, optimised: bool = True, memory_pool: MemoryPool = "keep") -> ort.SessionOptions:
     """Options that every session here has: sequential, `threads` intra-op threads, spinning off.
 
     Spinning threads of one session starve the next (compress/README.md).
@@ -191,6 +205,14 @@ def session_options(threads: int, *, optimised: bool = True) -> ort.SessionOptio
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = memory_pool != "off"
+    return options
+
+
+def _shrinking() -> ort.RunOptions:
+    """Of a run that gives back what the pool does not need any more."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 

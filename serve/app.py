@@ -17,7 +17,8 @@ from serve.folders import ModelFolders
 from serve.keys import Keyring, load_keys
 from serve.middleware import RequestEnvelope
 from serve.oip import routes as oip
-from serve.predictor import Predictor, open_newest
+from serve.predictor import Predictor, SessionSettings, open_newest
+from serve.providers import chosen
 from serve.repository import Repository
 from serve.service import Service
 from serve.settings import ServeSettings
@@ -38,7 +39,8 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     settings = settings or ServeSettings()
     keyring = load_keys(settings.api_keys) if settings.api_keys else None
     tracer_provider = tracing.tracer_provider() if settings.otel else None
-    service = Service(_repository(models, settings), settings)
+    session = SessionSettings(settings.threads_per_run, settings.memory_pool, chosen(settings.providers))
+    service = Service(_repository(models, session), session, settings)
 
     grpc_server = _grpc_server(service, keyring) if settings.grpc_port is not None else None
 
@@ -87,9 +89,9 @@ def _grpc_server(service: Service, keyring: Keyring | None) -> "GrpcServer":
     return GrpcServer(service, keyring)
 
 
-def _repository(models: Sequence[Path] | Sequence[Predictor], settings: ServeSettings) -> Repository:
+def _repository(models: Sequence[Path] | Sequence[Predictor], session: SessionSettings) -> Repository:
     folders = ModelFolders([model for model in models if isinstance(model, Path)])
     repository = Repository(folders, [model for model in models if not isinstance(model, Path)])
-    for predictor in open_newest(folders, threads=settings.threads_per_run):
+    for predictor in open_newest(folders, session):
         repository.switch(predictor.manifest.name, [predictor])
     return repository

@@ -4,13 +4,13 @@ The same for every door: the image endpoint, the Open Inference Protocol over HT
 """
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
 
-from serve.metrics import Stages
+from serve.pipeline import Work
 from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from serve.queue import DeadlineError, QueueFullError
 from serve.service import Service
@@ -18,41 +18,65 @@ from serve.service import Service
 T = TypeVar("T")
 
 
+DEADLINE = "X-Deadline-Ms"
+"""Header: milliseconds that a request may wait for its turn, counted from when it was received whole."""
+
+DEADLINE_PARAMETER = {
+    "name": DEADLINE,
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds that the request may wait for its turn; then it is answered 504 and never computed",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+def deadline_of(request: Request) -> float | None:
+    """Seconds that the request gives itself; None when it does not say.
+
+    Raises ProblemError 400.
+    """
+    given = request.headers.get(DEADLINE)
+    if given is None:
+        return None
+    try:
+        milliseconds = float(given)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds < math.inf:
+        raise ProblemError(400, "deadline_header", f"{DEADLINE}: {given!r} is no positive number of milliseconds")
+    return milliseconds / 1000
+
+
 def refuse_if_full(service: Service) -> None:
     """Spare a client the upload of what could not even wait.
 
     Raises ProblemError 429.
     """
-    if service.queue.is_full:
-        raise _overloaded(QueueFullError(service.queue.waiting, service.queue.retry_after_seconds))
+    try:
+        service.queue.check_room()
+    except QueueFullError as error:
+        raise _overloaded(error) from error
 
 
-async def dispatch(
-    service: Service, work: Callable[[], T], stages: Stages, *, deadline_seconds: float | None = None
-) -> T:
-    """What `work` returns, or raises, on a worker thread when its turn has come; the wait is the stage "queue".
+async def dispatch(service: Service, work: Work[T], *, deadline_seconds: float | None = None) -> T:
+    """What `work` gives, or raises, on a worker thread when its turn has come; the wait is the stage "queue".
 
     `deadline_seconds` from now, at most those of the settings. A caller that is cancelled takes its work along, if
     that has not begun.
 
     Raises ProblemError 429 when no more may wait, 504 when the deadline passed first.
     """
-    begun = time.perf_counter()
-
-    def timed() -> T:
-        stages.record("queue", time.perf_counter() - begun)
-        return work()
-
     longest = service.settings.deadline_seconds
     seconds = longest if deadline_seconds is None else min(longest, deadline_seconds)
     try:
-        return await service.queue.run(timed, deadline_seconds=seconds)
+        result: T = await service.queue.run(work, deadline_seconds=seconds)
     except QueueFullError as error:
         raise _overloaded(error) from error
     except DeadlineError as error:
-        stages.record("queue", time.perf_counter() - begun)
+        work.stages.record("queue", work.seconds_since_asked)
         detail = f"{error}; nothing was computed, send it again when the server is less busy"
         raise ProblemError(504, "deadline", detail) from error
+    return result
 
 
 async def unless_the_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -78,4 +102,4 @@ async def _left(request: Request) -> None:
 
 
 def _overloaded(error: QueueFullError) -> ProblemError:
-    return ProblemError(429, "queue_full", str(error), headers={"Retry-After": str(error.retry_after_seconds)})
+    return ProblemError(429, error.reason, str(error), headers={"Retry-After": str(error.retry_after_seconds)})

@@ -38,6 +38,8 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.1
 # Around an objective, so close that a quantile near it is told to a tenth of it.
 _AROUND = (0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2)
 
+_IMAGES = (1, 2, 4, 8, 16, 32, 64)
+
 UNKNOWN_MODEL = ""
 """Label of requests for models that are not served: names that clients make up must not become time series."""
 
@@ -89,7 +91,13 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
-        self._images = Counter("segpress_images", "Images that models were run on.", ["model"], registry=self.registry)
+        self._run_images = Histogram(
+            "segpress_run_images",
+            "Images in one run of a model: those of one request, or of several that waited.",
+            ["model"],
+            buckets=_IMAGES,
+            registry=self.registry,
+        )
         self._last_inference = Gauge(
             "segpress_last_inference_timestamp_seconds",
             "When a model was last run for a request.",
@@ -101,7 +109,7 @@ class Metrics:
             duration=self._duration,
             unanswered_seconds=self._unanswered_seconds,
             stage=self._stage,
-            images=self._images,
+            run_images=self._run_images,
             last_inference=self._last_inference,
         )
 
@@ -116,7 +124,7 @@ class Metrics:
     def add_model(self, manifest: Manifest) -> None:
         """Show a model, and its stages and requests from zero on, so that rates are right from the first request."""
         self._versions[manifest.name] = manifest.version
-        self._images.labels(manifest.name)
+        self._run_images.labels(manifest.name)
         self._model_info.labels(manifest.name, manifest.version, manifest.precision, manifest.digest).set(1)
         self._duration.labels(manifest.name)
         self._requests.labels(manifest.name, "200")
@@ -172,11 +180,11 @@ class Metrics:
             if record is not None:
                 record.stage(stage, seconds)
 
-        def run_on(images: int) -> None:
-            self._images.labels(model).inc(images)
+        def ran_on(images: int) -> None:
+            self._run_images.labels(model).observe(images)
             self._last_inference.labels(model).set_to_current_time()
 
-        return Stages(observe, run_on)
+        return Stages(observe, ran_on)
 
     def render(self) -> bytes:
         """Everything, in the text format that `MEDIA_TYPE` names."""
@@ -197,12 +205,12 @@ class Stages:
     def __init__(
         self,
         observe: Callable[[str, float], None] = lambda _stage, _seconds: None,
-        run_on: Callable[[int], None] = lambda _images: None,
+        ran_on: Callable[[int], None] = lambda _images: None,
     ) -> None:
         self.seconds: dict[str, float] = {}
         self._observe = observe
-        self.images = run_on
-        """To be told how many images the model was run on."""
+        self.ran_on = ran_on
+        """To be told of each run of the model on how many images it was."""
 
     def record(self, stage: str, seconds: float) -> None:
         """Keep and observe a stage that ended just now."""

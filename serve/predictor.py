@@ -1,15 +1,33 @@
 """The seam between HTTP and the model: tests put something else here, and so may another runtime."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from export.bundle import Bundle
 from export.errors import BundleError
 from export.images import U8
 from export.manifest import Manifest
+from export.runtime import CPU, OnnxModel
+from export.sessions import MemoryPool
 from serve.folders import ModelFolders, newest
 
 logger = logging.getLogger(__name__)
+
+_USUAL_SIZE = (512, 512)
+"""Of images of a bundle that says nothing of them."""
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How the runtime's session of every bundle runs."""
+
+    threads: int = 1
+    """Of one run."""
+    memory_pool: MemoryPool = "shrink"
+    providers: Sequence[str] = (CPU,)
+    """ONNX Runtime's names, the first that takes an operator runs it."""
 
 
 class Predictor(Protocol):
@@ -26,26 +44,43 @@ class Predictor(Protocol):
 class BundlePredictor:
     """A bundle's graph in one ONNX Runtime session, shared by all threads."""
 
-    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+    def __init__(self, bundle: Bundle, session: SessionSettings) -> None:
         self.manifest = bundle.manifest
-        self._model = bundle.model(threads=threads)
+        self._model = OnnxModel(
+            bundle.model_path,
+            threads=session.threads,
+            providers=session.providers,
+            memory_pool=session.memory_pool,
+            usual_pixels=_usual_pixels(bundle.manifest),
+        )
+        runs_on = [name for name in session.providers if name in self._model.providers]
+        if runs_on[:1] != list(session.providers[:1]):
+            logger.warning("%s: %s could not be started; %s serves", bundle.path, session.providers[0], runs_on[0])
 
     def predict(self, images_NHWC: U8) -> U8:
         return self._model.masks(images_NHWC)
 
 
-def open_bundle(folders: ModelFolders, name: str, version: str, *, threads: int) -> BundlePredictor:
+def _usual_pixels(manifest: Manifest) -> int:
+    """Twice those that the bundle is fed with, or was measured at."""
+    height, width = manifest.size or (
+        (manifest.latency.height, manifest.latency.width) if manifest.latency else _USUAL_SIZE
+    )
+    return 2 * height * width
+
+
+def open_bundle(folders: ModelFolders, name: str, version: str, session: SessionSettings) -> BundlePredictor:
     """Verify a bundle and load it.
 
     Raises BundleError for one that must not serve.
     """
-    verified = folders.verify(name, version, threads=threads)
+    verified = folders.verify(name, version, threads=session.threads)
     for warning in verified.warnings:
         logger.warning("%s: %s", verified.bundle.path, warning)
-    return BundlePredictor(verified.bundle, threads=threads)
+    return BundlePredictor(verified.bundle, session)
 
 
-def open_newest(folders: ModelFolders, *, threads: int) -> list[BundlePredictor]:
+def open_newest(folders: ModelFolders, session: SessionSettings) -> list[BundlePredictor]:
     """The newest version of every model.
 
     Raises BundleError with everything that is wrong in any of them.
@@ -53,7 +88,7 @@ def open_newest(folders: ModelFolders, *, threads: int) -> list[BundlePredictor]
     opened, errors = [], []
     for name, versions in folders.models().items():
         try:
-            opened.append(open_bundle(folders, name, newest(list(versions)), threads=threads))
+            opened.append(open_bundle(folders, name, newest(list(versions)), session))
         except BundleError as error:
             errors.append(error)
     if len(errors) == 1:

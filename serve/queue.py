@@ -1,11 +1,13 @@
 """A bounded queue in front of a few worker threads.
 
-What waits is bounded, so a burst costs the excess an honest refusal and not everybody their patience.
+What waits is bounded, by number and by how long the last of it would wait, so a burst costs the excess an honest
+refusal and not everybody their patience.
 What nobody waits for any more, because its deadline has passed or its client has gone, leaves the queue
 without having been computed. The threads take work straight from the queue: no turn of the event loop
 lies between the end of one run and the start of the next.
 
-Batching fits into `_take`, where a worker decides what it does next.
+A worker that comes free may take several at once, if they can be run together: only what waits already, unless a
+delay is set. What the others could take at that moment is left to them.
 """
 
 import asyncio
@@ -14,23 +16,25 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from export.errors import WorkFailedError
 
-T = TypeVar("T")
+W = TypeVar("W")
 
 # Weight of the newest run in the running estimate of service time: the last ten or so count.
 _NEWEST = 0.2
 
 
 class QueueFullError(WorkFailedError):
-    """As much is waiting as may wait."""
+    """As much is waiting as may wait, or a newcomer would wait too long."""
 
-    def __init__(self, waiting: int, retry_after_seconds: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already; try again in {retry_after_seconds} s")
+    def __init__(self, reason: str, detail: str, retry_after_seconds: int) -> None:
+        super().__init__(f"{detail}; try again in {retry_after_seconds} s")
+        self.reason = reason
+        """queue_full or wait_too_long."""
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -38,15 +42,32 @@ class DeadlineError(WorkFailedError):
     """The deadline passed before the work's turn came; it was not begun."""
 
 
-class WorkQueue:
-    """Runs callables on `workers` threads, first come first served, with at most `limit` of them waiting."""
+class WorkQueue(Generic[W]):
+    """Has works run on `workers` threads, first come first served, with at most `limit` of them waiting."""
 
-    def __init__(self, *, workers: int, limit: int) -> None:
+    def __init__(
+        self,
+        run_together: Callable[[Sequence[W]], Sequence[Any]],
+        *,
+        workers: int,
+        limit: int,
+        max_wait_seconds: float = math.inf,
+        max_batch: int = 1,
+        batch_delay_seconds: float = 0.0,
+        mates: Callable[[W, W], bool] = lambda _one, _other: False,
+    ) -> None:
+        """`run_together` gives of each work what came of it, exceptions included, for works that are all `mates`."""
         self.workers = workers
         self.limit = limit
+        self.max_wait_seconds = max_wait_seconds
+        self._run_together = run_together
+        self._max_batch = max_batch
+        self._batch_delay_seconds = batch_delay_seconds
+        self._mates = mates
         self._changed = threading.Condition()
-        self._waiting: deque[_Job[Any]] = deque()
+        self._waiting: deque[_Job[W]] = deque()
         self._running = 0
+        self._idle = 0
         self._closed = False
         self._service_seconds = 0.0
         self._threads: list[threading.Thread] = []
@@ -60,11 +81,6 @@ class WorkQueue:
         return self._running
 
     @property
-    def is_full(self) -> bool:
-        # Whatever idle workers are about to take is on its way out of the queue and does not count against it.
-        return self.waiting + self._running >= self.workers + self.limit
-
-    @property
     def estimated_wait_seconds(self) -> float:
         """How long a newcomer would wait for its turn, from the running mean of service time."""
         ahead = self.waiting + self._running - self.workers + 1
@@ -74,6 +90,17 @@ class WorkQueue:
     def retry_after_seconds(self) -> int:
         """When what waits now will be done, in the whole seconds that Retry-After takes."""
         return max(1, math.ceil(self.estimated_wait_seconds))
+
+    def check_room(self, deadline_seconds: float = math.inf) -> None:
+        """Raises QueueFullError when a newcomer could not wait, or would wait too long, or beyond its own deadline."""
+        # Whatever idle workers are about to take is on its way out of the queue and does not count against it.
+        if self.waiting + self._running >= self.workers + self.limit:
+            raise QueueFullError("queue_full", f"{self.waiting} requests are waiting already", self.retry_after_seconds)
+        wait, longest = self.estimated_wait_seconds, min(self.max_wait_seconds, deadline_seconds)
+        if wait > longest:
+            over = math.ceil(wait - longest)
+            detail = f"the request would wait about {wait:.2g} s for its turn, and may wait {longest:g} s"
+            raise QueueFullError("wait_too_long", detail, max(1, over))
 
     def start(self) -> None:
         """Start the worker threads."""
@@ -94,92 +121,124 @@ class WorkQueue:
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
 
-    async def run(self, work: Callable[[], T], *, deadline_seconds: float) -> T:
-        """Do `work` on a worker thread and return what it returns, or raise what it raises.
+    async def run(self, work: W, *, deadline_seconds: float) -> Any:
+        """Have `work` run on a worker thread and return what came of it, or raise that.
 
         Work that has not begun when `deadline_seconds` have passed, or when the caller is cancelled, is never begun.
         Raises QueueFullError and DeadlineError.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        job = _Job(work, loop, future, time.monotonic() + deadline_seconds)
-        self._admit(job)
+        job = _Job(work, loop, loop.create_future(), time.monotonic() + deadline_seconds)
+        with self._changed:
+            self.check_room(deadline_seconds)
+            self._waiting.append(job)
+            self._changed.notify()
         timer = loop.call_later(deadline_seconds, self._expire, job)
         try:
-            return await future
+            return await job.future
         finally:
             timer.cancel()
             self._withdraw(job)
 
-    def _admit(self, job: "_Job[Any]") -> None:
+    def _withdraw(self, job: "_Job[W]") -> bool:
+        """Whether `job` was still waiting; it is not any more, and is not begun if it has been taken for a batch."""
         with self._changed:
-            if self.is_full:
-                raise QueueFullError(self.waiting, self.retry_after_seconds)
-            self._waiting.append(job)
-            self._changed.notify()
-
-    def _withdraw(self, job: "_Job[Any]") -> bool:
-        """Whether `job` was still waiting; it is not any more."""
-        with self._changed:
+            job.is_dropped = True
             try:
                 self._waiting.remove(job)
             except ValueError:
                 return False
             return True
 
-    def _expire(self, job: "_Job[Any]") -> None:
+    def _expire(self, job: "_Job[W]") -> None:
+        with self._changed:
+            if job not in self._waiting:
+                return  # it has begun; or it was taken for a batch, whose worker looks at the deadline again
         if self._withdraw(job):
             job.fail(_too_late())
 
     def _serve(self) -> None:
-        while self._serve_one():
+        while self._serve_some():
             pass
 
-    def _serve_one(self) -> bool:
-        # One call for one job: an idle worker must not hold on to the last image.
-        job = self._take()
-        if job is None:
+    def _serve_some(self) -> bool:
+        # One call for what is taken at once: an idle worker must not hold on to the last image.
+        jobs = self._take()
+        if not jobs:
             return False
         begun = time.perf_counter()
         try:
-            result = job.work()
+            outcomes = self._run_together([job.work for job in jobs])
         except Exception as error:
-            self._ran(time.perf_counter() - begun)
-            job.deliver(job.fail, error)
-        else:
-            self._ran(time.perf_counter() - begun)
-            job.deliver(job.succeed, result)
+            outcomes = [error] * len(jobs)
+        self._ran(len(jobs), time.perf_counter() - begun)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            job.deliver(job.fail if isinstance(outcome, Exception) else job.succeed, outcome)
         return True
 
-    def _take(self) -> "_Job[Any] | None":
-        """The next job whose deadline has not passed; None when the queue is closed."""
+    def _take(self) -> "list[_Job[W]]":
+        """The next job that is still wanted, with those that can be run with it; none when closed."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if self._closed:
-                    return None
-                job = self._waiting.popleft()
-                if time.monotonic() < job.deadline:
-                    self._running += 1
-                    return job
-                # The loop's own timer is late, because the loop is busy; the deadline holds all the same.
-                job.deliver(job.fail, _too_late())
+                first = self._next()
+                if first is None:
+                    return []
+                jobs = [first]
+                self._running += 1
+                if self._max_batch > 1:
+                    self._add_mates(jobs)
+                # While a batch waited for more, some may have gone, or have become too late.
+                wanted = [job for job in jobs if not job.is_dropped and self._is_in_time(job)]
+                self._running -= len(jobs) - len(wanted)
+                if wanted:
+                    return wanted
 
-    def _ran(self, seconds: float) -> None:
+    def _is_in_time(self, job: "_Job[W]") -> bool:
+        # The loop's own timer may be late, because the loop is busy; the deadline holds all the same.
+        if time.monotonic() < job.deadline:
+            return True
+        job.deliver(job.fail, _too_late())
+        return False
+
+    def _next(self) -> "_Job[W] | None":
+        self._idle += 1
+        self._changed.wait_for(lambda: self._waiting or self._closed)
+        self._idle -= 1
+        return None if self._closed else self._waiting.popleft()
+
+    def _add_mates(self, jobs: "list[_Job[W]]") -> None:
+        end = time.monotonic() + self._batch_delay_seconds
+        while not self._closed:
+            # As many as the idle workers can take at once are theirs.
+            spare = max(0, len(self._waiting) - self._idle)
+            wanted = sum(not job.is_dropped for job in jobs)
+            mates = [job for job in self._waiting if self._mates(jobs[0].work, job.work)]
+            for job in mates[: min(spare, self._max_batch - wanted)]:
+                self._waiting.remove(job)
+                jobs.append(job)
+                self._running += 1
+                wanted += 1
+            left = end - time.monotonic()
+            if left <= 0 or wanted >= self._max_batch:
+                return
+            self._changed.wait(left)
+
+    def _ran(self, jobs: int, seconds: float) -> None:
         with self._changed:
-            self._running -= 1
-            previous = self._service_seconds or seconds
-            self._service_seconds = previous + _NEWEST * (seconds - previous)
+            self._running -= jobs
+            previous = self._service_seconds or seconds / jobs
+            self._service_seconds = previous + _NEWEST * (seconds / jobs - previous)
 
 
 @dataclass(eq=False)
-class _Job(Generic[T]):
+class _Job(Generic[W]):
     """Work, and the future through which the event loop hears how it went."""
 
-    work: Callable[[], T]
+    work: W
     loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[T]"
+    future: "asyncio.Future[Any]"
     deadline: float
+    is_dropped: bool = False
 
     def deliver(self, outcome: Callable[[Any], None], value: object) -> None:
         """Have `outcome` called with `value` in the event loop's thread."""
@@ -187,7 +246,7 @@ class _Job(Generic[T]):
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(outcome, value)
 
-    def succeed(self, result: T) -> None:
+    def succeed(self, result: object) -> None:
         if not self.future.done():
             self.future.set_result(result)
 

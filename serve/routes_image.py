@@ -1,14 +1,16 @@
 """The image endpoint: an image file in, its mask out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from export.images import U8
 from serve.answers import JSON, PNG, RAW, Answer, Segmentation, negotiate
-from serve.dispatch import dispatch, refuse_if_full, unless_the_client_leaves
+from serve.dispatch import DEADLINE_PARAMETER, deadline_of, dispatch, refuse_if_full, unless_the_client_leaves
 from serve.limits import IMAGE_TYPES, MULTIPART, ContentType
 from serve.openapi import problems, reference
-from serve.pipeline import segment
+from serve.pipeline import Work, decoded
 from serve.service import Service, service_of
 
 router = APIRouter(tags=["segmentation"])
@@ -61,7 +63,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
                 "CMYK for 4, or a TIFF with a grey page for each."
             ),
             "content": {**dict.fromkeys(IMAGE_TYPES, _BINARY), MULTIPART: _ONE_FILE},
-        }
+        },
+        "parameters": [DEADLINE_PARAMETER],
     },
 )
 async def segment_image(name: str, request: Request) -> Response:
@@ -86,11 +89,16 @@ async def _segment(service: Service, name: str, request: Request) -> tuple[Answe
     encode = negotiate(request.headers.get("accept", ""))
     content_type = ContentType.of(request)
     refuse_if_full(service)
+    deadline_seconds = deadline_of(request)
     stages = service.metrics.stages(name)
     async with service.bodies.body(request) as body:
 
-        def work() -> Answer:
-            return segment(body, content_type, predictor, encode, max_pixels=service.settings.max_pixels, stages=stages)
+        def read() -> Sequence[U8]:
+            return [decoded(content_type.image(body), predictor.manifest, max_pixels=service.sizes.max_pixels)]
 
-        answer = await unless_the_client_leaves(request, dispatch(service, work, stages))
+        def finish(masks_NHW: U8) -> Answer:
+            return encode(masks_NHW[0], predictor.manifest)
+
+        work = Work(predictor, stages, service.sizes, read, finish)
+        answer = await unless_the_client_leaves(request, dispatch(service, work, deadline_seconds=deadline_seconds))
     return answer, stages.header()

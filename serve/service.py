@@ -4,23 +4,22 @@ import asyncio
 import logging
 import math
 import sys
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import numpy as np
 from fastapi import Request
 
-from export.bands import counted_pixels, lossless_format
+from export.bands import counted_pixels
 from export.errors import BundleError, UsageError
-from export.images import FORMATS, encode_image
+from export.images import encode_image
 from export.manifest import Manifest
 from serve.answers import Answer, to_png
 from serve.lifecycle import Lifecycle
-from serve.limits import BodyReader, ContentType
+from serve.limits import BodyReader
 from serve.metrics import UNKNOWN_MODEL, Metrics, Stages
-from serve.pipeline import segment
+from serve.pipeline import Sizes, Work, decoded, run_together
 from serve.policy import Choice, newest_version
-from serve.predictor import Predictor, open_bundle
+from serve.predictor import Predictor, SessionSettings, open_bundle
 from serve.problems import ProblemError
 from serve.queue import WorkQueue
 from serve.repository import Repository
@@ -37,14 +36,24 @@ _CLOSE_SECONDS = 2.0
 class Service:
     """The models, the queue in front of them, and what is measured."""
 
-    def __init__(self, repository: Repository, settings: ServeSettings) -> None:
+    def __init__(self, repository: Repository, session: SessionSettings, settings: ServeSettings) -> None:
         """Raises UsageError when the limits fit no image of a model."""
         self.settings = settings
+        self.session = session
         self.repository = repository
         for predictor in repository.all_served():
             _check_pixels(predictor.manifest, settings.max_pixels)
         self.lifecycle = Lifecycle()
-        self.queue = WorkQueue(workers=settings.concurrency, limit=settings.queue_limit)
+        self.sizes = Sizes(max_pixels=settings.max_pixels, bucket=settings.size_bucket)
+        self.queue: WorkQueue[Work[Any]] = WorkQueue(
+            run_together,
+            workers=settings.concurrency,
+            limit=settings.queue_limit,
+            max_wait_seconds=settings.max_wait_seconds,
+            max_batch=settings.max_batch,
+            batch_delay_seconds=settings.batch_delay_seconds,
+            mates=lambda one, other: one.predictor is other.predictor,
+        )
         self.bodies = BodyReader(settings)
         self.metrics = self._metrics()
         self._changing = asyncio.Lock()
@@ -121,7 +130,7 @@ class Service:
 
     def _opened(self, name: str, version: str) -> Predictor:
         try:
-            predictor = open_bundle(self.repository.folders, name, version, threads=self.settings.threads_per_run)
+            predictor = open_bundle(self.repository.folders, name, version, self.session)
             _check_pixels(predictor.manifest, self.settings.max_pixels)
         except (BundleError, UsageError) as error:
             self.repository.refuse(name, version, str(error))
@@ -131,7 +140,9 @@ class Service:
         if served is not None and served.manifest.digest == predictor.manifest.digest:
             return served
         for _ in range(_WARM_UP_ROUNDS):
-            _warm_up(predictor)()
+            [outcome] = run_together([_warm_up(predictor)])
+            if isinstance(outcome, Exception):
+                raise outcome
         return predictor
 
     def _metrics(self) -> Metrics:
@@ -159,16 +170,15 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def _warm_up(predictor: Predictor) -> Callable[[], Answer]:
+def _warm_up(predictor: Predictor) -> Work[Answer]:
     manifest = predictor.manifest
-    return partial(
-        segment,
-        _grey_image(manifest),
-        ContentType(FORMATS[lossless_format(manifest.channels)]),
+    grey = _grey_image(manifest)
+    return Work(
         predictor,
-        to_png,
-        max_pixels=sys.maxsize,
-        stages=Stages(),
+        Stages(),
+        Sizes(max_pixels=sys.maxsize),
+        lambda: [decoded(grey, manifest, max_pixels=sys.maxsize)],
+        lambda masks_NHW: to_png(masks_NHW[0], manifest),
     )
 
 

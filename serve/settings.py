@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from export.errors import UsageError
 from export.machine import usable_cores
+from export.sessions import MemoryPool, Provider
 
 
 class ServeSettings(BaseModel):
@@ -26,10 +27,26 @@ class ServeSettings(BaseModel):
 
     threads_per_run: int = Field(default=1, ge=1)
     """Threads of one run of the model. One each, with as many runs as cores, costs the least CPU an image."""
+    providers: tuple[Provider, ...] = Field(default=("cpu",), min_length=1)
+    """What runs the models: the first that is there and takes an operator. CPU comes last by itself."""
     concurrency: int = Field(default_factory=usable_cores, ge=1)
     """Requests in work at once, over all models. Default: the cores this process may use."""
     queue_limit: int = Field(default=64, ge=0)
     """Requests that may wait for their turn; one more is answered 429."""
+    max_wait_seconds: float = Field(default=10.0, gt=0)
+    """A request that would wait longer than this for its turn, or longer than its own deadline, is answered 429 at
+    once. Estimated from what is waiting and how long the last runs took."""
+    max_batch: int = Field(default=1, ge=1)
+    """Requests for one model that wait when a worker comes free, at most so many, are run together where they have the
+    same padded size. On a CPU that gains little and makes the first of them wait for the last."""
+    batch_delay_seconds: float = Field(default=0.0, ge=0)
+    """With `max_batch`: a worker waits this long for more to come before it begins. 0 takes only what already waits."""
+    size_bucket: int = Field(default=1, ge=1)
+    """Images are padded to multiples of this many pixels, beside the model's own: fewer sizes, so that more can be run
+    together and memory settles sooner. The model sees more padding, which may change masks near the lower and the right
+    border by a little."""
+    memory_pool: MemoryPool = "shrink"
+    """Memory between runs: keep all that was ever needed; shrink after runs that were larger than usual; or no pool."""
     deadline_seconds: float = Field(default=30.0, gt=0)
     """A request that has waited this long since it was received whole is answered 504 and never computed."""
 

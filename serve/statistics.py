@@ -35,13 +35,10 @@ class ModelStatistics:
     compute_output: Spent
     """Restoring and encoding masks."""
     images: int
+    executions: int
+    """Runs of the model; one may have many images, of several requests."""
     last_inference: float
     """Unix time in seconds; 0 when there was none."""
-
-    @property
-    def executions(self) -> int:
-        """Runs of the model; one may have many images."""
-        return self.compute_infer.count
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Statistics:
     duration: Histogram
     unanswered_seconds: Counter
     stage: Histogram
-    images: Counter
+    run_images: Histogram
     last_inference: Gauge
 
     def of(self, model: str) -> ModelStatistics:
@@ -74,7 +71,8 @@ class Statistics:
             compute_input=spent("decode") + spent("preprocess"),
             compute_infer=spent("inference"),
             compute_output=spent("postprocess") + spent("encode"),
-            images=int(sum(_samples(self.images, "_total", model).values())),
+            images=int(sum(_samples(self.run_images, "_sum", model).values())),
+            executions=int(sum(_samples(self.run_images, "_count", model).values())),
             last_inference=sum(_samples(self.last_inference, "_seconds", model).values()),
         )
 

@@ -107,7 +107,11 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Pat
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.*")}
-    expected = {name for name in files if name.endswith((".py", "py.typed", ".toml", ".css", ".html", ".js", ".svg"))}
+    expected = {
+        name
+        for name in files
+        if name.endswith((".py", "py.typed", ".toml", ".css", ".html", ".js", ".svg", ".proto", ".binpb"))
+    }
     assert held == expected
     assert {"compress/recipes/demo.toml", "serve/page/home.html", "benchmarks/report/page.css"} <= held
 

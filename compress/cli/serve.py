@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from export.errors import SegpressError, require
+from export.sessions import MemoryPool, Provider
 from serve.logs import LogFormat, last_line, logs_as
 
 
@@ -27,6 +28,26 @@ def command(
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one run of the model.")] = 1,
     queue_limit: Annotated[int, typer.Option("--queue-limit", min=0, help="Requests that may wait.")] = 64,
+    max_wait_seconds: Annotated[
+        float,
+        typer.Option("--max-wait", min=0.001, help="Seconds to wait for a turn; who would wait longer is refused."),
+    ] = 10.0,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Requests that wait and are run together, at most.")
+    ] = 1,
+    batch_delay_ms: Annotated[
+        float, typer.Option("--batch-delay-ms", min=0, help="Wait so long for more to run together.")
+    ] = 0.0,
+    size_bucket: Annotated[
+        int, typer.Option("--size-bucket", min=1, help="Pad images to multiples of so many pixels, too.")
+    ] = 1,
+    memory_pool: Annotated[
+        MemoryPool, typer.Option("--memory-pool", help="Between runs: keep all, shrink after large ones, or off.")
+    ] = "shrink",
+    providers: Annotated[
+        list[Provider] | None,
+        typer.Option("--provider", help="What runs the models, in order of preference; may be repeated."),
+    ] = None,
     deadline_seconds: Annotated[
         float, typer.Option("--deadline", min=0.001, max=86400, help="Seconds a request may wait.")
     ] = 30.0,
@@ -81,6 +102,12 @@ def command(
             concurrency=concurrency or usable_cores(),
             threads_per_run=threads,
             queue_limit=queue_limit,
+            max_wait_seconds=max_wait_seconds,
+            max_batch=max_batch,
+            batch_delay_seconds=batch_delay_ms / 1000,
+            size_bucket=size_bucket,
+            memory_pool=memory_pool,
+            providers=tuple(providers or ("cpu",)),
             deadline_seconds=deadline_seconds,
             grace_seconds=grace_seconds,
             drain_seconds=drain_seconds,

@@ -5,7 +5,7 @@ N batch, H height, W width.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -21,8 +21,9 @@ from serve.access import Caller, caller_of, check_may_administer
 from serve.dispatch import dispatch
 from serve.keys import Keyring
 from serve.oip import models
-from serve.oip.inference import InferenceRequest, InputTensor, infer
+from serve.oip.inference import InferenceRequest, InputTensor, images_of
 from serve.oip.messages import HEALTH, INFERENCE, message, methods
+from serve.pipeline import Work
 from serve.policy import choice_of
 from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from serve.record import RequestRecord, set_current
@@ -246,23 +247,21 @@ class _Inference:
             try:
                 return await self._infer(request, call)
             except asyncio.CancelledError:
-                if service.lifecycle.is_draining:
+                if service.lifecycle.is_ending:
                     raise
                 raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left before its answer") from None
 
     async def _infer(self, request: Any, call: Call) -> Any:
         service = self._service
-        if not service.lifecycle.is_ready:
+        if not service.lifecycle.takes_requests:
             raise service.unavailable()
         predictor = service.repository.predictor(request.model_name, request.model_version)
-        stages = service.metrics.stages(request.model_name)
+        stages, sizes = service.metrics.stages(request.model_name), service.sizes
 
-        def work() -> U8:
-            asked = _asked(request)
-            return infer(asked, predictor, max_pixels=service.settings.max_pixels, stages=stages)
+        def read() -> Sequence[U8]:
+            return images_of(_asked(request), predictor.manifest, max_pixels=sizes.max_pixels)
 
-        masks_NHW = await dispatch(service, work, stages, deadline_seconds=call.seconds_left)
-        with stages.time("encode"):
+        def finish(masks_NHW: U8) -> Any:
             response = message("inference.ModelInferResponse")(
                 model_name=predictor.manifest.name,
                 model_version=predictor.manifest.version,
@@ -270,7 +269,10 @@ class _Inference:
                 raw_output_contents=[masks_NHW.tobytes()],
             )
             response.outputs.add(name=MASK, datatype="UINT8", shape=masks_NHW.shape)
-        return response
+            return response
+
+        work = Work(predictor, stages, sizes, read, finish)
+        return await dispatch(service, work, deadline_seconds=call.seconds_left)
 
 
 def _asked(request: Any) -> InferenceRequest:

@@ -1,4 +1,4 @@
-"""One inference in the terms of the protocol, whichever way it came: a tensor of images in, a tensor of masks out.
+"""An inference in the terms of the protocol, whichever way it came: a tensor of images.
 
 N batch, H height, W width, C channels.
 """
@@ -15,9 +15,7 @@ from export.bands import counted_pixels
 from export.images import U8
 from export.manifest import Manifest
 from export.runtime import IMAGE, MASK
-from serve.metrics import Stages
 from serve.pipeline import decoded
-from serve.predictor import Predictor
 from serve.problems import ProblemError
 
 DATATYPES = ("UINT8", "FP32", "BYTES")
@@ -50,44 +48,13 @@ class InferenceRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def infer(request: InferenceRequest, predictor: Predictor, *, max_pixels: int, stages: Stages) -> U8:
-    """Masks NHW of the images that `request` brings, each of the size of its image; computed in one run.
+def images_of(request: InferenceRequest, manifest: Manifest, *, max_pixels: int) -> Sequence[U8]:
+    """The images HWC that `request` brings, at least one and all of one size.
 
     Raises ProblemError 4xx for a request that does not fit the model or its limits.
     """
-    manifest = predictor.manifest
-    tensor = _image_tensor(request)
-    with stages.time("decode"):
-        images = _images(tensor, manifest, max_pixels)
-    with stages.time("preprocess"):
-        height, width = images[0].shape[:2]
-        geometry = manifest.geometry(height, width)
-        _check_pixels(len(images), *geometry.padded, manifest, max_pixels)
-        images_NHWC = np.stack([geometry.fit(image_HWC) for image_HWC in images])
-    with stages.time("inference"):
-        masks_NHW = predictor.predict(images_NHWC)
-        stages.images(len(images))
-    with stages.time("postprocess"):
-        return np.stack([geometry.restore(mask_HW) for mask_HW in masks_NHW])
-
-
-def _image_tensor(request: InferenceRequest) -> InputTensor:
-    """Raises ProblemError 400 when the names are not those of the model, or something is asked that is not done."""
-    for name in ("sequence_id", "shared_memory_region"):
-        if request.parameters.get(name):
-            raise ProblemError(400, "parameter", f"parameter {name!r} is not taken; leave it out")
-    names = [tensor.name for tensor in request.inputs]
-    if names != [IMAGE]:
-        raise ProblemError(400, "inputs", f"the model takes one input, {IMAGE!r}; the request has {names}")
-    unknown = [name for name in request.outputs if name != MASK]
-    if unknown or len(request.outputs) > 1:
-        raise ProblemError(400, "outputs", f"the model has one output, {MASK!r}; asked for {list(request.outputs)}")
-    return request.inputs[0]
-
-
-def _images(tensor: InputTensor, manifest: Manifest, max_pixels: int) -> Sequence[U8]:
-    """Images HWC of one size, at least one."""
-    channels, shape = manifest.channels, tensor.shape
+    channels, tensor = manifest.channels, _image_tensor(request)
+    shape = tensor.shape
     if tensor.datatype == "BYTES":
         if len(shape) != 1 or shape[0] < 1:
             raise _bad_shape(f"a BYTES tensor of image files has the shape [N]; sent was {list(shape)}")
@@ -106,6 +73,20 @@ def _images(tensor: InputTensor, manifest: Manifest, max_pixels: int) -> Sequenc
     if values.size != math.prod(shape):
         raise _bad_shape(f"{list(shape)} takes {math.prod(shape)} values, and {values.size} were sent")
     return list(_whole_bytes(values).reshape(shape))
+
+
+def _image_tensor(request: InferenceRequest) -> InputTensor:
+    """Raises ProblemError 400 when the names are not those of the model, or something is asked that is not done."""
+    for name in ("sequence_id", "shared_memory_region"):
+        if request.parameters.get(name):
+            raise ProblemError(400, "parameter", f"parameter {name!r} is not taken; leave it out")
+    names = [tensor.name for tensor in request.inputs]
+    if names != [IMAGE]:
+        raise ProblemError(400, "inputs", f"the model takes one input, {IMAGE!r}; the request has {names}")
+    unknown = [name for name in request.outputs if name != MASK]
+    if unknown or len(request.outputs) > 1:
+        raise ProblemError(400, "outputs", f"the model has one output, {MASK!r}; asked for {list(request.outputs)}")
+    return request.inputs[0]
 
 
 def _check_pixels(count: int, height: int, width: int, manifest: Manifest, max_pixels: int) -> None:

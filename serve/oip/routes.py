@@ -2,18 +2,20 @@
 statistics. Health is in `serve.routes_service`: probes ask for it whatever they know of the protocol.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
+from export.images import U8
 from serve.access import may_administer
-from serve.dispatch import dispatch, refuse_if_full, unless_the_client_leaves
+from serve.dispatch import DEADLINE_PARAMETER, deadline_of, dispatch, refuse_if_full, unless_the_client_leaves
 from serve.oip import models, wire
-from serve.oip.inference import infer
+from serve.oip.inference import images_of
 from serve.oip.wire import WireRequest
 from serve.openapi import problems, reference
+from serve.pipeline import Work
 from serve.policy import choice_of
 from serve.problems import ProblemError
 from serve.service import Service, service_of
@@ -69,7 +71,7 @@ _INFER: dict[str, Any] = {
             ),
             "content": {wire.JSON: reference(wire.InferRequest), wire.BINARY: _BINARY},
         },
-        "parameters": [_JSON_BYTES_HEADER],
+        "parameters": [_JSON_BYTES_HEADER, DEADLINE_PARAMETER],
     },
 }
 _ADMINISTERS: dict[str, Any] = {
@@ -169,23 +171,29 @@ async def infer_route(name: str, request: Request) -> Response:
 
 
 async def _infer(service: Service, name: str, request: Request) -> Response:
-    if not service.lifecycle.is_ready:
+    if not service.lifecycle.takes_requests:
         await service.bodies.discard(request)
         raise service.unavailable()
     predictor = service.repository.predictor(name, _version(request))
     json_bytes, encoding = wire.json_bytes(request), wire.content_encoding(request)
     refuse_if_full(service)
-    stages = service.metrics.stages(name)
+    deadline_seconds = deadline_of(request)
+    stages, sizes = service.metrics.stages(name), service.sizes
     async with service.bodies.body(request) as body:
+        asked: list[WireRequest] = []
 
-        def work() -> tuple[bytes, dict[str, str]]:
+        def read() -> Sequence[U8]:
             content = wire.decompressed(body, encoding, max_bytes=service.settings.max_body_bytes)
-            asked = WireRequest(content, json_bytes)
-            masks_NHW = infer(asked.request, predictor, max_pixels=service.settings.max_pixels, stages=stages)
-            with stages.time("encode"):
-                return asked.answer(masks_NHW, predictor.manifest)
+            asked.append(WireRequest(content, json_bytes))
+            return images_of(asked[0].request, predictor.manifest, max_pixels=sizes.max_pixels)
 
-        content, headers = await unless_the_client_leaves(request, dispatch(service, work, stages))
+        def finish(masks_NHW: U8) -> tuple[bytes, dict[str, str]]:
+            return asked[0].answer(masks_NHW, predictor.manifest)
+
+        work = Work(predictor, stages, sizes, read, finish)
+        content, headers = await unless_the_client_leaves(
+            request, dispatch(service, work, deadline_seconds=deadline_seconds)
+        )
     return Response(content, headers={**headers, "Server-Timing": stages.header()})
 
 

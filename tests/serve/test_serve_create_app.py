@@ -11,7 +11,7 @@ from export.bundle import Bundle
 from export.errors import BundleError, UsageError
 from export.machine import usable_cores
 from serve.app import create_app
-from serve.predictor import BundlePredictor
+from serve.predictor import BundlePredictor, SessionSettings
 from serve.settings import ServeSettings
 
 
@@ -54,7 +54,7 @@ def test_a_pixel_limit_below_the_models_own_size_is_refused(grey_bundle: Bundle)
 
 
 def test_predictors_may_be_made_elsewhere(bundle: Bundle) -> None:
-    app = create_app([BundlePredictor(bundle, threads=1)])
+    app = create_app([BundlePredictor(bundle, SessionSettings())])
     assert "/v1/models/{name}/segment" in app.openapi()["paths"]
 
 

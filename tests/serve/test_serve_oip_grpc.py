@@ -203,7 +203,8 @@ def test_what_no_more_may_wait_is_turned_away_with_a_time(bundle: Bundle) -> Non
             with pytest.raises(grpc.RpcError) as caught:
                 infer(request)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert int(dict(caught.value.trailing_metadata())["retry-after"]) >= 1
+            metadata: Any = caught.value.trailing_metadata()
+            assert int(dict(metadata)["retry-after"]) >= 1
         assert len(first.result().raw_output_contents[0]) == 1
 
 

@@ -122,7 +122,7 @@ def test_statistics_count_images_runs_and_failures(client: Any, base_url: str) -
     with pytest.raises(InferenceServerException):
         client.infer("tiny", [image_input(triton, IMAGES[..., :2], "UINT8")])
     assert [after - was for after, was in zip(figures(), before, strict=True)] == [3, 1, 1, 1]
-    assert metric(base_url, 'segpress_images_total{model="tiny"}') == figures()[0]
+    assert metric(base_url, 'segpress_run_images_sum{model="tiny"}') == figures()[0]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,10 +15,28 @@ from hypothesis import strategies as st
 
 from serve.queue import DeadlineError, QueueFullError, WorkQueue
 
+Call = Callable[[], Any]
+
+
+def both_are_partial(one: Call, other: Call) -> bool:
+    """Not the gates that hold workers up: what is run together with one of them has begun."""
+    return isinstance(one, partial) and isinstance(other, partial)
+
+
+def call_each(calls: Sequence[Call]) -> list[Any]:
+    """What each gives, or raises."""
+    outcomes: list[Any] = []
+    for call in calls:
+        try:
+            outcomes.append(call())
+        except ValueError as error:
+            outcomes.append(error)
+    return outcomes
+
 
 @asynccontextmanager
-async def running(*, workers: int, limit: int) -> AsyncIterator[WorkQueue]:
-    queue = WorkQueue(workers=workers, limit=limit)
+async def running(*, workers: int, limit: int, **batching: Any) -> AsyncIterator[WorkQueue[Call]]:
+    queue = WorkQueue(call_each, workers=workers, limit=limit, **batching)
     queue.start()
     try:
         yield queue
@@ -29,9 +48,14 @@ async def running(*, workers: int, limit: int) -> AsyncIterator[WorkQueue]:
 @given(
     workers=st.integers(1, 4),
     fates=st.lists(st.sampled_from(["result", "error", "cancelled", "deadline"]), max_size=30),
+    max_batch=st.integers(1, 5),
+    delay=st.sampled_from([0.0, 0.002]),
 )
-def test_every_piece_of_work_has_exactly_the_end_it_should(workers: int, fates: list[str]) -> None:
-    """Cancellations and failures at random never change what their neighbours get."""
+def test_every_piece_of_work_has_exactly_the_end_it_should(
+    workers: int, fates: list[str], max_batch: int, delay: float
+) -> None:
+    """Cancellations and failures at random never change what their neighbours get, in a batch or out of it."""
+    batching = {"max_batch": max_batch, "batch_delay_seconds": delay, "mates": both_are_partial}
     begun: list[int] = []
 
     def work(index: int) -> int:
@@ -41,8 +65,8 @@ def test_every_piece_of_work_has_exactly_the_end_it_should(workers: int, fates: 
             raise ValueError(index)
         return 10 * index
 
-    async def scenario() -> list[int | BaseException]:
-        async with running(workers=workers, limit=len(fates)) as queue:
+    async def scenario() -> Sequence[Any]:
+        async with running(workers=workers, limit=len(fates), **batching) as queue:
             gate = threading.Event()
             blockers = [asyncio.create_task(queue.run(gate.wait, deadline_seconds=60)) for _ in range(workers)]
             while queue.running < workers:
@@ -143,12 +167,145 @@ def test_the_estimate_follows_the_service_time() -> None:
     assert 5 * 0.05 / 2 <= busy < 5 * 0.5 / 2
 
 
+@asynccontextmanager
+async def held(queue: WorkQueue[Call], calls: Sequence[Call]) -> AsyncIterator[list["asyncio.Task[Any]"]]:
+    """Calls that wait in `queue` until the block is left, behind one for each of its workers."""
+    gate = threading.Event()
+    blockers = [asyncio.create_task(queue.run(gate.wait, deadline_seconds=60)) for _ in range(queue.workers)]
+    while queue.running < queue.workers:
+        await asyncio.sleep(0)
+    tasks = [asyncio.create_task(queue.run(call, deadline_seconds=60)) for call in calls]
+    while queue.waiting < len(calls):
+        await asyncio.sleep(0)
+    yield tasks
+    gate.set()
+    await asyncio.gather(*blockers, *tasks)
+
+
+class Batches:
+    """Runs calls and remembers how many were run together."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, calls: Sequence[Call]) -> list[Any]:
+        self.sizes.append(len(calls))
+        return call_each(calls)
+
+
+def test_what_waits_is_taken_together_up_to_the_largest_batch() -> None:
+    batches = Batches()
+
+    def mates(one: Call, other: Call) -> bool:
+        return bool(one() == other())
+
+    async def scenario() -> list[Any]:
+        queue = WorkQueue(batches, workers=1, limit=20, max_batch=3, mates=mates)
+        queue.start()
+        calls = [partial(int, kind) for kind in "1121121"]
+        async with held(queue, calls) as tasks:
+            pass
+        queue.close(timeout_seconds=5)
+        return [task.result() for task in tasks]
+
+    assert asyncio.run(scenario()) == [1, 1, 2, 1, 1, 2, 1]
+    # The gate; three of kind 1 from wherever they stand; then 2, which came before the last 1s.
+    assert batches.sizes == [1, 3, 2, 2]
+
+
+def test_without_batching_each_is_run_alone() -> None:
+    batches = Batches()
+
+    async def scenario() -> None:
+        queue = WorkQueue(batches, workers=1, limit=20, mates=lambda one, other: True)
+        queue.start()
+        async with held(queue, [int] * 5):
+            pass
+        queue.close(timeout_seconds=5)
+
+    asyncio.run(scenario())
+    assert batches.sizes == [1] * 6
+
+
+def test_a_delay_waits_for_more_to_come() -> None:
+    batches = Batches()
+
+    async def scenario() -> None:
+        queue = WorkQueue(
+            batches, workers=1, limit=20, max_batch=3, batch_delay_seconds=30, mates=lambda one, other: True
+        )
+        queue.start()
+        tasks = []
+        for _ in range(3):
+            tasks.append(asyncio.create_task(queue.run(int, deadline_seconds=60)))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*tasks)  # the third makes the batch full; the rest of the delay is not waited for
+        queue.close(timeout_seconds=5)
+
+    asyncio.run(scenario())
+    assert batches.sizes == [3]
+
+
+def test_who_leaves_while_a_batch_waits_for_more_is_not_computed() -> None:
+    begun: list[int] = []
+
+    async def scenario() -> list[Any]:
+        batching = {"max_batch": 4, "batch_delay_seconds": 30, "mates": both_are_partial}
+        async with running(workers=1, limit=20, **batching) as queue:
+            tasks = [asyncio.create_task(queue.run(partial(begun.append, i), deadline_seconds=60)) for i in range(2)]
+            tasks.append(asyncio.create_task(queue.run(partial(begun.append, 2), deadline_seconds=0.05)))
+            while queue.waiting or not queue.running:
+                await asyncio.sleep(0)
+            tasks[0].cancel()
+            await asyncio.sleep(0.1)
+            for index in (3, 4, 5):  # with the second and the third, which is not known to be late yet, a full batch
+                tasks.append(asyncio.create_task(queue.run(partial(begun.append, index), deadline_seconds=60)))
+            return await asyncio.gather(*tasks[:5], return_exceptions=True)
+
+    first, second, third, fourth, fifth = asyncio.run(scenario())
+    assert isinstance(first, asyncio.CancelledError)
+    assert isinstance(third, DeadlineError)
+    assert (second, fourth, fifth, begun[:3]) == (None, None, None, [1, 3, 4])
+
+
+def test_who_would_wait_too_long_is_refused_at_once() -> None:
+    async def scenario() -> list[str]:
+        async with running(workers=1, limit=50) as queue:
+            await queue.run(lambda: time.sleep(0.05), deadline_seconds=60)
+            gate = threading.Event()
+            tasks = [asyncio.create_task(queue.run(gate.wait, deadline_seconds=60)) for _ in range(2)]
+            while queue.waiting < 1:
+                await asyncio.sleep(0)
+            # One runs, one waits: a third would wait for two turns.
+            turn = queue.estimated_wait_seconds / 2
+            assert turn >= 0.05
+            queue.max_wait_seconds = 2.5 * turn
+            seen: list[str] = []
+            for deadline in (60, 1.5 * turn, 60, 60):
+                task = asyncio.create_task(queue.run(gate.wait, deadline_seconds=deadline))
+                await asyncio.sleep(0)
+                if task.done():
+                    error = task.exception()
+                    assert isinstance(error, QueueFullError)
+                    assert error.retry_after_seconds >= 1
+                    seen.append(error.reason)
+                else:
+                    tasks.append(task)
+                    seen.append("waits")
+            gate.set()
+            await asyncio.gather(*tasks)
+            return seen
+
+    # The second has too short a deadline; with the first in the queue, the third would wait for three turns.
+    assert asyncio.run(scenario()) == ["waits", "wait_too_long", "wait_too_long", "wait_too_long"]
+
+
 def test_closing_drops_what_waits_and_ends_the_threads() -> None:
     before = threading.active_count()
     begun: list[str] = []
 
     async def scenario() -> None:
-        queue = WorkQueue(workers=1, limit=5)
+        queue = WorkQueue(call_each, workers=1, limit=5)
         queue.start()
         gate = threading.Event()
         blocker = asyncio.create_task(queue.run(gate.wait, deadline_seconds=60))

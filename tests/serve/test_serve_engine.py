@@ -1,0 +1,247 @@
+"""How the server spends its workers and its memory: batches of what waits, deadlines, sizes, what runs the models."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.bundles import expected_mask
+from support.logs import logged
+from support.oip import some_images
+from support.servers import GatedPredictor, metric, process_log, serving, until
+
+from export.bundle import Bundle
+from export.errors import UsageError
+from export.images import U8, decode_indices, encode_image
+from export.runtime import OnnxModel, available_providers
+from serve.app import create_app
+from serve.metrics import Stages
+from serve.pipeline import Sizes, Work, run_together
+from serve.predictor import BundlePredictor, SessionSettings
+from serve.problems import ProblemError
+from serve.settings import ServeSettings
+
+SEGMENT = "/v1/models/tiny/segment"
+PNG = {"Content-Type": "image/png"}
+
+
+@contextmanager
+def held_up(predictor: GatedPredictor, settings: ServeSettings) -> Iterator[tuple[str, ThreadPoolExecutor]]:
+    """A server whose workers are all busy until the gate opens."""
+    with serving([predictor], settings) as url, ThreadPoolExecutor(20) as pool, predictor.closed():
+        predictor.seen.clear()
+        for busy in range(settings.concurrency):
+            pool.submit(httpx.post, url + SEGMENT, content=encode_image(some_images(1, 16, 16)[0]), headers=PNG)
+            until(lambda busy=busy: metric(url, "segpress_workers_busy") == busy + 1)  # type: ignore[misc]
+        yield url, pool
+
+
+def test_what_waits_is_run_together_by_padded_size(bundle: Bundle) -> None:
+    predictor = GatedPredictor(bundle)
+    sizes = [(10, 10), (40, 10), (16, 12), (33, 16), (9, 9)]
+    images = [some_images(1, *size, seed=index)[0] for index, size in enumerate(sizes)]
+    with held_up(predictor, ServeSettings(concurrency=1, max_batch=8)) as (url, pool):
+        answers = []
+        for waiting, image in enumerate(images):
+            answers.append(pool.submit(httpx.post, url + SEGMENT, content=encode_image(image), headers=PNG))
+            until(lambda waiting=waiting: metric(url, "segpress_queue_depth") == waiting + 1)  # type: ignore[misc]
+        # What is no image is told so, and its neighbours do not hear of it.
+        damaged = pool.submit(httpx.post, url + SEGMENT, content=encode_image(images[0])[:60], headers=PNG)
+        until(lambda: metric(url, "segpress_queue_depth") == len(images) + 1)
+        predictor.gate.set()
+        for image, answer in zip(images, answers, strict=True):
+            mask = decode_indices(answer.result().raise_for_status().content)
+            np.testing.assert_array_equal(mask, expected_mask(image, 4))
+        assert damaged.result().status_code == 400
+        assert sorted(batch.shape for batch in predictor.seen[1:]) == [(2, 48, 16, 3), (3, 16, 16, 3)]
+        assert metric(url, 'segpress_run_images_bucket{le="2.0",model="tiny"}') == 2
+        assert metric(url, 'segpress_run_images_sum{model="tiny"}') == 6
+
+
+def test_each_is_run_alone_unless_batches_are_asked_for(bundle: Bundle) -> None:
+    predictor = GatedPredictor(bundle)
+    with held_up(predictor, ServeSettings(concurrency=1)) as (url, pool):
+        file = encode_image(some_images(1, 16, 16)[0])
+        answers = [pool.submit(httpx.post, url + SEGMENT, content=file, headers=PNG) for _ in range(3)]
+        until(lambda: metric(url, "segpress_queue_depth") == 3)
+        predictor.gate.set()
+        assert {answer.result().status_code for answer in answers} == {200}
+        assert [len(batch) for batch in predictor.seen] == [1, 1, 1, 1]
+
+
+def work_on(predictor: BundlePredictor, image: U8, sizes: Sizes) -> Work[U8]:
+    return Work(predictor, Stages(), sizes, lambda: [image], lambda masks_NHW: masks_NHW[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=8),
+    bucket=st.sampled_from([1, 16, 24, 64]),
+    data=st.data(),
+)
+def test_a_batch_gives_what_its_members_give_alone(
+    bundle: Bundle, shapes: list[tuple[int, int]], bucket: int, data: st.DataObject
+) -> None:
+    predictor = BundlePredictor(bundle, SessionSettings())
+    sizes = Sizes(max_pixels=2**20, bucket=bucket)
+    images = [some_images(1, *shape, seed=index)[0] for index, shape in enumerate(shapes)]
+    works = [work_on(predictor, image, sizes) for image in images]
+    broken = data.draw(st.sets(st.integers(0, len(works) - 1)))
+    for index in broken:
+        works[index] = Work(predictor, Stages(), sizes, lambda: 1 // 0, lambda masks_NHW: masks_NHW[0])  # type: ignore[arg-type, return-value]
+    for index, (image, outcome) in enumerate(zip(images, run_together(works), strict=True)):
+        if index in broken:
+            assert isinstance(outcome, ZeroDivisionError)
+        else:
+            np.testing.assert_array_equal(outcome, expected_mask(image, 4))
+
+
+def test_one_run_has_no_more_pixels_than_one_request_may(bundle: Bundle) -> None:
+    predictor = GatedPredictor(bundle)
+    image = some_images(1, 32, 32)[0]
+    run_together([work_on(predictor, image, Sizes(max_pixels=2 * 32 * 32)) for _ in range(5)])  # type: ignore[arg-type]
+    assert [len(batch) for batch in predictor.seen] == [2, 2, 1]
+
+
+def test_a_model_that_fails_on_one_answers_the_others(bundle: Bundle) -> None:
+    class Picky(GatedPredictor):
+        def predict(self, images_NHWC: U8) -> U8:
+            if (images_NHWC == 99).all(axis=(1, 2, 3)).any():
+                raise RuntimeError("not this one")
+            return super().predict(images_NHWC)
+
+    predictor = Picky(bundle)
+    images = [np.full((16, 16, 3), value, np.uint8) for value in (10, 99, 200)]
+    outcomes = run_together([work_on(predictor, image, Sizes(max_pixels=2**20)) for image in images])  # type: ignore[arg-type]
+    assert isinstance(outcomes[1], RuntimeError)
+    for index in (0, 2):
+        np.testing.assert_array_equal(outcomes[index], expected_mask(images[index], 4))
+
+
+def test_sizes_are_padded_into_buckets(bundle: Bundle) -> None:
+    predictor = GatedPredictor(bundle)
+    with serving([predictor], ServeSettings(concurrency=1, size_bucket=24)) as url:
+        predictor.seen.clear()
+        for size in ((5, 7), (40, 48), (49, 20)):
+            image = some_images(1, *size)[0]
+            answer = httpx.post(url + SEGMENT, content=encode_image(image), headers=PNG).raise_for_status()
+            np.testing.assert_array_equal(decode_indices(answer.content), expected_mask(image, 4))
+    # Of 16, the model's own multiple, and 24.
+    assert [batch.shape[1:3] for batch in predictor.seen] == [(48, 48), (48, 48), (96, 48)]
+
+
+def test_padding_counts_against_the_limit_of_pixels() -> None:
+    class Manifest:
+        size, size_multiple, channels = None, 16, 3
+
+    with pytest.raises(ProblemError, match="padded for the model"):
+        Sizes(max_pixels=100 * 100, bucket=256).geometry(1, 50, 50, Manifest())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [SEGMENT, "/v2/models/tiny/infer"])
+def test_a_request_may_bring_its_own_deadline(bundle: Bundle, path: str) -> None:
+    predictor = GatedPredictor(bundle)
+    tensor = {"name": "image", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [0, 0, 0]}
+    content = json.dumps({"inputs": [tensor]}).encode() if "infer" in path else encode_image(some_images(1, 8, 8)[0])
+    with held_up(predictor, ServeSettings(concurrency=1)) as (url, _):
+        late = httpx.post(url + path, content=content, headers={**PNG, "X-Deadline-Ms": "50"})
+        assert (late.status_code, late.json()["reason"]) == (504, "deadline")
+        for wrong in ("0", "-1", "soon", "nan", "inf", ""):
+            answer = httpx.post(url + path, content=content, headers={**PNG, "X-Deadline-Ms": wrong})
+            assert (answer.status_code, answer.json()["reason"]) == (400, "deadline_header"), wrong
+    assert len(predictor.seen) == 1, "what nobody waited for was computed"
+
+
+def test_who_would_wait_too_long_is_told_so_before_it_waits(bundle: Bundle) -> None:
+    predictor = GatedPredictor(bundle)
+    limit = ServeSettings(concurrency=1, max_wait_seconds=1e-9)
+    with held_up(predictor, limit) as (url, _):
+        refused = httpx.post(url + SEGMENT, content=encode_image(some_images(1, 8, 8)[0]), headers=PNG)
+        assert (refused.status_code, refused.json()["reason"]) == (429, "wait_too_long")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert metric(url, 'segpress_errors_total{model="tiny",reason="wait_too_long"}') == 1
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from export.runtime import OnnxModel
+
+model = OnnxModel(Path(sys.argv[1]), threads=1, memory_pool=sys.argv[2], usual_pixels=256 * 256)
+for side in [256] * 3 + [1536] + [256] * 3:
+    model.masks(np.zeros((1, side, side, 3), np.uint8))
+print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20)
+"""
+
+
+def test_a_pool_that_shrinks_gives_back_what_a_large_run_took(tmp_path: Path) -> None:
+    path = tmp_path / "wide.onnx"
+    onnx.save(wide_graph(32), path)
+
+    def megabytes(pool: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(path), pool], capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    kept, shrunk = megabytes("keep"), megabytes("shrink")
+    # 32 channels of 1536x1536 in float are 302 MB.
+    assert kept > shrunk + 250
+
+
+def wide_graph(channels: int) -> onnx.ModelProto:
+    """A graph that holds a map of `channels` channels at the size of the image."""
+    return onnx.parser.parse_model(
+        f"""
+        <ir_version: 10, opset_import: ["" : 18]>
+        wide (uint8[n,h,w,3] image) => (uint8[n,h,w] mask)
+        <float[{channels},3,1,1] weight = {{{",".join(["0.5"] * (3 * channels))}}}>
+        {{
+            x = Cast<to = 1>(image)
+            y = Transpose<perm = [0, 3, 1, 2]>(x)
+            z = Conv(y, weight)
+            index = ArgMax<axis = 1, keepdims = 0>(z)
+            mask = Cast<to = 2>(index)
+        }}
+        """
+    )
+
+
+@pytest.mark.parametrize("pool", ["keep", "shrink", "off"])
+def test_memory_does_not_change_masks(bundle: Bundle, pool: str) -> None:
+    model = OnnxModel(bundle.model_path, threads=1, memory_pool=pool, usual_pixels=100)  # type: ignore[arg-type]
+    for side in (16, 64, 16):
+        image = some_images(1, side, side)
+        np.testing.assert_array_equal(model.masks(image)[0], expected_mask(image[0], 4))
+
+
+def test_a_provider_that_is_missing_is_said_and_what_serves_instead(bundle: Bundle) -> None:
+    assert "CUDAExecutionProvider" not in available_providers(), "this test is for machines without"
+    with pytest.raises(UsageError, match=r"cuda is not in this onnxruntime .*onnxruntime-gpu.*name cpu as well"):
+        create_app([bundle.path], ServeSettings(providers=("cuda",)))
+    with logged() as records:
+        create_app([bundle.path], ServeSettings(providers=("tensorrt", "cuda", "cpu")))
+    said = [record.getMessage() for record in records if record.levelname == "WARNING"]
+    assert [words.split(" is not")[0] for words in said] == ["provider tensorrt", "provider cuda"]
+    assert all(words.endswith("falling back on CPUExecutionProvider") for words in said)
+
+
+@pytest.mark.slow
+def test_the_command_takes_all_of_it(bundle: Bundle) -> None:
+    words: Sequence[str] = (
+        f"serve {bundle.path} --port 0 --grpc-port 0 --max-wait 3 --max-batch 4 --batch-delay-ms 2 --size-bucket 32 "
+        "--memory-pool off --provider cuda --provider cpu --allow-load --log-format text"
+    ).split()
+    log = process_log(words, until="ready on")
+    assert "provider cuda is not in this onnxruntime" in log
+    assert "gRPC on 127.0.0.1:" in log
