@@ -21,6 +21,8 @@ from serve.keys import Keyring, Role
 from serve.metrics import UNKNOWN_MODEL, Metrics
 from serve.problems import ProblemError, problem_response
 from serve.record import current_record
+from serve.service import service_of
+from serve.settings import ServeSettings
 
 OPEN = ("/v2/health/live", "/v2/health/ready", "/v2/health/startup")
 
@@ -47,7 +49,7 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
-                caller = scope["state"]["caller"] = self._caller(Headers(scope=scope))
+                caller = scope["state"]["caller"] = caller_of(Headers(scope=scope), self._keyring)
                 if (record := current_record()) is not None:
                     record.key = caller.name
             except ProblemError as problem:
@@ -56,29 +58,44 @@ class Access:
                 return
         await self._app(scope, receive, send)
 
-    def _caller(self, headers: Headers) -> Caller:
-        scheme, _, credentials = headers.get("authorization", "").strip().partition(" ")
-        match scheme.lower():
-            case "bearer":
-                secret = credentials.strip()
-            case "basic":
-                secret = _password(credentials)
-            case _:
-                secret = ""
-        if not secret:
-            raise _unauthorized("no_key", "this server wants an API key; send it as Authorization: Bearer KEY")
-        key = self._keyring.find(secret)
-        if key is None:
-            raise _unauthorized("wrong_key", "this API key is not known here; ask whoever runs the server for one")
-        return Caller(key.name, key.role is Role.ADMIN and scheme.lower() == "bearer")
+
+def caller_of(headers: Headers, keyring: Keyring) -> Caller:
+    """Whose key is in the headers.
+
+    Raises ProblemError 401 without a key, or for one that is not known.
+    """
+    scheme, _, credentials = headers.get("authorization", "").strip().partition(" ")
+    match scheme.lower():
+        case "bearer":
+            secret = credentials.strip()
+        case "basic":
+            secret = _password(credentials)
+        case _:
+            secret = ""
+    if not secret:
+        raise _unauthorized("no_key", "this server wants an API key; send it as Authorization: Bearer KEY")
+    key = keyring.find(secret)
+    if key is None:
+        raise _unauthorized("wrong_key", "this API key is not known here; ask whoever runs the server for one")
+    return Caller(key.name, key.role is Role.ADMIN and scheme.lower() == "bearer")
 
 
 def may_administer(request: Request) -> None:
-    """A dependency of routes that change what is served. A server without keys leaves that to whoever reaches it.
+    """A dependency of routes that change what is served.
 
     Raises ProblemError 403.
     """
-    caller: Caller | None = getattr(request.state, "caller", None)
+    check_may_administer(getattr(request.state, "caller", None), service_of(request).settings)
+
+
+def check_may_administer(caller: Caller | None, settings: ServeSettings) -> None:
+    """Admins may; without keys, and so without a caller, everybody may where the settings say so.
+
+    Raises ProblemError 403.
+    """
+    if caller is None and not settings.allow_load:
+        detail = "this server was started without --allow-load, and without --api-keys that would name an admin"
+        raise ProblemError(403, "not_allowed", detail)
     if caller is not None and not caller.may_administer:
         detail = "this takes an admin key, sent as Authorization: Bearer KEY; ask whoever runs the server for one"
         raise ProblemError(403, "not_admin", detail)

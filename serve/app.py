@@ -4,40 +4,55 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
+from export.errors import require
 from export.machine import library_versions
 from serve import openapi, pages, problems, routes_image, routes_service, tracing
 from serve.access import Access
 from serve.connections import Crowding
-from serve.keys import load_keys
+from serve.folders import ModelFolders
+from serve.keys import Keyring, load_keys
 from serve.middleware import RequestEnvelope
-from serve.predictor import Predictor, open_bundles
+from serve.oip import routes as oip
+from serve.predictor import Predictor, open_newest
+from serve.repository import Repository
 from serve.service import Service
 from serve.settings import ServeSettings
 
+if TYPE_CHECKING:
+    from serve.oip.grpc_server import GrpcServer
+
 
 def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSettings | None = None) -> FastAPI:
-    """An ASGI application that serves `models`: bundle folders, or predictors that were made elsewhere.
+    """An ASGI application that serves `models`: bundles, folders of models, or predictors that were made elsewhere.
 
     Bundles are verified here, golden answers included; the models are run once on every worker when the
     application starts, and only then does it say that it is ready.
 
-    Raises BundleError with all that is wrong, UsageError when two models have one name or for a bad file of keys.
+    Raises BundleError with all that is wrong, UsageError when two models have one name or for a bad file of keys,
+    MissingExtraError for a `grpc_port` without grpcio.
     """
     settings = settings or ServeSettings()
     keyring = load_keys(settings.api_keys) if settings.api_keys else None
     tracer_provider = tracing.tracer_provider() if settings.otel else None
-    service = Service(_predictors(models, settings), settings)
+    service = Service(_repository(models, settings), settings)
+
+    grpc_server = _grpc_server(service, keyring) if settings.grpc_port is not None else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         app.openapi()  # takes a while the first time; later it would hold up everybody else
         await service.start()
+        if grpc_server is not None:
+            await grpc_server.start()
         try:
             yield
         finally:
+            if grpc_server is not None:
+                await grpc_server.stop()
             await service.stop()
             if tracer_provider is not None:
                 await asyncio.to_thread(tracing.flush_and_end, tracer_provider)
@@ -52,8 +67,9 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
         **tracing.fastapi_options(tracer_provider),
     )
     app.state.service = service
+    app.state.grpc_server = grpc_server
     problems.install(app)
-    for router in (routes_image.router, routes_service.router, pages.router):
+    for router in (routes_image.router, oip.router, routes_service.router, pages.router):
         app.include_router(router)
     openapi.install(app, with_keys=keyring is not None)
     if keyring is not None:
@@ -64,7 +80,16 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     return app
 
 
-def _predictors(models: Sequence[Path] | Sequence[Predictor], settings: ServeSettings) -> list[Predictor]:
-    paths = [model for model in models if isinstance(model, Path)]
-    made_elsewhere = [model for model in models if not isinstance(model, Path)]
-    return [*open_bundles(paths, threads=settings.threads_per_run), *made_elsewhere]
+def _grpc_server(service: Service, keyring: Keyring | None) -> "GrpcServer":
+    require("grpc", extra="grpc", purpose="grpc_port")
+    from serve.oip.grpc_server import GrpcServer
+
+    return GrpcServer(service, keyring)
+
+
+def _repository(models: Sequence[Path] | Sequence[Predictor], settings: ServeSettings) -> Repository:
+    folders = ModelFolders([model for model in models if isinstance(model, Path)])
+    repository = Repository(folders, [model for model in models if not isinstance(model, Path)])
+    for predictor in open_newest(folders, threads=settings.threads_per_run):
+        repository.switch(predictor.manifest.name, [predictor])
+    return repository

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from python_multipart import MultipartParser
@@ -18,6 +18,7 @@ from serve.settings import ServeSettings
 IMAGE_TYPES = tuple(sorted(FORMATS.values()))
 MULTIPART = "multipart/form-data"
 
+_SMALL_BYTES = 65536
 _DISCARD_SECONDS = 2.0
 _DISCARD_BYTES = 256 * 2**20
 # The parser reads the headers of parts byte by byte; ours have two or three short ones.
@@ -53,6 +54,36 @@ class BodyReader:
             yield chunks[0]
         finally:
             self.buffered_bytes -= sum(map(len, chunks))
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Count a body of `size` bytes that was received elsewhere, until the block is left.
+
+        Raises ProblemError 429 when it does not fit beside the others.
+        """
+        self._check_room(size)
+        self.buffered_bytes += size
+        try:
+            yield
+        finally:
+            self.buffered_bytes -= size
+
+    async def small(self, request: Request) -> bytes:
+        """A body of a few settings, which may be empty.
+
+        Raises ProblemError 413 for one that is more than that, and the others of `body`.
+        """
+        if request.headers.get("content-length") == "0":
+            return b""
+        try:
+            async with self.body(request) as content:
+                if len(content) > _SMALL_BYTES:
+                    raise ProblemError(413, "body_too_large", f"at most {_SMALL_BYTES} bytes are taken here")
+                return content
+        except ProblemError as problem:
+            if problem.reason == "empty":
+                return b""
+            raise
 
     async def discard(self, request: Request) -> None:
         """Read a body that is not wanted, so that closing the connection does not reset it under the answer."""

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,6 +24,7 @@ from prometheus_client import (
 from export.manifest import Manifest
 from serve.problems import ProblemError
 from serve.record import current_record
+from serve.statistics import Statistics
 from serve.triton_metrics import TritonMetrics
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -81,22 +83,49 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._unanswered_seconds = Counter(
+            "segpress_unanswered_request_seconds",
+            "Time spent on requests that did not get a mask.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._images = Counter("segpress_images", "Images that models were run on.", ["model"], registry=self.registry)
+        self._last_inference = Gauge(
+            "segpress_last_inference_timestamp_seconds",
+            "When a model was last run for a request.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.statistics = Statistics(
+            requests=self._requests,
+            duration=self._duration,
+            unanswered_seconds=self._unanswered_seconds,
+            stage=self._stage,
+            images=self._images,
+            last_inference=self._last_inference,
+        )
+
         self._versions: dict[str, str] = {}
         if objective_seconds is not None:
             self.watch(
                 "segpress_objective_seconds", "How long a request should take at most.", lambda: objective_seconds
             )
         if triton_names:
-            self.registry.register(TritonMetrics(self._versions, self._requests, self._duration, self._stage))
+            self.registry.register(TritonMetrics(self._versions, self.statistics))
 
     def add_model(self, manifest: Manifest) -> None:
         """Show a model, and its stages and requests from zero on, so that rates are right from the first request."""
         self._versions[manifest.name] = manifest.version
+        self._images.labels(manifest.name)
         self._model_info.labels(manifest.name, manifest.version, manifest.precision, manifest.digest).set(1)
         self._duration.labels(manifest.name)
         self._requests.labels(manifest.name, "200")
         for stage in STAGES:
             self._stage.labels(manifest.name, stage)
+
+    def remove_model(self, manifest: Manifest) -> None:
+        """Show a model no more as served. What it has done stays counted: counters only grow."""
+        self._model_info.remove(manifest.name, manifest.version, manifest.precision, manifest.digest)
 
     def watch(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Add a gauge whose value is read when /metrics is."""
@@ -122,7 +151,10 @@ class Metrics:
             raise
         finally:
             self._in_flight.dec()
-            self._duration.labels(model).observe(time.perf_counter() - begun)
+            seconds = time.perf_counter() - begun
+            self._duration.labels(model).observe(seconds)
+            if code != HTTPStatus.OK:
+                self._unanswered_seconds.labels(model).inc(seconds)
             self._requests.labels(model, str(code)).inc()
             if reason:
                 self._errors.labels(model, reason).inc()
@@ -140,7 +172,11 @@ class Metrics:
             if record is not None:
                 record.stage(stage, seconds)
 
-        return Stages(observe)
+        def run_on(images: int) -> None:
+            self._images.labels(model).inc(images)
+            self._last_inference.labels(model).set_to_current_time()
+
+        return Stages(observe, run_on)
 
     def render(self) -> bytes:
         """Everything, in the text format that `MEDIA_TYPE` names."""
@@ -158,9 +194,15 @@ def buckets_around(objective_seconds: float | None) -> tuple[float, ...]:
 class Stages:
     """How long one request spent in each stage."""
 
-    def __init__(self, observe: Callable[[str, float], None] = lambda _stage, _seconds: None) -> None:
+    def __init__(
+        self,
+        observe: Callable[[str, float], None] = lambda _stage, _seconds: None,
+        run_on: Callable[[int], None] = lambda _images: None,
+    ) -> None:
         self.seconds: dict[str, float] = {}
         self._observe = observe
+        self.images = run_on
+        """To be told how many images the model was run on."""
 
     def record(self, stage: str, seconds: float) -> None:
         """Keep and observe a stage that ended just now."""

@@ -2,25 +2,17 @@
 
 import asyncio
 import logging
-import re
-import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.lifecycle import Lifecycle
-from serve.logs import event
 from serve.problems import ProblemError, problem_response
-from serve.record import QUIET, RequestRecord, set_current
-from serve.trace import TRACEPARENT, TraceContext
+from serve.record import QUIET, REQUEST_ID, RequestRecord, set_current
+from serve.trace import TRACEPARENT
 from serve.tracing import StageSpans
 
 logger = logging.getLogger(__name__)
-
-REQUEST_ID = "X-Request-ID"
-
-_WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 _FAILED = ProblemError(500, "internal", "the server failed on this request; its log tells more under the request id")
 _CUT_OFF = ProblemError(
@@ -78,49 +70,13 @@ class RequestEnvelope:
                     raise
                 await problem_response(_FAILED, record.request_id)(scope, receive, send_enveloped)
             finally:
-                _log(scope, status, record)
+                # The path as it was sent would bring what clients make up into the log, and make one line each of like
+                # requests.
+                route = getattr(scope.get("route"), "path", "") or "(no route)"
+                record.log(scope["method"], route, status, quiet=scope["path"].startswith(QUIET))
 
     def _record(self, headers: Headers) -> RequestRecord:
-        record = RequestRecord(_request_id(headers), TraceContext.of(headers), time.perf_counter())
+        record = RequestRecord.of(headers)
         if self._spans is not None:
             record.on_stage = self._spans.of_current_request()
         return record
-
-
-def _request_id(headers: Headers) -> str:
-    given = headers.get(REQUEST_ID, "")
-    return given if _WELL_FORMED_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _log(scope: Scope, status: int | None, record: RequestRecord) -> None:
-    level = logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO
-    if not logger.isEnabledFor(level):
-        return
-    # The path as it was sent would bring what clients make up into the log, and make one line each of like requests.
-    route = getattr(scope.get("route"), "path", "") or "(no route)"
-    milliseconds = 1000 * (time.perf_counter() - record.begun)
-    fields = {
-        "request_id": record.request_id,
-        "trace_id": record.trace.trace_id,
-        "method": scope["method"],
-        "route": route,
-        "status": status,
-        "model": record.model,
-        "key": record.key,
-        "ms": round(milliseconds, 3),
-        "stages_ms": {stage: round(1000 * seconds, 3) for stage, seconds in record.stages.items()},
-        "received_bytes": record.received_bytes,
-        "sent_bytes": record.sent_bytes,
-    }
-    logger.log(
-        level,
-        "%s %s %s %.1f ms model=%s id=%s trace=%s",
-        scope["method"],
-        route,
-        status or "unanswered",
-        milliseconds,
-        record.model or "-",
-        record.request_id,
-        record.trace.trace_id,
-        extra=event("request", fields),
-    )

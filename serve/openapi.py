@@ -11,17 +11,17 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve.access import OPEN
-from serve.answers import Segmentation
 from serve.problems import MEDIA_TYPE, Problem
 
 _SCHEMES = ("bearer", "basic")
 _REFERENCE = "#/components/schemas/{model}"
-_SENT_AS_THEY_ARE: tuple[type[BaseModel], ...] = (Problem, Segmentation)
+_SENT_AS_THEY_ARE: list[type[BaseModel]] = [Problem]
 
 
 def reference(model: type[BaseModel]) -> dict[str, Any]:
-    """The content of a response or body of this model."""
-    assert model in _SENT_AS_THEY_ARE
+    """The content of a response or body of this model, whose schema then stands in the document."""
+    if model not in _SENT_AS_THEY_ARE:
+        _SENT_AS_THEY_ARE.append(model)
     return {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
 
 

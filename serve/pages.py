@@ -26,7 +26,7 @@ Json = dict[str, Any]
 @router.get("/")
 async def home(request: Request) -> HTMLResponse:
     """What is served here, and how to ask for it."""
-    manifests = [predictor.manifest for predictor in service_of(request).predictors.values()]
+    manifests = [predictor.manifest for predictor in service_of(request).repository.served.values()]
     return HTMLResponse(_page("home.html", models="".join(_model(m, str(request.base_url)) for m in manifests)))
 
 

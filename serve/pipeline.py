@@ -31,7 +31,7 @@ def segment(
     """
     manifest = predictor.manifest
     with stages.time("decode"):
-        image_HWC = _decode(content_type.image(body), manifest, max_pixels)
+        image_HWC = decoded(content_type.image(body), manifest, max_pixels=max_pixels)
     with stages.time("preprocess"):
         geometry = manifest.geometry(*image_HWC.shape[:2])
         height, width = geometry.padded
@@ -45,13 +45,18 @@ def segment(
         images_NHWC = geometry.fit(image_HWC)[None]
     with stages.time("inference"):
         masks_NHW = predictor.predict(images_NHWC)
+        stages.images(1)
     with stages.time("postprocess"):
         mask_HW = geometry.restore(masks_NHW[0])
     with stages.time("encode"):
         return encode(mask_HW, manifest)
 
 
-def _decode(image: bytes, manifest: Manifest, max_pixels: int) -> U8:
+def decoded(image: bytes, manifest: Manifest, *, max_pixels: int) -> U8:
+    """The image HWC in a file, with the channels of the model.
+
+    Raises ProblemError 4xx for what is none, or one that is not taken.
+    """
     try:
         return decode(image, manifest.channels, max_pixels=max_pixels)
     except ImageError as error:

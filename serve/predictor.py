@@ -1,14 +1,13 @@
 """The seam between HTTP and the model: tests put something else here, and so may another runtime."""
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
-from export.bundle import Bundle, verify
-from export.errors import BundleError, UsageError
+from export.bundle import Bundle
+from export.errors import BundleError
 from export.images import U8
 from export.manifest import Manifest
+from serve.folders import ModelFolders, newest
 
 logger = logging.getLogger(__name__)
 
@@ -35,40 +34,31 @@ class BundlePredictor:
         return self._model.masks(images_NHWC)
 
 
-def open_bundles(paths: Sequence[Path], *, threads: int) -> list[BundlePredictor]:
-    """Verify bundles and load them.
+def open_bundle(folders: ModelFolders, name: str, version: str, *, threads: int) -> BundlePredictor:
+    """Verify a bundle and load it.
+
+    Raises BundleError for one that must not serve.
+    """
+    verified = folders.verify(name, version, threads=threads)
+    for warning in verified.warnings:
+        logger.warning("%s: %s", verified.bundle.path, warning)
+    return BundlePredictor(verified.bundle, threads=threads)
+
+
+def open_newest(folders: ModelFolders, *, threads: int) -> list[BundlePredictor]:
+    """The newest version of every model.
 
     Raises BundleError with everything that is wrong in any of them.
     """
     opened, errors = [], []
-    for path in paths:
+    for name, versions in folders.models().items():
         try:
-            verified = verify(path, threads=threads)
+            opened.append(open_bundle(folders, name, newest(list(versions)), threads=threads))
         except BundleError as error:
             errors.append(error)
-            continue
-        for warning in verified.warnings:
-            logger.warning("%s: %s", path, warning)
-        opened.append(BundlePredictor(verified.bundle, threads=threads))
     if len(errors) == 1:
         raise errors[0]
     if errors:
         where = ", ".join(str(error.where) for error in errors)
         raise BundleError(where, [f"{error.where}: {problem}" for error in errors for problem in error.problems])
     return opened
-
-
-def by_name(predictors: Sequence[Predictor]) -> dict[str, Predictor]:
-    """Predictors under the names by which requests ask for them.
-
-    Raises UsageError when there is none, or when two have one name.
-    """
-    if not predictors:
-        raise UsageError("there is nothing to serve; name at least one bundle")
-    named: dict[str, Predictor] = {}
-    for predictor in predictors:
-        name = predictor.manifest.name
-        if name in named:
-            raise UsageError(f"two bundles are named {name}; serve one of them, or export one under another name")
-        named[name] = predictor
-    return named

@@ -46,6 +46,8 @@ class Problem(BaseModel):
     """The HTTP status in words."""
     status: int
     detail: str
+    error: str
+    """The same as `detail`, where clients of the Open Inference Protocol look for it."""
     reason: str
     """One of a short, stable list of words."""
     request_id: str
@@ -61,6 +63,7 @@ def problem_response(problem: ProblemError, request_id: str) -> Response:
         title=_title(problem.status),
         status=problem.status,
         detail=problem.detail,
+        error=problem.detail,
         reason=problem.reason,
         request_id=request_id,
         trace_id=record.trace.trace_id if record else "",

@@ -4,11 +4,23 @@ The middleware makes a record and keeps it in a context variable, so that whatev
 metrics, problems) finds it without handing it on. Worker threads get what they need of it with their work.
 """
 
+import logging
+import re
+import time
+import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from starlette.datastructures import Headers
+
+from serve.logs import event
 from serve.trace import TraceContext
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = "X-Request-ID"
+_WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 # Asked every few seconds by probes and scrapers; in logs and traces they would hide the requests that matter.
 QUIET = ("/v2/health/", "/metrics")
@@ -34,10 +46,49 @@ class RequestRecord:
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds in each."""
 
+    @classmethod
+    def of(cls, headers: Headers) -> "RequestRecord":
+        """Of a request whose headers have just come; it may have brought an id, and a trace to continue."""
+        given = headers.get(REQUEST_ID, "")
+        request_id = given if _WELL_FORMED_ID.fullmatch(given) else uuid.uuid4().hex
+        return cls(request_id, TraceContext.of(headers), time.perf_counter())
+
     def stage(self, stage: str, seconds: float) -> None:
         """Keep a stage that ended just now. Called in worker threads, too."""
         self.stages[stage] = seconds
         self.on_stage(stage, seconds)
+
+    def log(self, method: str, route: str, status: int | None, *, quiet: bool) -> None:
+        """Write the request's line, once it is over; `status` None for one that was not answered."""
+        level = logging.DEBUG if quiet else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
+        milliseconds = 1000 * (time.perf_counter() - self.begun)
+        fields = {
+            "request_id": self.request_id,
+            "trace_id": self.trace.trace_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "model": self.model,
+            "key": self.key,
+            "ms": round(milliseconds, 3),
+            "stages_ms": {stage: round(1000 * seconds, 3) for stage, seconds in self.stages.items()},
+            "received_bytes": self.received_bytes,
+            "sent_bytes": self.sent_bytes,
+        }
+        logger.log(
+            level,
+            "%s %s %s %.1f ms model=%s id=%s trace=%s",
+            method,
+            route,
+            status or "unanswered",
+            milliseconds,
+            self.model or "-",
+            self.request_id,
+            self.trace.trace_id,
+            extra=event("request", fields),
+        )
 
 
 _CURRENT: ContextVar[RequestRecord | None] = ContextVar("segpress_request", default=None)

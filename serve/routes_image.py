@@ -1,22 +1,15 @@
 """The image endpoint: an image file in, its mask out."""
 
-import asyncio
-import time
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from serve.answers import JSON, PNG, RAW, Answer, Segmentation, negotiate
+from serve.dispatch import dispatch, refuse_if_full, unless_the_client_leaves
 from serve.limits import IMAGE_TYPES, MULTIPART, ContentType
-from serve.metrics import UNKNOWN_MODEL
 from serve.openapi import problems, reference
 from serve.pipeline import segment
-from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
-from serve.queue import DeadlineError, QueueFullError
 from serve.service import Service, service_of
-
-T = TypeVar("T")
 
 router = APIRouter(tags=["segmentation"])
 
@@ -78,7 +71,7 @@ async def segment_image(name: str, request: Request) -> Response:
     lengths of each class) or application/octet-stream (one byte a pixel, row by row).
     """
     service = service_of(request)
-    with service.metrics.request(name if name in service.predictors else UNKNOWN_MODEL):
+    with service.metrics.request(service.label(name)):
         answer, timing = await _segment(service, name, request)
     return Response(
         answer.body, media_type=answer.media_type, headers={**answer.headers, "Server-Timing": timing, "Vary": "Accept"}
@@ -89,49 +82,15 @@ async def _segment(service: Service, name: str, request: Request) -> tuple[Answe
     if not service.lifecycle.takes_requests:
         await service.bodies.discard(request)
         raise service.unavailable()
-    predictor = service.predictor(name)
+    predictor = service.repository.predictor(name)
     encode = negotiate(request.headers.get("accept", ""))
     content_type = ContentType.of(request)
-    if service.queue.is_full:
-        raise _overloaded(QueueFullError(service.queue.waiting, service.queue.retry_after_seconds))
+    refuse_if_full(service)
     stages = service.metrics.stages(name)
     async with service.bodies.body(request) as body:
-        begun = time.perf_counter()
 
         def work() -> Answer:
-            stages.record("queue", time.perf_counter() - begun)
             return segment(body, content_type, predictor, encode, max_pixels=service.settings.max_pixels, stages=stages)
 
-        queued = service.queue.run(work, deadline_seconds=service.settings.deadline_seconds)
-        try:
-            answer = await _unless_the_client_leaves(request, queued)
-        except QueueFullError as error:
-            raise _overloaded(error) from error
-        except DeadlineError as error:
-            stages.record("queue", time.perf_counter() - begun)
-            detail = f"{error}; nothing was computed, send it again when the server is less busy"
-            raise ProblemError(504, "deadline", detail) from error
+        answer = await unless_the_client_leaves(request, dispatch(service, work, stages))
     return answer, stages.header()
-
-
-async def _unless_the_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client closes the connection before it is there."""
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left before its answer")
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _overloaded(error: QueueFullError) -> ProblemError:
-    return ProblemError(429, "queue_full", str(error), headers={"Retry-After": str(error.retry_after_seconds)})

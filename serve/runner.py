@@ -43,7 +43,10 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
     # A second time series beside every counter and histogram, which nobody looks at.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     tls = tls_context(settings)
-    with contextlib.closing(_bind(settings)) as listener:
+    if settings.grpc_port:
+        # gRPC binds when the server starts; that the port is free is better known before bundles are loaded.
+        _bind(settings.host, settings.grpc_port).close()
+    with contextlib.closing(_bind(settings.host, settings.port)) as listener:
         app = create_app(bundles, settings)
         service: Service = app.state.service
         _log_choices(service)
@@ -52,7 +55,7 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
         try:
             server.run(sockets=[listener])
         except OSError as error:
-            raise _cannot_listen(settings, error) from error
+            raise _cannot_listen(settings.host, settings.port, error) from error
         except SystemExit as error:
             raise WorkFailedError("the server did not start; the log above says why") from error
     if server.cut_off:
@@ -145,11 +148,11 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _bind(settings: ServeSettings) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     """A socket with the address, not listening yet."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         try:
@@ -159,13 +162,12 @@ def _bind(settings: ServeSettings) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise _cannot_listen(settings, error) from error
+        raise _cannot_listen(host, port, error) from error
     return listener
 
 
-def _cannot_listen(settings: ServeSettings, error: OSError) -> UsageError:
-    where = f"{settings.host}:{settings.port}"
-    return UsageError(f"cannot listen on {where}: {error.strerror}; choose another host or port")
+def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
+    return UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another host or port")
 
 
 def _url(listener: socket.socket, is_tls: bool) -> str:
@@ -175,7 +177,7 @@ def _url(listener: socket.socket, is_tls: bool) -> str:
 
 def _log_choices(service: Service) -> None:
     settings = service.settings
-    for predictor in service.predictors.values():
+    for predictor in service.repository.all_served():
         manifest = predictor.manifest
         logger.info(
             "%s version %s, %s, digest %s", manifest.name, manifest.version, manifest.precision, manifest.digest

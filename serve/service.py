@@ -1,27 +1,32 @@
 """What the routes of one application share."""
 
 import asyncio
+import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 from fastapi import Request
 
 from export.bands import counted_pixels, lossless_format
-from export.errors import UsageError
+from export.errors import BundleError, UsageError
 from export.images import FORMATS, encode_image
 from export.manifest import Manifest
-from serve.answers import to_png
+from serve.answers import Answer, to_png
 from serve.lifecycle import Lifecycle
 from serve.limits import BodyReader, ContentType
-from serve.metrics import Metrics, Stages
+from serve.metrics import UNKNOWN_MODEL, Metrics, Stages
 from serve.pipeline import segment
-from serve.predictor import Predictor, by_name
+from serve.policy import Choice, newest_version
+from serve.predictor import Predictor, open_bundle
 from serve.problems import ProblemError
 from serve.queue import WorkQueue
+from serve.repository import Repository
 from serve.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
 
 # Once to touch every page and kernel, once more so that the estimate of service time is not that of a cold start.
 _WARM_UP_ROUNDS = 3
@@ -32,37 +37,77 @@ _CLOSE_SECONDS = 2.0
 class Service:
     """The models, the queue in front of them, and what is measured."""
 
-    def __init__(self, predictors: Sequence[Predictor], settings: ServeSettings) -> None:
-        """Raises UsageError when two models have one name, when there is none, or when the limits fit no image."""
+    def __init__(self, repository: Repository, settings: ServeSettings) -> None:
+        """Raises UsageError when the limits fit no image of a model."""
         self.settings = settings
-        self.predictors = by_name(predictors)
-        for predictor in self.predictors.values():
+        self.repository = repository
+        for predictor in repository.all_served():
             _check_pixels(predictor.manifest, settings.max_pixels)
         self.lifecycle = Lifecycle()
         self.queue = WorkQueue(workers=settings.concurrency, limit=settings.queue_limit)
         self.bodies = BodyReader(settings)
         self.metrics = self._metrics()
+        self._changing = asyncio.Lock()
 
-    def predictor(self, name: str) -> Predictor:
-        """Raises ProblemError 404."""
-        try:
-            return self.predictors[name]
-        except KeyError:
-            served = ", ".join(sorted(self.predictors))
-            raise ProblemError(404, "unknown_model", f"no model {name!r} is served here; there is {served}") from None
+    def label(self, model: str) -> str:
+        """Of requests for `model` in metrics and logs."""
+        return model if self.repository.versions(model) else UNKNOWN_MODEL
 
     async def start(self) -> None:
         """Start the workers and run every model on all of them; then the server is ready."""
         self.queue.start()
-        for predictor in self.predictors.values():
+        for predictor in self.repository.all_served():
             for _ in range(_WARM_UP_ROUNDS):
-                await asyncio.gather(*[self._warm_up(predictor) for _ in range(self.settings.concurrency)])
+                everywhere = [
+                    self.queue.run(_warm_up(predictor), deadline_seconds=math.inf)
+                    for _ in range(self.settings.concurrency)
+                ]
+                await asyncio.gather(*everywhere)
         self.lifecycle.start()
 
     async def stop(self) -> None:
         """Let the workers end."""
         self.lifecycle.drain()
         await asyncio.to_thread(self.queue.close, timeout_seconds=_CLOSE_SECONDS)
+
+    async def load(self, name: str, choice: Choice = newest_version) -> None:
+        """Serve the versions that `choice` picks of those that lie in the model's folder, and no others of it.
+
+        New ones are verified and run a few times first; until then, and when one is refused, what was served is served
+        on. What is in work ends on the model that it began with.
+
+        Raises ProblemError 404 for a model or version that is not there, 422 for a bundle that must not serve.
+        """
+        async with self._changing:
+            there = (await asyncio.to_thread(self.repository.folders.models)).get(name)
+            if there is None:
+                raise ProblemError(
+                    404, "unknown_model", f"there is no model {name!r} to load; see /v2/repository/index"
+                )
+            wanted = choice(list(there))
+            missing = [version for version in wanted if version not in there]
+            if missing:
+                raise ProblemError(
+                    404, "unknown_version", f"there is no version {missing[0]!r} of {name}; there is {', '.join(there)}"
+                )
+            opened = [await asyncio.to_thread(self._opened, name, version) for version in wanted]
+            for gone in self.repository.switch(name, opened):
+                self.metrics.remove_model(gone.manifest)
+            for predictor in sorted(opened, key=lambda predictor: predictor is self.repository.served[name]):
+                self.metrics.add_model(predictor.manifest)  # the newest last: it is the one that figures go by
+            logger.info("%s: serving version %s", name, ", ".join(wanted))
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; what is in work is finished.
+
+        Raises ProblemError 404 for a model that is not served.
+        """
+        async with self._changing:
+            if not self.repository.versions(name):
+                raise ProblemError(404, "unknown_model", f"no model {name!r} is served here")
+            for gone in self.repository.switch(name, []):
+                self.metrics.remove_model(gone.manifest)
+            logger.info("%s: not served any more", name)
 
     def unavailable(self) -> ProblemError:
         """The answer to whoever comes before the server is ready, or after its end has begun."""
@@ -74,22 +119,24 @@ class Service:
         detail = "the models are not loaded yet; ask /v2/health/ready first"
         return ProblemError(503, "not_ready", detail, headers={"Retry-After": "1"})
 
-    async def _warm_up(self, predictor: Predictor) -> None:
-        manifest = predictor.manifest
-        work = partial(
-            segment,
-            _grey_image(manifest),
-            ContentType(FORMATS[lossless_format(manifest.channels)]),
-            predictor,
-            to_png,
-            max_pixels=sys.maxsize,
-            stages=Stages(),
-        )
-        await self.queue.run(work, deadline_seconds=math.inf)
+    def _opened(self, name: str, version: str) -> Predictor:
+        try:
+            predictor = open_bundle(self.repository.folders, name, version, threads=self.settings.threads_per_run)
+            _check_pixels(predictor.manifest, self.settings.max_pixels)
+        except (BundleError, UsageError) as error:
+            self.repository.refuse(name, version, str(error))
+            logger.warning("%s version %s is refused, what was served is served on: %s", name, version, error)
+            raise ProblemError(422, "bundle_refused", str(error)) from error
+        served = self.repository.versions(name).get(version)
+        if served is not None and served.manifest.digest == predictor.manifest.digest:
+            return served
+        for _ in range(_WARM_UP_ROUNDS):
+            _warm_up(predictor)()
+        return predictor
 
     def _metrics(self) -> Metrics:
         metrics = Metrics(objective_seconds=self.settings.objective_seconds, triton_names=self.settings.triton_metrics)
-        for predictor in self.predictors.values():
+        for predictor in self.repository.all_served():
             metrics.add_model(predictor.manifest)
         metrics.watch("segpress_queue_depth", "Requests that wait for their turn.", lambda: self.queue.waiting)
         metrics.watch("segpress_queue_limit", "Requests that may wait.", lambda: self.queue.limit)
@@ -110,6 +157,19 @@ def service_of(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
+
+
+def _warm_up(predictor: Predictor) -> Callable[[], Answer]:
+    manifest = predictor.manifest
+    return partial(
+        segment,
+        _grey_image(manifest),
+        ContentType(FORMATS[lossless_format(manifest.channels)]),
+        predictor,
+        to_png,
+        max_pixels=sys.maxsize,
+        stages=Stages(),
+    )
 
 
 def _check_pixels(manifest: Manifest, max_pixels: int) -> None:

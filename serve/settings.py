@@ -65,6 +65,11 @@ class ServeSettings(BaseModel):
     otel: bool = False
     """Send OpenTelemetry traces; the OTEL_... variables of the environment say where and how many."""
 
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
+    """Speak the Open Inference Protocol over gRPC here, too, on the same host; 0 takes any free port."""
+    allow_load: bool = False
+    """Without `api_keys`: let whoever reaches the server load and unload models. With keys, those of admins may."""
+
     api_keys: Path | None = None
     """File of keys that `compress serve-key` makes. Everything but health then takes a key; None: nothing does."""
     tls_cert: Path | None = None

@@ -1,93 +1,68 @@
 """The same figures under the names that Triton Inference Server gives them, for dashboards and autoscalers made for it.
 
-Nothing is counted twice: they are sums over what is counted already. Durations are those of all requests, failed ones
-included, where Triton leaves those out. The type is "untyped", since a counter's name in Prometheus' rules ends in
-`_total` and Triton's do not; queries do not see the difference.
+The type is "untyped", since a counter's name in Prometheus' rules ends in `_total` and Triton's do not; queries do not
+see the difference.
 
 Source: Triton Inference Server, docs/user_guide/metrics.md.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import Counter, Histogram
 from prometheus_client.core import UnknownMetricFamily
 from prometheus_client.registry import Collector
 
+from serve.statistics import ModelStatistics, Statistics
+
 _LABELS = ("model", "version")
 
-_STAGES = {
-    "nv_inference_queue_duration_us": ("Microseconds that requests waited for their turn.", ("queue",)),
-    "nv_inference_compute_input_duration_us": (
+_FAMILIES: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
+    ("nv_inference_request_success", "Requests answered.", lambda of: of.success.count),
+    ("nv_inference_request_failure", "Requests refused or failed.", lambda of: of.fail.count),
+    ("nv_inference_count", "Images that the model was run on.", lambda of: of.images),
+    ("nv_inference_exec_count", "Runs of the model.", lambda of: of.executions),
+    (
+        "nv_inference_request_duration_us",
+        "Microseconds from the headers of requests to their answers.",
+        lambda of: 1e6 * (of.success.seconds + of.fail.seconds),
+    ),
+    (
+        "nv_inference_queue_duration_us",
+        "Microseconds that requests waited for their turn.",
+        lambda of: 1e6 * of.queue.seconds,
+    ),
+    (
+        "nv_inference_compute_input_duration_us",
         "Microseconds of decoding and fitting images.",
-        ("decode", "preprocess"),
+        lambda of: 1e6 * of.compute_input.seconds,
     ),
-    "nv_inference_compute_infer_duration_us": ("Microseconds of running the model.", ("inference",)),
-    "nv_inference_compute_output_duration_us": (
+    (
+        "nv_inference_compute_infer_duration_us",
+        "Microseconds of running the model.",
+        lambda of: 1e6 * of.compute_infer.seconds,
+    ),
+    (
+        "nv_inference_compute_output_duration_us",
         "Microseconds of restoring and encoding masks.",
-        ("postprocess", "encode"),
+        lambda of: 1e6 * of.compute_output.seconds,
     ),
-}
+)
 
 
 class TritonMetrics(Collector):
-    """A view on the counters of requests and the histograms of their durations, by model."""
+    """A view on the statistics of the models that are served."""
 
-    def __init__(self, versions: Mapping[str, str], requests: Counter, duration: Histogram, stage: Histogram) -> None:
-        """`versions` of the models by name, read anew each time; metrics are labelled model (and code, or stage)."""
+    def __init__(self, versions: Mapping[str, str], statistics: Statistics) -> None:
+        """`versions` of the models by name, read anew each time."""
         self._versions = versions
-        self._requests = requests
-        self._duration = duration
-        self._stage = stage
+        self._statistics = statistics
 
     def collect(self) -> Iterator[UnknownMetricFamily]:
-        answered = _by_labels(self._requests, "_total", "model", "code")
-        seconds = _by_labels(self._duration, "_sum", "model")
-        stage_seconds = _by_labels(self._stage, "_sum", "model", "stage")
-        stage_counts = _by_labels(self._stage, "_count", "model", "stage")
-        inferred = {model: stage_counts.get((model, "inference"), 0) for model in self._versions}
-
-        def total(model: str, *, succeeded: bool) -> float:
-            return sum(
-                count for (name, code), count in answered.items() if name == model and (code == "200") == succeeded
-            )
-
-        yield self._family(
-            "nv_inference_request_success",
-            "Requests answered.",
-            {model: total(model, succeeded=True) for model in self._versions},
-        )
-        yield self._family(
-            "nv_inference_request_failure",
-            "Requests refused or failed.",
-            {model: total(model, succeeded=False) for model in self._versions},
-        )
-        yield self._family("nv_inference_count", "Images that the model was run on.", inferred)
-        yield self._family("nv_inference_exec_count", "Runs of the model.", inferred)
-        yield self._family(
-            "nv_inference_request_duration_us",
-            "Microseconds from the headers of requests to their answers.",
-            {model: 1e6 * seconds.get((model,), 0) for model in self._versions},
-        )
-        for name, (documentation, stages) in _STAGES.items():
-            spent = {
-                model: 1e6 * sum(stage_seconds.get((model, stage), 0) for stage in stages) for model in self._versions
-            }
-            yield self._family(name, documentation, spent)
+        of = {model: self._statistics.of(model) for model in self._versions}
+        for name, documentation, read in _FAMILIES:
+            family = UnknownMetricFamily(name, documentation, labels=_LABELS)
+            for model, version in self._versions.items():
+                family.add_metric([model, version], read(of[model]))
+            yield family
 
     def describe(self) -> Iterator[UnknownMetricFamily]:
         return iter(())  # asked at registration, when there is nothing to show yet
-
-    def _family(self, name: str, documentation: str, values: Mapping[str, float]) -> UnknownMetricFamily:
-        family = UnknownMetricFamily(name, documentation, labels=_LABELS)
-        for model, value in values.items():
-            family.add_metric([model, self._versions[model]], value)
-        return family
-
-
-def _by_labels(metric: Counter | Histogram, suffix: str, *labels: str) -> dict[tuple[str, ...], float]:
-    return {
-        tuple(sample.labels[label] for label in labels): sample.value
-        for family in metric.collect()
-        for sample in family.samples
-        if sample.name.endswith(suffix)
-    }

@@ -11,9 +11,17 @@ from serve.logs import LogFormat, last_line, logs_as
 
 
 def command(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle folders.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles, or folders of them as NAME/VERSION or NAME.")
+    ],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free port.")] = 8000,
+    grpc_port: Annotated[
+        int | None, typer.Option("--grpc-port", min=0, max=65535, help="Open Inference Protocol over gRPC, too.")
+    ] = None,
+    allow_load: Annotated[
+        bool, typer.Option("--allow-load", help="Without API keys, let anybody load and unload models.")
+    ] = False,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", min=1, help="Requests in work at once; default: the cores.")
     ] = None,
@@ -57,6 +65,8 @@ def command(
 ) -> None:
     """Verify bundles, warm them up, and answer requests; SIGTERM drains."""
     require("fastapi", extra="serve", purpose="compress serve")
+    if grpc_port is not None:
+        require("grpc", extra="grpc", purpose="--grpc-port")
     from export.machine import usable_cores
     from serve.runner import run
     from serve.settings import ServeSettings
@@ -66,6 +76,8 @@ def command(
         given = ServeSettings(
             host=host,
             port=port,
+            grpc_port=grpc_port,
+            allow_load=allow_load,
             concurrency=concurrency or usable_cores(),
             threads_per_run=threads,
             queue_limit=queue_limit,

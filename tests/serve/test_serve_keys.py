@@ -8,14 +8,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fastapi import Depends, FastAPI
 from support.logs import logged
 from support.servers import metric_lines, serving, until
 
 from export.bundle import Bundle
 from export.errors import UsageError
 from export.images import encode_image
-from serve.access import may_administer
 from serve.app import create_app
 from serve.keys import Role, add_key, load_keys
 from serve.settings import ServeSettings
@@ -110,22 +108,24 @@ def test_refusals_are_counted_by_reason(base_url: str, secrets: tuple[Path, str,
     assert count() == before + 1
 
 
-def test_only_an_admin_key_administers(bundle: Bundle, secrets: tuple[Path, str, str]) -> None:
-    def closed(keys: Path | None) -> FastAPI:
-        app = create_app([bundle.path], ServeSettings(concurrency=1, api_keys=keys))
-        app.add_api_route("/change", lambda: "done", methods=["POST"], dependencies=[Depends(may_administer)])
-        return app
+def test_only_an_admin_key_administers(base_url: str, secrets: tuple[Path, str, str]) -> None:
+    _, use, admin = secrets
+    load = f"{base_url}/v2/repository/models/tiny/load"
+    assert httpx.post(load, headers=bearer(admin)).status_code == 200
+    # A browser sends a password by itself wherever a page makes it ask, so a password is not enough.
+    for headers in (bearer(use), basic(admin), basic(use)):
+        refused = httpx.post(load, headers=headers)
+        assert (refused.status_code, refused.json()["reason"]) == (403, "not_admin")
+    assert httpx.post(load).status_code == 401
 
-    path, use, admin = secrets
-    with serving(closed(path)) as url:
-        assert httpx.post(url + "/change", headers=bearer(admin)).json() == "done"
-        # A browser sends a password by itself wherever a page makes it ask, so a password is not enough.
-        for headers in (bearer(use), basic(admin), basic(use)):
-            refused = httpx.post(url + "/change", headers=headers)
-            assert (refused.status_code, refused.json()["reason"]) == (403, "not_admin")
-        assert httpx.post(url + "/change").status_code == 401
-    with serving(closed(None)) as url:
-        assert httpx.post(url + "/change").json() == "done"
+
+def test_without_keys_nobody_administers_unless_the_settings_say_so(bundle: Bundle) -> None:
+    unload = "/v2/repository/models/tiny/unload"
+    with serving([bundle.path], ServeSettings(concurrency=1)) as url:
+        refused = httpx.post(url + unload)
+        assert (refused.status_code, refused.json()["reason"]) == (403, "not_allowed")
+    with serving([bundle.path], ServeSettings(concurrency=1, allow_load=True)) as url:
+        assert httpx.post(url + unload).status_code == 200
 
 
 def test_the_log_names_whose_key_it_was(base_url: str, secrets: tuple[Path, str, str]) -> None:

@@ -69,8 +69,8 @@ def test_metadata_follows_the_open_inference_protocol(client: httpx.Client, bund
 def test_the_index_lists_every_model(client: httpx.Client) -> None:
     index = client.get("/v2/repository/index").json()
     assert [(entry["name"], entry["version"], entry["state"]) for entry in index] == [
-        ("tiny", "1", "READY"),
         ("grey", "3", "READY"),
+        ("tiny", "1", "READY"),
     ]
 
 

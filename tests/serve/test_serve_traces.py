@@ -118,7 +118,7 @@ def test_a_request_is_a_span_of_its_clients_trace_with_its_stages_in_it(bundle: 
     # What the client is told, the log and the span name each other.
     assert answer.headers["traceparent"] == f"00-{TRACE}-{whole[0].span_id.hex()}-01"
     assert refused.json()["trace_id"] == whole[1].trace_id.hex()
-    assert any(TRACE in record.getMessage() for record in records if record.name == "serve.middleware")
+    assert any(TRACE in record.getMessage() for record in records if record.name == "serve.record")
     assert collector.services == {"segpress"}
 
 

@@ -1,0 +1,96 @@
+"""Where models are looked for: bundles that were named, and folders of them.
+
+A folder holds its models as NAME/VERSION, each a bundle, or as NAME where there is one version alone. Names that a
+request brings are only ever compared with what is found here; none becomes part of a path.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from export import bundle as bundles
+from export.bundle import Verification
+from export.errors import BundleError, UsageError
+
+Versions = Mapping[str, Path]
+"""Bundle folders by version."""
+
+
+class ModelFolders:
+    """Bundles by the name and version under which they may be served."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Each of `paths` is a bundle, or a folder of models.
+
+        Raises UsageError for what is neither, and for two models of one name.
+        """
+        self._bundles: dict[str, dict[str, Path]] = {}
+        self._folders: list[Path] = []
+        for path in paths:
+            if bundles.is_bundle(path) or not path.is_dir():
+                name, version = _named(path, otherwise=(str(path), "1"))
+                if name in self._bundles:
+                    raise UsageError(
+                        f"two bundles are named {name}; serve one of them, or export one under another name"
+                    )
+                self._bundles[name] = {version: path}
+            else:
+                self._folders.append(path)
+                if not _models_in(path):
+                    raise UsageError(
+                        f"{path} is no bundle, and no folder of models: bundles are looked for in it as NAME/VERSION "
+                        "and as NAME"
+                    )
+        twice = [name for name in self._bundles if any(name in _models_in(folder) for folder in self._folders)]
+        if twice:
+            raise UsageError(f"two models are named {twice[0]}; serve one of them")
+
+    def models(self) -> dict[str, Versions]:
+        """All that is there now; a folder is looked into anew."""
+        found: dict[str, Versions] = dict(self._bundles)
+        for folder in self._folders:
+            found.update(_models_in(folder))
+        return found
+
+    def verify(self, name: str, version: str, *, threads: int) -> Verification:
+        """The bundle of this name and version, golden answers included.
+
+        Raises BundleError for one that must not serve; KeyError for one that is not there.
+        """
+        path = self.models()[name][version]
+        verification = bundles.verify(path, threads=threads)
+        manifest = verification.bundle.manifest
+        if (manifest.name, manifest.version) != (name, version):
+            says = f"its manifest says {manifest.name} version {manifest.version}, its place {name} version {version}"
+            raise BundleError(path, [f"{says}; move it, or export it under that name and version"])
+        return verification
+
+
+def newest(versions: Sequence[str]) -> str:
+    """The greatest number; other names count less than all numbers, and come in the order of the alphabet."""
+    return max(versions, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version))
+
+
+def _models_in(folder: Path) -> dict[str, Versions]:
+    found: dict[str, Versions] = {}
+    for path in _folders_in(folder):
+        versions = {child.name: child for child in _folders_in(path) if bundles.is_bundle(child)}
+        if bundles.is_bundle(path):
+            versions = {_named(path, otherwise=(path.name, "1"))[1]: path}
+        if versions:
+            found[path.name] = versions
+    return found
+
+
+def _named(bundle: Path, *, otherwise: tuple[str, str]) -> tuple[str, str]:
+    """Name and version in a manifest. What is wrong with one is told when the bundle is verified, not while others are
+    looked for."""
+    try:
+        manifest = bundles.load(bundle).manifest
+    except BundleError:
+        return otherwise
+    return manifest.name, manifest.version
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """Real folders: a link could lead anywhere."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())

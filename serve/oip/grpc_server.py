@@ -1,0 +1,307 @@
+"""The Open Inference Protocol over gRPC: the same models, queue, limits, keys and figures as over HTTP.
+
+N batch, H height, W width.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from pydantic import BaseModel
+from starlette.datastructures import Headers
+
+from export.errors import WorkFailedError
+from export.images import U8
+from export.runtime import MASK
+from serve.access import Caller, caller_of, check_may_administer
+from serve.dispatch import dispatch
+from serve.keys import Keyring
+from serve.oip import models
+from serve.oip.inference import InferenceRequest, InputTensor, infer
+from serve.oip.messages import HEALTH, INFERENCE, message, methods
+from serve.policy import choice_of
+from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
+from serve.record import RequestRecord, set_current
+from serve.service import Service
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, "Call"], Awaitable[Any]]
+
+# Source: the HTTP mapping in google/rpc/code.proto.
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
+    422: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+_OPEN = ("ServerLive", "ServerReady", "Check")
+"""Asked by probes, which hold no secrets and would fill the log."""
+_ADMINISTERS = ("RepositoryModelLoad", "RepositoryModelUnload")
+
+_CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents", "BYTES": "bytes_contents"}
+
+# Beside the tensors of a message stand its names and shapes.
+_ROOM_FOR_NAMES = 65536
+
+
+class Call:
+    """What a method may ask of the call that it answers."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the client's deadline; None when it named none."""
+        return self._context.time_remaining()
+
+
+class GrpcServer:
+    """A gRPC server beside the HTTP one, in the same event loop."""
+
+    def __init__(self, service: Service, keyring: Keyring | None) -> None:
+        self.port = 0
+        """That it listens on, once it is started."""
+        self._service = service
+        self._keyring = keyring
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises WorkFailedError when the port cannot be had."""
+        settings = self._service.settings
+        limit = settings.max_body_bytes + _ROOM_FOR_NAMES
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", -1),
+                # Or a second server would take half of the calls of the first.
+                ("grpc.so_reuseport", 0),
+            ],
+            maximum_concurrent_rpcs=settings.max_connections,
+        )
+        server.add_generic_rpc_handlers(
+            (
+                self._handlers(INFERENCE, _Inference(self._service)),
+                self._handlers(HEALTH, _Health(self._service)),
+            )
+        )
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"{host}:{settings.grpc_port}"
+        try:
+            if settings.tls_cert and settings.tls_key:
+                pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+                self.port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            else:
+                self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise WorkFailedError(f"cannot listen for gRPC on {address}; choose another port") from error
+        await server.start()
+        self._server = server
+        logger.info("gRPC on %s:%d", host, self.port)
+
+    async def stop(self) -> None:
+        """Close the port; what is in work is cut off, so drain first."""
+        if self._server is not None:
+            await self._server.stop(grace=None)
+
+    def _handlers(self, service: str, methods_of: object) -> grpc.GenericRpcHandler:
+        return grpc.method_handlers_generic_handler(
+            service,
+            {
+                name: grpc.unary_unary_rpc_method_handler(
+                    self._enveloped(service, name, getattr(methods_of, name)),
+                    request_deserializer=request.FromString,
+                    response_serializer=response.SerializeToString,
+                )
+                for name, (request, response) in methods(service).items()
+            },
+        )
+
+    def _enveloped(self, service: str, method: str, handler: Handler) -> Callable[[Any, Context], Awaitable[Any]]:
+        """`handler` with what the middlewares do around an HTTP request."""
+
+        async def answer(request: Any, context: Context) -> Any:
+            headers = Headers(raw=[_latin(pair) for pair in context.invocation_metadata() or ()])
+            record = RequestRecord.of(headers)
+            record.received_bytes = request.ByteSize()
+            set_current(record)
+            status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+            with self._service.lifecycle.request():
+                try:
+                    self._check(method, headers, record)
+                    response = await handler(request, Call(context))
+                    record.sent_bytes = response.ByteSize()
+                    status = int(HTTPStatus.OK)
+                    return response
+                except ProblemError as problem:
+                    status = problem.status
+                    context.set_trailing_metadata([(name.lower(), value) for name, value in problem.headers.items()])
+                    await context.abort(_CODES.get(status, grpc.StatusCode.UNKNOWN), problem.detail)
+                except asyncio.CancelledError:
+                    status = CLIENT_CLOSED_REQUEST
+                    raise
+                except grpc.aio.AbortError:
+                    raise
+                except Exception:
+                    logger.exception("call %s failed; this is a bug", record.request_id)
+                    detail = "the server failed on this call; its log tells more under the request id"
+                    await context.abort(grpc.StatusCode.INTERNAL, f"{detail} {record.request_id}")
+                finally:
+                    record.log("gRPC", f"/{service}/{method}", status, quiet=method in _OPEN)
+
+        return answer
+
+    def _check(self, method: str, headers: Headers, record: RequestRecord) -> None:
+        """Raises ProblemError 401 or 403."""
+        caller: Caller | None = None
+        if self._keyring is not None and method not in _OPEN:
+            try:
+                caller = caller_of(headers, self._keyring)
+            except ProblemError as problem:
+                self._service.metrics.refused("", problem.reason)
+                raise
+            record.key = caller.name
+        if method in _ADMINISTERS:
+            check_may_administer(caller, self._service.settings)
+
+
+class _Health:
+    """grpc.health.v1: of the server as a whole, or of one model by its name."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._response = message("grpc.health.v1.HealthCheckResponse")
+
+    async def Check(self, request: Any, _call: Call) -> Any:
+        name = request.service
+        if name and name != INFERENCE and not self._service.repository.versions(name):
+            raise ProblemError(404, "unknown_model", f"no model {name!r} is served here")
+        return self._response(status="SERVING" if self._service.lifecycle.is_ready else "NOT_SERVING")
+
+
+class _Inference:
+    """The protocol's methods, each from its request to its response."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def ServerLive(self, _request: Any, _call: Call) -> Any:
+        return message("inference.ServerLiveResponse")(live=True)
+
+    async def ServerReady(self, _request: Any, _call: Call) -> Any:
+        return message("inference.ServerReadyResponse")(ready=self._service.lifecycle.is_ready)
+
+    async def ModelReady(self, request: Any, _call: Call) -> Any:
+        versions = self._service.repository.versions(request.name)
+        served = request.version in versions if request.version else bool(versions)
+        return message("inference.ModelReadyResponse")(ready=served and self._service.lifecycle.is_ready)
+
+    async def ServerMetadata(self, _request: Any, _call: Call) -> Any:
+        return _filled("inference.ServerMetadataResponse", models.server_metadata())
+
+    async def ModelMetadata(self, request: Any, _call: Call) -> Any:
+        found = models.metadata(self._service, request.name, request.version)
+        return _filled("inference.ModelMetadataResponse", found)
+
+    async def ModelConfig(self, request: Any, _call: Call) -> Any:
+        found = models.config(self._service, request.name, request.version)
+        return ParseDict({"config": found}, message("inference.ModelConfigResponse")())
+
+    async def ModelStatistics(self, request: Any, _call: Call) -> Any:
+        found = models.statistics(self._service, request.name, request.version)
+        return _filled("inference.ModelStatisticsResponse", found)
+
+    async def RepositoryIndex(self, request: Any, _call: Call) -> Any:
+        found = models.index(self._service, ready_only=request.ready)
+        return ParseDict(
+            {"models": [entry.model_dump() for entry in found]}, message("inference.RepositoryIndexResponse")()
+        )
+
+    async def RepositoryModelLoad(self, request: Any, _call: Call) -> Any:
+        config = request.parameters["config"].string_param if "config" in request.parameters else None
+        await self._service.load(request.model_name, choice_of(config))
+        return message("inference.RepositoryModelLoadResponse")()
+
+    async def RepositoryModelUnload(self, request: Any, _call: Call) -> Any:
+        await self._service.unload(request.model_name)
+        return message("inference.RepositoryModelUnloadResponse")()
+
+    async def ModelInfer(self, request: Any, call: Call) -> Any:
+        service, name = self._service, request.model_name
+        with service.metrics.request(service.label(name)), service.bodies.held(request.ByteSize()):
+            try:
+                return await self._infer(request, call)
+            except asyncio.CancelledError:
+                if service.lifecycle.is_draining:
+                    raise
+                raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left before its answer") from None
+
+    async def _infer(self, request: Any, call: Call) -> Any:
+        service = self._service
+        if not service.lifecycle.is_ready:
+            raise service.unavailable()
+        predictor = service.repository.predictor(request.model_name, request.model_version)
+        stages = service.metrics.stages(request.model_name)
+
+        def work() -> U8:
+            asked = _asked(request)
+            return infer(asked, predictor, max_pixels=service.settings.max_pixels, stages=stages)
+
+        masks_NHW = await dispatch(service, work, stages, deadline_seconds=call.seconds_left)
+        with stages.time("encode"):
+            response = message("inference.ModelInferResponse")(
+                model_name=predictor.manifest.name,
+                model_version=predictor.manifest.version,
+                id=request.id,
+                raw_output_contents=[masks_NHW.tobytes()],
+            )
+            response.outputs.add(name=MASK, datatype="UINT8", shape=masks_NHW.shape)
+        return response
+
+
+def _asked(request: Any) -> InferenceRequest:
+    """Raises ProblemError 400 for tensors without values, or with two sets of them."""
+    raw = list(request.raw_input_contents)
+    if raw and len(raw) != len(request.inputs):
+        raise ProblemError(400, "malformed", f"{len(request.inputs)} inputs, and {len(raw)} raw_input_contents")
+    tensors = []
+    for index, given in enumerate(request.inputs):
+        contents = raw[index] if raw else list(getattr(given.contents, _CONTENTS.get(given.datatype, "bytes_contents")))
+        if raw and given.HasField("contents"):
+            raise ProblemError(400, "malformed", "values are given both as contents and as raw_input_contents")
+        tensors.append(InputTensor(given.name, given.datatype, tuple(given.shape), contents))
+    return InferenceRequest(
+        inputs=tensors,
+        outputs=[output.name for output in request.outputs],
+        id=request.id,
+        parameters={name: _value(parameter) for name, parameter in request.parameters.items()},
+    )
+
+
+def _value(parameter: Any) -> Any:
+    choice = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, choice) if choice else None
+
+
+def _filled(name: str, found: BaseModel) -> Any:
+    """The message of this name with what `found` has; its further fields have no place there."""
+    return ParseDict(found.model_dump(), message(name)(), ignore_unknown_fields=True)
+
+
+def _latin(pair: tuple[str, str | bytes]) -> tuple[bytes, bytes]:
+    name, value = pair
+    return name.encode("latin-1"), value if isinstance(value, bytes) else value.encode("latin-1")

@@ -1,0 +1,193 @@
+"""One inference in the terms of the protocol, whichever way it came: a tensor of images in, a tensor of masks out.
+
+N batch, H height, W width, C channels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bands import counted_pixels
+from export.images import U8
+from export.manifest import Manifest
+from export.runtime import IMAGE, MASK
+from serve.metrics import Stages
+from serve.pipeline import decoded
+from serve.predictor import Predictor
+from serve.problems import ProblemError
+
+DATATYPES = ("UINT8", "FP32", "BYTES")
+"""Of the image tensor: pixels; pixels in float, which must be whole numbers from 0 to 255; or image files."""
+
+_BYTES_OF: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
+_LENGTH = np.dtype("<u4")
+"""Before each element of a BYTES tensor."""
+
+
+@dataclass(frozen=True)
+class InputTensor:
+    """As it was sent."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    content: bytes | memoryview | Sequence[Any]
+    """Raw bytes, little-endian and row by row; or values, nested or not."""
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    """What is asked of one model."""
+
+    inputs: Sequence[InputTensor]
+    outputs: Sequence[str] = ()
+    """Names of those that are wanted; none means all."""
+    id: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def infer(request: InferenceRequest, predictor: Predictor, *, max_pixels: int, stages: Stages) -> U8:
+    """Masks NHW of the images that `request` brings, each of the size of its image; computed in one run.
+
+    Raises ProblemError 4xx for a request that does not fit the model or its limits.
+    """
+    manifest = predictor.manifest
+    tensor = _image_tensor(request)
+    with stages.time("decode"):
+        images = _images(tensor, manifest, max_pixels)
+    with stages.time("preprocess"):
+        height, width = images[0].shape[:2]
+        geometry = manifest.geometry(height, width)
+        _check_pixels(len(images), *geometry.padded, manifest, max_pixels)
+        images_NHWC = np.stack([geometry.fit(image_HWC) for image_HWC in images])
+    with stages.time("inference"):
+        masks_NHW = predictor.predict(images_NHWC)
+        stages.images(len(images))
+    with stages.time("postprocess"):
+        return np.stack([geometry.restore(mask_HW) for mask_HW in masks_NHW])
+
+
+def _image_tensor(request: InferenceRequest) -> InputTensor:
+    """Raises ProblemError 400 when the names are not those of the model, or something is asked that is not done."""
+    for name in ("sequence_id", "shared_memory_region"):
+        if request.parameters.get(name):
+            raise ProblemError(400, "parameter", f"parameter {name!r} is not taken; leave it out")
+    names = [tensor.name for tensor in request.inputs]
+    if names != [IMAGE]:
+        raise ProblemError(400, "inputs", f"the model takes one input, {IMAGE!r}; the request has {names}")
+    unknown = [name for name in request.outputs if name != MASK]
+    if unknown or len(request.outputs) > 1:
+        raise ProblemError(400, "outputs", f"the model has one output, {MASK!r}; asked for {list(request.outputs)}")
+    return request.inputs[0]
+
+
+def _images(tensor: InputTensor, manifest: Manifest, max_pixels: int) -> Sequence[U8]:
+    """Images HWC of one size, at least one."""
+    channels, shape = manifest.channels, tensor.shape
+    if tensor.datatype == "BYTES":
+        if len(shape) != 1 or shape[0] < 1:
+            raise _bad_shape(f"a BYTES tensor of image files has the shape [N]; sent was {list(shape)}")
+        return _files(tensor, manifest, max_pixels)
+    if tensor.datatype not in DATATYPES:
+        raise ProblemError(
+            400, "datatype", f"datatype {tensor.datatype!r} is not taken; send one of {', '.join(DATATYPES)}"
+        )
+    if len(shape) != 4 or shape[3] != channels or min(shape) < 1:
+        raise _bad_shape(
+            f"the model takes images as [N, height, width, {channels}], none of them 0; sent was {list(shape)}"
+        )
+    count, height, width, _ = shape
+    _check_pixels(count, height, width, manifest, max_pixels)
+    values = _values(tensor)
+    if values.size != math.prod(shape):
+        raise _bad_shape(f"{list(shape)} takes {math.prod(shape)} values, and {values.size} were sent")
+    return list(_whole_bytes(values).reshape(shape))
+
+
+def _check_pixels(count: int, height: int, width: int, manifest: Manifest, max_pixels: int) -> None:
+    pixels = count * counted_pixels(height, width, manifest.channels)
+    if pixels > max_pixels:
+        detail = f"{count} images of {width}x{height} are {pixels} pixels, at most {max_pixels} are taken"
+        raise ProblemError(413, "too_large", f"{detail}; send fewer, or smaller ones")
+
+
+def _values(tensor: InputTensor) -> NDArray[Any]:
+    if isinstance(tensor.content, bytes | memoryview):
+        dtype = _BYTES_OF[tensor.datatype]
+        if len(tensor.content) != math.prod(tensor.shape) * dtype.itemsize:
+            needed = math.prod(tensor.shape) * dtype.itemsize
+            raise _bad_shape(
+                f"{tensor.datatype} of shape {list(tensor.shape)} takes {needed} bytes, and {len(tensor.content)} "
+                "were sent"
+            )
+        values: NDArray[Any] = np.frombuffer(tensor.content, dtype=dtype)
+        return values
+    try:
+        values = np.asarray(tensor.content)
+    except ValueError as error:
+        raise _bad_values("its rows are not all of one length") from error
+    if values.dtype.kind not in ("iuf" if tensor.datatype == "FP32" else "iu"):
+        raise _bad_values(f"they are not all numbers that fit {tensor.datatype}")
+    return values.ravel()
+
+
+def _whole_bytes(values: NDArray[Any]) -> U8:
+    """Raises ProblemError 400 for values that are no uint8: nothing is rounded or clipped behind the client's back."""
+    if values.dtype == np.uint8:
+        return values
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.uint8)
+    if not np.array_equal(whole, values):
+        raise _bad_values("they are not all whole numbers from 0 to 255; send pixels as they are, not normalised")
+    return whole
+
+
+def _files(tensor: InputTensor, manifest: Manifest, max_pixels: int) -> Sequence[U8]:
+    images: list[U8] = []
+    left = max_pixels
+    elements = _elements(tensor)
+    if len(elements) != tensor.shape[0]:
+        raise _bad_shape(f"{list(tensor.shape)} takes {tensor.shape[0]} files, and {len(elements)} were sent")
+    for element in elements:
+        image_HWC = decoded(element, manifest, max_pixels=left)
+        if images and image_HWC.shape != images[0].shape:
+            raise _bad_shape("the images of one request are of several sizes; send one request for each size")
+        left -= counted_pixels(image_HWC.shape[0], image_HWC.shape[1], manifest.channels)
+        images.append(image_HWC)
+    return images
+
+
+def _elements(tensor: InputTensor) -> Sequence[bytes]:
+    """Of a BYTES tensor: each element stands behind its length in four bytes."""
+    content = tensor.content
+    if not isinstance(content, bytes | memoryview):
+        files = [element for element in content if isinstance(element, bytes)]
+        if len(files) == len(content):
+            return files
+        raise _bad_values("image files cannot be told in JSON; send BYTES as binary data")
+    elements: list[bytes] = []
+    at = 0
+    while at < len(content):
+        if len(elements) == tensor.shape[0] or len(content) - at < _LENGTH.itemsize:
+            raise _bad_shape("more bytes were sent than the shape and the lengths of the elements say")
+        length = int(np.frombuffer(content, _LENGTH, count=1, offset=at)[0])
+        at += _LENGTH.itemsize
+        if length > len(content) - at:
+            raise _bad_shape(
+                f"element {len(elements)} is said to have {length} bytes, and {len(content) - at} are left"
+            )
+        elements.append(bytes(content[at : at + length]))
+        at += length
+    return elements
+
+
+def _bad_shape(detail: str) -> ProblemError:
+    return ProblemError(400, "shape", f"input {IMAGE!r}: {detail}")
+
+
+def _bad_values(detail: str) -> ProblemError:
+    return ProblemError(400, "values", f"the values of input {IMAGE!r}: {detail}")

@@ -1,0 +1,215 @@
+"""Requests and answers of the protocol as they stand in an HTTP body: JSON, with tensors in binary behind it if wanted.
+
+Source: the protocol's REST section, and Triton's "binary tensor data extension".
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from export.images import U8
+from export.manifest import Manifest
+from export.runtime import MASK
+from serve.oip.inference import InferenceRequest, InputTensor
+from serve.problems import ProblemError
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+JSON_BYTES = "Inference-Header-Content-Length"
+"""Header: how many of the body's first bytes are JSON. Behind them come the binary tensors, in order."""
+
+MAX_JSON_BYTES = 4 * 2**20
+"""Of a request or an answer. Numbers in JSON take the interpreter for as long as they are read, and with it health."""
+
+_MAX_DIMENSIONS = 8
+_ENCODINGS = ("gzip", "deflate")
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+
+Parameters = dict[str, bool | int | float | str]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class RequestInput(_Part):
+    """A tensor, with its values in `data`, or in binary behind the JSON."""
+
+    name: str
+    shape: list[int] = Field(max_length=_MAX_DIMENSIONS)
+    datatype: str
+    """UINT8, FP32 (whole numbers from 0 to 255) or BYTES (image files)."""
+    parameters: Parameters = {}
+    """`binary_data_size`: how many bytes of the binary part are this tensor."""
+    data: list[Any] | None = None
+
+
+class RequestOutput(_Part):
+    """A tensor that is wanted."""
+
+    name: str
+    parameters: Parameters = {}
+    """`binary_data`: true for bytes behind the JSON instead of numbers in it."""
+
+
+class InferRequest(_Part):
+    """What is asked of a model."""
+
+    id: str = ""
+    parameters: Parameters = {}
+    """`binary_data_output`: true for all outputs in binary."""
+    inputs: list[RequestInput] = Field(min_length=1, max_length=16)
+    outputs: list[RequestOutput] | None = Field(default=None, max_length=16)
+
+
+class ResponseOutput(_Part):
+    """A tensor, with its values in `data`, row by row, or in binary behind the JSON."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: Parameters | None = None
+    data: list[int] | None = None
+
+
+class InferResponse(_Part):
+    """What a model answered."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[ResponseOutput]
+
+
+class WireRequest:
+    """A request as it was sent, and in which form its answer is wanted."""
+
+    def __init__(self, body: bytes, json_bytes: int | None) -> None:
+        """Raises ProblemError 4xx for what makes no sense."""
+        length = len(body) if json_bytes is None else json_bytes
+        if length > len(body):
+            raise ProblemError(400, "malformed", f"{JSON_BYTES} is {length}, but the body has only {len(body)} bytes")
+        if length > MAX_JSON_BYTES:
+            raise ProblemError(
+                413, "json_too_large", f"at most {MAX_JSON_BYTES} bytes of JSON are taken; send tensors as binary data"
+            )
+        self._asked = _parsed(body[:length])
+        self.request = InferenceRequest(
+            inputs=_tensors(self._asked.inputs, memoryview(body)[length:]),
+            outputs=[output.name for output in self._asked.outputs or ()],
+            id=self._asked.id,
+            parameters=self._asked.parameters,
+        )
+
+    @property
+    def wants_binary(self) -> bool:
+        """Whether the mask is to stand behind the JSON."""
+        for output in self._asked.outputs or ():
+            if "binary_data" in output.parameters:
+                return bool(output.parameters["binary_data"])
+        return bool(self._asked.parameters.get("binary_data_output", False))
+
+    def answer(self, masks_NHW: U8, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
+        """Body and headers.
+
+        Raises ProblemError 413 for a mask that is too large for JSON.
+        """
+        output = ResponseOutput(name=MASK, shape=list(masks_NHW.shape), datatype="UINT8")
+        binary = b""
+        if self.wants_binary:
+            binary = masks_NHW.tobytes()
+            output.parameters = {"binary_data_size": len(binary)}
+        elif 2 * masks_NHW.size > MAX_JSON_BYTES:
+            detail = f"a mask of {masks_NHW.size} pixels is too large for JSON; ask for it with binary_data: true"
+            raise ProblemError(413, "json_too_large", detail)
+        else:
+            output.data = masks_NHW.ravel().tolist()
+        response = InferResponse(
+            model_name=manifest.name, model_version=manifest.version, id=self._asked.id or None, outputs=[output]
+        )
+        header = response.model_dump_json(exclude_none=True).encode()
+        if not self.wants_binary:
+            return header, {"Content-Type": JSON}
+        return header + binary, {"Content-Type": BINARY, JSON_BYTES: str(len(header))}
+
+
+def json_bytes(request: Request) -> int | None:
+    """What the header says; None where it is not sent, and all of the body is JSON.
+
+    Raises ProblemError 400.
+    """
+    given = request.headers.get(JSON_BYTES)
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) < 12):
+        raise ProblemError(400, "malformed", f"{JSON_BYTES}: {given!r} is no number of bytes")
+    return int(given)
+
+
+def content_encoding(request: Request) -> str | None:
+    """How the body was compressed; None where it was not.
+
+    Raises ProblemError 415.
+    """
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        return None
+    if encoding not in _ENCODINGS:
+        detail = f"Content-Encoding {encoding!r} is not taken; use {' or '.join(_ENCODINGS)}, or none"
+        raise ProblemError(415, "content_encoding", detail, headers={"Accept-Encoding": ", ".join(_ENCODINGS)})
+    return encoding
+
+
+def decompressed(body: bytes, encoding: str | None, *, max_bytes: int) -> bytes:
+    """The body before it was compressed.
+
+    Raises ProblemError 400 for damaged data, 413 for what would be larger than `max_bytes`.
+    """
+    if encoding is None:
+        return body
+    decompressor = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
+    try:
+        content = decompressor.decompress(body, max_bytes)
+        if decompressor.unconsumed_tail:
+            raise ProblemError(413, "body_too_large", f"decompressed the body is larger than {max_bytes} bytes")
+        if not decompressor.eof or decompressor.unused_data:
+            raise ProblemError(400, "malformed", f"the body is not one whole {encoding} stream")
+    except zlib.error as error:
+        raise ProblemError(400, "malformed", f"the body is no {encoding} stream ({error})") from error
+    return content
+
+
+def _parsed(content: bytes) -> InferRequest:
+    try:
+        return InferRequest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ProblemError(400, "malformed", f"the request: {where + ': ' if where else ''}{first['msg']}") from error
+
+
+def _tensors(inputs: Sequence[RequestInput], binary: memoryview) -> list[InputTensor]:
+    tensors, at = [], 0
+    for given in inputs:
+        size = given.parameters.get("binary_data_size")
+        content: Sequence[Any] | memoryview
+        if given.data is not None and size is None:
+            content = given.data
+        elif given.data is None and isinstance(size, int) and not isinstance(size, bool):
+            if not 0 <= size <= len(binary) - at:
+                raise ProblemError(
+                    400, "shape", f"input {given.name!r}: binary_data_size is {size}, and {len(binary) - at} bytes came"
+                )
+            content = binary[at : at + size]
+            at += size
+        else:
+            detail = f"input {json.dumps(given.name)}: give its values either as data or by binary_data_size"
+            raise ProblemError(400, "malformed", detail)
+        tensors.append(InputTensor(given.name, given.datatype, tuple(given.shape), content))
+    if at != len(binary):
+        raise ProblemError(400, "malformed", f"{len(binary) - at} bytes follow that belong to no tensor")
+    return tensors

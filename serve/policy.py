@@ -1,0 +1,74 @@
+"""Which versions of a model a load shall serve, as clients of Triton's repository extension say it.
+
+Source: Triton Inference Server, model_config.proto, ModelVersionPolicy.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.folders import newest
+from serve.problems import ProblemError
+
+Choice = Callable[[Sequence[str]], list[str]]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Latest(_Part):
+    num_versions: int = Field(default=1, ge=1)
+
+
+class _Specific(_Part):
+    versions: list[int | str] = Field(min_length=1)
+
+
+class _VersionPolicy(_Part):
+    latest: _Latest | None = None
+    all: dict[str, Any] | None = None
+    specific: _Specific | None = None
+
+
+class _Config(_Part):
+    version_policy: _VersionPolicy = _VersionPolicy()
+
+
+def newest_version(there: Sequence[str]) -> list[str]:
+    """The newest alone: what is served when nothing else is asked for."""
+    return [newest(there)] if there else []
+
+
+def choice_of(config: object) -> Choice:
+    """From the `config` of a load request, JSON with a version_policy alone: latest, all or specific.
+
+    Raises ProblemError 400.
+    """
+    if not config:
+        return newest_version
+    try:
+        policy = _Config.model_validate(json.loads(config) if isinstance(config, str) else config).version_policy
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise ProblemError(
+            400, "parameter", "config takes a version_policy alone: latest, all or specific, as Triton spells them"
+        ) from error
+    if policy.specific is not None:
+        wanted = [str(version) for version in policy.specific.versions]
+        return lambda _there: wanted
+    if policy.all is not None:
+        return list
+    return _latest(policy.latest.num_versions if policy.latest else 1)
+
+
+def _latest(count: int) -> Choice:
+    def choose(there: Sequence[str]) -> list[str]:
+        left, chosen = list(there), list[str]()
+        while left and len(chosen) < count:
+            chosen.append(newest(left))
+            left.remove(chosen[-1])
+        return chosen
+
+    return choose

@@ -1,0 +1,94 @@
+"""Which models are served, in which versions, and what became of the others.
+
+Lives in the event loop's thread. A request takes its predictor once and keeps it, so a switch is the change of one
+entry in a dictionary: what is in work ends on the model that it began with, and what comes later finds the new one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from export.errors import UsageError
+from serve.folders import ModelFolders, newest
+from serve.predictor import Predictor
+from serve.problems import ProblemError
+
+NOT_LOADED = "not loaded"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of one model, as the repository's index shows it."""
+
+    name: str
+    version: str
+    refused: str
+    """Why it is not served; empty when it is."""
+
+
+class Repository:
+    """Predictors by name and version."""
+
+    def __init__(self, folders: ModelFolders, predictors: Sequence[Predictor] = ()) -> None:
+        """`predictors` are served beside what lies in `folders`.
+
+        Raises UsageError when there is nothing to serve, or when two have one name.
+        """
+        self.folders = folders
+        self._served: dict[str, dict[str, Predictor]] = {}
+        self._refused: dict[tuple[str, str], str] = {}
+        for predictor in predictors:
+            name = predictor.manifest.name
+            if name in self._served or name in folders.models():
+                raise UsageError(f"two models are named {name}; serve one of them")
+            self._served[name] = {predictor.manifest.version: predictor}
+        if not self._served and not folders.models():
+            raise UsageError("there is nothing to serve; name at least one bundle")
+
+    @property
+    def served(self) -> dict[str, Predictor]:
+        """The newest served version of each model, by name."""
+        return {name: versions[newest(list(versions))] for name, versions in self._served.items() if versions}
+
+    def all_served(self) -> list[Predictor]:
+        """Every version of every model that is served."""
+        return [predictor for versions in self._served.values() for predictor in versions.values()]
+
+    def versions(self, name: str) -> Mapping[str, Predictor]:
+        """Those of a model that are served; empty for one that is not."""
+        return self._served.get(name, {})
+
+    def predictor(self, name: str, version: str = "") -> Predictor:
+        """Of the version that is named, else of the newest.
+
+        Raises ProblemError 404 for what is not served.
+        """
+        versions = self.versions(name)
+        if not versions:
+            served = ", ".join(sorted(self.served)) or "none"
+            raise ProblemError(404, "unknown_model", f"no model {name!r} is served here; there is {served}")
+        version = version or newest(list(versions))
+        if version not in versions:
+            there = ", ".join(sorted(versions))
+            raise ProblemError(404, "unknown_version", f"{name} is not served in version {version!r}; there is {there}")
+        return versions[version]
+
+    def switch(self, name: str, predictors: Sequence[Predictor]) -> list[Predictor]:
+        """From now on serve these versions of a model, and no others; gives those that are not served any more."""
+        before = self._served.get(name, {})
+        self._served[name] = {predictor.manifest.version: predictor for predictor in predictors}
+        for version in self._served[name]:
+            self._refused.pop((name, version), None)
+        return [predictor for predictor in before.values() if predictor not in predictors]
+
+    def refuse(self, name: str, version: str, reason: str) -> None:
+        """Remember why a version was not taken; what is served stays."""
+        self._refused[name, version] = reason
+
+    def index(self) -> list[Entry]:
+        """Every version that is there, or is served."""
+        there = {(name, version) for name, versions in self.folders.models().items() for version in versions}
+        served = {(name, version) for name, versions in self._served.items() for version in versions}
+        return [
+            Entry(name, version, "" if (name, version) in served else self._refused.get((name, version), NOT_LOADED))
+            for name, version in sorted(there | served)
+        ]

@@ -1,0 +1,325 @@
+"""The Open Inference Protocol over gRPC: Triton's client works unchanged, with the limits and keys of HTTP."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from support.bundles import expected_mask
+from support.logs import logged
+from support.oip import file_of, files_tensor, image_input, some_images
+from support.servers import GatedPredictor, ServerProcess, metric, serving, until
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
+
+import serve.oip
+from export.bundle import Bundle
+from export.errors import UsageError
+from serve.app import create_app
+from serve.keys import Role, add_key
+from serve.oip import messages
+from serve.runner import run
+from serve.settings import ServeSettings
+
+IMAGES = some_images(3, 21, 37)
+MASKS = np.stack([expected_mask(image, 4) for image in IMAGES])
+PROTO = Path(serve.oip.__file__).parent / "proto"
+
+
+@pytest.fixture(scope="module")
+def ports(bundle: Bundle, grey_bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """Of one server: the base URL, and the address for gRPC."""
+    settings = ServeSettings(concurrency=2, grpc_port=0, max_pixels=512 * 512, max_body_bytes=2**20)
+    app = create_app([bundle.path, grey_bundle.path], settings)
+    with serving(app, settings) as url:
+        yield url, f"127.0.0.1:{app.state.grpc_server.port}"
+
+
+@pytest.fixture(scope="module")
+def client(ports: tuple[str, str]) -> Iterator[Any]:
+    with triton.InferenceServerClient(ports[1]) as client:
+        yield client
+
+
+def code_of(error: Any) -> str:
+    return str(error.status()).removeprefix("StatusCode.")
+
+
+def test_the_server_and_its_models_describe_themselves(client: Any, bundle: Bundle) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    ready = [client.is_model_ready(*which) for which in (["tiny"], ["tiny", "1"], ["grey", "3"], ["grey", "4"], ["x"])]
+    assert ready == [True, True, True, False, False]
+    assert "binary_tensor_data" in client.get_server_metadata().extensions
+    [image] = client.get_model_metadata("tiny").inputs
+    assert (image.name, image.datatype, list(image.shape)) == ("image", "UINT8", [-1, -1, -1, 3])
+    config = client.get_model_config("tiny").config
+    assert (config.name, list(config.output[0].dims), config.instance_group[0].count) == ("tiny", [-1, -1, -1], 2)
+    assert config.parameters["digest"].string_value == bundle.manifest.digest
+    assert {model.name for model in client.get_model_repository_index().models} == {"tiny", "grey"}
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32", "BYTES"])
+def test_images_become_masks(client: Any, datatype: str) -> None:
+    tensor: Any = {
+        "UINT8": IMAGES,
+        "FP32": IMAGES.astype(np.float32),
+        "BYTES": files_tensor([file_of(image) for image in IMAGES]),
+    }[datatype]
+    outputs = [triton.InferRequestedOutput("mask")]
+    result = client.infer("tiny", [image_input(triton, tensor, datatype)], outputs=outputs, request_id="an id")
+    assert np.array_equal(result.as_numpy("mask"), MASKS)
+    answer = result.get_response()
+    assert (answer.id, answer.model_name, answer.model_version) == ("an id", "tiny", "1")
+
+
+@pytest.mark.parametrize(("datatype", "field"), [("UINT8", "uint_contents"), ("FP32", "fp32_contents")])
+def test_values_may_stand_in_the_message(ports: tuple[str, str], datatype: str, field: str) -> None:
+    request = service_pb2.ModelInferRequest(model_name="tiny")
+    tensor = request.inputs.add(name="image", datatype=datatype, shape=IMAGES.shape)
+    getattr(tensor.contents, field).extend(IMAGES.ravel().tolist())
+    with grpc.insecure_channel(ports[1]) as channel:
+        answer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    assert answer.raw_output_contents[0] == MASKS.tobytes()
+
+
+def test_many_clients_at_once_get_their_own_masks(ports: tuple[str, str]) -> None:
+    def ask(seed: int) -> bool:
+        images = some_images(1, 10 + seed, 20, seed=seed)
+        with triton.InferenceServerClient(ports[1]) as client:
+            mask = client.infer("tiny", [image_input(triton, images, "UINT8")]).as_numpy("mask")[0]
+        return np.array_equal(mask, expected_mask(images[0], 4))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(24)))
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor", "datatype", "status"),
+    [
+        ("x", IMAGES, "UINT8", "NOT_FOUND"),
+        ("tiny", IMAGES[..., :2], "UINT8", "INVALID_ARGUMENT"),
+        ("tiny", IMAGES.astype(np.float32) / 2, "FP32", "INVALID_ARGUMENT"),
+        ("tiny", files_tensor([b"no image"]), "BYTES", "INVALID_ARGUMENT"),
+        ("tiny", np.zeros((1, 520, 520, 3), np.uint8), "UINT8", "INVALID_ARGUMENT"),
+        ("tiny", np.zeros((1, 900, 900, 3), np.uint8), "UINT8", "RESOURCE_EXHAUSTED"),
+    ],
+)
+def test_what_does_not_fit_is_refused(client: Any, model: str, tensor: Any, datatype: str, status: str) -> None:
+    with pytest.raises(InferenceServerException) as caught:
+        client.infer(model, [image_input(triton, tensor, datatype)])
+    assert code_of(caught.value) == status
+
+
+def test_values_and_raw_contents_must_agree(ports: tuple[str, str]) -> None:
+    both = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[b"\0\0\0"])
+    tensor = both.inputs.add(name="image", datatype="UINT8", shape=[1, 1, 1, 3])
+    tensor.contents.uint_contents.extend([0, 0, 0])
+    more = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[b"\0\0\0"] * 2)
+    more.inputs.add(name="image", datatype="UINT8", shape=[1, 1, 1, 3])
+    with grpc.insecure_channel(ports[1]) as channel:
+        for request in (both, more, service_pb2.ModelInferRequest(model_name="tiny")):
+            with pytest.raises(grpc.RpcError) as caught:
+                triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_calls_are_counted_and_logged_like_requests(ports: tuple[str, str], client: Any) -> None:
+    before = metric(ports[0], 'segpress_requests_total{code="200",model="tiny"}')
+    with logged() as records:
+        headers = {"x-request-id": "mine", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+        client.infer("tiny", [image_input(triton, IMAGES, "UINT8")], headers=headers)
+        until(lambda: any("mine" in record.getMessage() for record in records))
+    [line] = [record for record in records if "mine" in record.getMessage()]
+    fields = line.fields  # type: ignore[attr-defined]
+    assert (fields["route"], fields["status"]) == ("/inference.GRPCInferenceService/ModelInfer", 200)
+    assert fields["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert set(fields["stages_ms"]) == {"queue", "decode", "preprocess", "inference", "postprocess", "encode"}
+    assert metric(ports[0], 'segpress_requests_total{code="200",model="tiny"}') == before + 1
+    [of] = client.get_inference_statistics("tiny").model_stats
+    assert of.inference_count >= of.execution_count > 0
+    assert of.inference_stats.success.ns > 0
+
+
+def test_probes_of_grpc_are_answered(ports: tuple[str, str]) -> None:
+    request, response = messages.methods(messages.HEALTH)["Check"]
+    with grpc.insecure_channel(ports[1]) as channel:
+        check = channel.unary_unary(
+            f"/{messages.HEALTH}/Check",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        for service in ("", messages.INFERENCE, "tiny"):
+            assert check(request(service=service)).status == 1
+        with pytest.raises(grpc.RpcError) as caught:
+            check(request(service="x"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_deadline_that_passes_in_the_queue_costs_no_compute(bundle: Bundle) -> None:
+    predictor = GatedPredictor(bundle)
+    settings = ServeSettings(concurrency=1, grpc_port=0, queue_limit=2)
+    app = create_app([predictor], settings)
+    with (
+        serving(app, settings) as url,
+        triton.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}") as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        seen = len(predictor.seen)
+        with predictor.closed():
+            first = pool.submit(client.infer, "tiny", [image_input(triton, IMAGES, "UINT8")])
+            until(lambda: len(predictor.seen) == seen + 1)
+            with pytest.raises(InferenceServerException) as caught:
+                client.infer("tiny", [image_input(triton, IMAGES, "UINT8")], client_timeout=0.2)
+            assert code_of(caught.value) == "DEADLINE_EXCEEDED"
+            until(lambda: metric(url, "segpress_queue_depth") == 0)
+        assert np.array_equal(first.result().as_numpy("mask"), MASKS)
+        assert len(predictor.seen) == seen + 1, "what nobody waited for was computed"
+
+
+def test_what_no_more_may_wait_is_turned_away_with_a_time(bundle: Bundle) -> None:
+    predictor = GatedPredictor(bundle)
+    settings = ServeSettings(concurrency=1, grpc_port=0, queue_limit=0)
+    app = create_app([predictor], settings)
+    request = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[b"\0\0\0"])
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, 1, 1, 3])
+    with serving(app, settings), grpc.insecure_channel(f"127.0.0.1:{app.state.grpc_server.port}") as channel:
+        infer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        seen = len(predictor.seen)
+        with predictor.closed():
+            first = infer.future(request)
+            until(lambda: len(predictor.seen) == seen + 1)
+            with pytest.raises(grpc.RpcError) as caught:
+                infer(request)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert int(dict(caught.value.trailing_metadata())["retry-after"]) >= 1
+        assert len(first.result().raw_output_contents[0]) == 1
+
+
+def test_keys_open_this_door_too(bundle: Bundle, tmp_path: Path) -> None:
+    use, admin = (add_key(tmp_path / "keys", role, role) for role in (Role.USE, Role.ADMIN))
+    settings = ServeSettings(concurrency=1, grpc_port=0, api_keys=tmp_path / "keys")
+    app = create_app([bundle.path], settings)
+    with serving(app, settings), triton.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}") as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        for ask in (client.get_server_metadata, client.get_model_repository_index):
+            with pytest.raises(InferenceServerException) as caught:
+                ask()
+            assert code_of(caught.value) == "UNAUTHENTICATED"
+        headers = {"authorization": f"Bearer {use}"}
+        result = client.infer("tiny", [image_input(triton, IMAGES, "UINT8")], headers=headers)
+        assert np.array_equal(result.as_numpy("mask"), MASKS)
+        with pytest.raises(InferenceServerException) as caught:
+            client.unload_model("tiny", headers=headers)
+        assert code_of(caught.value) == "PERMISSION_DENIED"
+        client.load_model("tiny", headers={"authorization": f"Bearer {admin}"})
+
+
+def test_tls_serves_this_door_too(bundle: Bundle) -> None:
+    certificates = Path(__file__).parent / "certificates"
+    certificate, key = certificates / "localhost.pem", certificates / "localhost.key.pem"
+    settings = ServeSettings(concurrency=1, grpc_port=0, tls_cert=certificate, tls_key=key)
+    app = create_app([bundle.path], settings)
+    with serving(app, settings):
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(f"localhost:{app.state.grpc_server.port}", credentials) as channel:
+            stub = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ServerReady(service_pb2.ServerReadyRequest()).ready
+        with grpc.insecure_channel(f"127.0.0.1:{app.state.grpc_server.port}") as channel:
+            stub = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError):
+                stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5)
+
+
+def test_a_drain_answers_what_was_accepted_on_both_doors(bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ServerProcess([bundle.path], ServeSettings(port=0, grpc_port=port, concurrency=1)) as server:
+        url = server.base_url
+        answers: list[bool] = []
+        ends: list[str] = []
+
+        def ask() -> None:
+            with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+                for _ in range(200):
+                    try:
+                        result = client.infer("tiny", [image_input(triton, IMAGES, "UINT8")])
+                    except InferenceServerException as error:
+                        ends.append(code_of(error))
+                        return
+                    answers.append(np.array_equal(result.as_numpy("mask"), MASKS))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until(lambda: len(answers) > 5)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0, server.log
+        asking.join(30)
+        assert all(answers)
+        assert ends == ["UNAVAILABLE"]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+
+
+def test_a_port_that_is_taken_is_said_before_bundles_are_loaded(bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1:{port}"):
+            run([bundle.path], ServeSettings(port=0, grpc_port=port))
+
+
+def test_the_compiled_messages_are_those_of_the_proto_files(tmp_path: Path) -> None:
+    compiled = tmp_path / "protocols.binpb"
+    names = sorted((path.name for path in PROTO.glob("*.proto")), reverse=True)
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", f"--descriptor_set_out={compiled}", *names],
+        check=True,
+        cwd=PROTO,
+    )
+    made, kept = (FileDescriptorSet.FromString(path.read_bytes()) for path in (compiled, PROTO / "protocols.binpb"))
+    by_name = [{file.name: file for file in files.file} for files in (made, kept)]
+    assert by_name[0] == by_name[1]
+
+
+def test_every_message_is_a_part_of_tritons() -> None:
+    """The same numbers and types, or bytes would mean something else on the other side."""
+
+    def fields(descriptor: Any) -> set[tuple[Any, ...]]:
+        found = set()
+        for field in descriptor.fields:
+            of = field.message_type or field.enum_type
+            found.add((field.number, field.name, field.type, field.is_repeated, of.full_name if of else ""))
+        for nested in descriptor.nested_types:
+            found |= {(nested.name, *of) for of in fields(nested)}
+        return found
+
+    asked = [pair for methods in [messages.methods(messages.INFERENCE)] for pair in methods.values()]
+    todo, done = [message.DESCRIPTOR for pair in asked for message in pair], set()
+    while todo:
+        ours = todo.pop()
+        if ours.full_name in done:
+            continue
+        done.add(ours.full_name)
+        theirs = service_pb2.DESCRIPTOR.pool.FindMessageTypeByName(ours.full_name)
+        assert fields(ours) <= fields(theirs), ours.full_name
+        todo += [field.message_type for field in ours.fields if field.message_type]
+    assert len(done) > 30
+    triton_methods = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+    for name, (request, response) in messages.methods(messages.INFERENCE).items():
+        theirs = triton_methods[name]
+        assert (request.DESCRIPTOR.full_name, response.DESCRIPTOR.full_name) == (
+            theirs.input_type.full_name,
+            theirs.output_type.full_name,
+        )

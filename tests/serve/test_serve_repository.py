@@ -1,0 +1,247 @@
+"""Several models and versions: a switch loses nothing, a bad bundle changes nothing, and names reach no other files."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from support.bundles import expected_mask, tiny_bundle
+from support.oip import image_input, some_images
+from support.servers import GatedPredictor, metric_lines, serving, until
+from tritonclient.utils import InferenceServerException
+
+from export.bundle import Bundle
+from export.errors import BundleError, UsageError
+from export.images import U8
+from serve.app import create_app
+from serve.settings import ServeSettings
+
+IMAGES = some_images(1, 20, 30)
+SETTINGS = ServeSettings(concurrency=2, allow_load=True, max_pixels=512 * 512)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Versions 1, 2 and 10 of `tiny`, which tell 2, 3 and 5 classes apart, and one `plain` bundle."""
+    for version, classes in (("1", 2), ("2", 3), ("10", 5)):
+        tiny_bundle(tmp_path / "models" / "tiny" / version, classes=classes, version=version)
+    tiny_bundle(tmp_path / "models" / "plain", name="plain", classes=4, version="7")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[tuple[str, Any]]:
+    with serving([folder], SETTINGS) as url, triton.InferenceServerClient(url.removeprefix("http://")) as client:
+        yield url, client
+
+
+def mask(client: Any, version: str = "") -> U8:
+    result = client.infer("tiny", [image_input(triton, IMAGES, "UINT8")], model_version=version)
+    found: U8 = result.as_numpy("mask")[0]
+    return found
+
+
+def of(classes: int) -> U8:
+    return expected_mask(IMAGES[0], classes)
+
+
+def policy(**choice: Any) -> str:
+    return json.dumps({"version_policy": choice})
+
+
+def states(client: Any) -> dict[tuple[str, str], str]:
+    return {(e["name"], e["version"]): e["state"] for e in client.get_model_repository_index()}
+
+
+def test_the_newest_version_of_every_model_is_served(server: tuple[str, Any]) -> None:
+    _, client = server
+    assert np.array_equal(mask(client), of(5)), "10 is newer than 2"
+    assert states(client) == {
+        ("plain", "7"): "READY",
+        ("tiny", "1"): "UNAVAILABLE",
+        ("tiny", "2"): "UNAVAILABLE",
+        ("tiny", "10"): "READY",
+    }
+
+
+def test_a_load_switches_rolls_back_and_serves_several(server: tuple[str, Any]) -> None:
+    url, client = server
+    client.load_model("tiny", config=policy(specific={"versions": [1]}))
+    assert np.array_equal(mask(client), of(2))
+    info = [line for line in metric_lines(url) if line.startswith("segpress_model_info") and 'name="tiny"' in line]
+    assert len(info) == 1
+    assert 'version="1"' in info[0]
+    client.load_model("tiny", config=policy(latest={"num_versions": 2}))
+    assert np.array_equal(mask(client), of(5))
+    assert np.array_equal(mask(client, "2"), of(3))
+    assert not client.is_model_ready("tiny", "1")
+    client.load_model("tiny", config=policy(all={}))
+    assert [np.array_equal(mask(client, version), of(k)) for version, k in (("1", 2), ("2", 3), ("10", 5))] == [
+        True
+    ] * 3
+    client.load_model("tiny")
+    assert list(client.get_model_metadata("tiny")["versions"]) == ["10"]
+
+
+def test_an_unloaded_model_is_gone_until_it_is_loaded(server: tuple[str, Any]) -> None:
+    _, client = server
+    client.unload_model("tiny")
+    assert states(client)["tiny", "10"] == "UNAVAILABLE"
+    with pytest.raises(InferenceServerException, match="there is plain"):
+        mask(client)
+    with pytest.raises(InferenceServerException, match="no model 'tiny'"):
+        client.unload_model("tiny")
+    client.load_model("tiny")
+    assert np.array_equal(mask(client), of(5))
+
+
+def test_what_is_put_into_the_folder_can_be_loaded(server: tuple[str, Any], folder: Path) -> None:
+    _, client = server
+    tiny_bundle(folder / "tiny" / "11", classes=6, version="11")
+    tiny_bundle(folder / "late" / "1", name="late", classes=2)
+    client.load_model("tiny")
+    client.load_model("late")
+    assert np.array_equal(mask(client), of(6))
+    assert client.is_model_ready("late", "1")
+
+
+def damage_model(bundle: Path) -> None:
+    with (bundle / "model.onnx").open("r+b") as file:
+        file.seek(40)
+        file.write(b"damage")
+
+
+def say_another_name(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    tiny_bundle(bundle, name="other", classes=2, version=bundle.name)
+
+
+def say_another_version(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    tiny_bundle(bundle, classes=2, version="12")
+
+
+def take_more_pixels_than_are_allowed(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    tiny_bundle(bundle, classes=2, version=bundle.name, size=(600, 600))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (damage_model, "model.onnx"),
+        (say_another_name, "its manifest says other version 11"),
+        (say_another_version, "its manifest says tiny version 12"),
+        (take_more_pixels_than_are_allowed, "max_pixels"),
+    ],
+)
+def test_a_bad_bundle_is_refused_while_the_old_one_serves(
+    server: tuple[str, Any], folder: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    url, client = server
+    tiny_bundle(folder / "tiny" / "11", classes=6, version="11")
+    spoil(folder / "tiny" / "11")
+    answer = httpx.post(f"{url}/v2/repository/models/tiny/load", timeout=60)
+    assert (answer.status_code, answer.json()["reason"]) == (422, "bundle_refused")
+    assert says in answer.json()["detail"]
+    assert np.array_equal(mask(client), of(5))
+    [entry] = [e for e in client.get_model_repository_index() if (e["name"], e["version"]) == ("tiny", "11")]
+    assert (entry["state"], says in entry["reason"]) == ("UNAVAILABLE", True)
+
+
+def test_a_switch_loses_no_request_and_mixes_no_versions(server: tuple[str, Any]) -> None:
+    url, client = server
+    stop, wrong, count = threading.Event(), list[str](), [0]
+
+    def ask() -> None:
+        with triton.InferenceServerClient(url.removeprefix("http://")) as own:
+            while not stop.is_set():
+                result = own.infer("tiny", [image_input(triton, IMAGES, "UINT8")])
+                version = result.get_response()["model_version"]
+                if not np.array_equal(result.as_numpy("mask")[0], of({"2": 3, "10": 5}[version])):
+                    wrong.append(version)
+                count[0] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in [2, 10] * 4:
+        client.load_model("tiny", config=policy(specific={"versions": [version]}))
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong
+    assert count[0] > 10
+
+
+def test_what_is_in_work_ends_on_the_model_that_it_began_with(bundle: Bundle, folder: Path) -> None:
+    predictor = GatedPredictor(bundle)
+    app = create_app([predictor], ServeSettings(concurrency=1, allow_load=True))
+    with serving(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+        seen = len(predictor.seen)
+        answers: list[httpx.Response] = []
+        with predictor.closed():
+            body = {"inputs": [{"name": "image", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [0, 0, 0]}]}
+            asking = threading.Thread(target=lambda: answers.append(client.post("/v2/models/tiny/infer", json=body)))
+            asking.start()
+            until(lambda: len(predictor.seen) == seen + 1)
+            assert httpx.post(f"{url}/v2/repository/models/tiny/unload").status_code == 200
+            assert httpx.get(f"{url}/v2/models/tiny/ready").status_code == 404
+        asking.join(30)
+        assert answers[0].status_code == 200
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2fmodels%2ftiny", "/etc", "tiny%2f1", "link"])
+def test_no_name_leads_out_of_the_folder(server: tuple[str, Any], folder: Path, tmp_path: Path, name: str) -> None:
+    url, _ = server
+    tiny_bundle(tmp_path / "outside" / "1", name="link", classes=2)
+    (folder / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
+    answer = httpx.post(f"{url}/v2/repository/models/{name}/load")
+    assert answer.status_code in (404, 405)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        '{"name": "x"}',
+        '{"version_policy": {"specific": {}}}',
+        '{"version_policy": {"latest": 3}}',
+        "[" * 9999,
+    ],
+)
+def test_a_config_of_other_things_is_refused(server: tuple[str, Any], config: str) -> None:
+    url, _ = server
+    answer = httpx.post(f"{url}/v2/repository/models/tiny/load", json={"parameters": {"config": config}})
+    assert (answer.status_code, answer.json()["reason"]) == (400, "parameter")
+    unknown = {"parameters": {"config": policy(specific={"versions": [99]})}}
+    answer = httpx.post(f"{url}/v2/repository/models/tiny/load", json=unknown)
+    assert (answer.status_code, answer.json()["reason"]) == (404, "unknown_version")
+
+
+def test_the_index_may_be_of_what_is_ready(server: tuple[str, Any]) -> None:
+    url, _ = server
+    ready = httpx.post(f"{url}/v2/repository/index", json={"ready": True}).json()
+    assert [(entry["name"], entry["version"]) for entry in ready] == [("plain", "7"), ("tiny", "10")]
+    assert httpx.post(f"{url}/v2/repository/index", content=b"{").status_code == 400
+
+
+def test_a_folder_that_cannot_serve_is_refused_at_the_start(folder: Path, tmp_path: Path, bundle: Bundle) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no bundle, and no folder of models"):
+        create_app([tmp_path / "empty"])
+    with pytest.raises(UsageError, match="two models are named tiny"):
+        create_app([bundle.path, folder])
+    damage_model(folder / "tiny" / "10")
+    damage_model(folder / "plain")
+    with pytest.raises(BundleError) as caught:
+        create_app([folder])
+    assert "tiny/10" in str(caught.value)
+    assert "plain" in str(caught.value)
