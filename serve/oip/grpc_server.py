@@ -252,7 +252,7 @@ class _Inference:
 
     async def _infer(self, request: Any, call: Call) -> Any:
         service = self._service
-        if not service.lifecycle.is_ready:
+        if not service.lifecycle.takes_requests:
             raise service.unavailable()
         predictor = service.repository.predictor(request.model_name, request.model_version)
         stages = service.metrics.stages(request.model_name)

@@ -169,7 +169,7 @@ async def infer_route(name: str, request: Request) -> Response:
 
 
 async def _infer(service: Service, name: str, request: Request) -> Response:
-    if not service.lifecycle.is_ready:
+    if not service.lifecycle.takes_requests:
         await service.bodies.discard(request)
         raise service.unavailable()
     predictor = service.repository.predictor(name, _version(request))
