@@ -41,6 +41,11 @@ class Lifecycle:
         return self.phase in (Phase.READY, Phase.LEAVING)
 
     @property
+    def is_draining(self) -> bool:
+        """Whether what was accepted is finished and nothing more is taken."""
+        return self.phase is Phase.DRAINING
+
+    @property
     def is_ending(self) -> bool:
         """Whether a signal to end has come."""
         return self.phase in (Phase.LEAVING, Phase.DRAINING)

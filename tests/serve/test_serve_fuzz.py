@@ -1,8 +1,11 @@
 """Valid files and forms with a few bytes changed: each is answered as described, and the server stays as it was."""
 
+import gzip
 import io
+import json
 import random
 import signal
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +19,15 @@ from schemathesis import APIOperation
 from schemathesis.core.failures import FailureGroup
 from support.bundles import expected_mask
 from support.described import CHECKS, document_of, schema_of
-from support.servers import ServerProcess, metric_lines
+from support.servers import ServerProcess, metric_lines, serving
 
 from export.bundle import Bundle
 from export.images import decode, decode_indices, encode_image
 from serve.settings import ServeSettings
 
 SEGMENT = "/v1/models/{name}/segment"
+INFER = "/v2/models/{name}/infer"
+Operation = APIOperation[Any, Any, Any, Any]
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 FORM = "multipart/form-data; boundary=cut"
 
@@ -55,6 +60,33 @@ VALID: dict[str, tuple[bytes, str]] = {
 }
 
 
+def protocol_request(content: bytes, shape: list[int], datatype: str) -> tuple[bytes, dict[str, str]]:
+    """A request of the Open Inference Protocol in its binary form."""
+    tensor = {
+        "name": "image",
+        "datatype": datatype,
+        "shape": shape,
+        "parameters": {"binary_data_size": len(content)},
+    }
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return head + content, {"Inference-Header-Content-Length": str(len(head))}
+
+
+def in_json(content: bytes, shape: list[int]) -> bytes:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": shape, "data": list(content)}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+_SMALL = [1, 2, 3, 3]
+_FILE = saved("PNG")
+PROTOCOL: dict[str, tuple[bytes, dict[str, str]]] = {
+    "JSON": (in_json(bytes(18), _SMALL), {"Content-Type": "application/json"}),
+    "binary": protocol_request(bytes(18), _SMALL, "UINT8"),
+    "a file": protocol_request(struct.pack("<I", len(_FILE)) + _FILE, [1], "BYTES"),
+    "gzip": (gzip.compress(in_json(bytes(18), _SMALL)), {"Content-Encoding": "gzip"}),
+}
+
+
 def mutated(body: bytes, choose: random.Random) -> bytes:
     """A few changes: bytes replaced, runs left out, doubled or put elsewhere, numbers made large, the end cut off."""
     for _ in range(choose.randint(1, 4)):
@@ -76,7 +108,19 @@ def mutated(body: bytes, choose: random.Random) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def operation(base_url: str) -> APIOperation[Any, Any, Any, Any]:
+def keyless_url(bundle: Bundle) -> Iterator[str]:
+    """A server on which anybody may load models."""
+    with serving([bundle.path], ServeSettings(concurrency=1, allow_load=True)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def infer_operation(base_url: str) -> Operation:
+    return schema_of(document_of(base_url), base_url)[INFER]["POST"]
+
+
+@pytest.fixture(scope="module")
+def operation(base_url: str) -> Operation:
     return schema_of(document_of(base_url), base_url)[SEGMENT]["POST"]
 
 
@@ -85,7 +129,7 @@ def operation(base_url: str) -> APIOperation[Any, Any, Any, Any]:
     kind=st.sampled_from(sorted(VALID)), accept=st.sampled_from(["image/png", "application/json"]), seed=st.integers()
 )
 def test_whatever_is_changed_the_answer_is_described(
-    client: httpx.Client, operation: APIOperation[Any, Any, Any, Any], kind: str, accept: str, seed: int
+    client: httpx.Client, operation: Operation, kind: str, accept: str, seed: int
 ) -> None:
     body, content_type = VALID[kind]
     sent = mutated(body, random.Random(seed))
@@ -110,6 +154,35 @@ def test_an_answer_that_is_not_described_is_found(client: httpx.Client, base_url
         operation = schema_of(document, base_url)[SEGMENT]["POST"]
         with pytest.raises(FailureGroup):
             operation.Case(path_parameters={"name": "tiny"}).validate_response(response, checks=CHECKS)
+
+
+@several
+@given(kind=st.sampled_from(sorted(PROTOCOL)), seed=st.integers())
+def test_whatever_is_changed_in_a_request_of_the_protocol_the_answer_is_described(
+    client: httpx.Client, infer_operation: Operation, kind: str, seed: int
+) -> None:
+    body, headers = PROTOCOL[kind]
+    response = client.post(INFER.format(name="tiny"), content=mutated(body, random.Random(seed)), headers=headers)
+    assert response.status_code < 500, response.text
+    infer_operation.Case(path_parameters={"name": "tiny"}).validate_response(response, checks=CHECKS)
+
+
+@pytest.mark.parametrize("kind", PROTOCOL)
+def test_unchanged_requests_of_the_protocol_are_answered(client: httpx.Client, kind: str) -> None:
+    body, headers = PROTOCOL[kind]
+    assert client.post(INFER.format(name="tiny"), content=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("opening", ["[", '{"inputs":', '{"inputs":[{"data":' + "[" * 50], ids=lambda text: text[:12])
+@pytest.mark.parametrize("path", [INFER, "/v2/repository/index", "/v2/repository/models/{name}/load"])
+def test_json_that_is_nested_without_end_is_refused(keyless_url: str, path: str, opening: str) -> None:
+    response = httpx.post(
+        keyless_url + path.format(name="tiny"),
+        content=opening.encode() * 3000,
+        headers={"Content-Type": "application/json"},
+    )
+    assert 400 <= response.status_code < 500
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("kind", VALID)

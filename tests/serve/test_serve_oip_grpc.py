@@ -247,14 +247,15 @@ def test_tls_serves_this_door_too(bundle: Bundle) -> None:
 def test_a_drain_answers_what_was_accepted_on_both_doors(bundle: Bundle) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with ServerProcess([bundle.path], ServeSettings(port=0, grpc_port=port, concurrency=1)) as server:
+    settings = ServeSettings(port=0, grpc_port=port, concurrency=1, grace_seconds=0.5)
+    with ServerProcess([bundle.path], settings) as server:
         url = server.base_url
         answers: list[bool] = []
         ends: list[str] = []
 
         def ask() -> None:
             with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
-                for _ in range(200):
+                while True:
                     try:
                         result = client.infer("tiny", [image_input(triton, IMAGES, "UINT8")])
                     except InferenceServerException as error:

@@ -75,6 +75,8 @@ def test_after_sigterm_it_says_not_ready_and_serves_for_the_grace(bundle: Bundle
             answer = httpx.post(url + SEGMENT, content=encode_image(IMAGE), headers=PNG)
             np.testing.assert_array_equal(decode_indices(answer.content), expected_mask(IMAGE, 4))
             assert answer.headers["connection"] == "close"
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *IMAGE.shape], "data": IMAGE.ravel().tolist()}
+        assert httpx.post(url + "/v2/models/tiny/infer", json={"inputs": [tensor]}).status_code == 200
         assert "draining" not in server.log
         # A second one does not wait for the grace.
         server.signal(signal.SIGTERM)
