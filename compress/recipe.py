@@ -206,11 +206,20 @@ class AugmentSettings(Settings):
 
 
 class LossSettings(Settings):
-    """What gradient descent makes small: a loss of single pixels, and soft Dice of whole classes beside it."""
+    """What gradient descent makes small: a loss of single pixels, and losses of whole classes beside it."""
 
-    pixel: Literal["cross-entropy", "focal"] = "cross-entropy"
+    pixel: Literal["cross-entropy", "focal", "ohem"] = "cross-entropy"
+    """ohem: cross-entropy of the hard pixels alone, those that the network is not sure of yet."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of soft Dice; 0 leaves the loss of single pixels alone."""
+    """Weight of soft Dice; with 0 for all three losses of whole classes the loss of single pixels is left alone."""
+    tversky_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of a Dice that weighs what a class misses differently from its false alarms: instead of Dice, not beside it."""
+    tversky_missed: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """How much of that what is missed counts, false alarms the rest; 0.5 is Dice. Source: Salehi et al. 2017
+    (arXiv:1706.05721)."""
+    lovasz_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of Lovász-softmax, which is mIoU itself where the network is sure; best late or beside cross-entropy, and slower,
+    because it sorts all pixels. Source: Berman et al. 2018 (arXiv:1705.08790)."""
     class_weights: Literal["equal", "balanced"] | tuple[Annotated[float, Field(ge=0)], ...] = "equal"
     """Of the pixel loss, in the order of classes.json; balanced: the inverse square root of each class's share of
     the training pixels, mean 1 over the classes that occur, 0 for the others."""
@@ -218,6 +227,11 @@ class LossSettings(Settings):
     """Share of the truth that is spread over all classes. Source: Szegedy et al. 2016 (arXiv:1512.00567)."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     """How much sure pixels count less. Source: Lin et al. 2017 (arXiv:1708.02002)."""
+    ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """A pixel is hard where its true class has at most this probability; 1 keeps all."""
+    ohem_share: Share = 0.1
+    """Share of a batch's pixels that are kept at least, the hardest, when fewer are below the threshold. Source:
+    Shrivastava et al. 2016 (arXiv:1604.03540)."""
 
     @model_validator(mode="after")
     def _some_class_counts(self) -> Self:
