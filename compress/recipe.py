@@ -240,6 +240,46 @@ class LossSettings(Settings):
         return self
 
 
+class ScheduleSettings(Settings):
+    """How the learning rate comes to its peak and falls; `warmup` is the share of the steps in which it rises."""
+
+    kind: Literal["cosine", "onecycle", "restarts", "poly"] = "cosine"
+    """cosine: to zero by half a cosine; poly: by a power of what is left; restarts: by cosines that begin anew at the
+    peak; onecycle: up and down by cosines with the momentum the other way round, for which a `warmup` of 0.3 is usual.
+    All but onecycle rise linearly."""
+    momentum: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.85, 0.95)
+    """Of onecycle: AdamW's first beta at the peak, and at both ends."""
+    restart_epochs: Positive = 10
+    """Of restarts: epochs of the first cosine."""
+    restart_factor: Positive = 2
+    """Of restarts: how many times as long as the last each cosine is."""
+    power: Annotated[float, Field(gt=0)] = 0.9
+    """Of poly; 1 is a straight line."""
+
+
+class AveragingSettings(Settings):
+    """Stochastic weight averaging: the mean of the last epochs' weights, BatchNorm's statistics taken again for it.
+
+    It is validated at the end, and saved where it is better than every epoch. Source: Izmailov et al. 2018
+    (arXiv:1803.05407).
+    """
+
+    start: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the epochs after which averaging begins, such as 0.75; None: none is made."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Learning rate from there on over the peak. It stays there: epochs that differ are what there is to average."""
+
+
+class FreezeSettings(Settings):
+    """How long a pretrained encoder keeps its weights and statistics while the rest learns."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which all of it stands still."""
+    stage_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs between its stages, which then begin to learn one after another, the deepest first; 0: all at once.
+    Source: Howard and Ruder 2018 (arXiv:1801.06146)."""
+
+
 class FitSettings(Settings):
     """One stretch of gradient descent; training and the recovery after pruning both have one."""
 
@@ -249,20 +289,25 @@ class FitSettings(Settings):
     """Peak of the schedule, for AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup: Share = 0.05
-    """Share of the steps in which the learning rate rises linearly; after it a cosine falls to zero."""
+    """Share of the steps in which the learning rate rises."""
+    schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this L2 norm."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Of the averaged weights that are validated and saved; 0 turns averaging off."""
+    swa: AveragingSettings = AveragingSettings()
     loss: LossSettings = LossSettings()
     validate_every: Positive = 1
     """Epochs between validations; the last epoch is always validated."""
     keep_from: Share = 0.0
     """Share of the epochs after which the best one is looked for: a small split ranks unripe ones by chance."""
+    patience: Positive | None = None
+    """Validations without a better epoch after which training ends; counted from `keep_from` on. None: all epochs."""
     save_every: Positive | None = None
     """Epochs between checkpoints that are kept beside the best and the last, each validated; None keeps only those."""
     encoder_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Learning rate of a pretrained encoder over that of the rest."""
+    freeze: FreezeSettings = FreezeSettings()
     teacher_weight: Share = 0.5
     """Where there is a teacher: share of the loss that follows its logits; the rest follows the masks."""
     temperature: Annotated[float, Field(gt=0)] = 2.0

@@ -18,9 +18,10 @@ from compress.train.ema import MovingAverage
 from compress.train.feed import Fed
 from compress.train.memory import free, is_out_of_memory
 from compress.train.objective import Objective
-from compress.train.optimizer import adamw, set_learning_rate
+from compress.train.optimizer import adamw, set_learning_rate, set_momentum
 from compress.train.precision import autocast
 from compress.train.runtime import Runtime
+from compress.train.schedule import Pace
 from export.errors import WorkFailedError
 
 NON_FINITE_IN_A_ROW = 5
@@ -44,12 +45,14 @@ class Stepper:
         self._buffers = list(network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
 
-    def take(self, batch: Fed, rate: float) -> float | None:
-        """Move the weights, with the learning rate `rate`. The loss; None for a step that was skipped.
+    def take(self, batch: Fed, pace: Pace) -> float | None:
+        """Move the weights, as fast as `pace` says. The loss; None for a step that was skipped.
 
         Raises WorkFailedError when steps are skipped again and again, or when a single image does not fit into memory.
         """
-        set_learning_rate(self._optimizer, rate)
+        set_learning_rate(self._optimizer, pace.rate)
+        if pace.momentum is not None:
+            set_momentum(self._optimizer, pace.momentum)
         self._copy(self._buffers, self._buffers_before)
         loss = self._gradients(batch)
         if not math.isfinite(loss):
