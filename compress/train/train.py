@@ -75,18 +75,12 @@ def train(
 def _train(
     step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, init: Path | None, master: Checkpoint | None
 ) -> None:
-    network, arguments = _fresh_network(recipe, dataset)
-    if init is not None:
-        fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
-        say(f"starting from {init}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
-    else:
-        models.start_from_pretrained(network)
+    network, arguments, multiple = started(recipe, dataset, init)
     if plan.inputs.get("factory"):
         rehearse(recipe.model.factory, network, dataset.channels)
     device = pick_device(recipe.train.device)
     choice = precision_of(step, recipe, device)
     say(f"training on {device} in {choice.precision} ({choice.reason})")
-    multiple = models.size_multiple(network)
     card = ModelCard(
         factory=recipe.model.factory,
         factory_sha256=plan.inputs.get("factory"),
@@ -130,6 +124,12 @@ def decoded(
 ) -> tuple[TrainingImages, ValidationImages]:
     """Training images, kept as the recipe says on `device` or in memory, and validation images, in memory: those of
     `validated`, by default the whole split."""
+    images = training_images(dataset, recipe, multiple, device)
+    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple, samples=validated)
+
+
+def training_images(dataset: Dataset, recipe: Recipe, multiple: int, device: torch.device) -> TrainingImages:
+    """Kept as the recipe says on `device` or in memory."""
     with task("decode", len(dataset.split("train"))) as bar:
         images = TrainingImages(
             dataset,
@@ -141,7 +141,7 @@ def decoded(
             on_image=bar.advance,
         )
     say(f"training images: {images.decoded}")
-    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple, samples=validated)
+    return images
 
 
 def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choice:
@@ -153,7 +153,12 @@ def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choi
     return choice
 
 
-def _fresh_network(recipe: Recipe, dataset: Dataset) -> tuple[nn.Module, dict[str, object]]:
+def started(recipe: Recipe, dataset: Dataset, init: Path | None) -> tuple[nn.Module, dict[str, object], int]:
+    """The recipe's network with the weights that training starts from, what its factory was called with, and what
+    sizes have to be multiples of.
+
+    Raises RecipeError where the images are too small for it, and CheckpointError.
+    """
     arguments = {
         "channels": dataset.channels,
         "classes": len(dataset.classes),
@@ -161,8 +166,14 @@ def _fresh_network(recipe: Recipe, dataset: Dataset) -> tuple[nn.Module, dict[st
     }
     torch.manual_seed(recipe.train.seed)
     network = models.build(recipe.model.factory, arguments)
-    _require_room(recipe, dataset, models.size_multiple(network))
-    return network, arguments
+    multiple = models.size_multiple(network)
+    _require_room(recipe, dataset, multiple)
+    if init is not None:
+        fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
+        say(f"starting from {init}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
+    else:
+        models.start_from_pretrained(network)
+    return network, arguments, multiple
 
 
 def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:
