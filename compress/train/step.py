@@ -120,7 +120,7 @@ class Stepper:
         self._runtime.seed(batch.seed)
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._runtime.device)
-        for part in self._objective.parts(batch.images_NCHW, batch.masks_NHW, self._at_once):
+        for part in self._objective.parts(batch.images_NCHW, batch.masks_NHW, self._at_once, batch.second):
             with autocast(self._runtime.precision, self._runtime.device):
                 logits = self._objective.logits(self._network, part)
             loss = self._objective.loss(logits, part)
