@@ -57,6 +57,11 @@ class DataSettings(Settings):
     """Every image is resized to this (height, width), masks nearest; answers are brought back."""
     crop: SizeHW | None = None
     """Random crop (height, width) that training sees; None: whole images."""
+    rare_crops: Share = 0.0
+    """Share of the crops that are taken around a pixel of one of the image's classes, each as likely as the others."""
+    rare_images: Share = 0.0
+    """A class that is in a smaller share of the training images than this is shown more often, by the square root of
+    what it lacks; 0: every image once an epoch. Source: Gupta et al. 2019 (arXiv:1908.03195)."""
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
     """Decoded training images are kept in memory up to this; the rest is read from disk each epoch."""
 

@@ -32,9 +32,8 @@ class Augment(nn.Module):
         super().__init__()
         self._settings = settings
         everything = settings.policy != "none"
-        self._warps = (
-            bool(settings.rotate_degrees or settings.shear_degrees or settings.scale != AS_IT_IS) or everything
-        )
+        turns = settings.rotate_degrees > 0 or settings.shear_degrees > 0
+        self._warps = turns or settings.scale != AS_IT_IS or everything
         self._gamma = settings.gamma > 0 or everything
         self._saturation = settings.saturation > 0 or everything
         self._hue = settings.hue > 0 or everything

@@ -18,4 +18,5 @@ def boxes(sides_2N: Tensor, size: tuple[int, int]) -> Tensor:
             strict=True,
         )
     )
-    return rows[:, :, None] & columns[:, None, :]
+    inside: Tensor = rows[:, :, None] & columns[:, None, :]
+    return inside

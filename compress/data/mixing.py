@@ -54,5 +54,5 @@ def mixed(settings: AugmentSettings, images_NCHW: Tensor, masks_NHW: Tensor) -> 
 
 def _beta(alpha: float, count: int) -> Tensor:
     """On the CPU, from torch's global generator, whatever the device."""
-    drawn: Tensor = torch.distributions.Beta(alpha, alpha).sample((count,))  # type: ignore[no-untyped-call]
+    drawn: Tensor = torch.distributions.Beta(alpha, alpha).sample((count,))
     return drawn

@@ -137,6 +137,8 @@ def training_images(dataset: Dataset, recipe: Recipe, multiple: int, device: tor
             crop=recipe.data.crop,
             multiple=multiple,
             cache_gb=recipe.data.cache_gb,
+            rare_crops=recipe.data.rare_crops,
+            rare_images=recipe.data.rare_images,
             device=device,
             on_image=bar.advance,
         )

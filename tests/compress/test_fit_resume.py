@@ -23,7 +23,9 @@ from compress.train.loop import Fitted
 STEPS = 8
 """Four epochs of two."""
 EVERYTHING = AugmentSettings(
-    flip_vertical=0.5, quarter_turn=0.5, rotate_degrees=20, scale=(0.7, 1.5), brightness=0.2, contrast=0.2, gamma=0.3
+    **{"flip_vertical": 0.5, "quarter_turn": 0.5, "rotate_degrees": 20, "shear_degrees": 5, "scale": (0.7, 1.5)},
+    **{"brightness": 0.2, "contrast": 0.2, "gamma": 0.3, "noise": 0.1, "cutout": 0.5, "cutmix": 0.5, "mixup": 0.5},
+    policy="trivial",
 )
 
 
