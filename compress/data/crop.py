@@ -42,14 +42,14 @@ class Side:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, full: int, crop: int, zoom: float, around: int | None = None) -> "Side":
-        """At a place that `rng` decides, one that shows the pixel `around` where there is one; as much as there is of an
+        """At a place that `rng` decides, one that shows the pixel `around` if that is given; as much as there is of an
         image that is smaller than its crop."""
         shown = min(crop, max(1, round(full * zoom)))
         frame = min(crop, max(full, shown))
         length = min(full, shown / zoom) if shown == crop else full
-        first, last = (
-            (0, full - length) if around is None else (max(0, around + 1 - length), min(around, full - length))
-        )
+        first, last = 0.0, full - length
+        if around is not None:
+            first, last = max(first, around + 1 - length), min(last, around)
         if zoom == 1:
             return cls(int(rng.integers(int(first), int(last) + 1)), shown, shown, frame, full)
         return cls(rng.uniform(first, max(first, last)), length, shown, frame, full)
