@@ -25,6 +25,8 @@ LearningRate = Annotated[float, Field(gt=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 """Probability with which a channel of a block's result is zero in training (spatial dropout)."""
+OwnName = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
+"""Code of the user's own: `package.module:name` or `path/to/file.py:name`."""
 Upsampling = Literal["nearest", "bilinear", "transposed"]
 Block = Literal["plain", "residual"]
 """Two 3x3 convolutions, or the same with the block's input added before the last activation."""
@@ -139,7 +141,7 @@ class EncoderUNetSettings(NetworkSettings):
 class OwnModelSettings(NetworkSettings):
     """A network of the user's: any function that gives an `nn.Module` from images to logits."""
 
-    factory: Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
+    factory: OwnName
     """`package.module:factory` or `path/to/file.py:factory`, called with channels=, classes= and `arguments`."""
     arguments: dict[str, Any] = {}
     """Passed on to the factory as keywords: `--set model.arguments.width=32`."""
@@ -218,6 +220,9 @@ class AugmentSettings(Settings):
     """Probability that each image of a batch is blended with another one, and the loss with the loss of that mask."""
     mixup_alpha: Annotated[float, Field(gt=0)] = 0.2
     """The share of the blend is drawn from Beta(this, this): with little of the other image mostly."""
+    own: OwnName | None = None
+    """An augmentation of your own, after ours: `file.py:function`, called with images NCHW of about -1 to 1 and masks
+    NHW, 255 for void; it gives both again, of the same sizes."""
     policy: Literal["none", "trivial", "rand"] = "none"
     """Operations of a list (`compress/data/change.py`) that each image draws for itself, beside the settings above.
     trivial: one, of any strength; rand: several, of one strength."""
@@ -236,8 +241,9 @@ class AugmentSettings(Settings):
 class LossSettings(Settings):
     """What gradient descent makes small: a loss of single pixels, and losses of whole classes beside it."""
 
-    pixel: Literal["cross-entropy", "focal", "ohem"] = "cross-entropy"
-    """ohem: cross-entropy of the hard pixels alone, those that the network is not sure of yet."""
+    pixel: Literal["cross-entropy", "focal", "ohem", "none"] = "cross-entropy"
+    """ohem: cross-entropy of the hard pixels alone, those that the network is not sure of yet. none: other losses have
+    to do it."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of soft Dice; with 0 for all three losses of whole classes the loss of single pixels is left alone."""
     tversky_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -255,6 +261,10 @@ class LossSettings(Settings):
     """Share of the truth that is spread over all classes. Source: Szegedy et al. 2016 (arXiv:1512.00567)."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     """How much sure pixels count less. Source: Lin et al. 2017 (arXiv:1708.02002)."""
+    own: OwnName | None = None
+    """A loss of your own beside the others: `file.py:function`, called with logits NKHW and classes NHW, 255 for void
+    (`ignore_index=255`); it gives a scalar."""
+    own_weight: Annotated[float, Field(gt=0)] = 1.0
     ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
     """A pixel is hard where its true class has at most this probability; 1 keeps all."""
     ohem_share: Share = 0.1
@@ -267,14 +277,22 @@ class LossSettings(Settings):
             raise ValueError(f"class_weights {list(self.class_weights)} leave no class that counts")
         return self
 
+    @model_validator(mode="after")
+    def _something_is_made_small(self) -> Self:
+        others = (self.dice_weight, self.tversky_weight, self.lovasz_weight)
+        if self.pixel == "none" and not any(others) and self.own is None:
+            raise ValueError("pixel = 'none' leaves nothing to make small; give another loss a weight")
+        return self
+
 
 class ScheduleSettings(Settings):
     """How the learning rate comes to its peak and falls; `warmup` is the share of the steps in which it rises."""
 
-    kind: Literal["cosine", "onecycle", "restarts", "poly"] = "cosine"
+    kind: Literal["cosine", "onecycle", "restarts", "poly"] | OwnName = "cosine"
     """cosine: to zero by half a cosine; poly: by a power of what is left; restarts: by cosines that begin anew at the
     peak; onecycle: up and down by cosines with the momentum the other way round, for which a `warmup` of 0.3 is usual.
-    All but onecycle rise linearly."""
+    All but onecycle rise linearly. One of your own is `file.py:function`, called with step and steps, which gives the
+    share of `learning_rate` and makes its own rise."""
     momentum: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.85, 0.95)
     """Of onecycle: AdamW's first beta at the peak, and at both ends."""
     restart_epochs: Positive = 10

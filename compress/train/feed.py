@@ -15,6 +15,7 @@ from compress.data.crop import AS_IT_IS
 from compress.data.loader import TrainingImages
 from compress.data.mixing import Second, cutmixed, mixed
 from compress.recipe import AugmentSettings, FitSettings
+from compress.train import own
 from compress.train.clock import Clock
 from compress.train.runtime import Runtime
 
@@ -46,6 +47,7 @@ class Feed:
         self._runtime = runtime
         self._clock = clock
         self._settings = augment
+        self._own = None if augment.own is None else own.augmentation(augment.own)
         self._zoom = AS_IT_IS if images.crop is None else augment.scale
         self._augment = Augment(augment if images.crop is None else augment.model_copy(update={"scale": AS_IT_IS}))
 
@@ -63,7 +65,10 @@ class Feed:
                 masks = batch.masks_NHW.to(self._runtime.device, non_blocking=True)
             with self._clock.part("augmentation"):
                 self._runtime.seed(batch.seed_augmentation)
-                images, masks = cutmixed(self._settings, *self._augment(images, masks))
+                images, masks = self._augment(images, masks)
+                if self._own is not None:
+                    images, masks = self._own(images, masks)
+                images, masks = cutmixed(self._settings, images, masks)
                 images, second = mixed(self._settings, images, masks)
                 images = images.contiguous(memory_format=torch.channels_last)
             yield Fed(batch.names, images, masks, batch.seed_network, second)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.recipe import LossSettings
+from compress.train import own
 from compress.train.pixels import Pixels, counted, without_void
 from compress.train.regions import lovasz, soft_dice, tversky
 from export.errors import RecipeError, ShapeError
@@ -25,6 +26,7 @@ class SegmentationLoss:
         """`class_weights` [K] are those of the pixel loss; None: all classes weigh the same."""
         self._settings = settings
         self._class_weights = class_weights
+        self._own = None if settings.own is None else own.loss(settings.own)
 
     def __call__(self, logits_NKHW: Tensor, target_NHW: Tensor) -> Tensor:
         """A scalar in float32 (float64 for logits in float64); zero when every pixel is void.
@@ -33,20 +35,29 @@ class SegmentationLoss:
         """
         chosen = self._settings
         pixels = Pixels.of(logits_NKHW, target_NHW)
-        loss = pixel_loss(
-            pixels,
-            class_weights=self._class_weights,
-            label_smoothing=chosen.label_smoothing,
-            focal_gamma=chosen.focal_gamma if chosen.pixel == "focal" else 0.0,
-            hard_NHW=hard(pixels, chosen.ohem_threshold, chosen.ohem_share) if chosen.pixel == "ohem" else None,
-        )
+        loss = self._of_pixels(pixels)
         if chosen.dice_weight > 0:
             loss = loss + chosen.dice_weight * soft_dice(pixels)
         if chosen.tversky_weight > 0:
             loss = loss + chosen.tversky_weight * tversky(pixels, chosen.tversky_missed)
         if chosen.lovasz_weight > 0:
             loss = loss + chosen.lovasz_weight * lovasz(pixels)
+        if self._own is not None:
+            logits = without_void(logits_NKHW, pixels.counted_NHW)
+            loss = loss + chosen.own_weight * self._own(logits, pixels.target_NHW)
         return loss
+
+    def _of_pixels(self, pixels: Pixels) -> Tensor:
+        chosen = self._settings
+        if chosen.pixel == "none":
+            return pixels.log_probability_NKHW.new_zeros(())
+        return pixel_loss(
+            pixels,
+            class_weights=self._class_weights,
+            label_smoothing=chosen.label_smoothing,
+            focal_gamma=chosen.focal_gamma if chosen.pixel == "focal" else 0.0,
+            hard_NHW=hard(pixels, chosen.ohem_threshold, chosen.ohem_share) if chosen.pixel == "ohem" else None,
+        )
 
 
 def pixel_loss(

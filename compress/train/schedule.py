@@ -5,7 +5,9 @@ training that goes on needs to know nothing else.
 import math
 from typing import NamedTuple
 
+from compress.own import is_own
 from compress.recipe import FitSettings
+from compress.train import own
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4
 """Of the peak, as in torch's OneCycleLR."""
@@ -30,6 +32,8 @@ class Schedule:
         self._warmup = max(1, round(self._total * settings.warmup))
         # Torch's way of counting: the peak is the last step of the rise.
         self._rise = self._total * settings.warmup - 1
+        kind = settings.schedule.kind
+        self._own = own.schedule(kind) if is_own(kind) else None
         start = settings.swa.start
         self._averaged_from = math.inf if start is None else start * settings.epochs * steps_an_epoch
         self._averaged_rate = settings.swa.rate * self._peak
@@ -38,6 +42,8 @@ class Schedule:
         """Of step 0, 1, ..."""
         if step >= self._averaged_from:
             return Pace(self._averaged_rate)
+        if self._own is not None:
+            return Pace(self._peak * self._own(step, self._total))
         if self._settings.kind == "onecycle":
             return self._one_cycle(step)
         if step < self._warmup:

@@ -17,6 +17,7 @@ from compress.data.match import require_classes
 from compress.progress import say, task
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
+from compress.train import own
 from compress.train.loop import Fit
 from compress.train.objective import Teacher
 from compress.train.precision import Choice, choose, pick_device
@@ -61,6 +62,7 @@ def train(
             **({"init": _init_hash(init)} if init else {}),
             **({"teacher": master.weights_sha256, "teacher_card": master.card_sha256} if master else {}),
             **({"factory": factory} if factory else {}),
+            **own.sources(recipe.train, recipe.train.augment),
         },
         {part: getattr(recipe, part).model_dump(mode="json", exclude={"path"}) for part in ("data", "model", "train")},
     )
