@@ -84,6 +84,7 @@ OPTIONS = {
     "prune.finetune.attention_weight": ("compress.train.objective:distance=nothing apart", "test_objective.py"),
     "the guard against what is no number": ("compress.train.step:Stepper._skip=none", "test_fit_guard.py"),
     "fewer images when memory is short": ("compress.train.step:is_out_of_memory=false", "test_fit_memory.py"),
+    "the diagnosis of a training": ("compress.train.train:diagnosed=empty", "test_diagnosis.py"),
     "resume": ("compress.train.state:StateFile.load=none", "test_fit_resume.py"),
 }
 

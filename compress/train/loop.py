@@ -130,7 +130,7 @@ class Fit:
             with self._clock.part("network"):
                 loss = self._stepper.take(batch, pace)
             self._clock.end_step(len(batch.names))
-            done.add(loss)
+            done.add(loss, self._stepper.norm)
             bar.advance(1, **({} if loss is None else {"loss": loss}))
             if self._state.is_due():
                 self._save()

@@ -34,6 +34,8 @@ class Stepper:
 
     def __init__(self, network: nn.Module, objective: Objective, settings: FitSettings, runtime: Runtime) -> None:
         self.average = MovingAverage(network, settings.ema_decay)
+        self.norm = 0.0
+        """L2, of the gradients of the last step before they were clipped."""
         self._network = network
         self._objective = objective
         self._clip_norm = settings.clip_norm
@@ -59,8 +61,8 @@ class Stepper:
             self._skip(batch.names)
             return None
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._clip_norm)
-        if not math.isfinite(norm):
+        self.norm = float(nn.utils.clip_grad_norm_(self._network.parameters(), self._clip_norm))
+        if not math.isfinite(self.norm):
             if self._scaler.is_enabled():
                 self._lower_scale()
             else:

@@ -14,10 +14,12 @@ from compress.data.check import require_sound
 from compress.data.folder import Dataset, Sample
 from compress.data.loader import TrainingImages, ValidationImages
 from compress.data.match import require_classes
+from compress.diagnosis import Trained, diagnosed
 from compress.progress import say, task
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train import own
+from compress.train.lookback import look_back
 from compress.train.loop import Fit
 from compress.train.objective import Teacher
 from compress.train.precision import Choice, choose, pick_device
@@ -110,10 +112,19 @@ def _train(
         None if master is None else Teacher.of(master.network(), recipe.train),
         penalty=penalty_of(recipe.train.sparsity, network, dataset.channels),
     ).run("train")
-    network.cpu().load_state_dict(fitted.weights)
+    network.load_state_dict(fitted.weights)
+    miou_train, dead = look_back(network, images, len(dataset.classes), recipe.train.batch_size)
+    base = getattr(recipe.model, "base", None)
+    trained = Trained(recipe.train, fitted.history, fitted.best_epoch, fitted.miou, miou_train, dead, base)
+    findings = diagnosed(trained)
+    for finding in findings:
+        say(str(finding))
+    network.cpu()
     checkpoint.save(step.path, network, card.model_copy(update={"miou_val": fitted.miou}))
     write_json(step.path / "history.json", fitted.history)
-    step.record(plan, fitted.figures())
+    step.record(
+        plan, {**fitted.figures(), "miou_train": miou_train, "diagnosis": [asdict(finding) for finding in findings]}
+    )
 
 
 def decoded(
