@@ -55,8 +55,17 @@ def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
     raise UsageError(f"{path} is neither a bundle (manifest.json) nor a checkpoint (model.json)")
 
 
-def evaluate(path: Path, data: Path, *, split: Split = "test", threads: int | None = None) -> Score:
+def evaluate(
+    path: Path,
+    data: Path,
+    *,
+    split: Split = "test",
+    threads: int | None = None,
+    on_answer: Callable[[U8, U8], None] = lambda _, __: None,
+) -> Score:
     """Score a checkpoint (torch, float32) or a bundle (ONNX Runtime) on a split of `data`.
+
+    `on_answer` is given the truth and the answer of each image, masks HW: what other figures are made of.
 
     Raises what `load_model` raises, and DatasetError.
     """
@@ -67,7 +76,7 @@ def evaluate(path: Path, data: Path, *, split: Split = "test", threads: int | No
     if not len(images):
         raise UsageError(f"{data} has no images in its {split} split")
     with task(f"score {split}", len(images)) as bar:
-        result = score(model.segment, images, model.classes, on_image=bar.advance)
+        result = score(model.segment, images, model.classes, on_image=bar.advance, on_answer=on_answer)
     if not result.counts.any():
         raise nothing_counts(dataset, split)
     return result
