@@ -16,7 +16,11 @@ from export import bundle
 from export.errors import UsageError, require
 from export.images import U8
 from export.manifest import Channels
+from export.refine import Refinement
+from export.runtime import LOGITS
 from export.scoring import Score, score
+
+ONE_LOOK = Refinement()
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,25 @@ class AnyModel:
     segment: Callable[[U8], U8]
 
 
-def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
-    """Load what `path` is, to run with `threads` threads (a checkpoint: torch's, of the whole process).
+def load_model(path: Path, *, threads: int | None = None, refine: Refinement = ONE_LOOK) -> AnyModel:
+    """Load what `path` is, to run with `threads` threads (a checkpoint: torch's, of the whole process), and to look at
+    each image as `refine` says.
 
-    Raises UsageError when it is neither, BundleError or CheckpointError when it is a damaged one,
+    Raises UsageError when it is neither or cannot be refined, BundleError or CheckpointError when it is a damaged one,
     MissingExtraError for a checkpoint where torch is not installed.
     """
     if bundle.is_bundle(path):
         loaded = bundle.load(path)
         manifest = loaded.manifest
-        segment: Callable[[U8], U8] = loaded.segmenter(threads=threads).segment
+        segmenter = loaded.segmenter(threads=threads)
+        segment: Callable[[U8], U8] = segmenter.segment
+        if refine:
+            _require_refinable(path, refine, manifest.size)
+            if all(output.name != LOGITS for output in manifest.outputs):
+                raise UsageError(
+                    f"{path} gives masks alone, and it is probabilities that are averaged; export it with --outputs both"
+                )
+            segment = refine.segment(segmenter.probabilities)
         return AnyModel(path, "bundle", manifest.channels, manifest.classes, manifest.colours, segment)
     if (path / "model.json").is_file():
         torch = require("torch", extra="train", purpose=f"{path} is a checkpoint; running it")
@@ -48,11 +61,21 @@ def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
 
         source = checkpoint.load(path)
         card = source.card
-        segment = source.segmenter()
+        if refine:
+            _require_refinable(path, refine, card.size)
+        segment = refine.segment(source.probabilities()) if refine else source.segmenter()
         if threads is not None:
             torch.set_num_threads(threads)
         return AnyModel(path, "checkpoint", card.channels, card.classes, card.colours, segment)
     raise UsageError(f"{path} is neither a bundle (manifest.json) nor a checkpoint (model.json)")
+
+
+def _require_refinable(path: Path, refine: Refinement, size: tuple[int, int] | None) -> None:
+    if refine.window is not None and size is not None:
+        raise UsageError(
+            f"{path} resizes whatever it is given to {size[0]}x{size[1]}, and would see windows magnified; leave the "
+            "window out, or train without data.size"
+        )
 
 
 def evaluate(
@@ -61,6 +84,7 @@ def evaluate(
     *,
     split: Split = "test",
     threads: int | None = None,
+    refine: Refinement = ONE_LOOK,
     on_answer: Callable[[U8, U8], None] = lambda _, __: None,
 ) -> Score:
     """Score a checkpoint (torch, float32) or a bundle (ONNX Runtime) on a split of `data`.
@@ -69,7 +93,7 @@ def evaluate(
 
     Raises what `load_model` raises, and DatasetError.
     """
-    model = load_model(path, threads=threads)
+    model = load_model(path, threads=threads, refine=refine)
     dataset = open_dataset(data, channels=model.channels)
     require_classes(dataset, model.classes, path)
     images = EvaluationImages(dataset, split)

@@ -82,6 +82,8 @@ OPTIONS = {
     ),
     "prune.finetune.teacher_weight": ("compress.train.objective:distillation=zero", "test_fit.py"),
     "prune.finetune.attention_weight": ("compress.train.objective:distance=nothing apart", "test_objective.py"),
+    "--window": ("export.refine:windowed=first", "test_refine.py"),
+    "--mirror": ("export.refine:mirrored=first", "test_refine.py"),
     "the guard against what is no number": ("compress.train.step:Stepper._skip=none", "test_fit_guard.py"),
     "fewer images when memory is short": ("compress.train.step:is_out_of_memory=false", "test_fit_memory.py"),
     "the diagnosis of a training": ("compress.train.train:diagnosed=empty", "test_diagnosis.py"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from compress.cli.common import DataOption, JsonOption, ThreadsOption, emit
+from compress.cli.common import DataOption, JsonOption, MirrorOption, ThreadsOption, WindowOption, emit, parse_size
 
 PER_CLASS = ("iou", "dice", "precision", "recall", "boundary_f1")
 HEADERS = {
@@ -26,6 +26,8 @@ def command(
     data: DataOption,
     split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="Split to score.")] = "test",
     threads: ThreadsOption = None,
+    mirror: MirrorOption = False,
+    window: WindowOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a checkpoint or a bundle: mIoU over the whole split, void ignored, at the size of the masks.
@@ -34,9 +36,17 @@ def command(
     """
     from compress.anymodel import evaluate
     from export.boundaries import BoundaryScore
+    from export.refine import Refinement
 
     boundaries = BoundaryScore()
-    score = evaluate(model, data, split=split, threads=threads, on_answer=boundaries.update)
+    score = evaluate(
+        model,
+        data,
+        split=split,
+        threads=threads,
+        refine=Refinement(mirror, parse_size(window)),
+        on_answer=boundaries.update,
+    )
     low, high = score.interval()
     figures = {
         **score.metrics.as_tree(),
