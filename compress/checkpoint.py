@@ -133,10 +133,6 @@ class Checkpoint:
         """Image HWC to mask HW at the image's size, in torch float32."""
         return torch_segmenter(self.network(), self.card.size)
 
-    def probabilities(self) -> Callable[[U8], NDArray[np.float32]]:
-        """Image HWC to the probabilities of each class KHW at the image's size, in torch float32."""
-        return torch_probabilities(self.network(), self.card.size)
-
 
 def is_checkpoint(path: Path) -> bool:
     return (path / MODEL).is_file()

@@ -14,7 +14,7 @@ from export.errors import ShapeError
 from export.images import U8
 
 VOID = 255
-BINS = 8192
+BINS = 65536
 LIMIT = 20.0
 """Log-odds beyond it, either way, are equal; float32 tells no more of probabilities near 1."""
 
@@ -22,25 +22,27 @@ LIMIT = 20.0
 class RankingScore:
     """Counts over any number of images."""
 
-    def __init__(self, classes: int) -> None:
-        self._counts: NDArray[np.int64] = np.zeros((classes, 2, BINS), dtype=np.int64)
+    def __init__(self) -> None:
+        self._counts: list[NDArray[np.int64]] = []
+        """Of each class [2, BINS]: pixels that are not of it, and those that are."""
 
     def update(self, truth_HW: U8, probabilities_KHW: NDArray[np.float32]) -> None:
         """Count one image.
 
         Raises ShapeError when the sizes differ.
         """
+        self._counts = self._counts or [np.zeros((2, BINS), dtype=np.int64) for _ in probabilities_KHW]
         if probabilities_KHW.shape != (len(self._counts), *truth_HW.shape):
             raise ShapeError(f"truth has shape {truth_HW.shape}, probabilities {probabilities_KHW.shape}")
         counted = truth_HW != VOID
         truth = truth_HW[counted]
-        for label, counts in enumerate(self._counts):
+        for label in range(len(self._counts)):
             p = probabilities_KHW[label][counted].astype(np.float64)
             with np.errstate(divide="ignore"):
                 odds = np.log(p) - np.log1p(-p)
             place = ((odds.clip(-LIMIT, LIMIT) / LIMIT + 1) / 2 * (BINS - 1)).round().astype(np.int64)
             both = np.bincount(place + BINS * (truth == label), minlength=2 * BINS)
-            counts += both.reshape(2, BINS)
+            self._counts[label] += both.reshape(2, BINS)
 
     def auc_per_class(self, classes: Sequence[str]) -> dict[str, float | None]:
         """None for a class of which all pixels are, or none is."""

@@ -32,20 +32,20 @@ class Refinement:
     def __bool__(self) -> bool:
         return self.mirrored or self.window is not None
 
-    def segment(self, probabilities: Probabilities) -> Callable[[U8], U8]:
-        """Image HWC to mask HW."""
-        refined = self.refined(probabilities)
-
-        def segment(image_HWC: U8) -> U8:
-            mask: U8 = refined(image_HWC).argmax(axis=0).astype(np.uint8)
-            return mask
-
-        return segment
-
     def refined(self, probabilities: Probabilities) -> Probabilities:
         if self.window is not None:
             probabilities = windowed(probabilities, self.window)
         return mirrored(probabilities) if self.mirrored else probabilities
+
+
+def best_of(probabilities: Probabilities) -> Callable[[U8], U8]:
+    """Image HWC to mask HW."""
+
+    def segment(image_HWC: U8) -> U8:
+        mask: U8 = probabilities(image_HWC).argmax(axis=0).astype(np.uint8)
+        return mask
+
+    return segment
 
 
 def mirrored(probabilities: Probabilities) -> Probabilities:

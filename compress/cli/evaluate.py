@@ -28,6 +28,9 @@ def command(
     threads: ThreadsOption = None,
     mirror: MirrorOption = False,
     window: WindowOption = None,
+    auc: Annotated[
+        bool, typer.Option("--auc", help="ROC-AUC of each class, too; a bundle has to give logits (--outputs both).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a checkpoint or a bundle: mIoU over the whole split, void ignored, at the size of the masks.
@@ -36,9 +39,11 @@ def command(
     """
     from compress.anymodel import evaluate
     from export.boundaries import BoundaryScore
+    from export.ranking import RankingScore
     from export.refine import Refinement
 
     boundaries = BoundaryScore()
+    ranking = RankingScore() if auc else None
     score = evaluate(
         model,
         data,
@@ -46,6 +51,7 @@ def command(
         threads=threads,
         refine=Refinement(mirror, parse_size(window)),
         on_answer=boundaries.update,
+        ranking=ranking,
     )
     low, high = score.interval()
     figures = {
@@ -53,6 +59,8 @@ def command(
         "boundary_f1": boundaries.f1(score.classes),
         "boundary_f1_per_class": boundaries.f1_per_class(score.classes),
     }
+    if ranking is not None:
+        figures |= {"auc": ranking.auc(score.classes), "auc_per_class": ranking.auc_per_class(score.classes)}
     result = {**figures, "miou_interval": [low, high], "split": split, "images": len(score.images)}
     text = (
         f"mIoU {score.miou:.4f} (95 % interval {low:.4f} to {high:.4f}), pixel accuracy {figures['accuracy']:.4f}, "
@@ -71,15 +79,17 @@ def _show_classes(figures: Mapping[str, Any]) -> None:
 
     from compress.progress import show_table
 
+    ranked = {"ROC-AUC": "auc"} if "auc" in figures else {}
+    per_class = (*PER_CLASS, *ranked.values())
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False, show_footer=True)
     table.add_column("class", "mean", overflow="fold")
-    for header, mean in HEADERS.items():
+    for header, mean in {**HEADERS, **ranked}.items():
         table.add_column(header, _figure(figures[mean]), justify="right", no_wrap=True)
     for name, iou in figures["iou_per_class"].items():
         if iou is None:
             table.add_row(escape(f"{name} (does not occur)"))
         else:
-            table.add_row(escape(name), *(_figure(figures[f"{figure}_per_class"][name]) for figure in PER_CLASS))
+            table.add_row(escape(name), *(_figure(figures[f"{figure}_per_class"][name]) for figure in per_class))
     show_table(table)
 
 

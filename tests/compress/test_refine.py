@@ -20,7 +20,7 @@ from compress.recipe import Recipe
 from export.bundle import Bundle
 from export.errors import UsageError
 from export.images import U8, Geometry
-from export.refine import LEAST_OVERLAP, Refinement, mirrored, places, windowed
+from export.refine import LEAST_OVERLAP, Refinement, best_of, mirrored, places, windowed
 
 Figures = NDArray[np.float32]
 
@@ -61,7 +61,7 @@ def test_windows_cover_everything_and_overlap(length: int, window: int) -> None:
 
 
 def test_what_a_window_does_not_know_at_its_edge_another_one_does() -> None:
-    mask = Refinement(window=(32, 32)).segment(by_place)(picture(90, 70))
+    mask = best_of(Refinement(window=(32, 32)).refined(by_place))(picture(90, 70))
     expected = np.zeros((90, 70), dtype=np.uint8)
     expected[2:-2, 2:-2] = 1
     np.testing.assert_array_equal(mask, expected)
@@ -126,3 +126,22 @@ def test_the_command_looks_as_it_is_told(
             main()
         found.append(json.dumps(json.loads(capfd.readouterr().out)["confusion"]))
     assert len(set(found)) == 3
+
+
+def test_the_command_ranks_by_probabilities(
+    trained: Checkpoint,
+    talkative: Bundle,
+    discs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    found = []
+    for model in (trained.path, talkative.path):
+        line = ["compress", "evaluate", str(model), "--data", str(discs), "--json", "--auc"]
+        monkeypatch.setattr(sys, "argv", line)
+        with contextlib.suppress(SystemExit):
+            main()
+        found.append(json.loads(capfd.readouterr().out))
+    assert 0.9 < found[0]["auc"] <= 1
+    assert found[0]["auc"] == pytest.approx(found[1]["auc"], abs=1e-3)
+    assert set(found[0]["auc_per_class"]) == {"background", "disc"}
