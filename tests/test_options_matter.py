@@ -82,6 +82,7 @@ OPTIONS = {
     ),
     "prune.finetune.teacher_weight": ("compress.train.objective:distillation=zero", "test_fit.py"),
     "prune.finetune.attention_weight": ("compress.train.objective:distance=nothing apart", "test_objective.py"),
+    "data suspects": ("compress.suspects:doubted=none", "test_suspects.py"),
     "evaluate --auc": ("export.ranking:RankingScore.update=none", "test_refine.py"),
     "--window": ("export.refine:windowed=first", "test_refine.py"),
     "--mirror": ("export.refine:mirrored=first", "test_refine.py"),
