@@ -1,7 +1,7 @@
 """What a finished training looks like from outside, and the settings to try. Rules over plain figures; no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -52,12 +52,24 @@ class Trained:
     """By layer: channels that are zero on all these images, and all."""
     base: int | None = None
     """Width of the network's first level, where it has one."""
+    model_settings: frozenset[str] = frozenset()
+    """What the recipe can say of this kind of network; of one of the user's own little."""
 
 
 def diagnosed(trained: Trained) -> list[Finding]:
     """What is worst first."""
     rules = (_never_predicted, _gradients, _dead_channels, _learned_by_heart, _not_learned)
-    return [finding for rule in rules for finding in rule(trained)]
+    return [_possible(finding, trained.model_settings) for rule in rules for finding in rule(trained)]
+
+
+def _possible(finding: Finding, model_settings: frozenset[str]) -> Finding:
+    """Without settings that this network does not have."""
+    tries = [
+        setting
+        for setting in finding.tries
+        if not setting.startswith("model.") or setting.removeprefix("model.").partition("=")[0] in model_settings
+    ]
+    return replace(finding, tries=tuple(tries))
 
 
 def _never_predicted(trained: Trained) -> Iterator[Finding]:

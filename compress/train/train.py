@@ -114,8 +114,16 @@ def _train(
     ).run("train")
     network.load_state_dict(fitted.weights)
     miou_train, dead = look_back(network, images, len(dataset.classes), recipe.train.batch_size)
-    base = getattr(recipe.model, "base", None)
-    trained = Trained(recipe.train, fitted.history, fitted.best_epoch, fitted.miou, miou_train, dead, base)
+    trained = Trained(
+        recipe.train,
+        fitted.history,
+        fitted.best_epoch,
+        fitted.miou,
+        miou_train,
+        dead,
+        base=getattr(recipe.model, "base", None),
+        model_settings=frozenset(type(recipe.model).model_fields),
+    )
     findings = diagnosed(trained)
     for finding in findings:
         say(str(finding))

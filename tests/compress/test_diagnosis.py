@@ -33,6 +33,7 @@ HEALTHY = Trained(
     miou_train=0.82,
     dead={"up.relu": (1, 64)},
     base=32,
+    model_settings=frozenset({"base", "block", "dropout"}),
 )
 
 
@@ -85,6 +86,17 @@ def test_what_is_missing_and_what_is_dead_is_named() -> None:
     (dead,) = diagnosed(SICK["dead"][0])
     assert "stem.2 (20 of 32)" in dead.says
     assert "down.0" not in dead.says
+
+
+def test_a_network_of_ones_own_is_not_told_to_change_what_it_does_not_have() -> None:
+    settings = [
+        setting
+        for trained, _ in SICK.values()
+        for finding in diagnosed(replace(trained, model_settings=frozenset()))
+        for setting in finding.tries
+    ]
+    assert settings
+    assert not any(setting.startswith("model.") for setting in settings)
 
 
 def test_a_class_that_does_not_occur_need_not_be_predicted() -> None:

@@ -145,3 +145,7 @@ def test_the_command_ranks_by_probabilities(
     assert 0.9 < found[0]["auc"] <= 1
     assert found[0]["auc"] == pytest.approx(found[1]["auc"], abs=1e-3)
     assert set(found[0]["auc_per_class"]) == {"background", "disc"}
+    monkeypatch.setattr(sys, "argv", [word for word in line if word != "--json"])
+    with contextlib.suppress(SystemExit):
+        main()
+    assert "ROC-AUC" in capfd.readouterr().out
