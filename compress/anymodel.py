@@ -16,7 +16,12 @@ from export import bundle
 from export.errors import UsageError, require
 from export.images import U8
 from export.manifest import Channels
+from export.ranking import RankingScore
+from export.refine import Figures, Probabilities, Refinement, best_of
+from export.runtime import LOGITS
 from export.scoring import Score, score
+
+ONE_LOOK = Refinement()
 
 
 @dataclass(frozen=True)
@@ -29,45 +34,104 @@ class AnyModel:
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
     segment: Callable[[U8], U8]
+    probabilities: Probabilities | None = None
+    """None where the model gives masks alone."""
 
 
-def load_model(path: Path, *, threads: int | None = None) -> AnyModel:
-    """Load what `path` is, to run with `threads` threads (a checkpoint: torch's, of the whole process).
+def load_model(path: Path, *, threads: int | None = None, refine: Refinement = ONE_LOOK) -> AnyModel:
+    """Load what `path` is, to run with `threads` threads (a checkpoint: torch's, of the whole process), and to look at
+    each image as `refine` says.
 
-    Raises UsageError when it is neither, BundleError or CheckpointError when it is a damaged one,
+    Raises UsageError when it is neither or cannot be refined, BundleError or CheckpointError when it is a damaged one,
     MissingExtraError for a checkpoint where torch is not installed.
     """
     if bundle.is_bundle(path):
         loaded = bundle.load(path)
         manifest = loaded.manifest
-        segment: Callable[[U8], U8] = loaded.segmenter(threads=threads).segment
-        return AnyModel(path, "bundle", manifest.channels, manifest.classes, manifest.colours, segment)
+        segmenter = loaded.segmenter(threads=threads)
+        segment: Callable[[U8], U8] = segmenter.segment
+        gives_logits = any(output.name == LOGITS for output in manifest.outputs)
+        probabilities = refine.refined(segmenter.probabilities) if gives_logits else None
+        if refine:
+            _require_refinable(path, refine, manifest.size)
+            segment = best_of(_required(path, probabilities))
+        return AnyModel(path, "bundle", manifest.channels, manifest.classes, manifest.colours, segment, probabilities)
     if (path / "model.json").is_file():
         torch = require("torch", extra="train", purpose=f"{path} is a checkpoint; running it")
         from compress import checkpoint
 
         source = checkpoint.load(path)
         card = source.card
-        segment = source.segmenter()
+        if refine:
+            _require_refinable(path, refine, card.size)
+        network = source.network()
+        probabilities = refine.refined(checkpoint.torch_probabilities(network, card.size))
+        segment = best_of(probabilities) if refine else checkpoint.torch_segmenter(network, card.size)
         if threads is not None:
             torch.set_num_threads(threads)
-        return AnyModel(path, "checkpoint", card.channels, card.classes, card.colours, segment)
+        return AnyModel(path, "checkpoint", card.channels, card.classes, card.colours, segment, probabilities)
     raise UsageError(f"{path} is neither a bundle (manifest.json) nor a checkpoint (model.json)")
 
 
-def evaluate(path: Path, data: Path, *, split: Split = "test", threads: int | None = None) -> Score:
+def _required(path: Path, probabilities: Probabilities | None) -> Probabilities:
+    if probabilities is None:
+        raise UsageError(f"{path} gives masks alone, and this takes probabilities; export it with --outputs both")
+    return probabilities
+
+
+def _require_refinable(path: Path, refine: Refinement, size: tuple[int, int] | None) -> None:
+    if refine.window is not None and size is not None:
+        raise UsageError(
+            f"{path} resizes whatever it is given to {size[0]}x{size[1]}, and would see windows magnified; leave the "
+            "window out, or train without data.size"
+        )
+
+
+def evaluate(
+    path: Path,
+    data: Path,
+    *,
+    split: Split = "test",
+    threads: int | None = None,
+    refine: Refinement = ONE_LOOK,
+    on_answer: Callable[[U8, U8], None] = lambda _, __: None,
+    ranking: RankingScore | None = None,
+) -> Score:
     """Score a checkpoint (torch, float32) or a bundle (ONNX Runtime) on a split of `data`.
+
+    `on_answer` is given the truth and the answer of each image, masks HW: what other figures are made of. `ranking` is
+    given the truth and the probabilities, which the model has to give.
 
     Raises what `load_model` raises, and DatasetError.
     """
-    model = load_model(path, threads=threads)
+    model = load_model(path, threads=threads, refine=refine)
     dataset = open_dataset(data, channels=model.channels)
     require_classes(dataset, model.classes, path)
     images = EvaluationImages(dataset, split)
     if not len(images):
         raise UsageError(f"{data} has no images in its {split} split")
+    segment = model.segment
+    if ranking is not None:
+        segment, on_answer = _ranked(ranking, _required(path, model.probabilities), on_answer)
     with task(f"score {split}", len(images)) as bar:
-        result = score(model.segment, images, model.classes, on_image=bar.advance)
+        result = score(segment, images, model.classes, on_image=bar.advance, on_answer=on_answer)
     if not result.counts.any():
         raise nothing_counts(dataset, split)
     return result
+
+
+def _ranked(
+    ranking: RankingScore, probabilities: Probabilities, on_answer: Callable[[U8, U8], None]
+) -> tuple[Callable[[U8], U8], Callable[[U8, U8], None]]:
+    """What segments, and what is told of each answer: one run of the model serves the mask and the ranking."""
+    latest: list[Figures] = []
+
+    def remembered(image_HWC: U8) -> Figures:
+        latest[:] = [probabilities(image_HWC)]
+        return latest[0]
+
+    def told(truth_HW: U8, answer_HW: U8) -> None:
+        ranking.update(truth_HW, latest[0])
+        on_answer(truth_HW, answer_HW)
+
+    return best_of(remembered), told

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -205,18 +206,39 @@ def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = Fa
 
 def torch_segmenter(network: nn.Module, size: tuple[int, int] | None) -> Callable[[U8], U8]:
     """Image HWC to mask HW at the image's size, through torch in float32."""
+    logits_of = _logits(network, size)
+
+    def segment(image_HWC: U8) -> U8:
+        geometry, logits_KHW = logits_of(image_HWC)
+        return geometry.restore(logits_KHW.argmax(0).to(torch.uint8).numpy())
+
+    return segment
+
+
+def torch_probabilities(network: nn.Module, size: tuple[int, int] | None) -> Callable[[U8], NDArray[np.float32]]:
+    """Image HWC to the probabilities of each class KHW at the image's size, through torch in float32."""
+    logits_of = _logits(network, size)
+
+    def probabilities(image_HWC: U8) -> NDArray[np.float32]:
+        geometry, logits_KHW = logits_of(image_HWC)
+        return geometry.restore_figures(logits_KHW.softmax(0).numpy())
+
+    return probabilities
+
+
+def _logits(network: nn.Module, size: tuple[int, int] | None) -> Callable[[U8], tuple[Geometry, Tensor]]:
+    """Image HWC to logits KHW of what the network is given, and how that was made."""
     torch.set_num_threads(usable_cores())
     network = network.eval()
     multiple = models.size_multiple(network)
 
-    def segment(image_HWC: U8) -> U8:
+    @torch.inference_mode()
+    def logits(image_HWC: U8) -> tuple[Geometry, Tensor]:
         geometry = Geometry.plan(*image_HWC.shape[:2], size=size, multiple=multiple)
-        with torch.inference_mode():
-            logits = network(normalised(torch.tensor(geometry.fit(image_HWC))[None].permute(0, 3, 1, 2)))
-            mask = logits[0].argmax(0).to(torch.uint8).numpy()
-        return geometry.restore(np.ascontiguousarray(mask))
+        found: Tensor = network(normalised(torch.tensor(geometry.fit(image_HWC))[None].permute(0, 3, 1, 2)))
+        return geometry, found[0].contiguous()
 
-    return segment
+    return logits
 
 
 def normalised(images_NCHW: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.anymodel import AnyModel, load_model
+from compress.anymodel import ONE_LOOK, AnyModel, load_model
 from compress.progress import task
 from export.bands import as_rgb
 from export.errors import ImageError, UsageError
 from export.files import make_folder, write_atomic
 from export.images import SUFFIXES, U8, decode, encode_image, encode_mask
+from export.refine import Refinement
 
 OPACITY = 0.5
 
@@ -26,15 +27,18 @@ class Prediction:
     overlay: Path
 
 
-def predict(path: Path, images: Path, out: Path, *, threads: int | None = None) -> list[Prediction]:
+def predict(
+    path: Path, images: Path, out: Path, *, threads: int | None = None, refine: Refinement = ONE_LOOK
+) -> list[Prediction]:
     """Write `out/masks/NAME.png` (class indices) and `out/overlays/NAME.png` for every image of `images`.
 
-    `path` is a checkpoint or a bundle; `images` a folder or a single file. Masks have the size of their image.
+    `path` is a checkpoint or a bundle; `images` a folder or a single file. Masks have the size of their image;
+    `refine` says how each is looked at.
 
     Raises UsageError naming every file that is no image, or has not the bands that the model takes, before anything is
     written.
     """
-    model = load_model(path, threads=threads)
+    model = load_model(path, threads=threads, refine=refine)
     sources = _sources(images, model.channels)
     for folder in ("masks", "overlays"):
         make_folder(out / folder)

@@ -25,6 +25,8 @@ LearningRate = Annotated[float, Field(gt=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 """Probability with which a channel of a block's result is zero in training (spatial dropout)."""
+OwnName = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
+"""Code of the user's own: `package.module:name` or `path/to/file.py:name`."""
 Upsampling = Literal["nearest", "bilinear", "transposed"]
 Block = Literal["plain", "residual"]
 """Two 3x3 convolutions, or the same with the block's input added before the last activation."""
@@ -57,6 +59,11 @@ class DataSettings(Settings):
     """Every image is resized to this (height, width), masks nearest; answers are brought back."""
     crop: SizeHW | None = None
     """Random crop (height, width) that training sees; None: whole images."""
+    rare_crops: Share = 0.0
+    """Share of the crops that are taken around a pixel of one of the image's classes, each as likely as the others."""
+    rare_images: Share = 0.0
+    """A class that is in a smaller share of the training images than this is shown more often, by the square root of
+    what it lacks; 0: every image once an epoch. Source: Gupta et al. 2019 (arXiv:1908.03195)."""
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
     """Decoded training images are kept in memory up to this; the rest is read from disk each epoch."""
 
@@ -134,7 +141,7 @@ class EncoderUNetSettings(NetworkSettings):
 class OwnModelSettings(NetworkSettings):
     """A network of the user's: any function that gives an `nn.Module` from images to logits."""
 
-    factory: Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
+    factory: OwnName
     """`package.module:factory` or `path/to/file.py:factory`, called with channels=, classes= and `arguments`."""
     arguments: dict[str, Any] = {}
     """Passed on to the factory as keywords: `--set model.arguments.width=32`."""
@@ -185,6 +192,8 @@ class AugmentSettings(Settings):
     """Probability of turning by 90 degrees, either way: nothing is resampled; what is not square is padded to it."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 10.0
     """Rotation is drawn from ± this."""
+    shear_degrees: Annotated[float, Field(ge=0, le=60)] = 0.0
+    """Shear along rows, and along columns, is drawn from ± this."""
     scale: tuple[float, float] = (0.8, 1.25)
     """Zoom is drawn from this range; with `data.crop` before the crop is taken, so that it sees what is there."""
     brightness: Share = 0.15
@@ -197,6 +206,30 @@ class AugmentSettings(Settings):
     """That of an RGB image is multiplied by 1 ± this; other images have none."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """The hue of an RGB image is turned by ± this share of the colour circle."""
+    noise: Share = 0.0
+    """Standard deviation of Gaussian noise, of pixels from -1 to 1, is drawn from 0 to this."""
+    cutout: Share = 0.0
+    """Probability of a hole in the image, grey and void."""
+    cutout_side: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Its height and width over those of the image, at most; at least half of it."""
+    cutmix: Share = 0.0
+    """Probability that a rectangle is taken from another image of the batch, with its mask."""
+    cutmix_alpha: Annotated[float, Field(gt=0)] = 1.0
+    """The share of the picture that stays is drawn from Beta(this, this); with 1 all are alike."""
+    mixup: Share = 0.0
+    """Probability that each image of a batch is blended with another one, and the loss with the loss of that mask."""
+    mixup_alpha: Annotated[float, Field(gt=0)] = 0.2
+    """The share of the blend is drawn from Beta(this, this): with little of the other image mostly."""
+    own: OwnName | None = None
+    """An augmentation of your own, after ours: `file.py:function`, called with images NCHW of about -1 to 1 and masks
+    NHW, 255 for void; it gives both again, of the same sizes."""
+    policy: Literal["none", "trivial", "rand"] = "none"
+    """Operations of a list (`compress/data/change.py`) that each image draws for itself, beside the settings above.
+    trivial: one, of any strength; rand: several, of one strength."""
+    policy_operations: Positive = 2
+    """Of rand."""
+    policy_strength: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Over the widest change that the list has, which is mild: 15 degrees, a tenth of the side, brightness by 0.3."""
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> Self:
@@ -206,11 +239,21 @@ class AugmentSettings(Settings):
 
 
 class LossSettings(Settings):
-    """What gradient descent makes small: a loss of single pixels, and soft Dice of whole classes beside it."""
+    """What gradient descent makes small: a loss of single pixels, and losses of whole classes beside it."""
 
-    pixel: Literal["cross-entropy", "focal"] = "cross-entropy"
+    pixel: Literal["cross-entropy", "focal", "ohem", "none"] = "cross-entropy"
+    """ohem: cross-entropy of the hard pixels alone, those that the network is not sure of yet. none: other losses have
+    to do it."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of soft Dice; 0 leaves the loss of single pixels alone."""
+    """Weight of soft Dice; with 0 for all three losses of whole classes the loss of single pixels is left alone."""
+    tversky_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of a Dice that weighs what a class misses differently from its false alarms: instead of Dice, not beside it."""
+    tversky_missed: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """How much of that what is missed counts, false alarms the rest; 0.5 is Dice. Source: Salehi et al. 2017
+    (arXiv:1706.05721)."""
+    lovasz_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of Lovász-softmax, which is mIoU itself where the network is sure; best late or beside cross-entropy, and slower,
+    because it sorts all pixels. Source: Berman et al. 2018 (arXiv:1705.08790)."""
     class_weights: Literal["equal", "balanced"] | tuple[Annotated[float, Field(ge=0)], ...] = "equal"
     """Of the pixel loss, in the order of classes.json; balanced: the inverse square root of each class's share of
     the training pixels, mean 1 over the classes that occur, 0 for the others."""
@@ -218,12 +261,69 @@ class LossSettings(Settings):
     """Share of the truth that is spread over all classes. Source: Szegedy et al. 2016 (arXiv:1512.00567)."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     """How much sure pixels count less. Source: Lin et al. 2017 (arXiv:1708.02002)."""
+    own: OwnName | None = None
+    """A loss of your own beside the others: `file.py:function`, called with logits NKHW and classes NHW, 255 for void
+    (`ignore_index=255`); it gives a scalar."""
+    own_weight: Annotated[float, Field(gt=0)] = 1.0
+    ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """A pixel is hard where its true class has at most this probability; 1 keeps all."""
+    ohem_share: Share = 0.1
+    """Share of a batch's pixels that are kept at least, the hardest, when fewer are below the threshold. Source:
+    Shrivastava et al. 2016 (arXiv:1604.03540)."""
 
     @model_validator(mode="after")
     def _some_class_counts(self) -> Self:
         if not isinstance(self.class_weights, str) and not any(self.class_weights):
             raise ValueError(f"class_weights {list(self.class_weights)} leave no class that counts")
         return self
+
+    @model_validator(mode="after")
+    def _something_is_made_small(self) -> Self:
+        others = (self.dice_weight, self.tversky_weight, self.lovasz_weight)
+        if self.pixel == "none" and not any(others) and self.own is None:
+            raise ValueError("pixel = 'none' leaves nothing to make small; give another loss a weight")
+        return self
+
+
+class ScheduleSettings(Settings):
+    """How the learning rate comes to its peak and falls; `warmup` is the share of the steps in which it rises."""
+
+    kind: Literal["cosine", "onecycle", "restarts", "poly"] | OwnName = "cosine"
+    """cosine: to zero by half a cosine; poly: by a power of what is left; restarts: by cosines that begin anew at the
+    peak; onecycle: up and down by cosines with the momentum the other way round, for which a `warmup` of 0.3 is usual.
+    All but onecycle rise linearly. One of your own is `file.py:function`, called with step and steps, which gives the
+    share of `learning_rate` and makes its own rise."""
+    momentum: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.85, 0.95)
+    """Of onecycle: AdamW's first beta at the peak, and at both ends."""
+    restart_epochs: Positive = 10
+    """Of restarts: epochs of the first cosine."""
+    restart_factor: Positive = 2
+    """Of restarts: how many times as long as the last each cosine is."""
+    power: Annotated[float, Field(gt=0)] = 0.9
+    """Of poly; 1 is a straight line."""
+
+
+class AveragingSettings(Settings):
+    """Stochastic weight averaging: the mean of the last epochs' weights, BatchNorm's statistics taken again for it.
+
+    It is validated at the end, and saved where it is better than every epoch. Source: Izmailov et al. 2018
+    (arXiv:1803.05407).
+    """
+
+    start: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the epochs after which averaging begins, such as 0.75; None: none is made."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Learning rate from there on over the peak. It stays there: epochs that differ are what there is to average."""
+
+
+class FreezeSettings(Settings):
+    """How long a pretrained encoder keeps its weights and statistics while the rest learns."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which all of it stands still."""
+    stage_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs between its stages, which then begin to learn one after another, the deepest first; 0: all at once.
+    Source: Howard and Ruder 2018 (arXiv:1801.06146)."""
 
 
 class FitSettings(Settings):
@@ -235,20 +335,25 @@ class FitSettings(Settings):
     """Peak of the schedule, for AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup: Share = 0.05
-    """Share of the steps in which the learning rate rises linearly; after it a cosine falls to zero."""
+    """Share of the steps in which the learning rate rises."""
+    schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this L2 norm."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Of the averaged weights that are validated and saved; 0 turns averaging off."""
+    swa: AveragingSettings = AveragingSettings()
     loss: LossSettings = LossSettings()
     validate_every: Positive = 1
     """Epochs between validations; the last epoch is always validated."""
     keep_from: Share = 0.0
     """Share of the epochs after which the best one is looked for: a small split ranks unripe ones by chance."""
+    patience: Positive | None = None
+    """Validations without a better epoch after which training ends; counted from `keep_from` on. None: all epochs."""
     save_every: Positive | None = None
     """Epochs between checkpoints that are kept beside the best and the last, each validated; None keeps only those."""
     encoder_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Learning rate of a pretrained encoder over that of the rest."""
+    freeze: FreezeSettings = FreezeSettings()
     teacher_weight: Share = 0.5
     """Where there is a teacher: share of the loss that follows its logits; the rest follows the masks."""
     temperature: Annotated[float, Field(gt=0)] = 2.0

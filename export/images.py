@@ -162,6 +162,17 @@ class Geometry:
         cropped = mask_HW[: self.resized_height, : self.resized_width]
         return resize_mask(cropped, (self.height, self.width))
 
+    def restore_figures(self, figures_KHW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same for a float of each class, bilinear."""
+        if figures_KHW.shape[1:] != (self.padded_height, self.padded_width):
+            raise ShapeError(f"planned for {self.padded_height}x{self.padded_width}, got {figures_KHW.shape[1:]}")
+        cropped = figures_KHW[:, : self.resized_height, : self.resized_width]
+        if cropped.shape[1:] == (self.height, self.width):
+            return np.ascontiguousarray(cropped)
+        size = (self.width, self.height)
+        planes = (Image.fromarray(np.ascontiguousarray(plane)) for plane in cropped)
+        return np.stack([np.asarray(plane.resize(size, Image.Resampling.BILINEAR)) for plane in planes])
+
     def _pad(self, array: U8, value: int) -> U8:
         below, right = self.padded_height - array.shape[0], self.padded_width - array.shape[1]
         if below == 0 and right == 0:

@@ -126,6 +126,13 @@ class Segmenter:
         geometry = self.geometry(image_HWC)
         return geometry.restore(self.model.masks(geometry.fit(image_HWC)[None])[0])
 
+    def probabilities(self, image_HWC: U8) -> NDArray[np.float32]:
+        """Of each class KHW, at the size of the image; the graph has to give logits."""
+        geometry = self.geometry(image_HWC)
+        logits_KHW = self.model.logits(geometry.fit(image_HWC)[None])[0]
+        powers_KHW = np.exp(logits_KHW - logits_KHW.max(axis=0))
+        return geometry.restore_figures(powers_KHW / powers_KHW.sum(axis=0))
+
 
 def available_providers() -> tuple[str, ...]:
     """What this build of the runtime can run graphs with."""

@@ -112,15 +112,19 @@ def score(
     classes: tuple[str, ...],
     *,
     on_image: Callable[[], None] = lambda: None,
+    on_answer: Callable[[U8, U8], None] = lambda _, __: None,
 ) -> Score:
     """Run `segment` (image HWC to mask HW) over (name, image, truth) and count.
 
-    `on_image` is called after each image, for a progress bar.
+    `on_image` is called after each image, for a progress bar; `on_answer` is given its truth and its answer, for
+    figures that a confusion matrix does not hold.
     """
     names, counts = [], []
     for name, image, truth in samples:
         matrix = ConfusionMatrix(len(classes))
-        matrix.update(truth, segment(image))
+        answer = segment(image)
+        matrix.update(truth, answer)
+        on_answer(truth, answer)
         names.append(name)
         counts.append(matrix.counts)
         on_image()

@@ -20,6 +20,7 @@ from compress.train.memory import free
 from compress.train.objective import Objective, Part, Passed
 from compress.train.precision import Precision, autocast, pick_device
 from compress.train.runtime import Runtime
+from compress.train.schedule import Pace
 from compress.train.step import Stepper
 from export.errors import UsageError, WorkFailedError
 from export.machine import peak_memory_mib
@@ -74,7 +75,7 @@ class TrainingStep:
         """
         self._runtime.synchronize()
         start = time.perf_counter_ns()
-        loss = self._stepper.take(self._batch, self._settings.learning_rate)
+        loss = self._stepper.take(self._batch, Pace(self._settings.learning_rate))
         self._runtime.synchronize()
         elapsed_ms = (time.perf_counter_ns() - start) / 1e6
         # In training that is a remedy; here it would be another cell.

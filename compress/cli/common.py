@@ -27,6 +27,16 @@ ThreadsOption = Annotated[
 ]
 
 
+MirrorOption = Annotated[
+    bool,
+    typer.Option("--mirror", help="Test-time augmentation: the mean over image and mirror image; twice the time."),
+]
+WindowOption = Annotated[
+    str | None,
+    typer.Option("--window", metavar="HxW", help="Look at images window by window, overlapping; for very large ones."),
+]
+
+
 MaxDropOption = Annotated[
     float | None, typer.Option("--max-drop", help="mIoU that may be lost on the validation split; 0.01 is a point.")
 ]

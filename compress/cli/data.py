@@ -1,4 +1,4 @@
-"""`compress data check` and `compress data sample`"""
+"""`compress data check`, `compress data sample` and `compress data suspects`"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +9,9 @@ from compress.cli.common import JsonOption, emit
 from export.bands import MAX_CHANNELS
 from export.errors import UsageError
 
-app = typer.Typer(help="Check a dataset folder, or write the built-in sample set.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check a dataset folder, find masks that may be wrong, or write the built-in sample set.", no_args_is_help=True
+)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder.")]
 
@@ -54,6 +56,33 @@ def sample_command(folder: FolderArgument, as_json: JsonOption = False) -> None:
         {"path": str(folder), **counts, "classes": dataset.classes, "lookup_table_miou": lookup},
         f"{folder}: {', '.join(f'{count} {split}' for split, count in counts.items())}; "
         f"the best grey-value look-up table has a test mIoU of {lookup:.4f}",
+        as_json=as_json,
+    )
+
+
+@app.command("suspects")
+def suspects_command(
+    folder: FolderArgument,
+    model: Annotated[Path, typer.Option("--model", metavar="MODEL", help="Checkpoint or bundle that doubts.")],
+    split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="Split to look at.")] = "train",
+    count: Annotated[int, typer.Option("--count", min=1, help="Images to name, at most.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the images whose masks a model doubts most: look there for mistakes.
+
+    A model that was trained on other images doubts better.
+    """
+    from compress.suspects import suspects
+
+    found = suspects(model, folder, split=split, count=count)
+    lines = [
+        f"{suspect.name}: doubt {suspect.doubt:.3f}, drawn as {suspect.drawn} and answered as {suspect.answered} on "
+        f"{suspect.share:.1%} of the pixels"
+        for suspect in found
+    ]
+    emit(
+        {"split": split, "suspects": [suspect.as_tree() for suspect in found]},
+        "\n".join(lines) or f"the model agrees with every mask of {split}",
         as_json=as_json,
     )
 

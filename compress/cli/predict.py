@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, OutOption, ThreadsOption, emit
+from compress.cli.common import JsonOption, MirrorOption, OutOption, ThreadsOption, WindowOption, emit, parse_size
 
 
 def command(
@@ -13,12 +13,15 @@ def command(
     images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Folder of images, or one image.")],
     out: OutOption,
     threads: ThreadsOption = None,
+    mirror: MirrorOption = False,
+    window: WindowOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a mask (class indices, PNG) and an overlay for every image of a folder."""
     from compress.predict import predict
+    from export.refine import Refinement
 
-    written = predict(model, images, out, threads=threads)
+    written = predict(model, images, out, threads=threads, refine=Refinement(mirror, parse_size(window)))
     emit(
         {
             "images": len(written),

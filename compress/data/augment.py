@@ -3,10 +3,16 @@
 N batch, C channels, H height, W width.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.data.boxes import boxes
+from compress.data.change import Change
+from compress.data.crop import AS_IT_IS
+from compress.data.warp import warped
 from compress.recipe import AugmentSettings
 from export.scoring import VOID
 
@@ -16,40 +22,34 @@ Images = tuple[Tensor, Tensor]
 
 
 class Augment(nn.Module):
-    """Flip, turn, rotate and zoom image and mask together; change the light and the colours of the image.
+    """Flip, turn and warp image and mask together; change the light and the colours of the image.
 
-    Flips and quarter turns move pixels, rotation and zoom resample them (kornia). Randomness comes from torch's global
+    Flips and quarter turns move pixels, all else that moves resamples them once. Randomness comes from torch's global
     generators alone, so a seeded batch can be made again.
     """
 
     def __init__(self, settings: AugmentSettings) -> None:
         super().__init__()
         self._settings = settings
-        self._resampling: nn.Module | None = None
-        if settings.rotate_degrees or settings.scale != (1.0, 1.0):
-            from kornia.augmentation import AugmentationSequential, RandomAffine
-
-            affine = RandomAffine(degrees=settings.rotate_degrees, scale=settings.scale, p=1.0)
-            self._resampling = AugmentationSequential(affine, data_keys=["input", "mask"])
-        self._gamma: nn.Module | None = None
-        if settings.gamma:
-            from kornia.augmentation import RandomGamma
-
-            self._gamma = RandomGamma((1 - settings.gamma, 1 + settings.gamma), p=1.0)
-        self._colour: nn.Module | None = None
-        if settings.saturation or settings.hue:
-            from kornia.augmentation import ColorJiggle
-
-            self._colour = ColorJiggle(saturation=settings.saturation, hue=settings.hue, p=1.0)
+        everything = settings.policy != "none"
+        turns = settings.rotate_degrees > 0 or settings.shear_degrees > 0
+        self._warps = turns or settings.scale != AS_IT_IS or everything
+        self._gamma = settings.gamma > 0 or everything
+        self._saturation = settings.saturation > 0 or everything
+        self._hue = settings.hue > 0 or everything
+        self._noise = settings.noise > 0 or everything
 
     def forward(self, images_NCHW: Tensor, masks_NHW: Tensor) -> Images:
         """Normalised float images and uint8 masks, augmented; what comes from outside the frame is void.
 
         Where quarter turns are asked for, what is not square comes back padded to a square.
         """
-        pair = self._moved(images_NCHW, masks_NHW)
-        images, masks = pair if self._resampling is None else _resampled(self._resampling, *pair)
-        return self._lit(self._coloured(images)), masks
+        images, masks = self._moved(images_NCHW, masks_NHW)
+        change = Change.drawn(self._settings, len(images), images.device)
+        if self._warps:
+            images, masks = warped(change, images, masks)
+        images = self._lit(self._coloured(images, change), change)
+        return self._cut_out(self._noisy(images, change), masks)
 
     def _moved(self, images: Tensor, masks: Tensor) -> Images:
         for axis, share in ((-1, self._settings.flip_horizontal), (-2, self._settings.flip_vertical)):
@@ -61,17 +61,38 @@ class Augment(nn.Module):
             images, masks = _some(self._settings.quarter_turn, (images, masks), turned)
         return images, masks
 
-    def _coloured(self, images: Tensor) -> Tensor:
-        for change in (self._gamma, self._colour if images.shape[1] == RGB else None):
-            if change is not None:
-                images = change(images / 2 + 0.5) * 2 - 1  # from -1..1 to 0..1, as kornia takes them, and back
+    def _coloured(self, images: Tensor, change: Change) -> Tensor:
+        from kornia.enhance import adjust_gamma, adjust_hue, adjust_saturation
+
+        is_rgb = images.shape[1] == RGB
+        steps = [
+            (self._gamma, adjust_gamma, 1 + change["gamma"]),
+            (self._saturation and is_rgb, adjust_saturation, 1 + change["saturation"]),
+            (self._hue and is_rgb, adjust_hue, 2 * math.pi * change["hue"]),
+        ]
+        for asked, adjust, amount in steps:
+            if asked:
+                images = adjust(images / 2 + 0.5, amount) * 2 - 1  # from -1..1 to 0..1, as kornia takes them, and back
         return images
 
-    def _lit(self, images: Tensor) -> Tensor:
-        def drawn(spread: float) -> Tensor:
-            return (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1) * spread
+    def _lit(self, images: Tensor, change: Change) -> Tensor:
+        contrast, brightness = (change[field][:, None, None, None] for field in ("contrast", "brightness"))
+        return images * (1 + contrast) + brightness
 
-        return images * (1 + drawn(self._settings.contrast)) + drawn(self._settings.brightness)
+    def _noisy(self, images: Tensor, change: Change) -> Tensor:
+        if not self._noise:
+            return images
+        return images + torch.randn_like(images) * change["noise"].abs()[:, None, None, None]
+
+    def _cut_out(self, images: Tensor, masks: Tensor) -> Images:
+        """Source: DeVries and Taylor 2017 (arXiv:1708.04552)."""
+        if self._settings.cutout == 0:
+            return images, masks
+        count = len(images)
+        sides = self._settings.cutout_side * (0.5 + torch.rand(2, count, device=images.device) / 2)
+        hole = boxes(sides, (masks.shape[1], masks.shape[2]))
+        hole &= (torch.rand(count, device=images.device) < self._settings.cutout)[:, None, None]
+        return images.masked_fill(hole[:, None], 0), masks.masked_fill(hole, VOID)
 
 
 def _some(share: float, pair: Images, other: Images) -> Images:
@@ -92,12 +113,3 @@ def _square(images: Tensor, masks: Tensor) -> Images:
     side = max(height, width)
     missing = (0, side - width, 0, side - height)
     return F.pad(images, missing), F.pad(masks, missing, value=VOID)
-
-
-def _resampled(affine: nn.Module, images: Tensor, masks: Tensor) -> Images:
-    # kornia fills with 0: that is the padding value of a normalised image, and is made void in a mask by
-    # counting classes from 1 meanwhile.
-    counted = torch.where(masks == VOID, 0, masks.to(torch.int16) + 1)
-    images, moved = affine(images, counted[:, None].to(images.dtype))
-    classes = moved[:, 0].round().to(torch.int16) - 1
-    return images, torch.where(classes < 0, VOID, classes).to(torch.uint8)

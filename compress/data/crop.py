@@ -41,14 +41,18 @@ class Side:
         return cls(0, full, full, full, full)
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, full: int, crop: int, zoom: float) -> "Side":
-        """At a place that `rng` decides; as much as there is of an image that is smaller than its crop."""
+    def draw(cls, rng: np.random.Generator, full: int, crop: int, zoom: float, around: int | None = None) -> "Side":
+        """At a place that `rng` decides, one that shows the pixel `around` if that is given; as much as there is of an
+        image that is smaller than its crop."""
         shown = min(crop, max(1, round(full * zoom)))
         frame = min(crop, max(full, shown))
-        if zoom == 1:
-            return cls(int(rng.integers(full - shown + 1)), shown, shown, frame, full)
         length = min(full, shown / zoom) if shown == crop else full
-        return cls(rng.uniform(0, full - length), length, shown, frame, full)
+        first, last = 0.0, full - length
+        if around is not None:
+            first, last = max(first, around + 1 - length), min(last, around)
+        if zoom == 1:
+            return cls(int(rng.integers(int(first), int(last) + 1)), shown, shown, frame, full)
+        return cls(rng.uniform(first, max(first, last)), length, shown, frame, full)
 
     @property
     def is_resampled(self) -> bool:
@@ -78,13 +82,22 @@ class Window:
 
     @classmethod
     def draw(
-        cls, rng: np.random.Generator, size: tuple[int, int], crop: tuple[int, int] | None, zoom: Zoom
+        cls,
+        rng: np.random.Generator,
+        size: tuple[int, int],
+        crop: tuple[int, int] | None,
+        zoom: Zoom,
+        around: tuple[int, int] | None = None,
     ) -> "Window":
-        """A crop (height, width) of an image of `size`, magnified by a factor out of `zoom`; None: all of the image."""
+        """A crop (height, width) of an image of `size`, magnified by a factor out of `zoom`; None: all of the image.
+
+        `around` is a pixel (row, column) that it has to show.
+        """
         if crop is None:
             return cls(Side.whole(size[0]), Side.whole(size[1]))
         factor = 1.0 if zoom == AS_IT_IS else rng.uniform(*zoom)
-        return cls(Side.draw(rng, size[0], crop[0], factor), Side.draw(rng, size[1], crop[1], factor))
+        row, column = (None, None) if around is None else around
+        return cls(Side.draw(rng, size[0], crop[0], factor, row), Side.draw(rng, size[1], crop[1], factor, column))
 
     @property
     def frame(self) -> tuple[int, int]:

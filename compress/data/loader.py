@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.data import rare
 from compress.data.cache import DecodedImages, Pair
 from compress.data.crop import AS_IT_IS, Window, Zoom, resample
 from compress.data.evaluation import EvaluationImages, nothing_counts
@@ -52,10 +53,13 @@ class TrainingImages:
         crop: tuple[int, int] | None,
         multiple: int,
         cache_gb: float = math.inf,
+        rare_crops: float = 0.0,
+        rare_images: float = 0.0,
         device: torch.device = CPU,
         on_image: Callable[[], None] = lambda: None,
     ) -> None:
-        """Decoded images are kept up to `cache_gb`, on `device` where it has room; see `DecodedImages`."""
+        """Decoded images are kept up to `cache_gb`, on `device` where it has room; see `DecodedImages`. `rare_crops`
+        and `rare_images` are what the recipe says of them."""
         self.crop = crop
         self._multiple = multiple
         self._device = device
@@ -64,6 +68,8 @@ class TrainingImages:
         self.decoded = DecodedImages(
             dataset, samples, size=size, budget_bytes=cache_gb * 1e9, device=device, on_image=on_image
         )
+        self._rare_crops = rare_crops
+        self._repeats = self._repeats_of(rare_images) if rare_images > 0 else None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -82,17 +88,19 @@ class TrainingImages:
     def epoch(
         self, number: int, batch_size: int, *, seed: int = 0, first: int = 0, zoom: Zoom = AS_IT_IS
     ) -> Iterator[Batch]:
-        """Every image once, from the batch `first` on; crops are magnified by a factor out of `zoom`.
+        """Every image once, or as often as its classes are rare, from the batch `first` on; crops are magnified by a
+        factor out of `zoom`.
 
         Raises ImageError or DatasetError when a file that is not kept cannot be read any more.
         """
-        order = np.random.default_rng([seed, number]).permutation(len(self))
+        rng = np.random.default_rng([seed, number])
+        order = rng.permutation(len(self)) if self._repeats is None else rare.order(rng, self._repeats)
         steps = range(first, self.batches(batch_size))
         groups = [order[step * batch_size : (step + 1) * batch_size].tolist() for step in steps]
         for step, group, pairs in zip(steps, groups, self.decoded.in_turn(groups), strict=True):
             # Counted from 1: numpy's seeds [a, b] and [a, b, 0] are the same.
             rng = np.random.default_rng([seed, number, 1 + step])
-            windows = [Window.draw(rng, pair.size, self.crop, zoom) for pair in pairs]
+            windows = [Window.draw(rng, pair.size, self.crop, zoom, self._place(rng, pair)) for pair in pairs]
             images, masks = self._shown(pairs, windows)
             seeds = int(rng.integers(2**62)), int(rng.integers(2**62))
             yield Batch(tuple(self._names[index] for index in group), images.permute(0, 3, 1, 2), masks, *seeds)
@@ -101,6 +109,15 @@ class TrainingImages:
         """`count` batches, epoch after epoch; not zoomed."""
         epochs = (batch for number in itertools.count() for batch in self.epoch(number, batch_size, seed=seed))
         return itertools.islice(epochs, count)
+
+    def _repeats_of(self, threshold: float) -> NDArray[np.float64]:
+        return rare.repeats([rare.classes_in(mask_HW) for mask_HW in self.decoded.masks()], threshold)
+
+    def _place(self, rng: np.random.Generator, pair: Pair) -> tuple[int, int] | None:
+        """What a crop is taken around; None: anything."""
+        if self.crop is None or self._rare_crops == 0 or rng.random() >= self._rare_crops:
+            return None
+        return rare.place(rng, pair.mask_HW)
 
     def _shown(self, pairs: Sequence[Pair], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         """Images NHWC and masks NHW of one size that the model takes, on the device."""

@@ -15,6 +15,7 @@ from compress.models.encoder_unet import EncoderUNet
 from compress.models.encoders import Encoder
 from compress.models.unet import UNet
 from compress.models.unetpp import UNetPlusPlus
+from compress.own import FORMS, is_own
 from export.errors import UsageError
 
 __all__ = [
@@ -40,12 +41,10 @@ def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     Raises UsageError for an unknown factory, TypeError or ValueError for arguments that one of ours does not take;
     ModelError for all that is wrong with a network of the user's.
     """
-    if own.is_own(factory):
+    if is_own(factory):
         return own.build(factory, arguments)
     if factory not in FACTORIES:
-        raise UsageError(
-            f"no network is called {factory!r}; known: {', '.join(FACTORIES)}, and your own as {own.FORMS}"
-        )
+        raise UsageError(f"no network is called {factory!r}; known: {', '.join(FACTORIES)}, and your own as {FORMS}")
     return FACTORIES[factory](**arguments)
 
 
@@ -54,7 +53,7 @@ def source_sha256(factory: str) -> str | None:
 
     Raises ModelError when there is no such file.
     """
-    return own.source_sha256(factory) if own.is_own(factory) else None
+    return own.network_code(factory).source_sha256() if is_own(factory) else None
 
 
 def start_from_pretrained(network: nn.Module) -> None:

@@ -14,6 +14,7 @@ from compress.prune.step import PruneStep, inputs, opened
 from compress.prune.weights import cut_weights
 from compress.recipe import PruneSettings, Recipe
 from compress.steps import StepPlan, finished, running
+from compress.train import own
 from export.errors import UsageError
 from export.files import sha256_file
 from export.latency.table import LatencyTable
@@ -43,7 +44,11 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
         LatencyTable.load(table)
     plan = StepPlan(
         "prune",
-        {**inputs(source, dataset), **({} if table is None else {"latency_table": sha256_file(table)})},
+        {
+            **inputs(source, dataset),
+            **own.sources(settings.finetune, recipe.train.augment),
+            **({} if table is None else {"latency_table": sha256_file(table)}),
+        },
         {
             "prune": settings.model_dump(mode="json", exclude={"analysis_images", "latency_table"}),
             "crop": recipe.data.crop,

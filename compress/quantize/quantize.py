@@ -19,6 +19,7 @@ from compress.quantize.source import Source
 from compress.quantize.workbench import Workbench, inputs, opened
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
+from compress.train import own
 from export import bundle
 from export.bundle import Bundle
 from export.errors import WorkFailedError
@@ -59,7 +60,9 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     if recipe.quantize.mode == "qat":
         settings["data"] = recipe.data.model_dump(mode="json", include={"crop"})
         settings["train"] = recipe.train.model_dump(mode="json", include={"augment", "device", "precision"})
-    plan = StepPlan("quantize", inputs(source, dataset), settings)
+    learned = recipe.quantize.mode == "qat"
+    parts = own.sources(recipe.quantize.finetune, recipe.train.augment) if learned else {}
+    plan = StepPlan("quantize", {**inputs(source, dataset), **parts}, settings)
     record = finished(out, plan)
     if record is not None:
         say(f"{out} is up to date")

@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights."""
+"""Averages of a network's weights: of the newest ones, and of whole epochs alike."""
 
 import torch
 from torch import Tensor, nn
@@ -6,17 +6,13 @@ from torch import Tensor, nn
 from compress.checkpoint import frozen_copy
 
 
-class MovingAverage:
-    """The average that is validated and saved; BatchNorm statistics are averaged with the weights.
+class Average:
+    """A copy of a network whose floating-point tensors, BatchNorm's statistics among them, are means over time."""
 
-    Source: Polyak & Juditsky 1992. The decay warms up as (1 + t) / (10 + t), so that a short run is not
-    dominated by its first steps (Tarvainen & Valpola 2017, arXiv:1703.01780, use the same idea).
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.network = frozen_copy(network)
-        self._decay = decay
-        self._steps = 0
+        self.steps = 0
+        """Updates so far."""
         pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
         floating = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
         self._mine = [mine for mine, _ in floating]
@@ -24,14 +20,44 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Call after every optimizer step."""
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        self._steps += 1
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
+        """Take the network's weights of this moment in."""
+        share = self._share()
+        self.steps += 1
+        torch._foreach_lerp_(self._mine, self._theirs, share)
+
+    def _share(self) -> float:
+        """What the weights of this moment count in the mean."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        return {"steps": self._steps, **self.network.state_dict()}
+        return {"steps": self.steps, **self.network.state_dict()}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        self._steps = int(state["steps"])
+        self.steps = int(state["steps"])
         self.network.load_state_dict({name: value for name, value in state.items() if name != "steps"})
+
+
+class MovingAverage(Average):
+    """The average that is validated and saved; to be updated after every optimizer step.
+
+    Source: Polyak & Juditsky 1992. The decay warms up as (1 + t) / (10 + t), so that a short run is not
+    dominated by its first steps (Tarvainen & Valpola 2017, arXiv:1703.01780, use the same idea).
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self._decay = decay
+
+    def _share(self) -> float:
+        return 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
+
+
+class EqualAverage(Average):
+    """Every update counts the same: stochastic weight averaging.
+
+    BatchNorm's statistics of such an average are those of no network and have to be taken again.
+    Source: Izmailov et al. 2018 (arXiv:1803.05407).
+    """
+
+    def _share(self) -> float:
+        return 1 / (1 + self.steps)

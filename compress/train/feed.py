@@ -13,7 +13,9 @@ from compress.checkpoint import normalised
 from compress.data.augment import Augment
 from compress.data.crop import AS_IT_IS
 from compress.data.loader import TrainingImages
+from compress.data.mixing import Second, cutmixed, mixed
 from compress.recipe import AugmentSettings, FitSettings
+from compress.train import own
 from compress.train.clock import Clock
 from compress.train.runtime import Runtime
 
@@ -29,6 +31,8 @@ class Fed:
     """uint8, 255 is void"""
     seed: int
     """For what is random in the network."""
+    second: Second | None = None
+    """What shines through the images."""
 
 
 class Feed:
@@ -42,6 +46,8 @@ class Feed:
         self._seed = settings.seed
         self._runtime = runtime
         self._clock = clock
+        self._settings = augment
+        self._own = None if augment.own is None else own.augmentation(augment.own)
         self._zoom = AS_IT_IS if images.crop is None else augment.scale
         self._augment = Augment(augment if images.crop is None else augment.model_copy(update={"scale": AS_IT_IS}))
 
@@ -60,5 +66,9 @@ class Feed:
             with self._clock.part("augmentation"):
                 self._runtime.seed(batch.seed_augmentation)
                 images, masks = self._augment(images, masks)
+                if self._own is not None:
+                    images, masks = self._own(images, masks)
+                images, masks = cutmixed(self._settings, images, masks)
+                images, second = mixed(self._settings, images, masks)
                 images = images.contiguous(memory_format=torch.channels_last)
-            yield Fed(batch.names, images, masks, batch.seed_network)
+            yield Fed(batch.names, images, masks, batch.seed_network, second)

@@ -17,12 +17,15 @@ from compress.data.loader import TrainingImages, ValidationImages
 from compress.progress import Task, say, task
 from compress.recipe import AugmentSettings, FitSettings
 from compress.train.attention import require_shared
+from compress.train.batchnorm import reestimate
 from compress.train.clock import Clock, Throughput
+from compress.train.ema import EqualAverage
 from compress.train.feed import Feed
+from compress.train.freeze import Freezing
 from compress.train.losses import class_weights
 from compress.train.objective import Objective, Teacher
-from compress.train.optimizer import Schedule
 from compress.train.runtime import Runtime
+from compress.train.schedule import Schedule
 from compress.train.sparsity import Penalty
 from compress.train.state import Progress, StateFile
 from compress.train.step import Stepper
@@ -72,7 +75,8 @@ class Fit:
         self._card = card
         self._validation = validation
         self._settings = settings
-        self._device = runtime.device
+        self._images = images
+        self._runtime = runtime
         self._folder = folder
         for module in [network] if teacher is None else [network, teacher.network]:
             module.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -82,6 +86,8 @@ class Fit:
         weights_K = None if weights_K is None else weights_K.to(runtime.device)
         objective = Objective(settings.loss, weights_K, teacher, penalty)
         self._network = network
+        self._freezing = Freezing(network, settings.freeze)
+        self._swa = None if settings.swa.start is None else EqualAverage(network)
         self._stepper = Stepper(network, objective, settings, runtime)
         self._clock = Clock(runtime)
         self._feed = Feed(images, settings, augment, runtime, self._clock)
@@ -100,11 +106,15 @@ class Fit:
         self._resume()
         done, epochs = self._progress, self._settings.epochs
         with task(title, epochs * self._steps, done=done.epoch * self._steps + done.step) as bar:
-            while done.epoch < epochs:
+            while done.epoch < epochs and not self._is_stalled():
                 self._train_epoch(bar)
                 self._end_epoch(bar)
-                if done.epoch == epochs or self._state.is_due():
+                if done.epoch == epochs or self._is_stalled() or self._state.is_due():
                     self._save()
+        if done.epoch < epochs:
+            say(f"stopped after epoch {done.epoch} of {epochs}: none has been better since epoch {done.best_epoch}")
+        if self._swa is not None and self._swa.steps:
+            self._judge(self._swa)
         self._keep(LAST, done.history[-1]["miou"])
         throughput = self._clock.throughput()
         if throughput is not None:
@@ -114,23 +124,27 @@ class Fit:
     def _train_epoch(self, bar: Task) -> None:
         done = self._progress
         self._network.train()
+        self._freezing.apply(done.epoch)
         for batch in self._feed.epoch(done.epoch, first=done.step):
-            rate = self._schedule.rate(done.epoch * self._steps + done.step)
+            pace = self._schedule.pace(done.epoch * self._steps + done.step)
             with self._clock.part("network"):
-                loss = self._stepper.take(batch, rate)
+                loss = self._stepper.take(batch, pace)
             self._clock.end_step(len(batch.names))
-            done.add(loss)
+            done.add(loss, self._stepper.norm)
             bar.advance(1, **({} if loss is None else {"loss": loss}))
             if self._state.is_due():
                 self._save()
 
     def _end_epoch(self, bar: Task) -> None:
         number = self._progress.epoch + 1
+        start = self._settings.swa.start
+        if self._swa is not None and start is not None and number > start * self._settings.epochs:
+            self._swa.update()
         keeps = self._settings.save_every is not None and number % self._settings.save_every == 0
         if number % self._settings.validate_every and number != self._settings.epochs and not keeps:
             self._progress.end_epoch({})
             return
-        metrics = validate(self._stepper.average.network, self._validation, self._device).metrics
+        metrics = validate(self._stepper.average.network, self._validation, self._runtime.device).metrics
         bar.advance(0, mIoU=metrics.miou)
         self._compare(number, metrics)
         if keeps:
@@ -143,9 +157,33 @@ class Fit:
         if number <= self._settings.keep_from * epochs and number != epochs:
             return
         if metrics.miou > self._progress.miou:
-            self._progress.miou, self._progress.best_epoch = metrics.miou, number
-            state = self._stepper.average.network.state_dict()
-            self._best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            self._take(number, metrics, self._stepper.average.network)
+
+    def _take(self, number: int, metrics: Metrics, network: nn.Module) -> None:
+        self._progress.miou, self._progress.best_epoch = metrics.miou, number
+        self._best = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+    def _is_stalled(self) -> bool:
+        """Whether so many validations that no better epoch came are enough."""
+        patience, done = self._settings.patience, self._progress
+        if patience is None:
+            return False
+        since = max(done.best_epoch, self._settings.keep_from * self._settings.epochs)
+        return len([epoch for epoch in done.history if "miou" in epoch and epoch["epoch"] > since]) >= patience
+
+    def _judge(self, swa: EqualAverage) -> None:
+        """Validate the equal average with statistics of its own; it is taken where it is better than every epoch.
+
+        A run that goes on after its last step comes here again, and to the same end.
+        """
+        done = self._progress
+        self._runtime.seed(self._settings.seed)  # of dropout, which BatchNorm sees
+        reestimate(swa.network, self._images, batch_size=self._settings.batch_size)
+        metrics = validate(swa.network, self._validation, self._runtime.device).metrics
+        say(f"the average over {swa.steps} epochs: mIoU {metrics.miou:.4f}, the best epoch {done.miou:.4f}")
+        done.history[-1]["swa"] = metrics.as_tree()
+        if metrics.miou > done.miou:
+            self._take(done.epoch, metrics, swa.network)
 
     def _keep(self, name: str, miou: float) -> None:
         folder = self._folder / name
@@ -155,14 +193,21 @@ class Fit:
 
     def _save(self) -> None:
         self._state.save(
-            {"progress": vars(self._progress).copy(), "stepper": self._stepper.state_dict(), "best": self._best}
+            {
+                "progress": vars(self._progress).copy(),
+                "stepper": self._stepper.state_dict(),
+                "swa": None if self._swa is None else self._swa.state_dict(),
+                "best": self._best,
+            }
         )
 
     def _resume(self) -> None:
-        state = self._state.load(self._device)
+        state = self._state.load(self._runtime.device)
         if state is None:
             return
         self._stepper.load_state_dict(state["stepper"])
+        if self._swa is not None:
+            self._swa.load_state_dict(state["swa"])
         self._best = {name: tensor.cpu() for name, tensor in state["best"].items()}
         # In place: the steps of the epoch under way are counted in it.
         vars(self._progress).update(state["progress"])

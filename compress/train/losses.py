@@ -1,9 +1,9 @@
-"""Losses over logits, in float32 whatever the autocast; one void mask is shared by all of them.
+"""The loss of a network's logits, in float32 whatever the autocast: single pixels, and whole classes beside them.
 
 N batch, K classes, H height, W width.
 """
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 import torch
@@ -12,61 +12,51 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.recipe import LossSettings
+from compress.train import own
+from compress.train.pixels import Pixels, counted, without_void
+from compress.train.regions import lovasz, soft_dice, tversky
 from export.errors import RecipeError, ShapeError
 from export.scoring import VOID
 
 
 class SegmentationLoss:
-    """The loss of single pixels plus `dice_weight` times soft Dice, as `settings` say."""
+    """The loss of single pixels, and those of whole classes with their weights, as `settings` say."""
 
     def __init__(self, settings: LossSettings, class_weights: Tensor | None = None) -> None:
         """`class_weights` [K] are those of the pixel loss; None: all classes weigh the same."""
         self._settings = settings
         self._class_weights = class_weights
+        self._own = None if settings.own is None else own.loss(settings.own)
 
     def __call__(self, logits_NKHW: Tensor, target_NHW: Tensor) -> Tensor:
         """A scalar in float32 (float64 for logits in float64); zero when every pixel is void.
 
         Raises ShapeError when N, H or W differ.
         """
+        chosen = self._settings
         pixels = Pixels.of(logits_NKHW, target_NHW)
-        loss = pixel_loss(
-            pixels,
-            class_weights=self._class_weights,
-            label_smoothing=self._settings.label_smoothing,
-            focal_gamma=self._settings.focal_gamma if self._settings.pixel == "focal" else 0.0,
-        )
-        if self._settings.dice_weight > 0:
-            loss = loss + self._settings.dice_weight * soft_dice(pixels)
+        loss = self._of_pixels(pixels)
+        if chosen.dice_weight > 0:
+            loss = loss + chosen.dice_weight * soft_dice(pixels)
+        if chosen.tversky_weight > 0:
+            loss = loss + chosen.tversky_weight * tversky(pixels, chosen.tversky_missed)
+        if chosen.lovasz_weight > 0:
+            loss = loss + chosen.lovasz_weight * lovasz(pixels)
+        if self._own is not None:
+            logits = without_void(logits_NKHW, pixels.counted_NHW)
+            loss = loss + chosen.own_weight * self._own(logits, pixels.target_NHW)
         return loss
 
-
-@dataclass(frozen=True)
-class Pixels:
-    """What a network says of every pixel beside the truth, void masked: made once, shared by all terms of a loss."""
-
-    log_probability_NKHW: Tensor
-    target_NHW: Tensor
-    """int64, VOID where void."""
-    counted_NHW: Tensor
-    """bool, false where void."""
-    truth_NKHW: Tensor
-    """bool, one-hot; a void pixel is of no class."""
-    counts_K: Tensor
-    """int64, pixels of each class."""
-
-    @classmethod
-    def of(cls, logits_NKHW: Tensor, target_NHW: Tensor) -> "Pixels":
-        """Raises ShapeError when N, H or W differ."""
-        counted_NHW = _counted(logits_NKHW, target_NHW)
-        classes_KHW = torch.arange(logits_NKHW.shape[1], device=target_NHW.device)[:, None, None]
-        truth_NKHW = target_NHW[:, None] == classes_KHW
-        return cls(
-            _without_void(logits_NKHW, counted_NHW).log_softmax(1),
-            target_NHW.long(),
-            counted_NHW,
-            truth_NKHW,
-            truth_NKHW.sum((0, 2, 3)),
+    def _of_pixels(self, pixels: Pixels) -> Tensor:
+        chosen = self._settings
+        if chosen.pixel == "none":
+            return pixels.log_probability_NKHW.new_zeros(())
+        return pixel_loss(
+            pixels,
+            class_weights=self._class_weights,
+            label_smoothing=chosen.label_smoothing,
+            focal_gamma=chosen.focal_gamma if chosen.pixel == "focal" else 0.0,
+            hard_NHW=hard(pixels, chosen.ohem_threshold, chosen.ohem_share) if chosen.pixel == "ohem" else None,
         )
 
 
@@ -76,8 +66,10 @@ def pixel_loss(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
+    hard_NHW: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy, or focal loss where `focal_gamma` > 0; zero when no pixel weighs anything.
+    """Cross-entropy, or focal loss where `focal_gamma` > 0, of the pixels `hard_NHW` (None: all); zero when none of
+    them weighs anything.
 
     The mean is that of torch's `cross_entropy` with `weight`, `label_smoothing` and `ignore_index`: each pixel weighs
     what `class_weights` [K] say of its true class.
@@ -89,8 +81,26 @@ def pixel_loss(
         cost_NHW = _smoothed(cost_NHW, pixels, weights_K, label_smoothing)
     if focal_gamma > 0:
         cost_NHW = _focused(cost_NHW, pixels, focal_gamma)
-    weight = (pixels.counts_K * weights_K).sum()
+    counts_K = pixels.counts_K
+    if hard_NHW is not None:
+        cost_NHW = cost_NHW * hard_NHW
+        counts_K = (pixels.truth_NKHW & hard_NHW[:, None]).sum((0, 2, 3))
+    weight = (counts_K * weights_K).sum()
     return cost_NHW.sum() / weight.masked_fill(weight == 0, torch.inf)
+
+
+@torch.no_grad()
+def hard(pixels: Pixels, threshold: float, share: float) -> Tensor:
+    """Where the true class has a probability of at most `threshold`, and at least the `share` of the pixels of the
+    batch that the network is least sure of [N, H, W].
+
+    Source: online hard example mining, Shrivastava et al. 2016 (arXiv:1604.03540), for single pixels.
+    """
+    surprise_NHW = _surprise(pixels).masked_fill(~pixels.counted_NHW, -1)
+    total = surprise_NHW.numel()
+    least = max(1, math.ceil(share * int(pixels.counted_NHW.sum())))
+    hardest = surprise_NHW.flatten().kthvalue(total + 1 - least).values
+    return pixels.counted_NHW & (surprise_NHW >= hardest.clamp(max=-math.log(threshold)))
 
 
 def _smoothed(cost_NHW: Tensor, pixels: Pixels, weights_K: Tensor, share: float) -> Tensor:
@@ -101,24 +111,14 @@ def _smoothed(cost_NHW: Tensor, pixels: Pixels, weights_K: Tensor, share: float)
 
 def _focused(cost_NHW: Tensor, pixels: Pixels, gamma: float) -> Tensor:
     """Times (1 - p) ** gamma, p the probability of the true class. Source: Lin et al. 2017 (arXiv:1708.02002)."""
-    log_p = pixels.log_probability_NKHW
-    surprise_NHW = F.nll_loss(log_p, pixels.target_NHW, ignore_index=VOID, reduction="none")
-    doubt_NHW = -torch.expm1(-surprise_NHW)
+    doubt_NHW = -torch.expm1(-_surprise(pixels))
     # Kept off zero, where a power below one has an infinite slope.
-    return doubt_NHW.clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma * cost_NHW
+    return doubt_NHW.clamp(min=torch.finfo(doubt_NHW.dtype).tiny) ** gamma * cost_NHW
 
 
-def soft_dice(pixels: Pixels) -> Tensor:
-    """1 - Dice per class over the whole batch, averaged over the classes present in the truth; zero when none is.
-
-    Source: Milletari et al. 2016 (arXiv:1606.04797), with the sum in the denominator instead of the sum of squares.
-    """
-    probability_NKHW = pixels.log_probability_NKHW.exp() * pixels.counted_NHW[:, None]
-    overlap_K = (probability_NKHW * pixels.truth_NKHW).sum((0, 2, 3))
-    total_K = probability_NKHW.sum((0, 2, 3)) + pixels.counts_K
-    present_K = pixels.counts_K > 0
-    dice_K = 2 * overlap_K / total_K.clamp(min=1)
-    return ((1 - dice_K) * present_K).sum() / present_K.sum().clamp(min=1)
+def _surprise(pixels: Pixels) -> Tensor:
+    """-log p of the true class [N, H, W]; 0 in void."""
+    return F.nll_loss(pixels.log_probability_NKHW, pixels.target_NHW, ignore_index=VOID, reduction="none")
 
 
 def distillation(logits_NKHW: Tensor, teacher_NKHW: Tensor, target_NHW: Tensor, temperature: float) -> Tensor:
@@ -128,9 +128,9 @@ def distillation(logits_NKHW: Tensor, teacher_NKHW: Tensor, target_NHW: Tensor, 
     """
     if logits_NKHW.shape != teacher_NKHW.shape:
         raise ShapeError(f"student gives {list(logits_NKHW.shape)}, teacher {list(teacher_NKHW.shape)}")
-    counted_NHW = _counted(logits_NKHW, target_NHW)
+    counted_NHW = counted(logits_NKHW, target_NHW)
     student, teacher = (
-        (_without_void(logits, counted_NHW) / temperature).log_softmax(1) for logits in (logits_NKHW, teacher_NKHW)
+        (without_void(logits, counted_NHW) / temperature).log_softmax(1) for logits in (logits_NKHW, teacher_NKHW)
     )
     divergence_NHW = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
     return divergence_NHW.sum() / counted_NHW.sum().clamp(min=1) * temperature**2
@@ -155,17 +155,3 @@ def class_weights(settings: LossSettings, pixels_K: NDArray[np.int64]) -> Tensor
     if given != classes:
         raise RecipeError("loss.class_weights", [f"{given} weights for {classes} classes; give one for each, in order"])
     return torch.tensor(settings.class_weights)
-
-
-def _counted(logits_NKHW: Tensor, target_NHW: Tensor) -> Tensor:
-    """Where the truth is not void [N, H, W]."""
-    n, _, h, w = logits_NKHW.shape
-    if target_NHW.shape != (n, h, w):
-        raise ShapeError(f"logits {list(logits_NKHW.shape)} and target {list(target_NHW.shape)} do not go together")
-    return target_NHW != VOID
-
-
-def _without_void(logits_NKHW: Tensor, counted_NHW: Tensor) -> Tensor:
-    """At least float32, and zero in void: not even an infinity there then reaches a loss or its gradient."""
-    wide = torch.promote_types(logits_NKHW.dtype, torch.float32)
-    return logits_NKHW.to(wide).masked_fill(~counted_NHW[:, None], 0)

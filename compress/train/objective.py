@@ -5,12 +5,13 @@ N batch, C channels, K classes, H height, W width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from compress.checkpoint import frozen_copy
+from compress.data.mixing import Second
 from compress.models import all_logits
 from compress.recipe import FitSettings, LossSettings
 from compress.train.attention import Maps, attention, distance
@@ -55,6 +56,8 @@ class Part:
     masks_NHW: Tensor
     truth_share: Tensor | float = 1.0
     pixel_share: Tensor | float = 1.0
+    second: Second | None = None
+    second_truth_share: Tensor | float = 1.0
 
 
 class Objective:
@@ -88,7 +91,10 @@ class Objective:
 
     def loss(self, passed: Passed, part: Part) -> Tensor:
         """What `part` adds to the loss of its batch, in float32."""
-        hard = torch.stack([self._loss(head, part.masks_NHW) for head in passed.heads]).mean() * part.truth_share
+        hard = self._hard(passed, part.masks_NHW) * part.truth_share
+        if part.second is not None:
+            other = self._hard(passed, part.second.masks_NHW) * part.second_truth_share
+            hard = torch.lerp(hard, other, part.second.share)
         if self._teacher is None or passed.taught is None:
             return hard
         temperature = self._teacher.temperature
@@ -97,23 +103,34 @@ class Objective:
             soft = soft + self._teacher.attention_weight * distance(*passed.maps) * part.pixel_share
         return (1 - self._teacher.weight) * hard + self._teacher.weight * soft
 
+    def _hard(self, passed: Passed, masks_NHW: Tensor) -> Tensor:
+        return torch.stack([self._loss(head, masks_NHW) for head in passed.heads]).mean()
+
     def penalty(self, network: nn.Module) -> Tensor | None:
         """What the weights themselves add, once a step, beside the loss; None where nothing was asked for."""
         return None if self._penalty is None else self._penalty(network)
 
-    def parts(self, images_NCHW: Tensor, masks_NHW: Tensor, at_once: int) -> Iterator[Part]:
+    def parts(
+        self, images_NCHW: Tensor, masks_NHW: Tensor, at_once: int, second: Second | None = None
+    ) -> Iterator[Part]:
         """The batch, `at_once` images at a time; the losses of its parts add up to that of the batch.
 
-        So they do for the pixel loss and the teacher's, which are means over pixels. Dice is taken of each part by
-        itself, as BatchNorm's statistics are.
+        So they do for the pixel loss and the teacher's, which are means over pixels. What a batch is looked at for as a
+        whole, Dice and the like and the choice of hard pixels, is taken of each part by itself, as BatchNorm's
+        statistics are.
         """
         if len(images_NCHW) <= at_once:
-            yield Part(images_NCHW, masks_NHW)
+            yield Part(images_NCHW, masks_NHW, second=second)
             return
         truth, pixels = self._truth(masks_NHW), _pixels(masks_NHW)
+        seconds = None if second is None else torch.split(second.masks_NHW, at_once)
         pairs = zip(torch.split(images_NCHW, at_once), torch.split(masks_NHW, at_once), strict=True)
-        for images, masks in pairs:
-            yield Part(images, masks, self._truth(masks) / truth, _pixels(masks) / pixels)
+        for index, (images, masks) in enumerate(pairs):
+            part = Part(images, masks, self._truth(masks) / truth, _pixels(masks) / pixels)
+            if second is not None and seconds is not None:
+                share = self._truth(seconds[index]) / self._truth(second.masks_NHW)
+                part = replace(part, second=Second(seconds[index], second.share), second_truth_share=share)
+            yield part
 
     def _truth(self, masks_NHW: Tensor) -> Tensor:
         """What the pixel loss of a batch is divided by: its pixels, each with the weight of its class."""

@@ -27,23 +27,36 @@ class Progress:
     loss_sum: float = 0.0
     """Over the steps of this epoch that were not skipped."""
     losses: int = 0
+    norm_sum: float = 0.0
+    """Of the gradients before they were clipped, over the same steps."""
     miou: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    """An entry an epoch: epoch, loss, and in those that were validated `Metrics.as_tree`."""
+    """An entry an epoch: epoch, mean loss and gradient norm, steps that were skipped, and in those that were validated
+    `Metrics.as_tree`."""
 
-    def add(self, loss: float | None) -> None:
+    def add(self, loss: float | None, norm: float) -> None:
         """Count a step; None is one that was skipped."""
         self.step += 1
         if loss is not None:
             self.loss_sum += loss
             self.losses += 1
+            self.norm_sum += norm
 
     def end_epoch(self, figures: dict[str, Any]) -> None:
         """Close the epoch under way with `figures` beside its mean loss."""
         self.epoch += 1
-        self.history.append({"epoch": self.epoch, "loss": self.loss_sum / max(1, self.losses), **figures})
-        self.step, self.loss_sum, self.losses = 0, 0.0, 0
+        taken = max(1, self.losses)
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "loss": self.loss_sum / taken,
+                "gradient_norm": self.norm_sum / taken,
+                "skipped": self.step - self.losses,
+                **figures,
+            }
+        )
+        self.step, self.loss_sum, self.losses, self.norm_sum = 0, 0.0, 0, 0.0
 
 
 class StateFile:

@@ -18,9 +18,10 @@ from compress.train.ema import MovingAverage
 from compress.train.feed import Fed
 from compress.train.memory import free, is_out_of_memory
 from compress.train.objective import Objective
-from compress.train.optimizer import adamw, set_learning_rate
+from compress.train.optimizer import adamw, set_learning_rate, set_momentum
 from compress.train.precision import autocast
 from compress.train.runtime import Runtime
+from compress.train.schedule import Pace
 from export.errors import WorkFailedError
 
 NON_FINITE_IN_A_ROW = 5
@@ -33,6 +34,8 @@ class Stepper:
 
     def __init__(self, network: nn.Module, objective: Objective, settings: FitSettings, runtime: Runtime) -> None:
         self.average = MovingAverage(network, settings.ema_decay)
+        self.norm = 0.0
+        """L2, of the gradients of the last step before they were clipped."""
         self._network = network
         self._objective = objective
         self._clip_norm = settings.clip_norm
@@ -44,20 +47,22 @@ class Stepper:
         self._buffers = list(network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
 
-    def take(self, batch: Fed, rate: float) -> float | None:
-        """Move the weights, with the learning rate `rate`. The loss; None for a step that was skipped.
+    def take(self, batch: Fed, pace: Pace) -> float | None:
+        """Move the weights, as fast as `pace` says. The loss; None for a step that was skipped.
 
         Raises WorkFailedError when steps are skipped again and again, or when a single image does not fit into memory.
         """
-        set_learning_rate(self._optimizer, rate)
+        set_learning_rate(self._optimizer, pace.rate)
+        if pace.momentum is not None:
+            set_momentum(self._optimizer, pace.momentum)
         self._copy(self._buffers, self._buffers_before)
         loss = self._gradients(batch)
         if not math.isfinite(loss):
             self._skip(batch.names)
             return None
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._clip_norm)
-        if not math.isfinite(norm):
+        self.norm = float(nn.utils.clip_grad_norm_(self._network.parameters(), self._clip_norm))
+        if not math.isfinite(self.norm):
             if self._scaler.is_enabled():
                 self._lower_scale()
             else:
@@ -117,7 +122,7 @@ class Stepper:
         self._runtime.seed(batch.seed)
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._runtime.device)
-        for part in self._objective.parts(batch.images_NCHW, batch.masks_NHW, self._at_once):
+        for part in self._objective.parts(batch.images_NCHW, batch.masks_NHW, self._at_once, batch.second):
             with autocast(self._runtime.precision, self._runtime.device):
                 logits = self._objective.logits(self._network, part)
             loss = self._objective.loss(logits, part)

@@ -14,9 +14,12 @@ from compress.data.check import require_sound
 from compress.data.folder import Dataset, Sample
 from compress.data.loader import TrainingImages, ValidationImages
 from compress.data.match import require_classes
+from compress.diagnosis import Trained, diagnosed
 from compress.progress import say, task
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
+from compress.train import own
+from compress.train.lookback import look_back
 from compress.train.loop import Fit
 from compress.train.objective import Teacher
 from compress.train.precision import Choice, choose, pick_device
@@ -61,6 +64,7 @@ def train(
             **({"init": _init_hash(init)} if init else {}),
             **({"teacher": master.weights_sha256, "teacher_card": master.card_sha256} if master else {}),
             **({"factory": factory} if factory else {}),
+            **own.sources(recipe.train, recipe.train.augment),
         },
         {part: getattr(recipe, part).model_dump(mode="json", exclude={"path"}) for part in ("data", "model", "train")},
     )
@@ -75,18 +79,12 @@ def train(
 def _train(
     step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, init: Path | None, master: Checkpoint | None
 ) -> None:
-    network, arguments = _fresh_network(recipe, dataset)
-    if init is not None:
-        fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
-        say(f"starting from {init}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
-    else:
-        models.start_from_pretrained(network)
+    network, arguments, multiple = started(recipe, dataset, init)
     if plan.inputs.get("factory"):
         rehearse(recipe.model.factory, network, dataset.channels)
     device = pick_device(recipe.train.device)
     choice = precision_of(step, recipe, device)
     say(f"training on {device} in {choice.precision} ({choice.reason})")
-    multiple = models.size_multiple(network)
     card = ModelCard(
         factory=recipe.model.factory,
         factory_sha256=plan.inputs.get("factory"),
@@ -114,10 +112,27 @@ def _train(
         None if master is None else Teacher.of(master.network(), recipe.train),
         penalty=penalty_of(recipe.train.sparsity, network, dataset.channels),
     ).run("train")
-    network.cpu().load_state_dict(fitted.weights)
+    network.load_state_dict(fitted.weights)
+    miou_train, dead = look_back(network, images, len(dataset.classes), recipe.train.batch_size)
+    trained = Trained(
+        recipe.train,
+        fitted.history,
+        fitted.best_epoch,
+        fitted.miou,
+        miou_train,
+        dead,
+        base=getattr(recipe.model, "base", None),
+        model_settings=frozenset(type(recipe.model).model_fields),
+    )
+    findings = diagnosed(trained)
+    for finding in findings:
+        say(str(finding))
+    network.cpu()
     checkpoint.save(step.path, network, card.model_copy(update={"miou_val": fitted.miou}))
     write_json(step.path / "history.json", fitted.history)
-    step.record(plan, fitted.figures())
+    step.record(
+        plan, {**fitted.figures(), "miou_train": miou_train, "diagnosis": [asdict(finding) for finding in findings]}
+    )
 
 
 def decoded(
@@ -130,6 +145,12 @@ def decoded(
 ) -> tuple[TrainingImages, ValidationImages]:
     """Training images, kept as the recipe says on `device` or in memory, and validation images, in memory: those of
     `validated`, by default the whole split."""
+    images = training_images(dataset, recipe, multiple, device)
+    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple, samples=validated)
+
+
+def training_images(dataset: Dataset, recipe: Recipe, multiple: int, device: torch.device) -> TrainingImages:
+    """Kept as the recipe says on `device` or in memory."""
     with task("decode", len(dataset.split("train"))) as bar:
         images = TrainingImages(
             dataset,
@@ -137,11 +158,13 @@ def decoded(
             crop=recipe.data.crop,
             multiple=multiple,
             cache_gb=recipe.data.cache_gb,
+            rare_crops=recipe.data.rare_crops,
+            rare_images=recipe.data.rare_images,
             device=device,
             on_image=bar.advance,
         )
     say(f"training images: {images.decoded}")
-    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple, samples=validated)
+    return images
 
 
 def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choice:
@@ -153,7 +176,12 @@ def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choi
     return choice
 
 
-def _fresh_network(recipe: Recipe, dataset: Dataset) -> tuple[nn.Module, dict[str, object]]:
+def started(recipe: Recipe, dataset: Dataset, init: Path | None) -> tuple[nn.Module, dict[str, object], int]:
+    """The recipe's network with the weights that training starts from, what its factory was called with, and what
+    sizes have to be multiples of.
+
+    Raises RecipeError where the images are too small for it, and CheckpointError.
+    """
     arguments = {
         "channels": dataset.channels,
         "classes": len(dataset.classes),
@@ -161,8 +189,14 @@ def _fresh_network(recipe: Recipe, dataset: Dataset) -> tuple[nn.Module, dict[st
     }
     torch.manual_seed(recipe.train.seed)
     network = models.build(recipe.model.factory, arguments)
-    _require_room(recipe, dataset, models.size_multiple(network))
-    return network, arguments
+    multiple = models.size_multiple(network)
+    _require_room(recipe, dataset, multiple)
+    if init is not None:
+        fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
+        say(f"starting from {init}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
+    else:
+        models.start_from_pretrained(network)
+    return network, arguments, multiple
 
 
 def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:

@@ -1,6 +1,7 @@
 """Augmentation: the mask follows the image exactly, and never holds a value that was not there."""
 
 import colorsys
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress.data.augment import Augment
+from compress.data.change import FIELDS, WIDEST, Change
+from compress.data.warp import warped
 from compress.recipe import AugmentSettings
 from export.scoring import VOID
 
@@ -63,11 +66,12 @@ def inside(masks: Tensor) -> Tensor:
 @given(
     st.integers(0, 1000),
     st.sampled_from([0.0, 10.0, 45.0, 180.0]),
+    st.sampled_from([0.0, 10.0, 30.0]),
     st.sampled_from([(1.0, 1.0), (0.8, 1.25), (0.5, 0.5), (1.7, 1.7)]),
     st.sampled_from([(48, 64), (64, 48), (63, 33)]),
 )
 def test_a_mask_follows_its_image(
-    seed: int, rotate_degrees: float, scale: tuple[float, float], size: tuple[int, int]
+    seed: int, rotate_degrees: float, shear_degrees: float, scale: tuple[float, float], size: tuple[int, int]
 ) -> None:
     masks = blobs(4, seed=seed)[:, : size[0], : size[1]]
     images, moved = augmented(
@@ -77,6 +81,7 @@ def test_a_mask_follows_its_image(
         flip_horizontal=0.5,
         flip_vertical=0.5,
         rotate_degrees=rotate_degrees,
+        shear_degrees=shear_degrees,
         scale=scale,
     )
     assert images.shape == painted(masks).shape
@@ -226,3 +231,86 @@ def test_without_augmentation_nothing_changes() -> None:
     images, moved = augmented(painted(masks), masks)
     assert torch.equal(images, painted(masks))
     assert torch.equal(moved, masks)
+
+
+def test_shear_leans_as_far_as_is_asked_and_no_further() -> None:
+    """An upright edge, and how far it leans between two rows."""
+    masks = torch.zeros(200, 96, 96, dtype=torch.uint8)
+    masks[:, :, 48:] = 1
+    _, moved = augmented(painted(masks), masks, shear_degrees=10.0)
+    left = (moved[:, (28, 68)] == 0).sum(2).float() + (moved[:, (28, 68)] == VOID).int().cumprod(2).sum(2)
+    slopes = (left[:, 1] - left[:, 0]) / 40
+    assert slopes.abs().max() == pytest.approx(math.tan(math.radians(10)), abs=0.03)
+    assert slopes.min() < -0.1 < 0.1 < slopes.max()
+
+
+def test_noise_is_gaussian_and_leaves_the_mask() -> None:
+    masks = blobs(64)
+    images, moved = augmented(painted(masks), masks, noise=0.2)
+    assert torch.equal(moved, masks)
+    added = (images - painted(masks)).flatten(1)
+    assert added.std(1).max() == pytest.approx(0.2, abs=0.02)
+    assert added.std(1).min() < 0.02
+    assert added.mean(1).abs().max() < 0.02
+    kurtosis = (added / added.std(1, keepdim=True)).pow(4).mean(1)
+    assert kurtosis.mean() == pytest.approx(3.0, abs=0.05)
+
+
+def test_a_hole_is_grey_and_void_and_of_the_size_that_is_asked_for() -> None:
+    masks = blobs(400, side=40)
+    images, moved = augmented(painted(masks), masks, cutout=0.5, cutout_side=0.5)
+    hole = moved == VOID
+    assert torch.equal(images[:, 0] == 0, hole)
+    assert torch.equal(moved[~hole], masks[~hole])
+    sizes = torch.stack([hole.any(2).sum(1), hole.any(1).sum(1)])
+    assert torch.equal(sizes.prod(0), hole.sum((1, 2)))  # rectangles
+    assert 150 < int(hole.any(2).any(1).sum()) < 250
+    assert int(sizes.max()) in (19, 20)
+    whole = (hole.any(1)[:, (0, -1)] | hole.any(2)[:, (0, -1)]).any(1).logical_not() & hole.any(2).any(1)
+    assert int(sizes[:, whole].min()) >= 9
+
+
+@pytest.mark.parametrize("policy", ["trivial", "rand"])
+def test_a_policy_moves_image_and_mask_together_and_each_image_by_itself(policy: str) -> None:
+    masks = blobs(60)
+    plain = (masks[:, None].float() - 1) * 0.6
+    images, moved = augmented(plain, masks, policy=policy)
+    sure = inside(moved)
+    for image, mask, certain in zip(images[:, 0], moved, sure, strict=True):
+        levels = [image[(mask == k) & certain] for k in range(3)]
+        shown = [level for level in levels if len(level) > 20]
+        assert all((level - level.median()).abs().mean() < 0.25 for level in shown)
+        medians = [float(level.median()) for level in shown]
+        assert medians == sorted(medians)
+    changed = (moved != masks).flatten(1).any(1).float().mean()
+    assert 0.3 < changed < 0.9  # half of the list moves, the other half is light and colour
+    assert len({tuple(mask.flatten().tolist()) for mask in moved}) > 20
+
+
+@pytest.mark.parametrize(("policy", "settings"), [("trivial", {}), ("rand", {"policy_operations": 3})])
+def test_a_policy_draws_as_many_operations_as_is_asked_and_none_is_wild(policy: str, settings: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    chosen = AugmentSettings.model_validate({**NOTHING, "policy": policy, "policy_strength": 0.5, **settings})
+    values = Change.drawn(chosen, 2000, torch.device("cpu")).values_FN
+    drawn = (values != 0).sum(0)
+    assert int(drawn.max()) == settings.get("policy_operations", 1)
+    assert (values != 0).any(1).all()  # each of the list
+    for field, row in zip(FIELDS, values, strict=True):
+        alone = row[(drawn == 1) | (policy == "trivial")].abs()
+        limit = 0.5 * WIDEST[field] * (1 if policy == "trivial" else 3)
+        assert alone.max() <= limit + 1e-6
+        assert row.min() < 0 < row.max()
+    strengths = (values[0][values[0] != 0].abs() / (0.5 * WIDEST["angle"])).unique()  # type: ignore[no-untyped-call]
+    assert (len(strengths) > 50) == (policy == "trivial")
+
+
+def test_what_is_shifted_leaves_void_behind() -> None:
+    masks = blobs(2, side=40)
+    values = torch.zeros(len(FIELDS), 2)
+    values[FIELDS.index("shift_x"), 0], values[FIELDS.index("shift_y"), 1] = 0.25, -0.1
+    images, moved = warped(Change(values), painted(masks), masks)
+    assert (moved[0, :, :10] == VOID).all()
+    assert (moved[1, -4:] == VOID).all()
+    assert torch.equal(moved[0, :, 10:], masks[0, :, :-10])
+    assert torch.equal(moved[1, :-4], masks[1, 4:])
+    assert torch.equal(images[:, 0] < 0.5, moved == VOID)

@@ -58,6 +58,8 @@ def test_evaluate_scores_a_checkpoint_and_its_bundle_alike(
             assert set(result[f"{figure}_per_class"]) == {"background", "disc"}
         assert sum(map(sum, result["confusion"])) == 6 * 48 * 64
         assert 0.9 < result["accuracy"] <= 1
+        assert set(result["boundary_f1_per_class"]) == {"background", "disc"}
+        assert 0.5 < result["boundary_f1"] <= 1
         scores.append(result["miou"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 

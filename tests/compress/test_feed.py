@@ -9,6 +9,7 @@ from support.datasets import write_dataset
 
 from compress.data.folder import open_dataset
 from compress.data.loader import TrainingImages
+from compress.data.mixing import cutmixed
 from compress.recipe import AugmentSettings, FitSettings
 from compress.train.clock import Clock
 from compress.train.feed import Fed, Feed
@@ -67,3 +68,50 @@ def test_a_step_is_fed_alike_whatever_came_before_it(data: Path, crop: tuple[int
     assert torch.equal(again.masks_NHW, second.masks_NHW)
     _, other = fed(data, crop, seed=1, **settings)
     assert not torch.equal(other.images_NCHW, second.images_NCHW)
+
+
+def test_mixup_blends_each_image_with_the_one_before_it_and_hands_its_mask_on(data: Path) -> None:
+    shares = []
+    for seed in range(8):
+        for plain, batch in zip(fed(data, seed=seed), fed(data, seed=seed, mixup=0.5, mixup_alpha=0.5), strict=True):
+            assert torch.equal(batch.masks_NHW, plain.masks_NHW)
+            if batch.second is None:
+                assert torch.equal(batch.images_NCHW, plain.images_NCHW)
+                continue
+            share = batch.second.share
+            expected = plain.images_NCHW * (1 - share) + plain.images_NCHW.roll(1, 0) * share
+            torch.testing.assert_close(batch.images_NCHW, expected)
+            assert torch.equal(batch.second.masks_NHW, plain.masks_NHW.roll(1, 0))
+            assert batch.images_NCHW.is_contiguous(memory_format=torch.channels_last)
+            shares.append(share)
+    assert 3 <= len(shares) <= 13
+    assert 0 < min(shares) < 0.2 < max(shares) <= 0.5
+
+
+def test_cutmix_takes_a_rectangle_of_the_image_before_with_its_mask(data: Path) -> None:
+    taken = []
+    for seed in range(8):
+        for plain, batch in zip(fed(data, seed=seed), fed(data, seed=seed, cutmix=1.0), strict=True):
+            assert batch.second is None
+            own, other = plain.images_NCHW, plain.images_NCHW.roll(1, 0)
+            from_other = (batch.images_NCHW != own).any(1)
+            assert torch.equal(torch.where(from_other[:, None], other, own), batch.images_NCHW)
+            differs = batch.masks_NHW != plain.masks_NHW
+            assert torch.equal(batch.masks_NHW[differs], plain.masks_NHW.roll(1, 0)[differs])
+            rows, columns = from_other.any(2).sum(1), from_other.any(1).sum(1)
+            taken += (rows * columns / 64**2).tolist()
+    assert min(taken) < 0.1
+    assert max(taken) > 0.6
+
+
+def test_cutmix_is_drawn_for_each_image_and_its_box_is_the_same_in_image_and_mask() -> None:
+    torch.manual_seed(0)
+    masks = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 32, 32).contiguous()
+    images, moved = cutmixed(AugmentSettings(cutmix=0.25), masks[:, None].float(), masks)
+    assert torch.equal(images[:, 0], moved.float())
+    assert 25 < int((moved != masks).any(2).any(1).sum()) < 75
+
+
+def test_a_single_image_has_nobody_to_mix_with() -> None:
+    image, mask = torch.rand(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
+    assert torch.equal(cutmixed(AugmentSettings(cutmix=1.0), image, mask)[0], image)

@@ -9,7 +9,6 @@ from support.fits import CPU, Pixelwise, Splits, before_each_step, fit
 from support.fits import splits as small_splits
 from support.networks import random_unet
 from torch import Tensor, nn
-from torch.optim import lr_scheduler
 
 from compress.recipe import DistillSettings
 from compress.train.objective import Teacher
@@ -20,32 +19,6 @@ from compress.train.validation import validate
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     return small_splits(tmp_path_factory.mktemp("data") / "discs")
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.25, 1.0])
-def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine(splits: Splits, tmp_path: Path, warmup: float) -> None:
-    rates: list[float] = []
-    with before_each_step(lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])):
-        fit(Pixelwise(), splits, tmp_path / "fit", epochs=10, learning_rate=0.4, warmup=warmup)
-    total, rise = 20, max(1, round(20 * warmup))
-    assert len(rates) == total
-
-    # The same from torch's own schedulers.
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=0.4)
-    linear = lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / rise)
-    for step in range(rise):
-        assert rates[step] == pytest.approx(optimizer.param_groups[0]["lr"]), step
-        optimizer.step()
-        linear.step()
-    optimizer = torch.optim.SGD([parameter], lr=0.4)
-    cosine = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, total - rise))
-    for step in range(rise, total):
-        assert rates[step] == pytest.approx(optimizer.param_groups[0]["lr"]), step
-        optimizer.step()
-        cosine.step()
-    assert max(rates) == pytest.approx(0.4)
-    assert rates[0] > 0
 
 
 def test_weight_decay_is_for_kernels_alone(splits: Splits, tmp_path: Path) -> None:

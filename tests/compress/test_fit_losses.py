@@ -17,7 +17,8 @@ from torch import Tensor
 from compress.data.folder import open_dataset
 from compress.recipe import Recipe
 from compress.train import train
-from compress.train.losses import Pixels, soft_dice
+from compress.train.pixels import Pixels
+from compress.train.regions import lovasz, soft_dice, tversky
 from export.errors import RecipeError
 from export.images import decode_indices, encode_mask
 from export.scoring import VOID
@@ -65,6 +66,19 @@ def with_dice(logits: Tensor, target: Tensor) -> Tensor:
     return cross_entropy(EQUAL)(logits, target) + 0.5 * soft_dice(Pixels.of(logits, target))
 
 
+def with_tversky(logits: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(EQUAL)(logits, target) + 0.5 * tversky(Pixels.of(logits, target), 0.9)
+
+
+def with_lovasz(logits: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(EQUAL)(logits, target) + 0.5 * lovasz(Pixels.of(logits, target))
+
+
+def hard_half(logits: Tensor, target: Tensor) -> Tensor:
+    costs = F.cross_entropy(logits, target, ignore_index=VOID, reduction="none")[target != VOID]
+    return costs.sort(descending=True).values[: len(costs) // 2].mean()
+
+
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [
@@ -74,8 +88,11 @@ def with_dice(logits: Tensor, target: Tensor) -> Tensor:
         (["class_weights=balanced"], balanced),
         (["pixel=focal", "focal_gamma=3"], focal),
         (["dice_weight=0.5"], with_dice),
+        (["tversky_weight=0.5", "tversky_missed=0.9"], with_tversky),
+        (["lovasz_weight=0.5"], with_lovasz),
+        (["pixel=ohem", "ohem_threshold=1e-6", "ohem_share=0.5"], hard_half),
     ],
-    ids=["cross-entropy", "smoothed", "weighted", "balanced", "focal", "dice"],
+    ids=["cross-entropy", "smoothed", "weighted", "balanced", "focal", "dice", "tversky", "lovasz", "ohem"],
 )
 def test_a_step_descends_the_loss_that_is_asked_for(
     data: Path, tmp_path: Path, chosen: list[str], expected: Callable[[Tensor, Tensor], Tensor]

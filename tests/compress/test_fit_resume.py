@@ -23,7 +23,9 @@ from compress.train.loop import Fitted
 STEPS = 8
 """Four epochs of two."""
 EVERYTHING = AugmentSettings(
-    flip_vertical=0.5, quarter_turn=0.5, rotate_degrees=20, scale=(0.7, 1.5), brightness=0.2, contrast=0.2, gamma=0.3
+    **{"flip_vertical": 0.5, "quarter_turn": 0.5, "rotate_degrees": 20, "shear_degrees": 5, "scale": (0.7, 1.5)},
+    **{"brightness": 0.2, "contrast": 0.2, "gamma": 0.3, "noise": 0.1, "cutout": 0.5, "cutmix": 0.5, "mixup": 0.5},
+    policy="trivial",
 )
 
 
@@ -109,14 +111,23 @@ def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "averaging": {"swa": {"start": 0.5}, "schedule": {"kind": "onecycle"}, "warmup": 0.3},
+}
+
+
+@pytest.mark.parametrize(
+    ("precision", "recipe"),
+    [("float32", "plain"), ("bfloat16", "plain"), ("float16", "plain"), ("float32", "averaging")],
+)
 def test_killed_at_any_moment_it_ends_with_the_same_bits(
-    cropped: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
+    cropped: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, recipe: str
 ) -> None:
     start = network()
 
     def run(folder: str) -> Fitted:
-        chosen: dict[str, Any] = {"learning_rate": 0.01, "save_every": 3, "augment": EVERYTHING}
+        chosen: dict[str, Any] = {"learning_rate": 0.01, "save_every": 3, "augment": EVERYTHING, **RECIPES[recipe]}
         return fit(copy.deepcopy(start), cropped, tmp_path / folder, precision=precision, **chosen)
 
     def again_and_again(folder: str, kills: list[Kill]) -> Fitted:

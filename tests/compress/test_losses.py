@@ -1,5 +1,6 @@
 """Losses against definitions written by others; void never counts, in value or in gradient."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kornia.losses import focal_loss
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_f1_score
+from torchmetrics.functional.classification import multiclass_f1_score, multiclass_jaccard_index
 
 from compress.recipe import LossSettings
-from compress.train.losses import Pixels, SegmentationLoss, class_weights, distillation, soft_dice
+from compress.train.losses import SegmentationLoss, class_weights, distillation
+from compress.train.pixels import Pixels
+from compress.train.regions import lovasz, soft_dice, tversky
 from export.errors import RecipeError, ShapeError
 from export.scoring import VOID
 
@@ -52,7 +55,11 @@ TRAINED: dict[str, Loss] = {
     "cross-entropy and dice": loss_of(),
     "weights and smoothing": weighing(dice_weight=0.5, label_smoothing=0.2),
     "focal": loss_of(pixel="focal", dice_weight=0),
-    "all": weighing(pixel="focal", focal_gamma=0.5, label_smoothing=0.1),
+    "ohem": loss_of(pixel="ohem", dice_weight=0, ohem_threshold=0.3, ohem_share=0.4),
+    "ohem, weights and smoothing": weighing(pixel="ohem", dice_weight=0, ohem_share=0.4, label_smoothing=0.2),
+    "tversky": loss_of(dice_weight=0, tversky_weight=1.0),
+    "lovasz": loss_of(dice_weight=0, lovasz_weight=1.0),
+    "all": weighing(pixel="focal", focal_gamma=0.5, label_smoothing=0.1, tversky_weight=0.3, lovasz_weight=0.7),
 }
 LOSSES: dict[str, Loss] = {**TRAINED, "distillation": distilled}
 EVERY = pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
@@ -167,15 +174,98 @@ def test_dice_is_added_with_its_weight(case: Case, weight: float) -> None:
 
 
 @settings(max_examples=50, deadline=None)
+@given(cases(), st.sampled_from([0.05, 0.4, 0.9]), st.sampled_from([0.0, 0.3, 1.0]))
+def test_ohem_is_cross_entropy_of_the_pixels_that_are_hard(case: Case, threshold: float, share: float) -> None:
+    logits, target = case
+    assume((target != VOID).any())
+    log_p = logits.log_softmax(1).gather(1, target.long().clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
+    surprise = sorted((-log_p[target != VOID]).tolist(), reverse=True)
+    least = max(1, math.ceil(share * len(surprise)))
+    hard = [cost for cost in surprise if cost >= min(surprise[least - 1], -math.log(threshold))]
+    loss = loss_of(pixel="ohem", ohem_threshold=threshold, ohem_share=share, dice_weight=0)(logits, target)
+    assert float(loss) == pytest.approx(sum(hard) / len(hard), rel=1e-4, abs=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cases(), SHARES)
+@pytest.mark.parametrize("all_of_them", [{"ohem_threshold": 1.0}, {"ohem_share": 1.0}])
+def test_ohem_of_all_pixels_is_cross_entropy(all_of_them: dict[str, float], case: Case, smoothing: float) -> None:
+    plain = weighing(label_smoothing=smoothing)(*case)
+    torch.testing.assert_close(weighing(label_smoothing=smoothing, pixel="ohem", **all_of_them)(*case), plain)
+
+
+def test_ohem_looks_where_the_network_is_wrong() -> None:
+    logits = torch.zeros(1, 2, 4, 4)
+    logits[:, 0] = 9.0
+    target = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    target[0, 0, 0], target[0, 3, 3] = 1, VOID
+    logits.requires_grad_(True)
+    loss = loss_of(pixel="ohem", ohem_share=0.0, dice_weight=0)(logits, target)
+    torch.autograd.backward(loss)
+    assert loss.item() == pytest.approx(9.0, abs=1e-3)
+    assert logits.grad is not None
+    assert logits.grad[0].any(0).nonzero().tolist() == [[0, 0]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases(), st.sampled_from([0.2, 0.7]))
+def test_tversky_is_the_formula(case: Case, missed: float) -> None:
+    logits, target = case
+    losses = []
+    for k in sorted(set(target[target != VOID].tolist())):
+        truth = (target == k).double()
+        p = logits.double().softmax(1)[:, k] * (target != VOID)
+        hits, misses, alarms = (p * truth).sum(), ((1 - p) * truth).sum(), (p * (1 - truth)).sum()
+        losses.append(float(1 - hits / (hits + missed * misses + (1 - missed) * alarms)))
+    expected = sum(losses) / len(losses) if losses else 0.0
+    assert float(tversky(Pixels.of(logits, target), missed)) == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases())
+def test_lovasz_is_the_extension_of_what_iou_loses(case: Case) -> None:
+    """By its definition over sets: each pixel's error times what IoU loses when that pixel is wrong, too."""
+    logits, target = case
+    pixels = Pixels.of(logits, target)
+    probabilities = logits.double().softmax(1)
+    losses = []
+    for k in sorted(set(target[target != VOID].tolist())):
+        errors = ((target == k).double() - probabilities[:, k]).abs()[target != VOID].tolist()
+        truth = {i for i, label in enumerate(target[target != VOID].tolist()) if label == k}
+        wrong: set[int] = set()
+        loss, lost = 0.0, 0.0
+        for i in sorted(range(len(errors)), key=lambda i: -errors[i]):
+            wrong.add(i)
+            before, lost = lost, len(wrong) / len(truth | wrong)
+            loss += errors[i] * (lost - before)
+        losses.append(loss)
+    assert float(lovasz(pixels)) == pytest.approx(sum(losses) / max(1, len(losses)), abs=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases())
+def test_lovasz_of_a_sure_network_is_torchmetrics_iou(case: Case) -> None:
+    logits, target = case
+    assume(logits.shape[1] > 1 and (target != VOID).any())
+    guess = logits.argmax(1)
+    sure = 200.0 * F.one_hot(guess, logits.shape[1]).permute(0, 3, 1, 2).float()
+    iou = multiclass_jaccard_index(guess, target.long(), logits.shape[1], average="none", ignore_index=VOID)
+    present = torch.bincount(target[target != VOID].long(), minlength=logits.shape[1]) > 0
+    assert float(lovasz(Pixels.of(sure, target))) == pytest.approx(float(1 - iou[present].mean()), abs=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
 @given(cases(), st.sampled_from([1.0, 2.0, 5.0]))
 def test_distillation_is_the_divergence_of_two_categoricals(case: Case, temperature: float) -> None:
     logits, target = case
     teacher = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     student_of, teacher_of = (
-        torch.distributions.Categorical(logits=x.permute(0, 2, 3, 1) / temperature) for x in (logits, teacher)
+        # In float64: torch says infinity where the student's probability is too small for float32.
+        torch.distributions.Categorical(logits=x.double().permute(0, 2, 3, 1) / temperature)
+        for x in (logits, teacher)
     )
     divergence = torch.distributions.kl_divergence(teacher_of, student_of)[target != VOID]
-    expected = divergence.mean() * temperature**2 if len(divergence) else torch.tensor(0.0)
+    expected = divergence.mean().float() * temperature**2 if len(divergence) else torch.tensor(0.0)
     torch.testing.assert_close(distillation(logits, teacher, target, temperature), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -224,7 +314,7 @@ def test_where_a_pixel_is_does_not_matter(loss: Loss, case: Case, seed: int) -> 
     torch.testing.assert_close(loss(moved, target.reshape(-1)[order].reshape(n, h, w)), loss(logits, target))
 
 
-@pytest.mark.parametrize("pixel", ["cross-entropy", "focal"])
+@pytest.mark.parametrize("pixel", ["cross-entropy", "focal", "ohem"])
 @settings(max_examples=20, deadline=None)
 @given(case=cases(), seed=st.integers(0, 2**20))
 def test_what_number_a_class_has_does_not_matter(pixel: str, case: Case, seed: int) -> None:
@@ -234,7 +324,9 @@ def test_what_number_a_class_has_does_not_matter(pixel: str, case: Case, seed: i
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
     renamed = torch.arange(256, dtype=torch.uint8)
     renamed[order] = torch.arange(classes, dtype=torch.uint8)
-    chosen = LossSettings.model_validate({"pixel": pixel, "label_smoothing": 0.1})
+    chosen = LossSettings.model_validate(
+        {"pixel": pixel, "label_smoothing": 0.1, "tversky_weight": 1, "lovasz_weight": 1}
+    )
     torch.testing.assert_close(
         SegmentationLoss(chosen, weights_K[order])(logits[:, order], renamed[target.long()]),
         SegmentationLoss(chosen, weights_K)(logits, target),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.data.mixing import Second
 from compress.recipe import LossSettings
 from compress.train.losses import SegmentationLoss, distillation
 from compress.train.objective import Objective, Part, Teacher
@@ -84,3 +85,17 @@ def test_a_network_pays_the_same_attention_as_itself(part: Part) -> None:
         loss_of(Objective(LOSS, None, Teacher(teacher, 0.5, 2.0, weight)), teacher, part) for weight in (9.0, 0.0)
     ]
     torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("at_once", [2, 1])
+def test_of_a_blend_each_mask_counts_with_its_share(part: Part, at_once: int) -> None:
+    network, pixels = Heads(1), LossSettings(dice_weight=0)
+    masks, others = part.masks_NHW.clone(), part.masks_NHW.roll(1, 2)
+    masks[0, :3], others[1, :5] = 255, 255  # as many pixels as there are differ from image to image
+    objective = Objective(pixels, torch.tensor([1.0, 2.0, 3.0]), None)
+    parts = objective.parts(part.images_NCHW, masks, at_once, Second(others, 0.3))
+    loss = sum(loss_of(objective, network, each) for each in parts)
+    loss_with = SegmentationLoss(pixels, torch.tensor([1.0, 2.0, 3.0]))
+    one, other = (loss_with(network(part.images_NCHW), target) for target in (masks, others))
+    torch.testing.assert_close(loss, 0.7 * one + 0.3 * other)
+    assert abs(float(one.detach() - other.detach())) > 1e-3

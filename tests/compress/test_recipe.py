@@ -22,10 +22,13 @@ FIT = {
     "warmup": SHARES,
     "ema_decay": st.floats(0, 1, exclude_max=True),
     "seed": st.integers(0, 2**63 - 1),
+    "schedule": st.fixed_dictionaries({}, optional={"kind": st.sampled_from(["onecycle", "poly", "restarts"])}),
+    "swa": st.fixed_dictionaries({}, optional={"start": st.none() | st.floats(0, 1, exclude_max=True)}),
+    "patience": st.none() | COUNTS,
     "loss": st.fixed_dictionaries(
         {},
         optional={
-            "pixel": st.sampled_from(["cross-entropy", "focal"]),
+            "pixel": st.sampled_from(["cross-entropy", "focal", "ohem"]),
             "class_weights": st.sampled_from(["equal", "balanced"]) | st.lists(POSITIVE, min_size=1, max_size=4),
             "label_smoothing": st.floats(0, 1, exclude_max=True),
         },
@@ -120,6 +123,18 @@ def test_built_in_recipes_load_by_name_and_by_path() -> None:
         # `compress run` needs to know how much to prune.
         assert recipe.prune.speedup or recipe.prune.ratio
     assert Recipe.load("demo").export.name == "coastlines"
+
+
+def test_the_articles_recipe_is_what_the_article_says() -> None:
+    recipe = Recipe.load("article")
+    train = recipe.train
+    assert recipe.data.size == (256, 256)
+    assert (train.batch_size, train.learning_rate, train.schedule.kind) == (16, 3e-4, "onecycle")
+    assert (train.loss.pixel, train.loss.dice_weight) == ("cross-entropy", 1.0)
+    augment = train.augment
+    assert (augment.flip_horizontal, augment.flip_vertical) == (0.5, 0.5)
+    assert (augment.rotate_degrees, augment.shear_degrees) == (15, 10)
+    assert augment.brightness == augment.contrast == augment.saturation == 0.2
 
 
 def test_a_folder_of_a_built_in_name_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

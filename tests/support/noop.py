@@ -30,7 +30,10 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "zero": lambda first, *_, **__: first.sum() * 0,
     "small norm": lambda parameters, *_, **__: sum(parameter.detach().sum() for parameter in parameters) * 0,
     "served": lambda network, images: [network(images)],
-    "peak": lambda schedule, _: schedule._peak,
+    "peak": lambda schedule, _: importlib.import_module("compress.train.schedule").Pace(schedule._peak),
+    "unmixed": lambda _, images, __: (images, None),
+    "no change": lambda _, count, __: _no_change(count),
+    "no fall": lambda *_: 1.0,
     "same rate": lambda optimizer, rate: [group.update(lr=rate) for group in optimizer.param_groups],
     "context": lambda *_, **__: contextlib.nullcontext(),
     "by magnitude": lambda _, network, *, channels, **__: _scores_of(network, channels=channels),
@@ -41,6 +44,11 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
 
 def _scores_of(*given: Any, **named: Any) -> Any:
     return importlib.import_module("compress.prune.importance").scores_of(*given, **named)
+
+
+def _no_change(count: int) -> Any:
+    change = importlib.import_module("compress.data.change")
+    return change.Change(importlib.import_module("torch").zeros(len(change.FIELDS), count))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,0 +1,22 @@
+"""Rectangles in a batch, one an image. N batch, H height, W width."""
+
+import torch
+from torch import Tensor
+
+
+def boxes(sides_2N: Tensor, size: tuple[int, int]) -> Tensor:
+    """True inside [N, H, W]: heights and widths are shares of the frame, centres anywhere in it, so that a box may be
+    cut off by the frame's edge."""
+    centres_2N = torch.rand(2, sides_2N.shape[1], device=sides_2N.device)
+    low_2N, high_2N = centres_2N - sides_2N / 2, centres_2N + sides_2N / 2
+    rows, columns = (
+        (place >= low_N[:, None]) & (place < high_N[:, None])
+        for place, low_N, high_N in zip(
+            ((torch.arange(length, device=sides_2N.device) + 0.5) / length for length in size),
+            low_2N,
+            high_2N,
+            strict=True,
+        )
+    )
+    inside: Tensor = rows[:, :, None] & columns[:, None, :]
+    return inside

@@ -1,0 +1,35 @@
+"""Image and mask, rotated, sheared, shifted and zoomed together: resampled once, whatever is asked for.
+
+N batch, C channels, H height, W width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from compress.data.change import Change
+from export.scoring import VOID
+
+
+def warped(change: Change, images_NCHW: Tensor, masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Images bilinear, masks nearest, about their centres; what comes from outside the frame is 0 and void."""
+    from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+
+    height, width = masks_NHW.shape[1:]
+    size = images_NCHW.new_tensor([width, height])
+    matrices = get_affine_matrix2d(
+        torch.stack([change["shift_x"], change["shift_y"]], dim=1) * size,
+        ((size - 1) / 2).expand(len(images_NCHW), 2),
+        change["zoom"].exp()[:, None].expand(-1, 2),
+        change["angle"],
+        change["shear_x"] * (math.pi / 180),
+        change["shear_y"] * (math.pi / 180),
+    )[:, :2]
+    # 0 is what comes from outside: the padding value of a normalised image, and made void in a mask by counting
+    # classes from 1 meanwhile.
+    counted = torch.where(masks_NHW == VOID, 0, masks_NHW.to(torch.int16) + 1)[:, None].to(images_NCHW.dtype)
+    images = warp_affine(images_NCHW, matrices, (height, width), "bilinear", "zeros", align_corners=False)
+    moved = warp_affine(counted, matrices, (height, width), "nearest", "zeros", align_corners=False)
+    classes = moved[:, 0].round().to(torch.int16) - 1
+    return images, torch.where(classes < 0, VOID, classes).to(torch.uint8)

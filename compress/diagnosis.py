@@ -1,0 +1,169 @@
+"""What a finished training looks like from outside, and the settings to try. Rules over plain figures; no torch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from compress.recipe import TrainSettings
+
+GAP = 0.1
+"""mIoU on training images less that on validation: beyond this it has learned the images and not the classes."""
+FALL = 0.02
+"""mIoU from the best epoch to the last."""
+RISE = 0.01
+"""mIoU over the last quarter, of a training that was not done."""
+LOW = 0.5
+"""mIoU on its own training images, of a network that could not learn them."""
+DEAD = 0.1
+"""Share of a layer's channels."""
+EXPLODED = 10.0
+"""Times `clip_norm`: the direction is then all that is left of most gradients."""
+VANISHED = 1e-5
+"""Norm of all gradients together."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or could be better."""
+
+    kind: str
+    says: str
+    tries: tuple[str, ...]
+    """Settings, as `--set` takes them."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.says}; try {', or '.join(f'--set {setting}' for setting in self.tries)}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that the rules look at."""
+
+    settings: TrainSettings
+    history: Sequence[Mapping[str, Any]]
+    """An entry an epoch, as `history.json` has them."""
+    best_epoch: int
+    miou: float
+    """Of what is kept, on the validation split."""
+    miou_train: float
+    """Of the same on some training images, not augmented."""
+    dead: Mapping[str, tuple[int, int]]
+    """By layer: channels that are zero on all these images, and all."""
+    base: int | None = None
+    """Width of the network's first level, where it has one."""
+    model_settings: frozenset[str] = frozenset()
+    """What the recipe can say of this kind of network; of one of the user's own little."""
+
+
+def diagnosed(trained: Trained) -> list[Finding]:
+    """What is worst first."""
+    rules = (_never_predicted, _gradients, _dead_channels, _learned_by_heart, _not_learned)
+    return [_possible(finding, trained.model_settings) for rule in rules for finding in rule(trained)]
+
+
+def _possible(finding: Finding, model_settings: frozenset[str]) -> Finding:
+    """Without settings that this network does not have."""
+    tries = [
+        setting
+        for setting in finding.tries
+        if not setting.startswith("model.") or setting.removeprefix("model.").partition("=")[0] in model_settings
+    ]
+    return replace(finding, tries=tuple(tries))
+
+
+def _never_predicted(trained: Trained) -> Iterator[Finding]:
+    judged = [epoch for epoch in trained.history if "confusion" in epoch]
+    kept = next((epoch for epoch in judged if epoch["epoch"] == trained.best_epoch), None)
+    if kept is None:
+        return
+    names, confusion = list(kept["iou_per_class"]), kept["confusion"]
+    seen = [name for name, row in zip(names, confusion, strict=True) if sum(row)]
+    predicted = {name for name, column in zip(names, zip(*confusion, strict=True), strict=True) if sum(column)}
+    missing = [name for name in seen if name not in predicted]
+    if missing:
+        yield Finding(
+            "classes never predicted",
+            f"{', '.join(missing)} occur on the validation split and are nowhere in the answers",
+            ("train.loss.class_weights=balanced", "data.rare_images=0.3", "train.loss.lovasz_weight=1"),
+        )
+
+
+def _gradients(trained: Trained) -> Iterator[Finding]:
+    norms = [epoch["gradient_norm"] for epoch in trained.history if epoch.get("gradient_norm") is not None]
+    rate, clip = trained.settings.learning_rate, trained.settings.clip_norm
+    late = norms[-max(1, len(norms) // 4) :]
+    skipped = sum(epoch.get("skipped", 0) for epoch in trained.history)
+    if late and fmean(late) > EXPLODED * clip:
+        yield Finding(
+            "exploding gradients",
+            f"their norm is {fmean(late):.3g} on the mean of the last epochs, and is cut down to {clip:g}",
+            (f"train.learning_rate={rate / 3:.2g}", "train.warmup=0.2"),
+        )
+    elif skipped > len(trained.history) and trained.settings.precision != "float16":
+        yield Finding(
+            "exploding gradients",
+            f"{skipped} steps had a loss or a gradient that is no number, and were skipped",
+            (f"train.learning_rate={rate / 3:.2g}", "train.precision=float32"),
+        )
+    if late and fmean(late) < VANISHED and trained.miou_train < 1 - RISE:
+        yield Finding(
+            "vanishing gradients",
+            f"their norm is {fmean(late):.1g} on the mean of the last epochs, and there is something left to learn",
+            (f"train.learning_rate={min(1000.0, rate * 3):.2g}", "model.block=residual", "train.loss.pixel=ohem"),
+        )
+
+
+def _dead_channels(trained: Trained) -> Iterator[Finding]:
+    worst = {name: found for name, found in trained.dead.items() if found[0] > DEAD * found[1]}
+    if worst:
+        named = ", ".join(f"{name} ({dead} of {width})" for name, (dead, width) in list(worst.items())[:4])
+        more = f" and {len(worst) - 4} more layers" if len(worst) > 4 else ""
+        yield Finding(
+            "dead channels",
+            f"always zero after their ReLU: {named}{more}; compress prune would take them first",
+            (f"train.learning_rate={trained.settings.learning_rate / 3:.2g}", "train.warmup=0.2"),
+        )
+
+
+def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
+    settings = trained.settings
+    decay = f"train.weight_decay={max(1e-3, settings.weight_decay * 10):.2g}"
+    policy = ("train.augment.policy=trivial",) if settings.augment.policy == "none" else ("train.augment.cutmix=0.5",)
+    gap = trained.miou_train - trained.miou
+    judged = [epoch for epoch in trained.history if epoch.get("miou") is not None]
+    if gap > GAP:
+        yield Finding(
+            "overfitting",
+            f"mIoU is {trained.miou_train:.3f} on its training images and {trained.miou:.3f} on others",
+            (*policy, decay, "model.dropout=0.1"),
+        )
+    elif judged and trained.miou - judged[-1]["miou"] > FALL and judged[-1]["epoch"] > trained.best_epoch:
+        best = next((epoch for epoch in judged if epoch["epoch"] == trained.best_epoch), judged[-1])
+        if judged[-1]["loss"] < best["loss"]:
+            yield Finding(
+                "overfitting",
+                f"mIoU on validation fell from {trained.miou:.3f} (epoch {trained.best_epoch}) to "
+                f"{judged[-1]['miou']:.3f}, while the training loss went on falling",
+                (*policy, f"train.epochs={max(1, trained.best_epoch)}", "train.patience=10"),
+            )
+
+
+def _not_learned(trained: Trained) -> Iterator[Finding]:
+    judged = [epoch for epoch in trained.history if epoch.get("miou") is not None]
+    epochs = len(trained.history)
+    before = [epoch["miou"] for epoch in judged if epoch["epoch"] <= epochs * 3 / 4]
+    longer = f"train.epochs={2 * epochs}"
+    if judged and before and trained.best_epoch == judged[-1]["epoch"] and trained.miou - max(before) > RISE:
+        yield Finding(
+            "underfitting",
+            f"mIoU was still rising when training ended, by {trained.miou - max(before):.3f} in the last quarter",
+            (longer,),
+        )
+    elif trained.miou_train < LOW and trained.miou_train - trained.miou <= GAP:
+        wider = () if trained.base is None else (f"model.base={2 * trained.base}",)
+        yield Finding(
+            "underfitting",
+            f"mIoU is {trained.miou_train:.3f} even on the training images (compress train --find-lr suggests a rate)",
+            (longer, *wider),
+        )

@@ -1,0 +1,69 @@
+"""What a learning-rate range test found, as data, and the rate that it suggests. No torch.
+
+Source of the test: Smith 2017 (arXiv:1506.01186).
+"""
+
+import math
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+MEMORY = 0.9
+"""Of the smoothed loss: a single batch says little."""
+EXPLODED = 4.0
+"""Times the lowest smoothed loss so far; what comes behind it only takes time and bends the picture."""
+LEAST_FALL = 0.01
+"""Share of the loss at the start that a tenfold rate has to bring; less is noise."""
+WARM = 10
+"""Steps at the start whose smoothed loss is little more than their own."""
+
+
+class RateTest(BaseModel):
+    """Losses of one training whose learning rate rises exponentially."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    data: str
+    """Of the dataset."""
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    """Of each step's batch, before the step."""
+
+    @property
+    def smoothed(self) -> tuple[float, ...]:
+        return tuple(smoothed(self.losses))
+
+    @property
+    def lowest(self) -> float:
+        """The rate at which the smoothed loss is least: beyond it training does not hold."""
+        curve = self.smoothed
+        return self.rates[min(range(len(curve)), key=curve.__getitem__)]
+
+    @property
+    def suggested(self) -> float | None:
+        """Where the smoothed loss falls fastest for a tenfold rate, two digits; None where it falls nowhere."""
+        curve, logs = self.smoothed, [math.log10(rate) for rate in self.rates]
+        slopes = {
+            index: (curve[index + 1] - curve[index - 1]) / (logs[index + 1] - logs[index - 1])
+            for index in range(WARM, len(curve) - 1)
+        }
+        if not slopes:
+            return None
+        steepest = min(slopes, key=slopes.__getitem__)
+        falls = slopes[steepest] < -LEAST_FALL * curve[WARM]
+        return float(f"{self.rates[steepest]:.2g}") if falls else None
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Moving averages that do not begin at zero: Kingma and Ba's bias correction (2015, arXiv:1412.6980)."""
+    mean, curve = 0.0, []
+    for step, loss in enumerate(losses, start=1):
+        mean = MEMORY * mean + (1 - MEMORY) * loss
+        curve.append(mean / (1 - MEMORY**step))
+    return curve
+
+
+def has_exploded(losses: Sequence[float]) -> bool:
+    """Whether there is nothing more to be learned from higher rates."""
+    curve = smoothed(losses)
+    return len(curve) > WARM and curve[-1] > EXPLODED * min(curve[WARM:])

@@ -1,0 +1,66 @@
+"""Which parts of a pretrained encoder learn: none at first, then one after another, the deepest first.
+
+The first steps of a fresh decoder are large and arbitrary; an encoder that follows them forgets what it was taken for.
+Gradual unfreezing: Howard and Ruder 2018 (arXiv:1801.06146).
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from compress.recipe import FreezeSettings
+from export.errors import RecipeError
+
+
+class Freezing:
+    """What of `network` stands still in which epoch: its weights, and the statistics of its BatchNorm."""
+
+    def __init__(self, network: nn.Module, settings: FreezeSettings) -> None:
+        """Raises RecipeError when something is to be frozen and there is no pretrained encoder."""
+        self._settings = settings
+        encoder = pretrained_encoder(network)
+        if settings.epochs and encoder is None:
+            raise RecipeError(
+                "freeze.epochs",
+                ["the network has no pretrained encoder that could be frozen; leave it out, or set model.pretrained"],
+            )
+        self._stages = [] if encoder is None else list(stages(encoder))
+
+    def apply(self, epoch: int) -> None:
+        """For the epoch number 0, 1, ... of a network that was just put into training mode."""
+        if not self._settings.epochs:
+            return
+        learning = self.learning(epoch)
+        for depth, stage in enumerate(self._stages):
+            learns = depth >= len(self._stages) - learning
+            for module in stage:
+                module.requires_grad_(learns)
+                if not learns:
+                    module.eval()
+
+    def learning(self, epoch: int) -> int:
+        """How many stages learn, counted from the deepest."""
+        if epoch < self._settings.epochs:
+            return 0
+        if self._settings.stage_epochs == 0:
+            return len(self._stages)
+        return min(len(self._stages), 1 + (epoch - self._settings.epochs) // self._settings.stage_epochs)
+
+
+def pretrained_encoder(network: nn.Module) -> nn.Module | None:
+    """`network.encoder` where `network.pretrained` says that its weights come from elsewhere."""
+    encoder = getattr(network, "encoder", None) if getattr(network, "pretrained", False) else None
+    return encoder if isinstance(encoder, nn.Module) else None
+
+
+def stages(encoder: nn.Module) -> Iterator[list[nn.Module]]:
+    """The parts of an encoder that have weights, from the image on: its children, those of a list one by one, a
+    normalisation together with what it normalises. An encoder without children is one stage."""
+    found: list[list[nn.Module]] = []
+    for child in encoder.children():
+        for part in child.children() if isinstance(child, nn.ModuleList) else [child]:
+            if isinstance(part, nn.BatchNorm2d) and found:
+                found[-1].append(part)
+            elif any(True for _ in part.parameters()):
+                found.append([part])
+    yield from found or [[encoder]]

@@ -1,0 +1,61 @@
+"""A finished network on some of its own training images: what it scores there, and which channels never answer.
+
+N batch, C channels, H height, W width.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.checkpoint import normalised
+from compress.data.loader import TrainingImages
+from export.scoring import ConfusionMatrix
+
+BATCHES = 8
+
+
+@torch.inference_mode()
+def look_back(
+    network: nn.Module, images: TrainingImages, classes: int, batch_size: int
+) -> tuple[float, dict[str, tuple[int, int]]]:
+    """mIoU on `BATCHES` batches that are not augmented, and of each layer the channels that are zero on all of them,
+    and all. Only what a ReLU module gives is looked at. Leaves `network` in eval mode."""
+    network.eval()
+    device = next(network.parameters()).device
+    matrix = ConfusionMatrix(classes)
+    with _highest(network) as highest:
+        for batch in images.drawn(BATCHES, batch_size):
+            answers = network(normalised(batch.images_NCHW.to(device))).argmax(1).to(torch.uint8).cpu().numpy()
+            for truth, answer in zip(batch.masks_NHW.cpu().numpy(), answers, strict=True):
+                matrix.update(truth, answer)
+    dead = {name: (int((high_C <= 0).sum()), width) for (name, width), high_C in highest.items()}
+    return matrix.miou, {name: found for name, found in dead.items() if found[0]}
+
+
+@contextmanager
+def _highest(network: nn.Module) -> Iterator[dict[tuple[str, int], Tensor]]:
+    """The highest value of each channel after each ReLU in all calls until now, by its name and width: a module that is
+    used in several places is told apart by these alone."""
+    highest: dict[tuple[str, int], Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, answer: Tensor) -> None:
+            high_C = answer.amax((0, 2, 3))
+            key = name, len(high_C)
+            highest[key] = torch.maximum(highest[key], high_C) if key in highest else high_C
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ReLU | nn.ReLU6)
+    ]
+    try:
+        yield highest
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,94 @@
+"""An augmentation, a loss or a schedule of the user's own, by the seam that their own networks have (`compress.own`).
+
+Each is a function that the recipe names, called as is; what it gives is checked at every call.
+
+N batch, C channels, K classes, H height, W width.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from compress.own import OwnCode, is_own
+from compress.recipe import AugmentSettings, FitSettings
+from export.errors import RecipeError
+
+Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Shape = Callable[[int, int], float]
+
+
+def augmentation(name: str) -> Augmentation:
+    """`function(images_NCHW, masks_NHW)` gives both again, changed: floats of about -1 to 1, and uint8 with 255 for
+    void. What is random in it comes from torch's global generators, so that a run that goes on draws the same.
+
+    Raises RecipeError, here where there is no such function, and later where it gives something else.
+    """
+    code = OwnCode(name, "an augmentation", RecipeError)
+    function = code.guarded(code.found())
+
+    def augmented(images_NCHW: Tensor, masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
+        given = function(images_NCHW, masks_NHW)
+        wanted = f"images {list(images_NCHW.shape)} in float32 and masks {list(masks_NHW.shape)} in uint8"
+        if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(one, Tensor) for one in given):
+            raise code.wrong(f"it gives no pair of tensors; wanted are {wanted}")
+        images, masks = given
+        if images.shape != images_NCHW.shape or masks.shape != masks_NHW.shape:
+            raise code.wrong(f"it gives {list(images.shape)} and {list(masks.shape)}; wanted are {wanted}")
+        if images.dtype != torch.float32 or masks.dtype != torch.uint8:
+            raise code.wrong(f"it gives {images.dtype} and {masks.dtype}; wanted are {wanted}")
+        return images, masks
+
+    return augmented
+
+
+def loss(name: str) -> Loss:
+    """`function(logits_NKHW, target_NHW)` gives a scalar to make small: logits in float32, zero in void, and classes in
+    int64 with 255 for void, which it has to leave out.
+
+    Raises RecipeError, here where there is no such function, and later where it gives something else.
+    """
+    code = OwnCode(name, "a loss", RecipeError)
+    function = code.guarded(code.found())
+
+    def checked(logits_NKHW: Tensor, target_NHW: Tensor) -> Tensor:
+        given = function(logits_NKHW, target_NHW)
+        if not isinstance(given, Tensor) or given.ndim or not given.is_floating_point():
+            form = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
+            raise code.wrong(f"what it gives is {form}; a scalar tensor of floats is wanted")
+        return given
+
+    return checked
+
+
+def schedule(name: str) -> Shape:
+    """`function(step, steps)` gives the share of the peak learning rate that step 0, 1, ... of so many has.
+
+    It may know nothing else: a run that goes on asks for the steps that are left. Raises RecipeError, here where there
+    is no such function, and later where it gives something else.
+    """
+    code = OwnCode(name, "a schedule", RecipeError)
+    function = code.guarded(code.found())
+
+    def shape(step: int, steps: int) -> float:
+        given = function(step, steps)
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+            raise code.wrong(f"of step {step} of {steps} it gives {given!r}; a number from 0 on is wanted")
+        return float(given)
+
+    return shape
+
+
+def sources(settings: FitSettings, augment: AugmentSettings) -> dict[str, str]:
+    """SHA-256 of the files that a training's own parts stand in, by what they are: an edit is another training.
+
+    Raises RecipeError when there is no such file.
+    """
+    named = {"augment": augment.own, "loss": settings.loss.own, "schedule": settings.schedule.kind}
+    return {
+        f"own_{part}": OwnCode(name, f"a part ({part})", RecipeError).source_sha256()
+        for part, name in named.items()
+        if name is not None and is_own(name)
+    }

@@ -1,0 +1,149 @@
+"""What a training is told at its end: each finding where its cause is, none elsewhere, and settings that exist."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.fits import Splits
+from support.fits import splits as small_splits
+from torch import Tensor, nn
+
+from compress.diagnosis import Trained, diagnosed
+from compress.recipe import Recipe, TrainSettings
+from compress.steps import read_record
+from compress.train import train
+from compress.train.lookback import look_back
+
+
+def epoch(number: int, *, loss: float, miou: float, norm: float = 0.5, **more: Any) -> dict[str, Any]:
+    return {
+        **{"epoch": number, "loss": loss, "gradient_norm": norm, "skipped": 0, "miou": miou},
+        **{"iou_per_class": {"a": 0.8, "b": 0.8}, "confusion": [[50, 5], [5, 40]], **more},
+    }
+
+
+HEALTHY = Trained(
+    settings=TrainSettings(),
+    history=[epoch(n, loss=1 / n, miou=0.8 - 0.2 / n) for n in range(1, 21)],
+    best_epoch=20,
+    miou=0.79,
+    miou_train=0.82,
+    dead={"up.relu": (1, 64)},
+    base=32,
+    model_settings=frozenset({"base", "block", "dropout"}),
+)
+
+
+def with_norm(norm: float) -> Trained:
+    return replace(HEALTHY, history=[{**entry, "gradient_norm": norm} for entry in HEALTHY.history])
+
+
+SICK: dict[str, tuple[Trained, str]] = {
+    "by heart": (replace(HEALTHY, miou_train=0.95), "overfitting"),
+    "worse in the end": (
+        replace(HEALTHY, history=[*HEALTHY.history, epoch(21, loss=0.01, miou=0.6)], best_epoch=20),
+        "overfitting",
+    ),
+    "not done": (
+        replace(HEALTHY, history=[epoch(n, loss=1, miou=0.03 * n) for n in range(1, 21)], miou=0.6, miou_train=0.6),
+        "underfitting",
+    ),
+    "too small": (replace(HEALTHY, miou=0.3, miou_train=0.32, best_epoch=3), "underfitting"),
+    "one of two": (
+        replace(HEALTHY, history=[{**entry, "confusion": [[60, 0], [40, 0]]} for entry in HEALTHY.history]),
+        "classes never predicted",
+    ),
+    "exploding": (with_norm(100.0), "exploding gradients"),
+    "skipped": (
+        replace(HEALTHY, history=[{**entry, "skipped": 3} for entry in HEALTHY.history]),
+        "exploding gradients",
+    ),
+    "vanishing": (with_norm(1e-7), "vanishing gradients"),
+    "dead": (replace(HEALTHY, dead={"stem.2": (20, 32), "down.0": (2, 32)}), "dead channels"),
+}
+
+
+def test_a_healthy_training_has_no_finding() -> None:
+    assert diagnosed(HEALTHY) == []
+
+
+@pytest.mark.parametrize(("trained", "kind"), SICK.values(), ids=list(SICK))
+def test_each_illness_is_found_alone_and_its_remedies_exist(trained: Trained, kind: str) -> None:
+    (finding,) = diagnosed(trained)
+    assert finding.kind == kind
+    assert finding.tries
+    for setting in finding.tries:
+        assert Recipe.load(None, [setting]) != Recipe(), setting
+        assert f"--set {setting}" in str(finding)
+
+
+def test_what_is_missing_and_what_is_dead_is_named() -> None:
+    (missing,) = diagnosed(SICK["one of two"][0])
+    assert missing.says.startswith("b occur")
+    (dead,) = diagnosed(SICK["dead"][0])
+    assert "stem.2 (20 of 32)" in dead.says
+    assert "down.0" not in dead.says
+
+
+def test_a_network_of_ones_own_is_not_told_to_change_what_it_does_not_have() -> None:
+    settings = [
+        setting
+        for trained, _ in SICK.values()
+        for finding in diagnosed(replace(trained, model_settings=frozenset()))
+        for setting in finding.tries
+    ]
+    assert settings
+    assert not any(setting.startswith("model.") for setting in settings)
+
+
+def test_a_class_that_does_not_occur_need_not_be_predicted() -> None:
+    history = [epoch(n, loss=1 / n, miou=0.79, confusion=[[60, 0], [0, 0]]) for n in range(1, 21)]
+    assert diagnosed(replace(HEALTHY, history=history)) == []
+
+
+class HalfDead(nn.Module):
+    """Says class 1 where it is bright; of its four channels one never answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(1, 4, 1)
+        self.relu = nn.ReLU()
+        self.head = nn.Conv2d(4, 2, 1)
+        with torch.no_grad():
+            self.spread.weight.copy_(torch.tensor([1.0, -1.0, 1.0, 1.0])[:, None, None, None])
+            self.spread.bias.copy_(torch.tensor([0.0, 0.0, 5.0, -5.0]))  # type: ignore[union-attr]
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.relu(self.spread(image)))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return small_splits(tmp_path_factory.mktemp("data") / "discs")
+
+
+def test_channels_that_never_answer_are_counted(splits: Splits) -> None:
+    network = HalfDead()
+    miou, dead = look_back(network, splits[0], 2, 4)
+    assert dead == {"relu": (1, 4)}
+    assert 0 <= miou <= 1
+    assert not network.relu._forward_hooks
+
+
+def test_a_training_that_learns_nothing_is_told_so(
+    discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = ["model.base=8", "model.depth=1", "train.epochs=2", "train.precision=float32", "train.learning_rate=1e-8"]
+    made = train(discs, tmp_path / "out", Recipe.load(None, small))
+    result = (read_record(made.path) or {})["result"]
+    assert result["miou_train"] < 0.6
+    kinds = {finding["kind"] for finding in result["diagnosis"]}
+    assert kinds & {"underfitting", "classes never predicted"}
+    err = capfd.readouterr().err
+    assert all(kind in err for kind in kinds)
+    history = json.loads((made.path / "history.json").read_text())
+    assert all(entry["gradient_norm"] > 0 and entry["skipped"] == 0 for entry in history)

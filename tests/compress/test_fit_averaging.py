@@ -1,0 +1,118 @@
+"""The end of a training: when nothing gets better any more, and with the mean of its last epochs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.fits import CPU, Pixelwise, Splits, before_each_step, fit
+from support.fits import splits as small_splits
+from torch import Tensor, nn
+
+from compress.train.batchnorm import reestimate
+from compress.train.validation import validate
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return small_splits(tmp_path_factory.mktemp("data") / "discs")
+
+
+def mean_of_epochs(network: nn.Module, splits: Splits, folder: Path, first: int, **settings: Any) -> dict[str, Tensor]:
+    """The weights that `network` has at the end of each epoch from the `first` on, averaged."""
+    seen: list[dict[str, Tensor]] = []
+
+    def look(_: torch.optim.Optimizer) -> None:
+        seen.append({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
+
+    with before_each_step(look):
+        fit(network, splits, folder, **settings)
+    look(torch.optim.SGD(network.parameters()))
+    # Before the first step of an epoch the weights are those of the last one's end; there are two steps in each.
+    ends = seen[2::2][first - 1 :]
+    return {name: torch.stack([end[name].float() for end in ends]).mean(0) for name in ends[0]}
+
+
+def test_the_average_of_the_last_epochs_is_judged_with_statistics_of_its_own(splits: Splits, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 6, "swa": {"start": 0.5, "rate": 1.0}, "batch_size": 4}
+    mean = mean_of_epochs(Pixelwise(), splits, tmp_path / "seen", 4, **settings)
+    fitted = fit(Pixelwise(), splits, tmp_path / "fit", **settings)
+
+    network = Pixelwise()
+    network.load_state_dict(mean)
+    before = validate(network, splits[1], CPU).miou
+    reestimate(network, splits[0], batch_size=4)
+    figure = validate(network, splits[1], CPU).miou
+    assert figure != before
+    assert fitted.history[-1]["swa"]["miou"] == pytest.approx(figure)
+    saved = torch.load(tmp_path / "fit" / "training_state.pt", weights_only=True)["swa"]
+    torch.testing.assert_close(saved["head.weight"], mean["head.weight"])
+    assert saved["steps"] == 3
+
+
+class Grows(nn.Module):
+    """Its classes are told apart by a threshold that every step moves by the learning rate, whatever the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.threshold = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.norm(image) - self.threshold
+        return torch.cat([-x, x], 1)
+
+
+def test_the_average_is_taken_where_it_is_better_than_every_epoch(splits: Splits, tmp_path: Path) -> None:
+    fitted = fit(Grows(), splits, tmp_path / "fit", epochs=8, learning_rate=1.0, swa={"start": 0.25, "rate": 1.0})
+    of_epochs = max(epoch["miou"] for epoch in fitted.history)
+    figure = fitted.history[-1]["swa"]["miou"]
+    assert fitted.miou == max(of_epochs, figure)
+    again = Grows()
+    again.load_state_dict(fitted.weights)
+    assert validate(again, splits[1], CPU).miou == pytest.approx(fitted.miou)
+
+
+def test_a_training_without_averaging_has_none(splits: Splits, tmp_path: Path) -> None:
+    fitted = fit(Pixelwise(), splits, tmp_path / "fit")
+    assert "swa" not in fitted.history[-1]
+
+
+class Stuck(nn.Module):
+    """Says the same whatever it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2))
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = torch.cat([torch.ones_like(image), -torch.ones_like(image)], 1)
+        return logits + 0 * self.bias[None, :, None, None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({}, 12),
+        ({"patience": 3}, 4),
+        ({"patience": 3, "validate_every": 2}, 8),
+        ({"patience": 3, "keep_from": 0.5}, 10),
+        ({"patience": 20}, 12),
+    ],
+)
+def test_patience_counts_validations_without_a_better_epoch(
+    splits: Splits, tmp_path: Path, settings: dict[str, Any], epochs: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fitted = fit(Stuck(), splits, tmp_path / "fit", epochs=12, **settings)
+    assert len(fitted.history) == epochs
+    assert (f"stopped after epoch {epochs} of 12" in capfd.readouterr().err) == (epochs < 12)
+    assert fitted.weights.keys() == {"bias"}
+
+
+def test_what_was_stopped_is_not_gone_on_with(splits: Splits, tmp_path: Path) -> None:
+    first = fit(Stuck(), splits, tmp_path / "fit", epochs=12, patience=2)
+    steps: list[int] = []
+    with before_each_step(lambda _: steps.append(1)):
+        again = fit(Stuck(), splits, tmp_path / "fit", epochs=12, patience=2)
+    assert not steps
+    assert again.history == first.history

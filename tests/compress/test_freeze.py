@@ -1,0 +1,103 @@
+"""A pretrained encoder stands still as long as is asked, weights and statistics, and wakes stage by stage."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.fits import Pixelwise, Splits, fit
+from support.fits import splits as small_splits
+from torch import Tensor, nn
+
+from compress.models import encoders
+from compress.train.freeze import stages
+from export.errors import RecipeError
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return small_splits(tmp_path_factory.mktemp("data") / "discs")
+
+
+def stage(channels_in: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels_in, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+
+
+class Stages(nn.Module):
+    """Three, of which two are in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = stage(1)
+        self.levels = nn.ModuleList([stage(3), stage(3)])
+
+    def forward(self, image: Tensor) -> Tensor:
+        x: Tensor = self.stem(image)
+        for level in self.levels:
+            x = level(x)
+        return x
+
+
+class OnAnEncoder(nn.Module):
+    def __init__(self, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.encoder = Stages()
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(image))
+        return logits
+
+
+PARTS = ("encoder.stem", "encoder.levels.0", "encoder.levels.1", "head")
+
+
+def moved(network: nn.Module, splits: Splits, folder: Path, **settings: Any) -> list[str]:
+    """A word for each epoch: which of `PARTS` it moved, weights or statistics."""
+    seen: list[dict[str, Tensor]] = []
+
+    def look(module: nn.Module, _: Any = None) -> None:
+        if module.training:
+            seen.append({name: tensor.detach().clone() for name, tensor in module.state_dict().items()})
+
+    network.register_forward_pre_hook(look)
+    fit(network, splits, folder, encoder_rate=1.0, **settings)
+    look(network.train())
+
+    def word(before: dict[str, Tensor], after: dict[str, Tensor]) -> str:
+        changed = [name for name in before if not torch.equal(before[name], after[name])]
+        return "".join("01"[any(name.startswith(part) for name in changed)] for part in PARTS)
+
+    return [word(*pair) for pair in pairwise(seen[::2])]  # two steps an epoch
+
+
+FREEZES: list[tuple[dict[str, int], list[str]]] = [
+    ({}, ["1111"] * 5),
+    ({"epochs": 2}, ["0001", "0001", "1111", "1111", "1111"]),
+    ({"epochs": 1, "stage_epochs": 1}, ["0001", "0011", "0111", "1111", "1111"]),
+    ({"epochs": 1, "stage_epochs": 2}, ["0001", "0011", "0011", "0111", "0111"]),
+]
+
+
+@pytest.mark.parametrize(("freeze", "expected"), FREEZES)
+def test_stages_wake_when_they_are_asked_to(
+    splits: Splits, tmp_path: Path, freeze: dict[str, int], expected: list[str]
+) -> None:
+    assert moved(OnAnEncoder(), splits, tmp_path / "fit", epochs=5, freeze=freeze) == expected
+
+
+def test_a_network_without_a_pretrained_encoder_has_nothing_to_freeze(splits: Splits, tmp_path: Path) -> None:
+    for network in (Pixelwise(), OnAnEncoder(pretrained=False)):
+        with pytest.raises(RecipeError, match="no pretrained encoder"):
+            fit(network, splits, tmp_path / "fit", freeze={"epochs": 1})
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 5), ("efficientnet-lite0", 6)])
+def test_every_weight_of_an_encoder_is_in_one_stage(name: str, count: int) -> None:
+    encoder = encoders.make(name, 3)
+    found = list(stages(encoder))
+    assert len(found) == count
+    inside = [id(parameter) for parts in found for part in parts for parameter in part.parameters()]
+    assert sorted(inside) == sorted(id(parameter) for parameter in encoder.parameters())
