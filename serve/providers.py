@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 # Each of the packages replaces the package onnxruntime.
 _PROVIDERS: dict[Provider, tuple[str, str]] = {
-    "cpu": (CPU, "onnxruntime"),
-    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
-    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
-    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    Provider.CPU: (CPU, "onnxruntime"),
+    Provider.OPENVINO: ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    Provider.CUDA: ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    Provider.TENSORRT: ("TensorrtExecutionProvider", "onnxruntime-gpu"),
 }
 
 

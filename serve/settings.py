@@ -27,7 +27,7 @@ class ServeSettings(BaseModel):
 
     threads_per_run: int = Field(default=1, ge=1)
     """Threads of one run of the model. One each, with as many runs as cores, costs the least CPU an image."""
-    providers: tuple[Provider, ...] = Field(default=("cpu",), min_length=1)
+    providers: tuple[Provider, ...] = Field(default=(Provider.CPU,), min_length=1)
     """What runs the models: the first that is there and takes an operator. CPU comes last by itself."""
     concurrency: int = Field(default_factory=usable_cores, ge=1)
     """Requests in work at once, over all models. Default: the cores this process may use."""

@@ -107,7 +107,7 @@ def command(
             batch_delay_seconds=batch_delay_ms / 1000,
             size_bucket=size_bucket,
             memory_pool=memory_pool,
-            providers=tuple(providers or ("cpu",)),
+            providers=tuple(providers or (Provider.CPU,)),
             deadline_seconds=deadline_seconds,
             grace_seconds=grace_seconds,
             drain_seconds=drain_seconds,

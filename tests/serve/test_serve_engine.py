@@ -23,6 +23,7 @@ from export.bundle import Bundle
 from export.errors import UsageError
 from export.images import U8, decode_indices, encode_image
 from export.runtime import OnnxModel, available_providers
+from export.sessions import Provider
 from serve.app import create_app
 from serve.metrics import Stages
 from serve.pipeline import Sizes, Work, run_together
@@ -228,9 +229,9 @@ def test_memory_does_not_change_masks(bundle: Bundle, pool: str) -> None:
 def test_a_provider_that_is_missing_is_said_and_what_serves_instead(bundle: Bundle) -> None:
     assert "CUDAExecutionProvider" not in available_providers(), "this test is for machines without"
     with pytest.raises(UsageError, match=r"cuda is not in this onnxruntime .*onnxruntime-gpu.*name cpu as well"):
-        create_app([bundle.path], ServeSettings(providers=("cuda",)))
+        create_app([bundle.path], ServeSettings(providers=(Provider.CUDA,)))
     with logged() as records:
-        create_app([bundle.path], ServeSettings(providers=("tensorrt", "cuda", "cpu")))
+        create_app([bundle.path], ServeSettings(providers=(Provider.TENSORRT, Provider.CUDA, Provider.CPU)))
     said = [record.getMessage() for record in records if record.levelname == "WARNING"]
     assert [words.split(" is not")[0] for words in said] == ["provider tensorrt", "provider cuda"]
     assert all(words.endswith("falling back on CPUExecutionProvider") for words in said)

@@ -114,7 +114,7 @@ def test_metrics_parse_and_keep_prometheus_naming_rules(client: httpx.Client) ->
         assert family.documentation.endswith(".")
         assert not re.search(r"_(ms|milliseconds|kb|mb|percent)\b", name)
         if family.type == "histogram":
-            assert name.endswith("_seconds")
+            assert name.endswith(("_seconds", "_images")), "a unit, or what is counted"
         if family.type == "counter":
             assert {sample.name for sample in family.samples} <= {f"{name}_total", f"{name}_created"}
         else:

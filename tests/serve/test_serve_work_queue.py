@@ -258,8 +258,10 @@ def test_who_leaves_while_a_batch_waits_for_more_is_not_computed() -> None:
                 await asyncio.sleep(0)
             tasks[0].cancel()
             await asyncio.sleep(0.1)
-            for index in (3, 4, 5):  # with the second and the third, which is not known to be late yet, a full batch
-                tasks.append(asyncio.create_task(queue.run(partial(begun.append, index), deadline_seconds=60)))
+            # With the second and the third, which is not known to be late yet, a full batch.
+            tasks += [
+                asyncio.create_task(queue.run(partial(begun.append, index), deadline_seconds=60)) for index in (3, 4, 5)
+            ]
             return await asyncio.gather(*tasks[:5], return_exceptions=True)
 
     first, second, third, fourth, fifth = asyncio.run(scenario())
