@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test lint format constraints container clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -42,6 +42,10 @@ constraints: ## pin the newest versions in constraints.txt; torch stays
 	@head -n 1 constraints.txt > build/constraints.txt
 	@build/newest/bin/pip list --format=freeze --exclude pip --exclude segpress | sed 's/+cpu$$//' >> build/constraints.txt
 	@mv build/constraints.txt constraints.txt && rm -rf build/newest
+
+container: $(VENV)/.dev ## build the server's image with buildah and prove that it runs
+	PYTHON=$(BIN)/python serve/deploy/container.sh
+	$(BIN)/python -m pytest tests/serve/test_serve_container.py
 
 clean: ## remove everything that was made, the environment included; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .cache .*_cache .hypothesis
