@@ -1,8 +1,8 @@
 """The pages for people: what is served, a place to try it, and every route. All they need comes from this server.
 
 FastAPI's own documentation page loads its scripts from elsewhere; this one is made from the same OpenAPI
-document and needs no script at all. Scripts and styles are files of their own, since the policy in serve/headers.py lets
-nothing run that stands in a page.
+document and needs no script at all. Scripts and styles are files of their own, since the policy in
+serve/headers.py lets nothing run that stands in a page.
 """
 
 from collections.abc import Iterable

@@ -12,6 +12,7 @@ let file = null;
 let request = null;
 let scrapes = [];
 
+/** Why there is no answer, in words for whoever asked. */
 class Refusal extends Error {}
 
 element("form").addEventListener("submit", (event) => {
@@ -63,9 +64,9 @@ async function send() {
     tell(`${file.name}: ${answer.width} × ${answer.height} pixels.${rest}`);
   } catch (error) {
     if (mine.signal.aborted) return;
-    tell("", error instanceof Refusal ? error.message : "The server cannot be reached. Is it still running?");
+    // Such as a model that was replaced in between by one with other classes.
+    tell("", error instanceof Refusal ? error.message : `This page cannot show the answer; load it again (${error}).`);
   }
-  scrape();
 }
 
 async function ask(name, image, signal) {
@@ -89,7 +90,10 @@ async function ask(name, image, signal) {
 
 /** The response, unless it is a problem, which is told in words. */
 async function taken(coming) {
-  const response = await coming;
+  const response = await coming.catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal("The server cannot be reached. Is it still running?");
+  });
   if (response.ok) return response;
   const text = await response.text();
   let problem = {};

@@ -16,6 +16,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 from support.browsers import MISSING, chromium
 from support.bundles import expected_mask
+from support.servers import serving
 
 from export.bundle import Bundle
 from export.images import U8
@@ -55,10 +56,10 @@ def browser() -> Iterator[WebDriver]:
 @pytest.fixture
 def page(browser: WebDriver, base_url: str) -> Iterator[WebDriver]:
     """The page just opened; in the end nothing may stand in its console but what the server refused."""
-    browser.get_log("browser")
+    browser.get_log("browser")  # type: ignore[no-untyped-call]
     browser.get(base_url)
     yield browser
-    complaints = [line["message"] for line in browser.get_log("browser")]
+    complaints = [line["message"] for line in browser.get_log("browser")]  # type: ignore[no-untyped-call]
     assert [line for line in complaints if "the server responded with a status of 4" not in line] == []
 
 
@@ -88,7 +89,7 @@ def until_shown(browser: WebDriver, name: str) -> WebElement:
 
 def pixels(browser: WebDriver, canvas: str, shape: tuple[int, int]) -> U8:
     """RGBA of a canvas."""
-    return np.array(browser.execute_script(_PIXELS, canvas), dtype=np.uint8).reshape(*shape, 4)  # type: ignore[no-untyped-call]
+    return np.array(browser.execute_script(_PIXELS, canvas), dtype=np.uint8).reshape(*shape, 4)
 
 
 def rows(browser: WebDriver, table: str) -> dict[str, float]:
@@ -116,7 +117,7 @@ def test_the_classes_are_drawn_over_the_image(page: WebDriver, picture: Path, im
 
 
 def test_a_dropped_image_is_sent(page: WebDriver, picture: Path) -> None:
-    page.execute_script(_DROP, base64.b64encode(picture.read_bytes()).decode(), "dropped.png")  # type: ignore[no-untyped-call]
+    page.execute_script(_DROP, base64.b64encode(picture.read_bytes()).decode(), "dropped.png")
     until_shown(page, "result")
     assert "dropped.png" in at(page, "status").text
 
@@ -152,10 +153,17 @@ def test_a_refusal_is_told_in_words(page: WebDriver, tmp_path: Path) -> None:
     at(page, "file").send_keys(str(broken))
     message = until_shown(page, "error")
     assert message.get_attribute("role") == "alert"
-    assert "400 Bad Request" in message.text
+    assert "415 Unsupported Media Type" in message.text
     assert "request " in message.text
     assert "{" not in message.text
     assert not at(page, "result").is_displayed()
+
+
+def test_a_server_that_is_gone_is_told_of(browser: WebDriver, bundle: Bundle, picture: Path) -> None:
+    with serving([bundle.path]) as url:
+        browser.get(url)
+    at(browser, "file").send_keys(str(picture))
+    assert "cannot be reached" in until_shown(browser, "error").text
 
 
 def test_without_an_image_it_asks_for_one(page: WebDriver) -> None:
@@ -189,11 +197,11 @@ def test_quantiles_are_those_between_two_scrapes(page: WebDriver) -> None:
 
     before = scraped({"0.01": 5, "0.03": 5, "+Inf": 6})
     after = scraped({"0.01": 15, "0.03": 105, "+Inf": 106})
-    count, median, highest = page.execute_async_script(_LOAD, before, after)  # type: ignore[no-untyped-call]
+    count, median, highest = page.execute_async_script(_LOAD, before, after)
     assert (count, median) == (100, pytest.approx(0.01 + 0.02 * 40 / 90))
     assert highest == pytest.approx(0.01 + 0.02 * 89 / 90)
     # A server that began anew counts from zero.
-    assert page.execute_async_script(_LOAD, after, before) is None  # type: ignore[no-untyped-call]
+    assert page.execute_async_script(_LOAD, after, before) is None
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -207,8 +215,8 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(
         if path == "/":
             at(browser, "file").send_keys(str(picture))
             until_shown(browser, "result")
-        browser.execute_script(axe)  # type: ignore[no-untyped-call]
-        found = browser.execute_async_script("axe.run().then(arguments[0])")  # type: ignore[no-untyped-call]
+        browser.execute_script(axe)
+        found = browser.execute_async_script("axe.run().then(arguments[0])")
         assert [(f["id"], [node["html"] for node in f["nodes"]]) for f in found["violations"]] == []
-        wide = browser.execute_script("return document.documentElement.scrollWidth")  # type: ignore[no-untyped-call]
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width
