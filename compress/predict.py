@@ -1,21 +1,15 @@
 """`compress predict`: a folder of images becomes masks and overlays."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from compress.anymodel import ONE_LOOK, AnyModel, load_model
 from compress.progress import task
-from export.bands import as_rgb
 from export.errors import ImageError, UsageError
 from export.files import make_folder, write_atomic
-from export.images import SUFFIXES, U8, decode, encode_image, encode_mask
+from export.images import SUFFIXES, decode, encode_image, encode_mask
+from export.overlay import overlay
 from export.refine import Refinement
-
-OPACITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,13 +42,6 @@ def predict(
             written.append(_predict_one(model, source, out))
             bar.advance()
     return written
-
-
-def overlay(image_HWC: U8, mask_HW: U8, colours: Sequence[tuple[int, int, int]]) -> U8:
-    """What people are shown of the image, with each class washed in its colour, RGB HWC."""
-    rgb = as_rgb(image_HWC).astype(np.float32)
-    painted: NDArray[np.float32] = np.asarray(colours, dtype=np.float32)[mask_HW]
-    return np.asarray((1 - OPACITY) * rgb + OPACITY * painted, dtype=np.uint8)
 
 
 def _predict_one(model: AnyModel, source: Path, out: Path) -> Prediction:

@@ -3,15 +3,16 @@
 H height, W width, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from pycocotools import mask as coco
 from pydantic import BaseModel, ConfigDict
 
-from export.images import U8, encode_mask
+from export.images import U8, encode_image, encode_mask
 from export.manifest import Manifest
+from export.overlay import overlay
 from serve.problems import ProblemError
 
 PNG = "image/png"
@@ -103,24 +104,30 @@ def to_raw(mask_HW: U8, _manifest: Manifest) -> Answer:
     return Answer(RAW, mask_HW.tobytes(), {"X-Mask-Shape": f"{height},{width}", "X-Mask-Dtype": "uint8"})
 
 
+def to_picture(image_HWC: U8, mask_HW: U8, manifest: Manifest) -> Answer:
+    """A PNG for people: the image under the colours of the classes."""
+    return Answer(PNG, encode_image(overlay(image_HWC, mask_HW, manifest.colours)))
+
+
 Encoder = Callable[[U8, Manifest], Answer]
 
 ENCODERS: dict[str, Encoder] = {PNG: to_png, JSON: to_json, RAW: to_raw}
 """In the order in which they are preferred when a client takes several alike."""
 
 
-def negotiate(accept: str) -> Encoder:
-    """The encoder for an Accept header; PNG when it is empty or takes anything.
+def negotiate(accept: str, *, among: Sequence[str] = tuple(ENCODERS)) -> Encoder:
+    """The encoder for an Accept header, of the media types `among` which one is sent; the first when it is empty or
+    takes anything.
 
     Raises ProblemError 406. Source: RFC 9110, 12.5.1.
     """
     ranges = [_media_range(item) for item in accept.split(",") if item.strip()]
     if not ranges:
-        return to_png
-    wanted = {media_type: _quality(media_type, ranges) for media_type in ENCODERS}
+        return ENCODERS[among[0]]
+    wanted = {media_type: _quality(media_type, ranges) for media_type in among}
     best = max(wanted, key=lambda media_type: wanted[media_type])
     if wanted[best] <= 0:
-        detail = f"Accept {accept!r} leaves nothing that can be sent; accept one of {', '.join(ENCODERS)}"
+        detail = f"Accept {accept!r} leaves nothing that can be sent; accept one of {', '.join(among)}"
         raise ProblemError(406, "not_acceptable", detail)
     return ENCODERS[best]
 

@@ -1,12 +1,12 @@
 """The image endpoint: an image file in, its mask out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from export.images import U8
-from serve.answers import JSON, PNG, RAW, Answer, Segmentation, negotiate
+from serve.answers import ENCODERS, JSON, PNG, RAW, Answer, Segmentation, negotiate, to_picture
 from serve.dispatch import DEADLINE_PARAMETER, deadline_of, dispatch, refuse_if_full, unless_the_client_leaves
 from serve.limits import IMAGE_TYPES, MULTIPART, ContentType
 from serve.openapi import problems, reference
@@ -67,7 +67,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "parameters": [DEADLINE_PARAMETER],
     },
 )
-async def segment_image(name: str, request: Request) -> Response:
+async def segment_image(
+    name: str,
+    request: Request,
+    picture: Annotated[
+        bool, Query(alias="overlay", description="A PNG for people instead: the image under the colours of the classes")
+    ] = False,
+) -> Response:
     """Send an image file as the body and get the class of each of its pixels.
 
     The mask comes as a PNG of class indices unless Accept asks for application/json (area and COCO run
@@ -75,28 +81,32 @@ async def segment_image(name: str, request: Request) -> Response:
     """
     service = service_of(request)
     with service.metrics.request(service.label(name)):
-        answer, timing = await _segment(service, name, request)
+        answer, timing = await _segment(service, name, request, picture=picture)
     return Response(
         answer.body, media_type=answer.media_type, headers={**answer.headers, "Server-Timing": timing, "Vary": "Accept"}
     )
 
 
-async def _segment(service: Service, name: str, request: Request) -> tuple[Answer, str]:
+async def _segment(service: Service, name: str, request: Request, *, picture: bool) -> tuple[Answer, str]:
     if not service.lifecycle.takes_requests:
         await service.bodies.discard(request)
         raise service.unavailable()
     predictor = service.repository.predictor(name)
-    encode = negotiate(request.headers.get("accept", ""))
+    encode = negotiate(request.headers.get("accept", ""), among=[PNG] if picture else list(ENCODERS))
     content_type = ContentType.of(request)
     refuse_if_full(service)
     deadline_seconds = deadline_of(request)
     stages = service.metrics.stages(name)
     async with service.bodies.body(request) as body:
+        images: list[U8] = []
 
         def read() -> Sequence[U8]:
-            return [decoded(content_type.image(body), predictor.manifest, max_pixels=service.sizes.max_pixels)]
+            images.append(decoded(content_type.image(body), predictor.manifest, max_pixels=service.sizes.max_pixels))
+            return images
 
         def finish(masks_NHW: U8) -> Answer:
+            if picture:
+                return to_picture(images[0], masks_NHW[0], predictor.manifest)
             return encode(masks_NHW[0], predictor.manifest)
 
         work = Work(predictor, stages, service.sizes, read, finish)

@@ -90,6 +90,11 @@ OPTIONS = {
     "fewer images when memory is short": ("compress.train.step:is_out_of_memory=false", "test_fit_memory.py"),
     "serve --api-keys": ("serve.app:Access=first", "serve/test_serve_keys.py"),
     "serve --otel": ("serve.tracing:fastapi_options=no options", "serve/test_serve_traces.py"),
+    "serve --allow-load": ("serve.access:check_may_administer=none", "serve/test_serve_keys.py"),
+    "serve --max-wait": ("serve.queue:WorkQueue.check_room=none", "serve/test_serve_work_queue.py"),
+    "serve --max-batch": ("serve.queue:WorkQueue._add_mates=none", "serve/test_serve_work_queue.py"),
+    "serve: X-Deadline-Ms": ("serve.routes_image:deadline_of=none", "serve/test_serve_engine.py"),
+    "serve: overlay": ("serve.answers:overlay=first", "serve/test_serve_answers.py"),
     "serve: header_seconds": ("serve.connections:GuardedConnection._watch=none", "serve/test_serve_connections.py"),
     "serve: send_seconds": (
         "serve.connections:GuardedConnection._cut_off=none",

@@ -12,13 +12,14 @@ from support.servers import serving
 
 from compress.anymodel import evaluate
 from compress.export_fp32 import export
-from compress.predict import overlay, predict
+from compress.predict import predict
 from compress.quantize import quantize
 from compress.recipe import Recipe
 from compress.train import train
 from export.bundle import verify
 from export.errors import UsageError
 from export.images import U8, decode, decode_indices, encode_image
+from export.overlay import overlay
 
 
 @pytest.mark.slow

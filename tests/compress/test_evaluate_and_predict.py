@@ -13,10 +13,11 @@ from compress import predict as predict_module
 from compress.anymodel import evaluate, load_model
 from compress.checkpoint import Checkpoint
 from compress.data.folder import open_dataset
-from compress.predict import overlay, predict
+from compress.predict import predict
 from export.bundle import Bundle
 from export.errors import BundleError, DatasetError, UsageError
 from export.images import decode, decode_indices, encode_image, encode_mask
+from export.overlay import overlay
 from export.scoring import ConfusionMatrix
 
 CLASSES = ("class-0", "class-1", "class-2")

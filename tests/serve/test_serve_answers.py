@@ -156,3 +156,17 @@ def test_a_request_id_comes_back_or_is_made(client: httpx.Client) -> None:
     made = {client.get("/v2/health/live", headers={"X-Request-ID": "no spaces"}).headers["x-request-id"] for _ in "ab"}
     assert len(made) == 2
     assert "no spaces" not in made
+
+
+def test_an_overlay_is_the_image_under_the_colours_of_its_classes(client: httpx.Client, bundle: Bundle) -> None:
+    image = np.random.default_rng(3).integers(0, 256, (19, 33, 3), dtype=np.uint8)
+    answer = client.post(SEGMENT, params={"overlay": "true"}, content=encode_image(image), headers=PNG)
+    assert answer.raise_for_status().headers["content-type"] == "image/png"
+    colours = np.array(bundle.manifest.colours)[expected_mask(image, 4)]
+    np.testing.assert_allclose(np.asarray(Image.open(io.BytesIO(answer.content))), (image + colours) / 2, atol=1)
+    refused = client.post(
+        SEGMENT, params={"overlay": "true"}, content=encode_image(image), headers={**PNG, "Accept": "application/json"}
+    )
+    assert refused.status_code == 406
+    unclear = client.post(SEGMENT, params={"overlay": "maybe"}, content=encode_image(image), headers=PNG)
+    assert (unclear.status_code, unclear.headers["content-type"]) == (400, "application/problem+json")
