@@ -6,6 +6,7 @@ import logging
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.headers import secure
 from serve.lifecycle import Lifecycle
 from serve.problems import ProblemError, problem_response
 from serve.record import QUIET, REQUEST_ID, RequestRecord, set_current
@@ -52,6 +53,7 @@ class RequestEnvelope:
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = record.request_id
                 headers[TRACEPARENT] = record.trace.header()
+                secure(headers)
                 if self._lifecycle.is_ending:
                     headers["Connection"] = "close"
             record.sent_bytes += len(message.get("body", b""))

@@ -1,7 +1,8 @@
-"""The pages for people: what is served, and every route. Written out here, so that they work without a network.
+"""The pages for people: what is served, a place to try it, and every route. All they need comes from this server.
 
 FastAPI's own documentation page loads its scripts from elsewhere; this one is made from the same OpenAPI
-document and needs no script at all.
+document and needs no script at all. Scripts and styles are files of their own, since the policy in
+serve/headers.py lets nothing run that stands in a page.
 """
 
 from collections.abc import Iterable
@@ -11,7 +12,8 @@ from string import Template
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
 
 from export.bands import lossless_format
 from export.images import FORMATS
@@ -22,12 +24,31 @@ router = APIRouter(include_in_schema=False)
 
 Json = dict[str, Any]
 
+_FOLDER = files("serve") / "page"
+_TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
 
 @router.get("/")
 async def home(request: Request) -> HTMLResponse:
     """What is served here, and how to ask for it."""
     manifests = [predictor.manifest for predictor in service_of(request).repository.served.values()]
-    return HTMLResponse(_page("home.html", models="".join(_model(m, str(request.base_url)) for m in manifests)))
+    return HTMLResponse(
+        _page(
+            "home.html",
+            options="".join(f"<option>{escape(m.name)}</option>" for m in manifests),
+            models="".join(_model(m, str(request.base_url)) for m in manifests) or "<p>No model is served now.</p>",
+        )
+    )
+
+
+@router.get("/page/{name}")
+async def part(name: str) -> Response:
+    """A script, a style or a figure of the pages."""
+    media_type = _TYPES.get(name.rpartition(".")[2])
+    if media_type is None or name not in {file.name for file in _FOLDER.iterdir()}:
+        raise HTTPException(404)
+    # A browser that kept an old script would show it beside a new page.
+    return Response(_read(name), media_type=media_type, headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/docs")
@@ -52,14 +73,17 @@ async def docs(request: Request) -> HTMLResponse:
 
 
 def _page(name: str, **parts: str) -> str:
-    folder = files("serve") / "page"
-    style = (folder / "style.css").read_text(encoding="utf-8")
-    return Template((folder / name).read_text(encoding="utf-8")).substitute(style=style, **parts)
+    return Template(_read(name)).substitute(parts)
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _model(manifest: Manifest, base_url: str) -> str:
     classes = "".join(
-        f'<span><i class="swatch" style="background: rgb({red} {green} {blue})"></i>{index} {escape(name)}</span>'
+        f'<span><svg class="swatch" viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" '
+        f'fill="rgb({red}, {green}, {blue})"></rect></svg>{index} {escape(name)}</span>'
         for index, (name, (red, green, blue)) in enumerate(zip(manifest.classes, manifest.colours, strict=True))
     )
     accuracy = f", mIoU {manifest.accuracy.miou:.3f} on {manifest.accuracy.split}" if manifest.accuracy else ""
@@ -72,8 +96,8 @@ def _model(manifest: Manifest, base_url: str) -> str:
         f'<section class="panel"><h3>{escape(manifest.name)}</h3>'
         f'<p class="quiet">version {escape(manifest.version)}, {manifest.precision}{escape(accuracy)}, '
         f"digest <code>{manifest.digest[:12]}</code></p>"
-        f'<p class="classes">{classes}</p><pre>{escape(command)}</pre>'
-        f'<p><a href="v2/models/{manifest.name}">Metadata</a></p></section>'
+        f'<p class="classes">{classes}</p><pre tabindex="0">{escape(command)}</pre>'
+        f'<p><a href="v2/models/{manifest.name}">Metadata of {escape(manifest.name)}</a></p></section>'
     )
 
 

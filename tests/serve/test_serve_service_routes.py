@@ -143,7 +143,7 @@ def test_stage_timers_survive_exceptions() -> None:
 class Page(HTMLParser):
     """Text, links, ids, and whether every element that was opened is closed."""
 
-    _EMPTY = frozenset({"meta", "link", "br"})
+    _EMPTY = frozenset({"meta", "link", "br", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -178,14 +178,50 @@ def test_pages_are_whole_and_need_nothing_from_elsewhere(client: httpx.Client, p
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     page = Page(response.text)
     assert page.open == []
-    assert page.sources == ["data:,"]
-    assert "script" not in response.text
-    assert "@import" not in response.text
+    for source in page.sources:
+        assert source.startswith("page/")
+        assert client.get(f"/{source}").status_code == 200
+    # What the policy would not let run or style anything.
+    assert "<style" not in response.text
+    assert " style=" not in response.text
+    assert not re.search(r"\son\w+=|<script(?! type=\"module\" src=)", response.text)
     for link in page.links:
         if link.startswith("#"):
             assert link[1:] in page.ids
         else:
             assert client.get(f"/{link.removeprefix('.')}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("app.js", "text/javascript; charset=utf-8"),
+        ("metrics.js", "text/javascript; charset=utf-8"),
+        ("style.css", "text/css; charset=utf-8"),
+        ("icon.svg", "image/svg+xml"),
+    ],
+)
+def test_parts_of_the_pages_come_with_their_type(client: httpx.Client, name: str, media_type: str) -> None:
+    response = client.get(f"/page/{name}")
+    assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+    assert "://" not in response.text.replace("http://www.w3.org/2000/svg", "")
+    assert "@import" not in response.text
+
+
+@pytest.mark.parametrize("name", ["home.html", "absent.js", "../pages.py", "..%2fpages.py"])
+def test_nothing_else_is_a_part_of_the_pages(client: httpx.Client, name: str) -> None:
+    response = client.get(f"/page/{name}")
+    assert (response.status_code, response.json()["reason"]) == (404, "unknown_route")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/metrics", "/v2/health/live", "/nothing", SEGMENT])
+def test_every_answer_says_how_far_a_browser_may_trust_it(client: httpx.Client, path: str) -> None:
+    headers = client.get(path).headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
 
 
 def test_the_start_page_shows_a_command_that_works_here(client: httpx.Client, base_url: str) -> None:
