@@ -1,8 +1,9 @@
 """Containers of the server's image, without a daemon: kernel namespaces and a chroot, as `docker run` would set them.
 
-What is that of `docker run --read-only --tmpfs /tmp --security-opt no-new-privileges -v BUNDLE:/bundle:ro`: process 1 in
-namespaces of its own (process, mount, network, IPC, host name), the image's user, environment, entry point and command, a
-root that nobody can write, no new privileges. What is not: control groups, seccomp, the bridge to the host's network.
+What is that of `docker run --read-only --tmpfs /tmp --security-opt no-new-privileges -v BUNDLE:/bundle:ro`: process 1
+in namespaces of its own (process, mount, network, IPC, host name), the image's user, environment, entry point and
+command, a root that nobody can write, no new privileges. What is not: control groups, seccomp, the bridge to the host's
+network.
 """
 
 import contextlib
@@ -71,7 +72,8 @@ class Image:
 
     def buildah(self, *arguments: object) -> str:
         """Standard output of a buildah command in this storage."""
-        command = ["buildah", "--root", self.store / "storage", "--runroot", self.store / "run", *map(str, arguments)]
+        storage = ("--root", self.store / "storage", "--runroot", self.store / "run")
+        command = ["buildah", *map(str, (*storage, *arguments))]
         return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
     def child(self, name: str, dockerfile: str, context: Path) -> "Image":
