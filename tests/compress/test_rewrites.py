@@ -124,7 +124,7 @@ def test_nothing_of_it_is_in_float_and_answers_hold_at_all_sizes() -> None:
     np.testing.assert_array_equal(
         OnnxModel(other.SerializeToString()).masks(x), OnnxModel(graph.SerializeToString()).masks(x)
     )
-    made = Quantizer(other, pictures(), target="vnni").quantized("minmax")
+    made = Quantizer(other, pictures(), target="auto").quantized("minmax")
     assert made.float_layers == ()
     ran = Counter(
         node.op_type for node in onnx.load_from_string(optimised_graph(made.graph.SerializeToString())).graph.node
@@ -144,7 +144,7 @@ def test_nothing_of_it_is_in_float_and_answers_hold_at_all_sizes() -> None:
 def test_what_deals_out_has_the_scale_of_what_it_reads_in_training_too() -> None:
     other = transposed_as_convolution(with_outputs(exported(random_unet(upsampling="transposed")), "mask"))
     assert other is not None
-    made = Quantizer(other, pictures(), target="vnni").quantized("minmax")
+    made = Quantizer(other, pictures(), target="auto").quantized("minmax")
     network = QuantizedNetwork(made.graph, made.parent)
     dealt = next(node for node in made.graph.graph.node if node.op_type == "DepthToSpace")
     read = dealt.input[0].removesuffix("_DequantizeLinear_Output")
@@ -183,8 +183,8 @@ def test_attention_by_channel_is_in_integers() -> None:
     graph = with_outputs(exported(random_unet(squeeze_excite=True)), "mask")
     other = means_as_pooling(graph)
     assert other is not None
-    assert Quantizer(graph, pictures(), target="vnni").quantized("minmax").float_layers
-    made = Quantizer(other, pictures(), target="vnni").quantized("minmax")
+    assert Quantizer(graph, pictures(), target="auto").quantized("minmax").float_layers
+    made = Quantizer(other, pictures(), target="auto").quantized("minmax")
     assert made.float_layers == ()
     x = np.stack(list(pictures()))
     agreed = OnnxModel(made.graph.SerializeToString()).masks(x) == OnnxModel(graph.SerializeToString()).masks(x)

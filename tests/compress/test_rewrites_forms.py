@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from support.networks import exported, random_unet
 
-from compress.quantize.ptq import Quantizer, with_quantized_logits
+from compress.quantize.ptq import Quantizer, seven_bits, with_quantized_logits
 from compress.quantize.rewrites import SubPixel, formed, integer_forms
 from compress.quantize.rewrites.choose import Form, named
 from compress.quantize.rewrites.dealt import Dealt
@@ -68,13 +68,13 @@ def one_operator(
 
 
 def convolution(
-    into: int, out: int, kernel: tuple[int, int], left: int, *, bias: bool = True, **attributes: Any
+    into: int, out: int, kernel: tuple[int, int], left: int, *, bias: bool = True, largest: int = 127, **attributes: Any
 ) -> onnx.ModelProto:
     """As many columns come out as go in, `left` of them padded on the left; each channel has a scale of its own."""
     rng = np.random.default_rng(into + 10 * out)
     shape = (out, into // attributes.get("group", 1), *kernel)
     tensors: dict[str, NDArray[Any]] = {
-        "w_quantized": rng.integers(-127, 128, shape, dtype=np.int8),
+        "w_quantized": rng.integers(-largest, largest + 1, shape, dtype=np.int8),
         "w_scale": (2.0 ** -rng.integers(6, 9, out)).astype(np.float32),
         "w_zero": np.zeros(out, np.int8),
     }
@@ -112,7 +112,7 @@ def run(model: onnx.ModelProto, images: U8) -> U8:
 
 
 def check_equal(form: Form, plain: onnx.ModelProto, batch: int, size: tuple[int, int]) -> onnx.ModelProto:
-    """In the runtime and by ONNX's own evaluator; the plain graph stays as it was."""
+    """By ONNX's own evaluator and, unless this processor saturates, in the runtime; the plain graph stays as it was."""
     before = plain.SerializeToString()
     places = form.places(plain)
     assert len(places) == 1
@@ -122,10 +122,17 @@ def check_equal(form: Form, plain: onnx.ModelProto, batch: int, size: tuple[int,
     channels = plain.graph.input[0].type.tensor_type.shape.dim[3].dim_value
     images = image(batch, size, channels)
     expected = ReferenceEvaluator(plain).run(None, {"image": images})[0]
-    np.testing.assert_array_equal(run(plain, images), expected)
     np.testing.assert_array_equal(ReferenceEvaluator(other).run(None, {"image": images})[0], expected)
-    np.testing.assert_array_equal(run(other, images), expected)
+    if fits_here(plain):
+        np.testing.assert_array_equal(run(plain, images), expected)
+        np.testing.assert_array_equal(run(other, images), expected)
     return other
+
+
+def fits_here(model: onnx.ModelProto) -> bool:
+    """Whether this processor multiplies its weights exactly: without VNNI, sums of 8-bit products saturate."""
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return "w_quantized" not in stored or not seven_bits("auto") or bool(np.abs(stored["w_quantized"]).max() < 64)
 
 
 @settings(deadline=None, max_examples=60)
@@ -152,12 +159,13 @@ def test_columns_taken_together_give_the_same_integers(
     size: tuple[int, int],
 ) -> None:
     left = data.draw(st.integers(0, kernel[1] - 1))
-    check_equal(Folded(columns, inputs, MULTIPLE), convolution(into, out, kernel, left, bias=bias), batch, size)
+    plain = convolution(into, out, kernel, left, bias=bias, largest=data.draw(st.sampled_from([63, 127])))
+    check_equal(Folded(columns, inputs, MULTIPLE), plain, batch, size)
 
 
 @pytest.mark.parametrize("columns", [2, 4])
 def test_so_do_those_of_a_1x1_convolution_and_the_views_cost_nothing(columns: int) -> None:
-    other = check_equal(Folded(columns, True, MULTIPLE), convolution(16, 16, (1, 1), 0), 3, (24, 40))
+    other = check_equal(Folded(columns, True, MULTIPLE), convolution(16, 16, (1, 1), 0, largest=63), 3, (24, 40))
     ran = Counter(n.op_type for n in onnx.load_from_string(optimised_graph(other.SerializeToString())).graph.node)
     assert ran["QLinearConv"] == 1
     assert ran["Transpose"] <= 1  # of the result, which this graph gives with the channels first
@@ -274,7 +282,7 @@ def unets() -> list[onnx.ModelProto]:
     graph = with_outputs(exported(random_unet(base=32)), "mask")
     form = SubPixel()
     graphs = [graph, form.apply(graph, form.places(graph))]
-    made = [Quantizer(one, pictures(), target="vnni").quantized("minmax") for one in graphs]
+    made = [Quantizer(one, pictures(), target="auto").quantized("minmax") for one in graphs]
     assert [one.float_layers for one in made] == [(), ()]
     return [one.graph for one in made]
 

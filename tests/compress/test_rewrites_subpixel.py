@@ -153,7 +153,7 @@ def test_a_network_answers_alike_in_float_and_is_integers_alone_in_int8(network:
         for batch in (1, 3):
             cut = x[:batch, : size[0], : size[1]]
             assert (plain.masks(cut) == rewritten.masks(cut)).mean() > 0.999
-    made = Quantizer(other, iter(x), target="vnni").quantized("minmax")
+    made = Quantizer(other, iter(x), target="auto").quantized("minmax")
     assert made.float_layers == ()
     int8 = OnnxModel(made.graph.SerializeToString())
     assert (int8.masks(x) == plain.masks(x)).mean() > 0.9

@@ -15,11 +15,15 @@ def logged() -> Iterator[list[logging.LogRecord]]:
             records.append(record)
 
     root, handler = logging.getLogger(), Keep()
-    before = root.level
+    named = [logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    before = [(logger, logger.level) for logger in (root, *named)]
+    for logger in named:  # a command that ran in this process before may have set some
+        logger.setLevel(logging.NOTSET)
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
         yield records
     finally:
-        root.setLevel(before)
+        for logger, level in before:
+            logger.setLevel(level)
         root.removeHandler(handler)
