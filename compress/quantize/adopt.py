@@ -16,7 +16,7 @@ from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, k
 from compress.recipe import OnnxSettings
 from export.errors import BundleError, ModelError, ShapeError
 from export.runtime import IMAGE, LOGITS, MASK, OnnxModel
-from export.to_onnx import MEAN, OPSET, STD
+from export.to_onnx import MEAN, OPSET, STD, with_outputs
 
 _PREFIX = "model."
 _PIXELS = 255.0
@@ -137,13 +137,18 @@ def _logits_of(foreign: Foreign, count: int) -> tuple[Layout, bool]:
 def _require_answers(foreign: Foreign, model: onnx.ModelProto, classes: int, counted: str) -> int:
     """What height and width must be multiples of, found by running it; batches of two included."""
     try:
-        runs = OnnxModel(model.SerializeToString(), threads=1)
+        # Apart: with fewer classes named than there are logits, looking up a mask's classes fails before they are seen.
+        scores, masks = (
+            OnnxModel(with_outputs(model, output).SerializeToString(), threads=1) for output in ("logits", "mask")
+        )
     except BundleError as error:
         raise ModelError(foreign.path, error.problems) from error
     multiple, last = 1, "it gives no mask"
     while multiple <= LARGEST_MULTIPLE:
         sizes = [foreign.size] if foreign.size else [(3 * multiple, 5 * multiple), (5 * multiple, 3 * multiple)]
-        wrong = [problem for one in sizes if (problem := _wrong(runs, one, foreign.channels, classes, counted))]
+        wrong = [
+            problem for one in sizes if (problem := _wrong(scores, masks, one, foreign.channels, classes, counted))
+        ]
         if not wrong:
             return multiple
         last = wrong[0]
@@ -153,13 +158,15 @@ def _require_answers(foreign: Foreign, model: onnx.ModelProto, classes: int, cou
     raise ModelError(foreign.path, [last])
 
 
-def _wrong(model: OnnxModel, size: tuple[int, int], channels: int, classes: int, counted: str) -> str | None:
+def _wrong(
+    scores: OnnxModel, masks: OnnxModel, size: tuple[int, int], channels: int, classes: int, counted: str
+) -> str | None:
     images: NDArray[np.uint8] = np.zeros((2, *size, channels), np.uint8)
     try:
-        logits = model.logits(images)
+        logits = scores.logits(images)
         if logits.ndim != RANK or logits.shape[1] != classes:
             return f"it gives logits of shape {list(logits.shape)}, one a class is needed: {counted}"
-        mask = model.masks(images)
+        mask = masks.masks(images)
     except ShapeError as error:
         return f"it does not run on two images of {size[0]}x{size[1]}: {error}"
     if mask.shape != (2, *size):

@@ -37,7 +37,6 @@ class Theirs(nn.Module):
 
     def __init__(self, *, logits: int = 2, channels: int = 3) -> None:
         super().__init__()
-        torch.manual_seed(1)  # all classes are seen; unseeded, what ran before would decide
         self.first = nn.Sequential(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU())
         self.deep = nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
         self.head = nn.Conv2d(32, logits, 1)
@@ -174,6 +173,7 @@ def test_it_gives_the_answers_that_it_gave(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["logit", "probability"])
 def test_one_logit_means_the_second_of_two_classes(form: str, tmp_path: Path) -> None:
     """Behind a Sigmoid, too, where all of them are above zero."""
+    torch.manual_seed(1)
     network = Theirs(logits=1)
     if form == "logit":
         path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
@@ -188,6 +188,7 @@ def test_one_logit_means_the_second_of_two_classes(form: str, tmp_path: Path) ->
 
 def test_its_classes_may_be_others(tmp_path: Path) -> None:
     """In another order, and more than are asked for."""
+    torch.manual_seed(1)
     network = Theirs(logits=4)
     path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
     declared = OnnxSettings(mean=MEAN, std=STD, classes=("tree", "background", "tree", "road"))
@@ -336,7 +337,7 @@ def test_the_command(
     normal = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--layout", "nchw")
     status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "out", *normal, *small)
     assert status == 0
-    assert "x faster than its float parent, mIoU 0." in out
+    assert "x faster than its float parent, mIoU " in out
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--mean", "grey")
     assert (status, "'grey' is not numbers with commas between" in " ".join(err.split())) == (2, True)
     swapped = ("--class-map", "disc, background", "--max-drop", 1)
