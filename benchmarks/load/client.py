@@ -30,6 +30,10 @@ class Target:
             raise UsageError(f"{url} is not of the form http://HOST:PORT/PATH")
         return cls(host, port, parts.path or "/")
 
+    def get(self, path: str) -> bytes:
+        """A whole request for `path` of the same server."""
+        return f"GET {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n\r\n".encode("ascii")
+
     def post(self, body: bytes, content_type: str) -> bytes:
         """A whole request, made once and sent many times."""
         lines = (

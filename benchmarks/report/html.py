@@ -1,11 +1,13 @@
 """Parts of a page that needs nothing beside it: every report that has one is made of these."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
 from benchmarks.report.plots import Plot, colour_of
+from benchmarks.report.results import Verdict
 from benchmarks.report.table import Table
+from benchmarks.report.words import failed_first
 
 
 def document(title: str, body: Iterable[str]) -> str:
@@ -72,11 +74,25 @@ def bullets(lines: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
+def checks(verdicts: Sequence[Verdict]) -> str:
+    """What was asked of the figures, and whether it holds."""
+    shown = "".join(map(_verdict, failed_first(verdicts)))
+    return section("Checks", f'<ul class="checks">{shown}</ul>')
+
+
 def how_it_was_measured(facts: Iterable[tuple[str, str]], command: str) -> str:
     """What the figures belong to, and the command that makes them again."""
     shown = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     again = f'<p>Made again by:</p><pre tabindex="0"><code>{escape(command)}</code></pre>'
     return section("How it was measured", f'<dl class="facts">{shown}</dl>{again}')
+
+
+def _verdict(verdict: Verdict) -> str:
+    state, word = ("good", "passed") if verdict.ok else ("bad", "failed")
+    return (
+        f'<li><span class="badge {state}">{word}</span>'
+        f"<div><strong>{escape(verdict.text)}</strong><br>{escape(verdict.detail)}</div></li>"
+    )
 
 
 def _figure(plot: Plot) -> str:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from benchmarks.report.plots import Plot
-from benchmarks.report.results import Report
+from benchmarks.report.results import Report, Verdict
 from benchmarks.report.strip import DIFFERENCES, Strip
 from benchmarks.report.table import Table, details, narrowed, per_class, summary
 from benchmarks.report.words import circumstances, failed_first, headline, judgement
@@ -29,11 +29,7 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
     yield ""
     yield from table_lines(summary(report))
     if report.verdicts:
-        yield from ("## Checks", "")
-        for verdict in failed_first(report.verdicts):
-            mark = "passed" if verdict.ok else "**failed**"
-            yield f"- {mark}: {escaped(verdict.text)} ({escaped(verdict.detail)})"
-        yield ""
+        yield from check_lines(report.verdicts)
     if report.failures:
         yield from ("## What could not be measured", "", *(f"- {escaped(line)}" for line in report.failures), "")
     for plot in plots:
@@ -55,6 +51,15 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in circumstances(report))
     yield from ("", "Made again by:", "", *code_lines(report.command))
+
+
+def check_lines(verdicts: Sequence[Verdict]) -> Iterable[str]:
+    """What was asked of the figures, and whether it holds; a blank line after it."""
+    yield from ("## Checks", "")
+    for verdict in failed_first(verdicts):
+        mark = "passed" if verdict.ok else "**failed**"
+        yield f"- {mark}: {escaped(verdict.text)} ({escaped(verdict.detail)})"
+    yield ""
 
 
 def table_lines(table: Table, *, caption: bool = True) -> Iterable[str]:

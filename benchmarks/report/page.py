@@ -4,15 +4,23 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from benchmarks.report.html import bullets, document, how_it_was_measured, html_table, plots_section, section, tiles
+from benchmarks.report.html import (
+    bullets,
+    checks,
+    document,
+    how_it_was_measured,
+    html_table,
+    plots_section,
+    section,
+    tiles,
+)
 from benchmarks.report.plots import Plot
-from benchmarks.report.results import Report, Verdict
+from benchmarks.report.results import Report
 from benchmarks.report.strip import DIFFERENCES, Row, Strip
 from benchmarks.report.table import Table, details, narrowed, per_class, summary
 from benchmarks.report.words import (
     DASH,
     circumstances,
-    failed_first,
     headline,
     interval,
     judgement,
@@ -33,8 +41,7 @@ def _body(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterabl
     yield "<main>"
     yield section("Results", _of_models(summary(report), report))
     if report.verdicts:
-        checks = "".join(map(_verdict, failed_first(report.verdicts)))
-        yield section("Checks", f'<ul class="checks">{checks}</ul>')
+        yield checks(report.verdicts)
     if report.failures:
         yield section("What could not be measured", bullets(report.failures))
     yield plots_section(plots)
@@ -109,14 +116,6 @@ def _tiles(report: Report) -> Iterable[tuple[str, str, str]]:
         "images a second",
         number(after.throughput_images_s),
         f"{before.name}: {number(before.throughput_images_s)}",
-    )
-
-
-def _verdict(verdict: Verdict) -> str:
-    state, word = ("good", "passed") if verdict.ok else ("bad", "failed")
-    return (
-        f'<li><span class="badge {state}">{word}</span>'
-        f"<div><strong>{escape(verdict.text)}</strong><br>{escape(verdict.detail)}</div></li>"
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.client import Target
 from benchmarks.load.drive import Outcome, closed_loop, open_loop
-from benchmarks.load.summary import LoadSummary
+from benchmarks.load.summary import summarised
 from export.errors import UsageError
 
 
@@ -94,7 +94,7 @@ def test_a_stall_shows_in_every_request_that_was_due_in_it(connections: int) -> 
     assert len(hit) == 40
     # Each waits for what is left of the stall; the slack is for the time between the two clocks' starts.
     assert all(outcome.latency_ms >= 1e3 * (0.7 - outcome.due) - 40 for outcome in hit)
-    summary = LoadSummary.of(outcomes)
+    summary = summarised(outcomes)
     assert (summary.sent, summary.ok, summary.errors) == (100, 100, {})
     p95 = next(point for point in summary.latency if point.percent == 95)
     assert p95.milliseconds >= 400
@@ -103,7 +103,7 @@ def test_a_stall_shows_in_every_request_that_was_due_in_it(connections: int) -> 
 def test_each_request_is_answered_or_counted_as_an_error_once() -> None:
     stub = Stub(bad=10, rude=7)
     outcomes = opened(stub, poisson(400, 0.5, seed=3))
-    summary = LoadSummary.of(outcomes)
+    summary = summarised(outcomes)
     rude = stub.seen // 7
     bad = sum(number % 10 == 0 and number % 7 != 0 for number in range(1, stub.seen + 1))
     assert stub.seen == summary.sent == len(outcomes)
@@ -118,7 +118,7 @@ def test_what_is_not_answered_in_time_is_a_timeout_also_before_it_was_sent() -> 
     assert [outcome.result for outcome in outcomes] == ["timeout"] * 3
     assert [outcome.sent is None for outcome in outcomes] == [False, True, True]
     assert stub.seen == 1
-    assert LoadSummary.of(outcomes).latency == ()
+    assert summarised(outcomes).latency == ()
 
 
 def test_nobody_there_is_a_connection_error() -> None:
@@ -138,7 +138,7 @@ def test_a_closed_loop_goes_on_after_errors_and_counts_all() -> None:
             requests = [target.post(body, "image/png") for body in (b"a", b"bc")]
             return await closed_loop(target, requests, connections=3, seconds=0.3, timeout=5)
 
-    summary = LoadSummary.of(asyncio.run(run()))
+    summary = summarised(asyncio.run(run()))
     assert summary.sent == stub.seen > 20
     assert summary.errors == {"503": stub.seen // 10}
     assert abs(stub.bodies.count(b"a") - stub.bodies.count(b"bc")) <= 3
@@ -146,7 +146,7 @@ def test_a_closed_loop_goes_on_after_errors_and_counts_all() -> None:
 
 def test_percentiles_say_on_how_many_requests_they_rest() -> None:
     outcomes = [Outcome(0.0, 0.0, (index + 1) / 1e3, "ok") for index in range(1000)]
-    latency = {point.percent: point for point in LoadSummary.of(outcomes).latency}
+    latency = {point.percent: point for point in summarised(outcomes).latency}
     assert {percent: point.beyond for percent, point in latency.items()} == {50: 499, 95: 49, 99: 9, 99.9: 0}
     assert latency[50].milliseconds == pytest.approx(501)
 

@@ -1,0 +1,122 @@
+"""What this machine gives without HTTP: decode, run, encode, by the server's own code, in a process of its own."""
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from benchmarks.load.images import Payload
+from export.errors import SegpressError, WorkFailedError
+from export.images import U8
+from serve.answers import to_png
+from serve.folders import ModelFolders
+from serve.metrics import Stages
+from serve.pipeline import Sizes, Work, decoded, run_together
+from serve.predictor import Predictor, SessionSettings, open_newest
+from serve.providers import chosen
+from serve.settings import ServeSettings
+
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was done in one turn."""
+
+    milliseconds: tuple[float, ...]
+    """Of each image, from file to file."""
+    seconds: float
+
+    @property
+    def throughput(self) -> float:
+        return len(self.milliseconds) / self.seconds
+
+
+class Limit:
+    """The process that does the server's work without a server; idle unless it is asked."""
+
+    def __init__(self, connection: "Connection[tuple[int, float], Turn]") -> None:
+        self._connection = connection
+
+    def turn(self, workers: int, seconds: float) -> Turn:
+        """Image after image by so many threads; what is begun is finished.
+
+        Raises WorkFailedError for a process that has ended.
+        """
+        try:
+            self._connection.send((workers, seconds))
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkFailedError("the process that works without HTTP has ended; what it said stands above") from error
+
+
+@contextmanager
+def limit(bundle: Path, settings: ServeSettings, payload: Payload) -> Iterator[Limit]:
+    """Such a process with one shared session of `bundle`, as `settings` make the server's."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, bundle, settings, payload), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Limit(ours)
+    finally:
+        ours.close()
+        process.join(10)
+        process.kill()
+        process.join()
+
+
+def _work(parent: "Connection[Turn, tuple[int, float]]", bundle: Path, settings: ServeSettings, sent: Payload) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    session = SessionSettings(settings.threads_per_run, settings.memory_pool, chosen(settings.providers))
+    try:
+        [predictor] = open_newest(ModelFolders([bundle]), session)
+    except SegpressError as error:
+        logging.getLogger(__name__).error("%s", error)
+        raise SystemExit(error.exit_status) from error
+    sizes = Sizes(max_pixels=settings.max_pixels, bucket=settings.size_bucket)
+    for file in sent.files[:_WARM_UP]:
+        _answered(predictor, sizes, file)
+    while True:
+        try:
+            workers, seconds = parent.recv()
+        except EOFError:
+            return
+        parent.send(_turn(predictor, sizes, sent.files, workers, seconds))
+
+
+def _turn(predictor: Predictor, sizes: Sizes, files: tuple[bytes, ...], workers: int, seconds: float) -> Turn:
+    begun = time.perf_counter()
+    numbers = count()
+
+    def one(_: int) -> list[float]:
+        taken = []
+        while (start := time.perf_counter()) - begun < seconds:
+            _answered(predictor, sizes, files[next(numbers) % len(files)])
+            taken.append(1e3 * (time.perf_counter() - start))
+        return taken
+
+    with ThreadPoolExecutor(workers) as pool:
+        taken = [milliseconds for part in pool.map(one, range(workers)) for milliseconds in part]
+    return Turn(tuple(taken), time.perf_counter() - begun)
+
+
+def _answered(predictor: Predictor, sizes: Sizes, file: bytes) -> bytes:
+    manifest = predictor.manifest
+
+    def read() -> list[U8]:
+        return [decoded(file, manifest, max_pixels=sizes.max_pixels)]
+
+    work = Work(predictor, Stages(), sizes, read, lambda masks_NHW: to_png(masks_NHW[0], manifest))
+    [outcome] = run_together([work])
+    if isinstance(outcome, Exception):
+        raise outcome
+    body: bytes = outcome.body
+    return body

@@ -1,0 +1,72 @@
+"""The server under test: `compress serve`'s own runner, in a process of its own."""
+
+import logging
+import multiprocessing
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from multiprocessing.connection import Connection
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from export.errors import SegpressError, WorkFailedError
+from serve.settings import ServeSettings
+
+_POLL_SECONDS = 0.05
+_START_SECONDS = 120.0
+
+
+@contextmanager
+def serving(bundle: Path, settings: ServeSettings) -> Iterator[str]:
+    """Serve `bundle` on a free port while the block lasts; gives the base URL of a server that is ready.
+
+    Raises WorkFailedError, with what it said, for a server that does not start.
+    """
+    given = settings.model_copy(update={"port": _free_port(settings.host), "grace_seconds": 0.0})
+    context = multiprocessing.get_context("spawn")  # a fork would take the runtime's threads along as locks
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, bundle, given), daemon=True)
+    process.start()
+    theirs.close()
+    url = f"http://{given.host}:{given.port}"
+    try:
+        end = time.monotonic() + _START_SECONDS
+        while not _is_ready(url):
+            if not process.is_alive():
+                said = ours.recv() if ours.poll() else f"it ended with exit status {process.exitcode}"
+                raise WorkFailedError(f"the server did not start: {said}")
+            if time.monotonic() > end:
+                raise WorkFailedError(f"the server was not ready within {_START_SECONDS:g} s")
+            time.sleep(_POLL_SECONDS)
+        yield url
+    finally:
+        process.terminate()
+        process.join(given.drain_seconds + 5)
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _serve(parent: Connection, bundle: Path, settings: ServeSettings) -> None:
+    from serve.runner import run
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        run([bundle], settings)
+    except SegpressError as error:
+        parent.send(str(error))
+        raise SystemExit(error.exit_status) from error
+
+
+def _is_ready(url: str) -> bool:
+    with suppress(URLError, HTTPException, OSError), urlopen(f"{url}/v2/health/ready", timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as listener:
+        return int(listener.getsockname()[1])

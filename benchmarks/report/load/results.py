@@ -1,0 +1,140 @@
+"""The figures of `compress bench load`: what its report.json holds.
+
+Times are milliseconds, throughput is images a second, shares are between 0 and 1 but may pass 1 for CPUs: 1 is one
+core.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from benchmarks.report.results import Part, Verdict
+from export.machine import Machine
+from export.manifest import Precision
+
+
+class Percentile(Part):
+    """A point of the distribution, and on how many requests it rests."""
+
+    percent: float
+    milliseconds: float
+    beyond: int = Field(ge=0)
+    """Requests that took longer: of fewer than ten, the figure is chance."""
+
+
+class LoadSummary(Part):
+    """What the clients saw of one run."""
+
+    sent: int
+    """Requests that were due; each is in `ok` or once in `errors`."""
+    ok: int
+    errors: dict[str, int]
+    """timeout, connection, or a status, with how often."""
+    seconds: float
+    """From the start to the last outcome."""
+    throughput: float
+    """Answers 200 a second."""
+    latency: tuple[Percentile, ...]
+    """Of the answers 200, from when they were due; none where there are none."""
+
+    def ms(self, percent: float) -> float | None:
+        """One of the percentiles; None where nothing was answered."""
+        return next((point.milliseconds for point in self.latency if point.percent == percent), None)
+
+
+class Requests(Part):
+    """What was sent."""
+
+    media_type: str
+    height: int
+    width: int
+    mean_bytes: float
+    source: str
+
+
+class ServerView(Part):
+    """What the server's own metrics say of one run."""
+
+    answers: dict[str, int]
+    """By HTTP status."""
+    stages_ms: dict[str, float]
+    """Mean of each stage, and of the `request` from its headers to its answer."""
+    cpu: float
+    """Cores that the server kept busy."""
+    resident_mib: float
+    """At the end."""
+
+
+class Health(Part):
+    """What probes of /v2/health/ready met beside the load."""
+
+    asked: int
+    failed: int
+    p50_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+
+
+class Run(Part):
+    """One run of the load generator."""
+
+    kind: Literal["closed", "open"]
+    load: float | None
+    """Of an open loop: the rate of arrivals as a share of the capacity that the closed loop found."""
+    rate: float | None
+    """Of an open loop: requests a second."""
+    connections: int | None
+    """Of a closed loop."""
+    client: LoadSummary
+    generator_cpu: float
+    """Cores that the load generator kept busy."""
+    server: ServerView | None
+    """None: it has no metrics of ours."""
+    health: Health | None
+
+
+class Pair(Part):
+    """The same images without HTTP and over HTTP, one after the other."""
+
+    direct: float
+    over_http: float
+
+
+class Ceiling(Part):
+    """The server's own work without HTTP, in a process of its own, taking turns with the server."""
+
+    workers: int
+    throughput: tuple[Pair, ...]
+    """Images a second at saturation, a pair a turn."""
+    latency_ms: tuple[Pair, ...]
+    """Median of one image after the other, a pair a turn."""
+    kept: float
+    """Median over the turns of throughput over HTTP by throughput without."""
+    added_ms: float
+    """Median over the turns of what HTTP adds to one image."""
+
+
+class LoadReport(Part):
+    """How a server bears load, and everything that is needed to find it again."""
+
+    schema_version: int = 1
+    title: str
+    command: str
+    date: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    target: str
+    """The bundle's folder, or the URL."""
+    precision: Precision | None
+    """None: of a server that was there before."""
+    settings: dict[str, str]
+    """Of the server, those that decide what it can bear."""
+    requests: Requests
+    seconds: float
+    """Of each run."""
+    capacity: float
+    """Median of the closed loops' throughput."""
+    ceiling: Ceiling | None
+    runs: tuple[Run, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()

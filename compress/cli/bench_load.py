@@ -1,0 +1,87 @@
+"""`compress bench load`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.cli.common import JsonOption, emit, parse_size, require_no_run, typed
+from export.errors import require
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to serve, in a process of its own.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the report: JSON, Markdown, HTML.")
+    ] = Path("load"),
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Dataset whose test images are sent; default: made-up pictures."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW", help="Image size; default: what the bundle is for, else 360x480."),
+    ] = None,
+    loads: Annotated[
+        list[float] | None,
+        typer.Option("--load", min=0.01, help="Open loop at this share of the capacity; default 0.5, 0.8 and 2."),
+    ] = None,
+    connections: Annotated[
+        int | None,
+        typer.Option("--connections", min=1, help="Of the closed loop; default: twice the requests in work at once."),
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Length of each run.")] = 10.0,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Times that HTTP and the bare work take turns.")] = 3,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds after which a client gives up; counts as an error.")
+    ] = 30.0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the server, as `compress serve --set`."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a bundle, load it, and say what it bears; needs no torch.
+
+    In turns with the same work done without HTTP: one request at a time, and a closed loop at saturation. Then an open
+    loop, Poisson arrivals at shares of the capacity that was found: latency from when a request was due, errors by
+    kind, the server's stages beside the clients' view, health probed all the while.
+    """
+    require("fastapi", extra="serve", purpose="compress bench load")
+    require_no_run(out)
+    from benchmarks.load.bench import DEFAULT_LOADS, bench
+    from benchmarks.report.load.table import ceiling, costs, runs, stages
+    from benchmarks.report.load.words import headline
+    from benchmarks.report.table import for_terminal
+    from benchmarks.report.words import failed_first
+    from compress.progress import show_table, task
+    from serve.settings import ServeSettings
+
+    report = bench(
+        bundle,
+        out=out,
+        data=data,
+        size=parse_size(size),
+        settings=ServeSettings().with_given(settings or []),
+        connections=connections,
+        loads=loads or DEFAULT_LOADS,
+        seconds=seconds,
+        turns=turns,
+        timeout=timeout,
+        command=typed(),
+        progress=task,
+    )
+    if not as_json:
+        for table in (ceiling(report), runs(report), stages(report), costs(report)):
+            if table is not None:
+                show_table(for_terminal(table))
+    page = next(path for path in (out / "report.html", out / "report.md") if path.exists())
+    lines = [
+        headline(report),
+        *(
+            f"{'ok' if verdict.ok else 'NOT OK'}: {verdict.text} ({verdict.detail})"
+            for verdict in failed_first(report.verdicts)
+        ),
+        f"report: {page}",
+    ]
+    emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
