@@ -72,11 +72,11 @@ def bench(
     connections = connections or 2 * settings.concurrency
     total = 4 * turns + len(loads)
     with (
-        serving(bundle, settings) as url,
+        serving(bundle, settings) as server,
         limit(bundle, settings, sent) as without,
         progress("load", total) as bar,
     ):
-        generator = Generator(url, f"/v1/models/{manifest.name}/segment", sent, timeout)
+        generator = Generator(server.url, f"/v1/models/{manifest.name}/segment", sent, timeout)
         generator.run(generator.closed(connections, _WARM_UP_SECONDS))
         alone = _pairs_alone(generator, without, seconds, turns, bar)
         saturated, closed = _pairs_saturated(generator, without, settings.concurrency, connections, seconds, turns, bar)

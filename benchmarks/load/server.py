@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.client import HTTPException
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,9 +20,17 @@ _POLL_SECONDS = 0.05
 _START_SECONDS = 120.0
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def serving(bundle: Path, settings: ServeSettings) -> Iterator[str]:
-    """Serve `bundle` on a free port while the block lasts; gives the base URL of a server that is ready.
+def serving(bundle: Path, settings: ServeSettings) -> Iterator[Server]:
+    """Serve `bundle` on a free port while the block lasts.
 
     Raises WorkFailedError, with what it said, for a server that does not start.
     """
@@ -41,7 +50,8 @@ def serving(bundle: Path, settings: ServeSettings) -> Iterator[str]:
             if time.monotonic() > end:
                 raise WorkFailedError(f"the server was not ready within {_START_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
-        yield url
+        assert process.pid is not None
+        yield Server(url, process.pid)
     finally:
         process.terminate()
         process.join(given.drain_seconds + 5)

@@ -146,10 +146,10 @@ def test_a_process_that_dies_is_a_result() -> None:
 @pytest.mark.slow
 def test_a_step_that_hangs_is_stopped_and_bounds_the_figure() -> None:
     hang = at_first_advance(lambda pid: os.kill(pid, signal.SIGSTOP))
-    (result,) = measure([PLAIN], workload(cell_seconds=15), progress=hang)
+    (result,) = measure([PLAIN], workload(cell_seconds=20), progress=hang)
     assert result.failure is not None
     assert result.failure.startswith(
-        f"stopped after {WARMUP} untimed steps: the limit of 15 s is reached; a step takes"
+        f"stopped after {WARMUP} untimed steps: the limit of 20 s is reached; a step takes"
     )
     assert result.at_least_ms is not None
     assert result.at_least_ms >= max(result.untimed_ms[1:])
@@ -159,7 +159,7 @@ def test_a_step_that_hangs_is_stopped_and_bounds_the_figure() -> None:
 
 @pytest.mark.slow
 def test_a_second_step_that_never_ends_is_a_bound_by_itself() -> None:
-    with closing(CellProcess(PLAIN, workload(cell_seconds=12))) as process:
+    with closing(CellProcess(PLAIN, workload(cell_seconds=20))) as process:
         process.ask(1)
         process.take(untimed=1, timed=0)
         (child,) = multiprocessing.active_children()
@@ -170,7 +170,7 @@ def test_a_second_step_that_never_ends_is_a_bound_by_itself() -> None:
         result = process.result()
     assert result.failure is not None
     assert result.failure.startswith(
-        "stopped after 1 untimed steps: the limit of 12 s is reached; a step takes at least"
+        "stopped after 1 untimed steps: the limit of 20 s is reached; a step takes at least"
     )
     assert result.at_least_ms is not None
     assert result.at_least_ms > 100

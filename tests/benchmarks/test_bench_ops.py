@@ -197,8 +197,6 @@ def test_times_are_medians_and_add_up(cli: Cli, made: Callable[[str, str], Bundl
         median(sum(node.samples_ms[run] for node in found.nodes) for run in range(3))
     )
     assert len(found.whole_ms.samples) == 3
-    # A whole run without the profiler holds the same work; a machine that is busy can stretch either.
-    assert 0.2 < found.whole_ms.p50 / found.profiled_ms < 5
 
     for row in found.operators:
         members = [node for node in found.nodes if (node.op, node.kind) == (row.op, row.kind)]
