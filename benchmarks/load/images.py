@@ -1,4 +1,4 @@
-"""What the requests carry: image files of one size, made once and sent many times."""
+"""What the requests carry: image files, made once and sent many times, or each of a size of its own."""
 
 import io
 from collections.abc import Sequence
@@ -39,15 +39,13 @@ class Payload:
 
 
 def payload(size: tuple[int, int], channels: int, data: Path | None = None) -> Payload:
-    """Images of `size` (height, width): JPEG for 1 and 3 channels, else PNG.
+    """Images of `size` (height, width), from the test split of the dataset in the folder `data`, else made up.
 
-    From the test split of the dataset in the folder `data`; without one, seeded smooth pictures: noise is what no
-    camera gives, slow to decode, and its masks are slow to encode. Raises DatasetError, ImageError, and UsageError for
-    a dataset whose images have other channels.
+    Raises DatasetError, ImageError, and UsageError for a dataset whose images have other channels.
     """
-    height, width = size
+    pictures: Sequence[U8]
     if data is None:
-        pictures, source = _made_up(height, width, channels), "seeded smooth pictures"
+        pictures, source = [picture(size, channels, seed=seed) for seed in range(IMAGES)], "seeded smooth pictures"
     else:
         dataset = open_dataset(data)
         if dataset.channels != channels:
@@ -57,20 +55,30 @@ def payload(size: tuple[int, int], channels: int, data: Path | None = None) -> P
             raise UsageError(f"{data} has no image in its {_SPLIT} split to send")
         pictures = [resize_image(dataset.read_image(sample), size) for sample in samples]
         source = f"{dataset.path.resolve().name}, {_SPLIT} split"
-    if channels in _JPEG_CHANNELS:
-        return Payload(tuple(map(_jpeg, pictures)), FORMATS["JPEG"], height, width, source)
-    return Payload(tuple(map(encode_image, pictures)), FORMATS["PNG"], height, width, source)
+    return Payload(tuple(map(encoded, pictures)), media_type(channels), *size, source)
 
 
-def _made_up(height: int, width: int, channels: int) -> Sequence[U8]:
-    random = np.random.default_rng(0)
-    small = (IMAGES, height // _BLOB + 2, width // _BLOB + 2, channels)
-    return [resize_image(image, (height, width)) for image in random.integers(0, 256, small, dtype=np.uint8)]
+def picture(size: tuple[int, int], channels: int, *, seed: int) -> U8:
+    """A smooth picture HWC of `size` (height, width).
+
+    Noise is what no camera gives: slow to decode, and its masks are slow to encode.
+    """
+    height, width = size
+    small = (height // _BLOB + 2, width // _BLOB + 2, channels)
+    return resize_image(np.random.default_rng(seed).integers(0, 256, small, dtype=np.uint8), size)
 
 
-def _jpeg(image_HWC: U8) -> bytes:
+def media_type(channels: int) -> str:
+    """Of `encoded`."""
+    return FORMATS["JPEG" if channels in _JPEG_CHANNELS else "PNG"]
+
+
+def encoded(image_HWC: U8) -> bytes:
+    """JPEG for 1 and 3 channels, as cameras send them; PNG for others."""
+    channels = image_HWC.shape[2]
+    if channels not in _JPEG_CHANNELS:
+        return encode_image(image_HWC)
     stream = io.BytesIO()
-    Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC).save(
-        stream, "JPEG", quality=_JPEG_QUALITY
-    )
+    image = Image.fromarray(image_HWC[..., 0] if channels == 1 else image_HWC)
+    image.save(stream, "JPEG", quality=_JPEG_QUALITY)
     return stream.getvalue()

@@ -138,3 +138,54 @@ class LoadReport(Part):
     runs: tuple[Run, ...]
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+class HostileTraffic(Part):
+    """What came of the clients of one kind."""
+
+    kind: str
+    outcomes: dict[str, int]
+    """A status, gone, closed or silent, with how often."""
+    accepted: tuple[str, ...]
+    """What may come of them."""
+
+
+class SoakSample(Part):
+    """The server's process at one moment."""
+
+    seconds: float
+    """Since the load began."""
+    answered: int
+    """Requests, since the server's start."""
+    resident_mib: float
+    descriptors: int
+    threads: int
+
+
+class SoakReport(Part):
+    """How a server holds out, and everything that is needed to find it again."""
+
+    schema_version: int = 1
+    title: str
+    command: str
+    date: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    target: str
+    """The bundle's folder."""
+    minutes: float
+    load: float
+    """Share of the capacity that a closed loop found just before."""
+    rate: float
+    """Good requests a second, on average."""
+    smallest: int
+    largest: int
+    """Pixels of height and width, drawn evenly for every image."""
+    client: LoadSummary
+    """Of the good requests."""
+    answers: dict[str, int]
+    """All, by HTTP status, as the server counts them."""
+    hostile: tuple[HostileTraffic, ...]
+    samples: tuple[SoakSample, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()

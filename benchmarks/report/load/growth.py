@@ -1,0 +1,43 @@
+"""Whether something grows with time, and how surely."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.report.load.results import SoakReport, SoakSample
+
+SETTLED = 0.25
+"""Share of a soak after which memory must have found its level."""
+_EARLY, _LATE = 500, 5000
+"""Requests."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Of a straight line by least squares."""
+
+    per_hour: float
+    error: float
+    """Standard error of it. Memory goes in steps, so neighbouring samples are not independent and the true error is
+    larger."""
+
+
+def slope(samples: tuple[SoakSample, ...]) -> Slope | None:
+    """Of resident memory in MiB, after SETTLED; None of fewer than three samples."""
+    chosen = samples[round(SETTLED * len(samples)) :]
+    if len(chosen) < 3:
+        return None
+    hours = np.array([sample.seconds / 3600 for sample in chosen])
+    memory = np.array([sample.resident_mib for sample in chosen])
+    centred = hours - hours.mean()
+    spread = float(centred @ centred)
+    found = float(centred @ memory) / spread
+    left = memory - memory.mean() - found * centred
+    return Slope(found, float(np.sqrt(left @ left / (len(chosen) - 2) / spread)))
+
+
+def ratio(report: SoakReport) -> float | None:
+    """Resident memory after 5,000 images of random sizes over that after 500; None where fewer were answered."""
+    early = next((sample for sample in report.samples if sample.answered >= _EARLY), None)
+    late = next((sample for sample in report.samples if sample.answered >= _LATE), None)
+    return None if early is None or late is None else late.resident_mib / early.resident_mib

@@ -1,0 +1,167 @@
+"""A soak as files: report.json, report.md and the PNG that it shows; and what the server is held to."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.report.load.growth import SETTLED, ratio, slope
+from benchmarks.report.load.results import SoakReport
+from benchmarks.report.markdown import check_lines, code_lines, escaped, table_lines
+from benchmarks.report.plots import Plot, colour_of, plot
+from benchmarks.report.results import Verdict
+from benchmarks.report.table import Table
+from benchmarks.report.words import machine_facts, number, optional, percent, times
+from benchmarks.report.write import JSON, MARKDOWN
+from export.errors import MissingExtraError
+from export.files import make_folder, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_RATIO = 1.3
+MAX_GROWTH = 0.02
+"""Share of the resident memory by which a soak may grow after it has settled."""
+_PICTURE = "memory.png"
+
+
+def verdicts(report: SoakReport) -> tuple[Verdict, ...]:
+    return tuple(_verdicts(report))
+
+
+def _verdicts(report: SoakReport) -> Iterable[Verdict]:
+    client = report.client
+    yield Verdict(
+        ok=client.ok == client.sent,
+        text="every good request was answered 200",
+        detail=f"{client.ok} of {client.sent}"
+        + "".join(f", {count} x {kind}" for kind, count in client.errors.items()),
+    )
+    broken = {code: count for code, count in report.answers.items() if code.startswith("5")}
+    yield Verdict(
+        ok=not broken,
+        text="no answer was a 5xx",
+        detail=", ".join(f"{count} x {code}" for code, count in (broken or report.answers).items()),
+    )
+    odd = [
+        f"{traffic.kind}: {count} x {outcome}"
+        for traffic in report.hostile
+        for outcome, count in traffic.outcomes.items()
+        if outcome not in traffic.accepted
+    ]
+    if report.hostile:
+        met = sum(sum(traffic.outcomes.values()) for traffic in report.hostile)
+        yield Verdict(
+            ok=not odd,
+            text="hostile clients met what they deserve",
+            detail=", ".join(odd) or f"{met} of {len(report.hostile)} kinds",
+        )
+    settled = report.samples[round(SETTLED * len(report.samples)) :]
+    found = slope(report.samples)
+    if found is not None:
+        hours = (settled[-1].seconds - settled[0].seconds) / 3600
+        grown = found.per_hour * hours / settled[0].resident_mib
+        yield Verdict(
+            ok=grown < MAX_GROWTH,
+            text=f"memory grows by less than {percent(MAX_GROWTH)} once it has settled",
+            detail=f"{number(found.per_hour)} ± {number(found.error)} MiB an hour, {grown:.2%} of "
+            f"{number(settled[0].resident_mib)} MiB",
+        )
+        middle = len(settled) // 2
+        earlier, later = settled[:middle], settled[middle:]
+        for what, first, last in (
+            ("file descriptors", max(s.descriptors for s in earlier), max(s.descriptors for s in later)),
+            ("threads", max(s.threads for s in earlier), max(s.threads for s in later)),
+        ):
+            yield Verdict(
+                ok=last <= first,
+                text=f"the largest number of {what} does not grow",
+                detail=f"{first} in the first half, {last} in the second",
+            )
+    share = ratio(report)
+    if share is not None:
+        yield Verdict(
+            ok=share <= MAX_RATIO,
+            text=f"memory after 5,000 sizes is within {times(MAX_RATIO)} of that after 500",
+            detail=times(share),
+        )
+
+
+def hostile_table(report: SoakReport) -> Table:
+    """A row a kind."""
+    rows = tuple(
+        (
+            traffic.kind,
+            str(sum(traffic.outcomes.values())),
+            ", ".join(f"{count} x {outcome}" for outcome, count in traffic.outcomes.items()),
+        )
+        for traffic in report.hostile
+    )
+    return Table("Hostile clients, and what came of them", ("kind", "clients", "outcomes"), rows)
+
+
+def headline(report: SoakReport) -> str:
+    """In one sentence."""
+    client = report.client
+    last = report.samples[-1].resident_mib if report.samples else None
+    return (
+        f"{report.minutes:g} minutes at {percent(report.load)} of its capacity: {client.ok} of {client.sent} requests "
+        f"answered, p99 {optional(client.ms(99.0))} ms, {optional(last)} MiB resident at the end."
+    )
+
+
+def write(report: SoakReport, out: Path) -> None:
+    """Write `report` into the folder `out`; without matplotlib there is no picture."""
+    make_folder(out)
+    try:
+        picture: Plot | None = _draw(report)
+    except MissingExtraError:
+        picture = None
+    write_atomic(out / MARKDOWN, "\n".join(_lines(report, picture)) + "\n")
+    if picture is None:
+        (out / _PICTURE).unlink(missing_ok=True)
+    else:
+        write_atomic(out / _PICTURE, picture.png)
+    # Last: who finds it finds the others whole.
+    write_json(out / JSON, report.model_dump(mode="json"))
+
+
+def _draw(report: SoakReport) -> Plot | None:
+    if not report.samples:
+        return None
+
+    def paint(axes: "Axes") -> None:
+        minutes = [sample.seconds / 60 for sample in report.samples]
+        axes.plot(minutes, [sample.resident_mib for sample in report.samples], color=colour_of(0))
+        axes.set_ylim(bottom=0)
+        axes.grid(visible=True)
+        axes.set_xlabel("minutes")
+        axes.set_ylabel("resident MiB")
+
+    memory = [sample.resident_mib for sample in report.samples]
+    alt = f"Resident memory from {number(memory[0])} to {number(memory[-1])} MiB, at most {number(max(memory))} MiB."
+    return plot("memory", "Memory of the server", alt, paint)
+
+
+def _lines(report: SoakReport, picture: Plot | None) -> Iterable[str]:
+    yield from (f"# {escaped(report.title)}", "", f"**{escaped(headline(report))}**", "")
+    yield from check_lines(report.verdicts)
+    if report.hostile:
+        yield from ("## Hostile clients", "", *table_lines(hostile_table(report), caption=False))
+    if picture is not None:
+        yield from (f"## {escaped(picture.title)}", "", f"![{escaped(picture.alt)}]({_PICTURE})", "")
+    if report.notes:
+        yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
+    yield from ("## How it was measured", "")
+    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
+    yield from ("", "Made again by:", "", *code_lines(report.command))
+
+
+def _circumstances(report: SoakReport) -> Iterable[tuple[str, str]]:
+    yield "Date", report.date
+    yield (
+        "Load",
+        f"{number(report.rate)} requests a second, Poisson arrivals over loopback; every image has a size of its own, "
+        f"{report.smallest} to {report.largest} pixels a side",
+    )
+    yield "Looked at", f"{len(report.samples)} times; memory has settled after {percent(SETTLED)} of the time"
+    yield from machine_facts(report.machine)

@@ -1,0 +1,52 @@
+"""`compress bench soak`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.cli.common import JsonOption, emit, require_no_run, typed
+from export.errors import require
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to serve, in a process of its own.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = Path("soak"),
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long.")] = 20.0,
+    load: Annotated[float, typer.Option("--load", min=0.01, help="Share of the capacity, measured first.")] = 0.8,
+    hostile: Annotated[float, typer.Option("--hostile", min=0.0, help="Hostile clients for each good request.")] = 0.01,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the server, as `compress serve --set`."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a bundle under load for long, with hostile clients among the good, and say what was lost or has grown.
+
+    Every image has a random size of its own. Hostile: garbage, decompression bombs, 40 MB bodies, clients that leave,
+    a byte a second, what is no HTTP.
+    """
+    require("fastapi", extra="serve", purpose="compress bench soak")
+    require_no_run(out)
+    from benchmarks.load.soak import soak
+    from benchmarks.report.load.soak import headline, hostile_table
+    from benchmarks.report.table import for_terminal
+    from benchmarks.report.words import failed_first
+    from compress.progress import show_table, task
+    from serve.settings import ServeSettings
+
+    report = soak(
+        bundle,
+        out=out,
+        settings=ServeSettings().with_given(settings or []),
+        minutes=minutes,
+        load_share=load,
+        hostile=hostile,
+        command=typed(),
+        progress=task,
+    )
+    if report.hostile and not as_json:
+        show_table(for_terminal(hostile_table(report)))
+    checks = (f"{'ok' if v.ok else 'NOT OK'}: {v.text} ({v.detail})" for v in failed_first(report.verdicts))
+    lines = [headline(report), *checks, f"report: {out / 'report.md'}"]
+    emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)

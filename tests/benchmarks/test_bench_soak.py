@@ -1,0 +1,122 @@
+"""`compress bench soak`: a real server, good and hostile clients, and what grew."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.bundles import tiny_bundle
+
+from benchmarks.load.client import Target
+from benchmarks.load.hostile import CLOSED, KINDS, attack
+from benchmarks.report.load.growth import ratio, slope
+from benchmarks.report.load.results import SoakReport, SoakSample
+from benchmarks.report.load.soak import verdicts
+from compress.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[SoakReport, Path]:
+    folder = tmp_path_factory.mktemp("soak")
+    bundle, out = tiny_bundle(folder / "tiny").path, folder / "report"
+    words = ["compress", "bench", "soak", str(bundle), "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", [*words, "--minutes", "0.06", "--load", "0.2", "--hostile", "0.5"])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+    assert not leaving.value.code
+    return SoakReport.model_validate_json((out / "report.json").read_text()), out
+
+
+def test_good_and_hostile_clients_are_all_accounted_for(run: tuple[SoakReport, Path]) -> None:
+    report, _ = run
+    assert report.client.sent > 0
+    assert report.client.sent == report.client.ok + sum(report.client.errors.values())
+    assert {traffic.kind for traffic in report.hostile} == set(KINDS)
+    assert all(set(traffic.outcomes) <= set(traffic.accepted) for traffic in report.hostile)
+    assert not [code for code in report.answers if code.startswith("5")]
+
+
+def test_the_process_is_looked_at(run: tuple[SoakReport, Path]) -> None:
+    samples = run[0].samples
+    assert len(samples) > 3
+    assert [sample.seconds for sample in samples] == sorted(sample.seconds for sample in samples)
+    assert [sample.answered for sample in samples] == sorted(sample.answered for sample in samples)
+    assert all(sample.resident_mib > 10 and sample.threads > 1 and sample.descriptors > 3 for sample in samples)
+
+
+def test_the_files_show_it(run: tuple[SoakReport, Path]) -> None:
+    text = (run[1] / "report.md").read_text()
+    assert all(kind in text for kind in KINDS)
+    assert (run[1] / "memory.png").exists()
+
+
+def test_a_server_that_is_gone_is_closed_to_all() -> None:
+    nobody = Target.of("http://127.0.0.1:9/segment")
+    good = nobody.post(b"image", "image/png")
+    assert {asyncio.run(attack(kind, nobody, good)) for kind in KINDS} == {CLOSED}
+
+
+def samples(memory: list[float], *, every: float = 60.0, requests: int = 100) -> tuple[SoakSample, ...]:
+    return tuple(
+        SoakSample(seconds=every * i, answered=requests * i, resident_mib=mib, descriptors=10, threads=5)
+        for i, mib in enumerate(memory)
+    )
+
+
+def test_the_slope_is_that_of_least_squares() -> None:
+    random = np.random.default_rng(0)
+    memory = 200 + 3 * np.arange(80) / 60 + random.normal(size=80)
+    found = slope(samples(list(memory)))
+    assert found is not None
+    hours = np.arange(20, 80) / 60
+    (expected, _), covariance = np.polyfit(hours, memory[20:], 1, cov=True)
+    assert found.per_hour == pytest.approx(expected)
+    assert found.error == pytest.approx(covariance[0, 0] ** 0.5)
+
+
+def test_the_first_quarter_settles() -> None:
+    found = slope(samples([100.0, 150.0, 180.0] + [200.0] * 9))
+    assert found is not None
+    assert found.per_hour == pytest.approx(0)
+    assert slope(samples([1.0, 2.0])) is None
+
+
+def test_memory_by_sizes_is_compared_where_there_were_enough(run: tuple[SoakReport, Path]) -> None:
+    report = run[0].model_copy(update={"samples": samples([100.0] * 6 + [150.0] * 60)})
+    assert ratio(report) == 1.5
+    assert ratio(report.model_copy(update={"samples": samples([100.0] * 20)})) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"samples": samples([200.0 + i for i in range(60)])}, "memory grows"),
+        ({"samples": samples([100.0] * 6 + [150.0] * 60)}, "5,000 sizes"),
+        ({"answers": {"200": 5, "500": 1}}, "5xx"),
+    ],
+)
+def test_what_is_missed_is_said(run: tuple[SoakReport, Path], change: dict[str, object], says: str) -> None:
+    client = run[0].client.model_copy(update={"ok": run[0].client.sent, "errors": {}})
+    good = run[0].model_copy(update={"samples": samples([200.0] * 60), "client": client})
+    assert all(verdict.ok for verdict in verdicts(good))
+    missed = [verdict.text for verdict in verdicts(good.model_copy(update=change)) if not verdict.ok]
+    assert any(says in text for text in missed)
+
+
+def test_descriptors_that_grow_are_said(run: tuple[SoakReport, Path]) -> None:
+    leaking = tuple(sample.model_copy(update={"descriptors": 10 + i}) for i, sample in enumerate(samples([200.0] * 60)))
+    missed = [verdict.text for verdict in verdicts(run[0].model_copy(update={"samples": leaking})) if not verdict.ok]
+    assert any("file descriptors" in text for text in missed)
+
+
+def test_a_mistake_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["compress", "bench", "soak", str(tmp_path / "nowhere"), "--out", str(tmp_path / "o")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
