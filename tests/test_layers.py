@@ -128,16 +128,17 @@ BENCH_AND_SAMPLES = ["matplotlib", "mpl_toolkits"]
 IMPORT_IT_WHEN_CALLED = ["export.parity", "export.to_onnx"]
 MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if name not in IMPORT_IT_WHEN_CALLED]
 MADE_OF_ONNX_ALONE = ["benchmarks.ops", "export.latency"]
+MADE_OF_THE_SERVER = ["serve", "benchmarks.load"]
 
 
 @pytest.mark.parametrize(
     ("absent", "users"),
     [
         pytest.param(TRAIN + BENCH_AND_SAMPLES, MADE_OF_TORCH, id="serve alone"),
-        pytest.param(SERVE + BENCH_AND_SAMPLES, ["serve"], id="train alone", marks=pytest.mark.slow),
+        pytest.param(SERVE + BENCH_AND_SAMPLES, MADE_OF_THE_SERVER, id="train alone", marks=pytest.mark.slow),
         pytest.param(
             [name for name in TRAIN if name != "onnx"] + SERVE,
-            ["serve", *(name for name in MADE_OF_TORCH if name not in MADE_OF_ONNX_ALONE)],
+            [*MADE_OF_THE_SERVER, *(name for name in MADE_OF_TORCH if name not in MADE_OF_ONNX_ALONE)],
             id="bench alone",
         ),
     ],
