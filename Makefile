@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format constraints container clean
+.PHONY: help demo test lint format constraints container peers clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -46,6 +46,13 @@ constraints: ## pin the newest versions in constraints.txt; torch stays
 container: $(VENV)/.dev ## build the server's image with buildah and prove that it runs
 	PYTHON=$(BIN)/python serve/deploy/container.sh
 	$(BIN)/python -m pytest tests/serve/test_serve_container.py
+
+peers: $(addprefix build/peers/,litserve mosec bentoml mlserver) ## an environment for each server that ours is compared with
+
+build/peers/%:
+	@$(PYTHON) -m venv --clear $@.part
+	$@.part/bin/$(PIP_INSTALL) $* $$(grep -E "^(onnxruntime|pillow|numpy)==" constraints.txt)
+	@rm -rf $@ && mv $@.part $@
 
 clean: ## remove everything that was made, the environment included; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .cache .*_cache .hypothesis

@@ -5,8 +5,8 @@ import os
 import shutil
 import tempfile
 
-# Torch's threads spin while they wait, and take the cores from whatever runs beside the tests.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# There is a process of tests for each core: more threads of torch would only take it from the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Nothing that a test measures is left for the user, and nothing that the user measured decides a test.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="segpress-cache-")

@@ -128,7 +128,7 @@ BENCH_AND_SAMPLES = ["matplotlib", "mpl_toolkits"]
 IMPORT_IT_WHEN_CALLED = ["export.parity", "export.to_onnx"]
 MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if name not in IMPORT_IT_WHEN_CALLED]
 MADE_OF_ONNX_ALONE = ["benchmarks.ops", "export.latency"]
-MADE_OF_THE_SERVER = ["serve", "benchmarks.load"]
+MADE_OF_THE_SERVER = ["serve", "benchmarks.load", "benchmarks.peers"]
 
 
 @pytest.mark.parametrize(

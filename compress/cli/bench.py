@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from compress.cli import bench_load, bench_ops, bench_soak, bench_table, bench_widths
+from compress.cli import bench_load, bench_ops, bench_peers, bench_soak, bench_table, bench_widths
 from compress.cli.common import (
     JsonOption,
     OutOption,
@@ -30,6 +30,7 @@ def group() -> None:
 
 app.command("load")(bench_load.command)
 app.command("ops")(bench_ops.command)
+app.command("peers")(bench_peers.command)
 app.command("soak")(bench_soak.command)
 app.command("table")(bench_table.command)
 app.command("widths")(bench_widths.command)

@@ -1,0 +1,21 @@
+"""MLServer: a runtime of one's own behind the Open Inference Protocol, images as base64 in its JSON."""
+
+import asyncio
+
+from mlserver import MLModel
+from mlserver.codecs import Base64Codec
+from mlserver.types import InferenceRequest, InferenceResponse
+from model import Model
+
+
+class Segment(MLModel):
+    """Named in the model-settings.json that the bench writes."""
+
+    async def load(self) -> bool:
+        self.model = Model()
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        [file] = Base64Codec.decode_input(payload.inputs[0])
+        mask = await asyncio.to_thread(self.model.segment, file)
+        return InferenceResponse(model_name=self.name, outputs=[Base64Codec.encode_output("mask", [mask])])

@@ -1,0 +1,53 @@
+"""The figures of `compress bench peers`: what its report.json holds."""
+
+from benchmarks.report.load.results import LoadSummary, Requests
+from benchmarks.report.results import Part, Verdict
+from export.machine import Machine
+
+
+class Cell(Part):
+    """What one server did in one hard case."""
+
+    good: bool
+    text: str
+
+
+class PeerResult(Part):
+    """One server."""
+
+    name: str
+    version: str
+    """Of its package."""
+    closed: tuple[LoadSummary, ...]
+    """At saturation, one a turn."""
+    capacity: float
+    """Median of their throughput."""
+    opened: LoadSummary
+    """Poisson arrivals, all servers at the same rate."""
+    behaviours: dict[str, Cell]
+
+
+class PeersReport(Part):
+    """Servers side by side with one model."""
+
+    schema_version: int = 1
+    title: str
+    command: str
+    date: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    bundle: str
+    requests: Requests
+    workers: int
+    """Runs at once, in each of them."""
+    connections: int
+    """Of the closed loops."""
+    seconds: float
+    turns: int
+    rate: float
+    """Of the open loops, requests a second."""
+    servers: tuple[PeerResult, ...]
+    """Ours first."""
+    verdicts: tuple[Verdict, ...] = ()
+    failures: tuple[str, ...] = ()
+    """Servers that did not run, and why."""

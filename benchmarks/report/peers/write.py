@@ -1,0 +1,114 @@
+"""Servers side by side as files, report.json and report.md, and what ours is held to."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.report.markdown import check_lines, code_lines, escaped, table_lines
+from benchmarks.report.peers.results import PeersReport
+from benchmarks.report.results import Verdict
+from benchmarks.report.table import Table
+from benchmarks.report.words import machine_facts, number, optional
+from benchmarks.report.write import JSON, MARKDOWN
+from export.files import make_folder, write_atomic, write_json
+
+DRIFT = 0.03
+"""Within it two medians may change places in the next run."""
+
+
+def verdicts(report: PeersReport) -> tuple[Verdict, ...]:
+    return tuple(_verdicts(report))
+
+
+def _verdicts(report: PeersReport) -> Iterable[Verdict]:
+    ours, *peers = report.servers
+    if peers:
+        best = max(peers, key=lambda peer: peer.capacity)
+        yield Verdict(
+            ok=ours.capacity >= (1 - DRIFT) * best.capacity,
+            text=f"{ours.name} answers as many images a second as the best of the others, within {DRIFT:.0%}",
+            detail=f"{number(ours.capacity)} against {number(best.capacity)} of {best.name}",
+        )
+        tails = {
+            peer.name: tail for peer in peers if (tail := peer.opened.ms(99.0)) is not None and not peer.opened.errors
+        }
+        own = ours.opened.ms(99.0)
+        if tails and own is not None:
+            name = min(tails, key=lambda peer: tails[peer])
+            yield Verdict(
+                ok=own <= (1 + DRIFT) * tails[name],
+                text=f"its p99 in the open loop is as low as the best of the others, within {DRIFT:.0%}",
+                detail=f"{number(own)} ms against {number(tails[name])} of {name}",
+            )
+    bad = [f"{what}: {cell.text}" for what, cell in ours.behaviours.items() if not cell.good]
+    yield Verdict(
+        ok=not bad,
+        text=f"{ours.name} behaves in every hard case",
+        detail="; ".join(bad) or f"{len(ours.behaviours)} cases",
+    )
+
+
+def speeds(report: PeersReport) -> Table:
+    """A row a server."""
+    rows = tuple(
+        (
+            f"{server.name} {server.version}",
+            number(server.capacity),
+            *(optional(server.opened.ms(point)) for point in (50.0, 95.0, 99.0)),
+            ", ".join(f"{count} x {kind}" for kind, count in server.opened.errors.items()) or "none",
+        )
+        for server in report.servers
+    )
+    caption = (
+        f"{report.workers} runs at once in each; images/s: closed loop of {report.connections} connections, median of "
+        f"{report.turns} turns; latency: open loop at {number(report.rate)} requests a second"
+    )
+    return Table(caption, ("server", "images/s", "p50 ms", "p95 ms", "p99 ms", "errors"), rows)
+
+
+def behaviours(report: PeersReport) -> Table:
+    """A row a hard case, a column a server."""
+    cases = report.servers[0].behaviours
+    rows = tuple(
+        (case, *(_cell(server.behaviours[case].good, server.behaviours[case].text) for server in report.servers))
+        for case in cases
+    )
+    return Table("Hard cases; NO: not as a server should", ("case", *(s.name for s in report.servers)), rows)
+
+
+def _cell(good: bool, text: str) -> str:
+    return text if good else f"NO: {text}"
+
+
+def write(report: PeersReport, out: Path) -> None:
+    """Write `report` into the folder `out`."""
+    make_folder(out)
+    write_atomic(out / MARKDOWN, "\n".join(_lines(report)) + "\n")
+    write_json(out / JSON, report.model_dump(mode="json"))
+
+
+def _lines(report: PeersReport) -> Iterable[str]:
+    yield from (f"# {escaped(report.title)}", "")
+    yield from table_lines(speeds(report))
+    yield from check_lines(report.verdicts)
+    yield from ("## Hard cases", "", *table_lines(behaviours(report)))
+    if report.failures:
+        yield from ("## What could not be measured", "", *(f"- {escaped(line)}" for line in report.failures), "")
+    yield from ("## How it was measured", "")
+    sent = report.requests
+    facts = (
+        ("Date", report.date),
+        (
+            "Requests",
+            f"{sent.media_type} of {sent.height}x{sent.width}, {number(sent.mean_bytes / 1024)} KiB on average, "
+            f"{sent.source}; the mask comes back as PNG; over loopback, on kept connections; each server by the form "
+            "that it takes: bytes, a form, or base64 in JSON",
+        ),
+        (
+            "Runs",
+            f"of {report.seconds:g} s, the servers in turns at saturation, all of them running; the same model.onnx "
+            f"of {report.bundle} in all, one thread a run, no batching; latency from when a request was due",
+        ),
+        *machine_facts(report.machine),
+    )
+    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in facts)
+    yield from ("", "Made again by:", "", *code_lines(report.command))
