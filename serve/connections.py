@@ -1,26 +1,27 @@
 """What a connection may do before and around its requests: how long it may take, and how many there may be.
 
-Uvicorn bounds the size of headers and the time between requests. It waits for ever for headers that come byte by byte,
-for the rest of a body that nobody reads, and for a client that does not read its answer. What it says itself to bad
-HTTP is made a problem here, too. Bodies that are read have their limits in `limits`.
+Uvicorn bounds the time between requests. It waits for ever for headers that come byte by byte, for the rest of a body
+that nobody reads, and for a client that does not read its answer; and it takes headers of any length. What it says
+itself to bad HTTP is made a problem here, too.
 """
 
 import asyncio
 import socket
 import struct
 import uuid
+from enum import Enum, auto
 from typing import Any
 
-import h11
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serve.access import OPEN
 from serve.metrics import UNKNOWN_MODEL, Metrics
 from serve.problems import ProblemError, problem_response
 from serve.settings import ServeSettings
 
+_MAX_HEADER_BYTES = 64 * 1024
 _BAD_HTTP = ProblemError(400, "bad_http", "these bytes are no HTTP/1.1 request, or its headers are too long; mend them")
 _CROWDED = "crowded"
 
@@ -30,13 +31,24 @@ def guarded(settings: ServeSettings) -> type["GuardedConnection"]:
     return type("Connection", (GuardedConnection,), {"settings": settings})
 
 
-class GuardedConnection(H11Protocol):
+class _Sending(Enum):
+    """What the client is at."""
+
+    NOTHING = auto()
+    HEADERS = auto()
+    """A part of a request's headers is there."""
+    BODY = auto()
+
+
+class GuardedConnection(HttpToolsProtocol):
     """One connection, closed when its client dawdles."""
 
     settings: ServeSettings
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._sending = _Sending.NOTHING
+        self._header_bytes = 0
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
 
@@ -56,8 +68,30 @@ class GuardedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._sending is not _Sending.BODY:
+            # What is whole is counted by its callbacks, which begin anew with each request.
+            self._header_bytes += len(data)
         super().data_received(data)
+        if self._sending is _Sending.HEADERS and self._header_bytes > _MAX_HEADER_BYTES:
+            self._refuse(_BAD_HTTP)
         self._watch()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._sending = _Sending.HEADERS
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._sending is _Sending.HEADERS:  # else a trailer: the application has its headers already
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._sending = _Sending.BODY
+        self._header_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._sending = _Sending.NOTHING
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -76,21 +110,15 @@ class GuardedConnection(H11Protocol):
 
     def _watch(self) -> None:
         """Start the clock when the client is to send something that no route waits for; stop it when it has."""
-        between = self.timeout_keep_alive_task is not None and not self._has_begun
-        begins = self.conn.their_state is h11.IDLE and not between
-        is_left_over = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
-        if not (begins or is_left_over):
+        in_work = self.cycle is not None and not self.cycle.response_complete
+        rests = self._sending is _Sending.NOTHING and self.timeout_keep_alive_task is not None
+        if in_work or rests:
             self._reading = _disarmed(self._reading)
         elif self._reading is None and not self.transport.is_closing():
             self._reading = self.loop.call_later(self.settings.header_seconds, self._dawdled)
 
-    @property
-    def _has_begun(self) -> bool:
-        """Whether a part of a request's headers is there."""
-        return self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
-
     def _dawdled(self) -> None:
-        if self._has_begun:
+        if self._sending is _Sending.HEADERS:
             detail = f"the headers were not whole after {self.settings.header_seconds:g} s; send them faster"
             self._refuse(ProblemError(408, "slow_headers", detail))
         else:  # it never began, or was answered long ago
@@ -103,15 +131,11 @@ class GuardedConnection(H11Protocol):
 
     def _refuse(self, problem: ProblemError) -> None:
         """Answer with a problem what never became a request of the application, and close."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             response = problem_response(problem, uuid.uuid4().hex)
             headers = [*response.raw_headers, (b"connection", b"close")]
-            for event in (
-                h11.Response(status_code=response.status_code, headers=headers),
-                h11.Data(data=bytes(response.body)),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
+            lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
+            self.transport.write(b"".join(lines) + bytes(response.body))
         if self.cycle is not None:
             # A route may be waiting for the rest of a body that turned out to be none.
             self.cycle.disconnected = True

@@ -71,7 +71,7 @@ def server_config(app: FastAPI, settings: ServeSettings, tls: ssl.SSLContext | N
     return uvicorn.Config(
         app,
         http=guarded(settings),
-        loop="asyncio",
+        loop="asyncio",  # uvloop raises where a client has left before its answer
         ws="none",
         lifespan="on",
         log_config=None,
