@@ -122,11 +122,16 @@ def places(length: int, window: int) -> Iterator[slice]:
     if length <= window:
         yield slice(0, length)
         return
-    stride = max(1, int(window * (1 - LEAST_OVERLAP)))
-    count = -(-(length - window) // stride)
-    for index in range(count + 1):
-        start = round(index * (length - window) / count)
+    last = count_places(length, window) - 1
+    for index in range(last + 1):
+        start = round(index * (length - window) / last)
         yield slice(start, start + window)
+
+
+def count_places(length: int, window: int) -> int:
+    """How many windows `places` gives."""
+    stride = max(1, int(window * (1 - LEAST_OVERLAP)))
+    return 1 + max(0, -(-(length - window) // stride))
 
 
 def _tent(place: slice) -> Figures:

@@ -23,7 +23,7 @@ from serve.keys import Keyring
 from serve.oip import models
 from serve.oip.inference import InferenceRequest, InputTensor, images_of
 from serve.oip.messages import HEALTH, INFERENCE, message, methods
-from serve.pipeline import Work
+from serve.pipeline import WholeWork
 from serve.policy import choice_of
 from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from serve.record import RequestRecord, set_current
@@ -271,7 +271,7 @@ class _Inference:
             response.outputs.add(name=MASK, datatype="UINT8", shape=masks_NHW.shape)
             return response
 
-        work = Work(predictor, stages, sizes, read, finish)
+        work = WholeWork(predictor, stages, sizes, read, finish)
         return await dispatch(service, work, deadline_seconds=call.seconds_left)
 
 
