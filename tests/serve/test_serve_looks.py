@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -30,6 +32,7 @@ from serve.settings import ServeSettings
 
 SEGMENT = "/v1/models/{name}/segment"
 PNG = {"Content-Type": "image/png"}
+README = Path(__file__).resolve().parents[2] / "serve" / "README.md"
 CLASSES = 4
 REACH = 3
 """Pixels on each side that the network looks at."""
@@ -294,3 +297,21 @@ def test_the_document_describes_all_of_it(client: httpx.Client) -> None:
     assert {"overlay", "probabilities", "window"} <= {parameter["name"] for parameter in operation["parameters"]}
     assert "application/zip" in operation["responses"]["200"]["content"]
     assert "float16" in json.dumps(operation)
+
+
+def test_the_programs_in_the_readme_run(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = [some_images(1, 30, 40, seed=seed)[0] for seed in range(2)]
+    for name, image in zip(("a.png", "b.png"), images, strict=True):
+        (tmp_path / name).write_bytes(encode_image(image))
+    programs = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    said = "http://127.0.0.1:8000/v1/models/coastlines/segment"
+    assert said in programs[0]
+    found: dict[str, Any] = {}
+    exec("\n".join(programs).replace(said, str(client.base_url) + SEGMENT.format(name="around")), found)
+    expected = [decode_indices(ask(client, image).content) for image in images]
+    np.testing.assert_array_equal(found["mask"], expected[0])
+    assert found["probabilities"].shape == (CLASSES, 30, 40)
+    assert [kind for kind, _ in found["parts"]] == ["image/png"] * 2
+    for (_, mask), wanted in zip(found["parts"], expected, strict=True):
+        np.testing.assert_array_equal(decode_indices(mask), wanted)
