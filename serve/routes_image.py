@@ -197,16 +197,18 @@ async def segment_image(
         if picture and probabilities:
             raise ProblemError(400, "invalid", "overlay and probabilities are two answers; ask for one of them")
         predictor = service.repository.predictor(name)
+        content_type = ContentType.of(request)
         look = Look.asked(predictor.manifest, probabilities=probabilities, window=window)
         asked = _Asked(look, picture, request.headers.get("accept", ""))
-        answer, timing = await _segment(service, predictor, request, asked)
+        answer, timing = await _segment(service, predictor, request, content_type, asked)
     return Response(
         answer.body, media_type=answer.media_type, headers={**answer.headers, "Server-Timing": timing, "Vary": "Accept"}
     )
 
 
-async def _segment(service: Service, predictor: Predictor, request: Request, asked: _Asked) -> tuple[Answer, str]:
-    content_type = ContentType.of(request)
+async def _segment(
+    service: Service, predictor: Predictor, request: Request, content_type: ContentType, asked: _Asked
+) -> tuple[Answer, str]:
     # Whether there are several shows only in the body, and what can be refused is refused before.
     negotiate(asked.accept, among=[*asked.of_one, *(asked.of_several if content_type.boundary else ())])
     refuse_if_full(service)
