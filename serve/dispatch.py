@@ -66,7 +66,7 @@ async def dispatch(service: Service, work: Work[T], *, deadline_seconds: float |
     """What `work` gives, or raises, on a worker thread when its turn has come; the wait is the stage "queue".
 
     `deadline_seconds` from now, at most those of the settings. A caller that is cancelled takes its work along, if
-    that has not begun; windows that have not begun, too.
+    that has not begun, and windows of it that have not.
 
     Raises ProblemError 429 when no more may wait, 504 when the deadline passed first.
     """
@@ -102,7 +102,7 @@ async def dispatch_all(
 def _late(late: Mapping[Work[Any], DeadlineError], works: Sequence[Work[Any]]) -> ProblemError:
     error = next(iter(late.values()))
     if error.has_begun:
-        how = "ask for larger windows, send pieces of the image, or give it longer"
+        how = "not all windows of the image were done; ask for larger ones, send pieces of it, or give it longer"
     elif len(works) > 1:
         how = f"{len(works) - len(late)} of {len(works)} images were done; send fewer, or when the server is less busy"
     else:

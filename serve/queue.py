@@ -48,7 +48,7 @@ class DeadlineError(WorkFailedError):
     """The deadline passed before the work's turn came, or before its next one."""
 
     def __init__(self, *, has_begun: bool) -> None:
-        when = "between two windows of the image" if has_begun else "while the request waited for its turn"
+        when = "before its next turn came" if has_begun else "while the request waited for its turn"
         super().__init__(f"the deadline passed {when}")
         self.has_begun = has_begun
 

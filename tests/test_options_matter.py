@@ -98,10 +98,6 @@ OPTIONS = {
         "serve.looks:Look.asked=as a whole",
         "serve/test_serve_looks.py::test_windows_give_the_masks_of_compress_predict",
     ),
-    "serve: max_probabilities": (
-        "serve.pipeline:Sizes.check_probabilities=none",
-        "serve/test_serve_looks.py::test_what_cannot_be_had_is_refused_with_what_to_do",
-    ),
     "serve: overlay": ("serve.answers:overlay=first", "serve/test_serve_answers.py"),
     "serve: header_seconds": ("serve.connections:GuardedConnection._watch=none", "serve/test_serve_connections.py"),
     "serve: send_seconds": (

@@ -261,7 +261,7 @@ def test_no_window_is_begun_after_the_deadline(held: tuple[GatedPredictor, str, 
     time.sleep(1.05)
     predictor.gate.set()
     assert (late.result().status_code, late.result().json()["reason"]) == (504, "deadline")
-    assert "between two windows" in late.result().json()["detail"]
+    assert "not all windows" in late.result().json()["detail"]
     assert len(predictor.seen) == 1
     # The worker is free again, and the books are right.
     whole = httpx.post(url + SEGMENT.format(name="around"), content=file, headers=PNG)
