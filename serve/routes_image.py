@@ -187,7 +187,8 @@ async def segment_image(
     """Send an image file as the body and get the class of each of its pixels.
 
     The mask comes as a PNG of class indices unless Accept asks for application/json (area and COCO run
-    lengths of each class) or application/octet-stream (one byte a pixel, row by row).
+    lengths of each class) or application/octet-stream (one byte a pixel, row by row). A form with files
+    called images is answered with a list, one item for each: multipart/mixed, or JSON.
     """
     service = service_of(request)
     with service.metrics.request(service.label(name)):
