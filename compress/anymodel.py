@@ -18,7 +18,7 @@ from export.images import U8
 from export.manifest import Channels
 from export.ranking import RankingScore
 from export.refine import Figures, Probabilities, Refinement, best_of
-from export.runtime import LOGITS
+from export.runtime import gives_logits
 from export.scoring import Score, score
 
 ONE_LOOK = Refinement()
@@ -50,8 +50,7 @@ def load_model(path: Path, *, threads: int | None = None, refine: Refinement = O
         manifest = loaded.manifest
         segmenter = loaded.segmenter(threads=threads)
         segment: Callable[[U8], U8] = segmenter.segment
-        gives_logits = any(output.name == LOGITS for output in manifest.outputs)
-        probabilities = refine.refined(segmenter.probabilities) if gives_logits else None
+        probabilities = refine.refined(segmenter.probabilities) if gives_logits(manifest) else None
         if refine:
             _require_refinable(path, refine, manifest.size)
             segment = best_of(_required(path, probabilities))

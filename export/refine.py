@@ -59,26 +59,62 @@ def mirrored(probabilities: Probabilities) -> Probabilities:
 
 
 def windowed(probabilities: Probabilities, window: tuple[int, int]) -> Probabilities:
-    """Windows that overlap by `LEAST_OVERLAP` at least, the last ones flush with the image's edge. Where they overlap,
-    each counts the more the further inside of it a pixel lies: at its edge a window knows least."""
+    """Windows that overlap, put together by a `Blend`."""
 
     def whole(image_HWC: U8) -> Figures:
-        height, width = image_HWC.shape[:2]
-        sums: Figures | None = None
-        weights_HW = np.zeros((height, width), dtype=np.float32)
-        for rows in places(height, window[0]):
-            for columns in places(width, window[1]):
-                found_KHW = probabilities(np.ascontiguousarray(image_HWC[rows, columns]))
-                weight_HW = _tent(rows)[:, None] * _tent(columns)[None, :]
-                if sums is None:
-                    sums = np.zeros((len(found_KHW), height, width), dtype=np.float32)
-                sums[:, rows, columns] += found_KHW * weight_HW
-                weights_HW[rows, columns] += weight_HW
-        if sums is None:
-            raise ValueError("an image without pixels")
-        return np.asarray(sums / weights_HW, dtype=np.float32)
+        blend = Blend((image_HWC.shape[0], image_HWC.shape[1]), window)
+        strips = [blend.add(probabilities(np.ascontiguousarray(image_HWC[place]))) for place in blend.windows]
+        return np.concatenate([strip for strip in strips if strip is not None], axis=1)
 
     return whole
+
+
+class Blend:
+    """The windows of one image, row by row, and what was found in them put together.
+
+    They overlap by `LEAST_OVERLAP` at least, the last ones flush with the image's edge. Where they overlap, each counts
+    the more the further inside of it a pixel lies: at its edge a window knows least. Held is one row of windows.
+    """
+
+    def __init__(self, size: tuple[int, int], window: tuple[int, int]) -> None:
+        """`size` is that of the image, (height, width); windows are no larger than it."""
+        self._width = size[1]
+        self._rows = list(places(size[0], window[0]))
+        self._columns = list(places(size[1], window[1]))
+        self.windows = [(rows, columns) for rows in self._rows for columns in self._columns]
+        """In the order in which they are added."""
+        self._added = 0
+        self._sums_KHW = np.empty((0, 0, 0), dtype=np.float32)
+        self._weights_HW = np.empty((0, 0), dtype=np.float32)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._added == len(self.windows)
+
+    def add(self, found_KHW: Figures) -> Figures | None:
+        """Take what was found in the next window; gives the rows of the image that no later window reaches."""
+        rows, columns = self.windows[self._added]
+        if self._added == 0:
+            height = rows.stop - rows.start
+            self._sums_KHW = np.zeros((len(found_KHW), height, self._width), dtype=np.float32)
+            self._weights_HW = np.zeros((height, self._width), dtype=np.float32)
+        weight_HW = _tent(rows)[:, None] * _tent(columns)[None, :]
+        self._sums_KHW[:, :, columns] += found_KHW * weight_HW
+        self._weights_HW[:, columns] += weight_HW
+        self._added += 1
+        row, column = divmod(self._added, len(self._columns))
+        if column:
+            return None
+        return self._taken((rows.stop if self.is_complete else self._rows[row].start) - rows.start)
+
+    def _taken(self, rows: int) -> Figures:
+        """The first `rows` rows of what is held; those below move up to where the next windows begin."""
+        strip_KHW = np.asarray(self._sums_KHW[:, :rows] / self._weights_HW[:rows], dtype=np.float32)
+        for held in (self._sums_KHW, self._weights_HW):
+            left = held.shape[-2] - rows
+            held[..., :left, :] = held[..., rows:, :]
+            held[..., left:, :] = 0
+        return strip_KHW
 
 
 def places(length: int, window: int) -> Iterator[slice]:
@@ -86,11 +122,16 @@ def places(length: int, window: int) -> Iterator[slice]:
     if length <= window:
         yield slice(0, length)
         return
-    stride = max(1, int(window * (1 - LEAST_OVERLAP)))
-    count = -(-(length - window) // stride)
-    for index in range(count + 1):
-        start = round(index * (length - window) / count)
+    last = count_places(length, window) - 1
+    for index in range(last + 1):
+        start = round(index * (length - window) / last)
         yield slice(start, start + window)
+
+
+def count_places(length: int, window: int) -> int:
+    """How many windows `places` gives."""
+    stride = max(1, int(window * (1 - LEAST_OVERLAP)))
+    return 1 + max(0, -(-(length - window) // stride))
 
 
 def _tent(place: slice) -> Figures:

@@ -129,9 +129,18 @@ class Segmenter:
     def probabilities(self, image_HWC: U8) -> NDArray[np.float32]:
         """Of each class KHW, at the size of the image; the graph has to give logits."""
         geometry = self.geometry(image_HWC)
-        logits_KHW = self.model.logits(geometry.fit(image_HWC)[None])[0]
-        powers_KHW = np.exp(logits_KHW - logits_KHW.max(axis=0))
-        return geometry.restore_figures(powers_KHW / powers_KHW.sum(axis=0))
+        return geometry.restore_figures(softmax(self.model.logits(geometry.fit(image_HWC)[None])[0]))
+
+
+def softmax(logits_KHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities of the classes KHW."""
+    powers_KHW = np.exp(logits_KHW - logits_KHW.max(axis=0))
+    return np.asarray(powers_KHW / powers_KHW.sum(axis=0), dtype=np.float32)
+
+
+def gives_logits(manifest: Manifest) -> bool:
+    """Whether the graph of this bundle has the logits among its outputs, and with them probabilities."""
+    return any(output.name == LOGITS for output in manifest.outputs)
 
 
 def available_providers() -> tuple[str, ...]:

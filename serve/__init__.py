@@ -5,6 +5,7 @@ alone, never imports `compress`, and works where torch is not installed. `serve.
 `serve.runner.run` are its public names.
 
 How a request travels: `middleware` gives it an id, `routes_image` checks what may be checked before
-work, `queue` admits it, one of the queue's threads runs `pipeline` (decode, fit, predict, restore,
-encode), and `metrics` has timed every stage.
+work, `multipart` finds the files in a form, `looks` makes the work of each, `queue` admits it, one of
+the queue's threads runs `pipeline` (decode, fit, predict, restore, encode), and `metrics` has timed
+every stage.
 """

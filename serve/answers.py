@@ -1,12 +1,16 @@
-"""A mask in the form that the client asked for: PNG, JSON with run lengths, or raw bytes.
+"""A mask in the form that the client asked for: PNG, JSON with run lengths, or raw bytes; with its probabilities, as
+NPZ; and several of them in one body.
 
 H height, W width, K classes.
 """
 
+import io
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +22,9 @@ from serve.problems import ProblemError
 PNG = "image/png"
 JSON = "application/json"
 RAW = "application/octet-stream"
+NPZ = "application/zip"
+"""What NumPy's .npz files are; they have no media type of their own."""
+MIXED = "multipart/mixed"
 
 
 @dataclass(frozen=True)
@@ -109,27 +116,52 @@ def to_picture(image_HWC: U8, mask_HW: U8, manifest: Manifest) -> Answer:
     return Answer(PNG, encode_image(overlay(image_HWC, mask_HW, manifest.colours)))
 
 
+def to_npz(mask_HW: U8, probabilities_KHW: NDArray[np.float16]) -> Answer:
+    """What `numpy.load` reads: `mask` (uint8 HW) and `probabilities` (float16 KHW, K in the order of the classes)."""
+    buffer = io.BytesIO()
+    np.savez(buffer, mask=mask_HW, probabilities=probabilities_KHW)
+    return Answer(NPZ, buffer.getvalue())
+
+
+def to_list(answers: Sequence[Answer]) -> Answer:
+    """Answers in JSON as one list of them."""
+    return Answer(JSON, b"[" + b",".join(answer.body for answer in answers) + b"]")
+
+
+def to_mixed(answers: Sequence[Answer]) -> Answer:
+    """Answers as the parts of one body, each with its own Content-Type. Source: RFC 2046, 5.1.3."""
+    # So long and random that it stands in no part.
+    boundary = secrets.token_hex(24)
+    parts = (
+        f"--{boundary}\r\nContent-Type: {answer.media_type}\r\nContent-Transfer-Encoding: binary\r\n\r\n".encode()
+        + answer.body
+        + b"\r\n"
+        for answer in answers
+    )
+    return Answer(f"{MIXED}; boundary={boundary}", b"".join(parts) + f"--{boundary}--\r\n".encode())
+
+
 Encoder = Callable[[U8, Manifest], Answer]
 
 ENCODERS: dict[str, Encoder] = {PNG: to_png, JSON: to_json, RAW: to_raw}
 """In the order in which they are preferred when a client takes several alike."""
 
 
-def negotiate(accept: str, *, among: Sequence[str] = tuple(ENCODERS)) -> Encoder:
-    """The encoder for an Accept header, of the media types `among` which one is sent; the first when it is empty or
-    takes anything.
+def negotiate(accept: str, *, among: Sequence[str]) -> str:
+    """The media type for an Accept header, of those `among` which one is sent; the first when it is empty or takes
+    anything.
 
     Raises ProblemError 406. Source: RFC 9110, 12.5.1.
     """
     ranges = [_media_range(item) for item in accept.split(",") if item.strip()]
     if not ranges:
-        return ENCODERS[among[0]]
+        return among[0]
     wanted = {media_type: _quality(media_type, ranges) for media_type in among}
     best = max(wanted, key=lambda media_type: wanted[media_type])
     if wanted[best] <= 0:
         detail = f"Accept {accept!r} leaves nothing that can be sent; accept one of {', '.join(among)}"
         raise ProblemError(406, "not_acceptable", detail)
-    return ENCODERS[best]
+    return best
 
 
 def _media_range(item: str) -> tuple[str, float]:

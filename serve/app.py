@@ -39,10 +39,11 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     settings = settings or ServeSettings()
     keyring = load_keys(settings.api_keys) if settings.api_keys else None
     tracer_provider = tracing.tracer_provider() if settings.otel else None
+    spans = tracing.Spans(tracer_provider) if tracer_provider is not None else None
     session = SessionSettings(settings.threads_per_run, settings.memory_pool, chosen(settings.providers))
     service = Service(_repository(models, session), session, settings)
 
-    grpc_server = _grpc_server(service, keyring) if settings.grpc_port is not None else None
+    grpc_server = _grpc_server(service, keyring, spans) if settings.grpc_port is not None else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,16 +78,15 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     if keyring is not None:
         app.add_middleware(Access, keyring=keyring, metrics=service.metrics)
     app.add_middleware(Crowding, metrics=service.metrics)
-    spans = tracing.StageSpans(tracer_provider) if tracer_provider is not None else None
     app.add_middleware(RequestEnvelope, lifecycle=service.lifecycle, spans=spans)
     return app
 
 
-def _grpc_server(service: Service, keyring: Keyring | None) -> "GrpcServer":
+def _grpc_server(service: Service, keyring: Keyring | None, spans: tracing.Spans | None) -> "GrpcServer":
     require("grpc", extra="grpc", purpose="grpc_port")
     from serve.oip.grpc_server import GrpcServer
 
-    return GrpcServer(service, keyring)
+    return GrpcServer(service, keyring, spans)
 
 
 def _repository(models: Sequence[Path] | Sequence[Predictor], session: SessionSettings) -> Repository:

@@ -5,7 +5,7 @@ The same for every door: the image endpoint, the Open Inference Protocol over HT
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,13 +19,17 @@ T = TypeVar("T")
 
 
 DEADLINE = "X-Deadline-Ms"
-"""Header: milliseconds that a request may wait for its turn, counted from when it was received whole."""
+"""Header: milliseconds that a request may wait for its turn, or for its last one, counted from when it was received
+whole."""
 
 DEADLINE_PARAMETER = {
     "name": DEADLINE,
     "in": "header",
     "required": False,
-    "description": "Milliseconds that the request may wait for its turn; then it is answered 504 and never computed",
+    "description": (
+        "Milliseconds that the request may wait for its turn; then it is answered 504 and never computed. No window of "
+        "an image is begun later, either"
+    ),
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
@@ -62,21 +66,48 @@ async def dispatch(service: Service, work: Work[T], *, deadline_seconds: float |
     """What `work` gives, or raises, on a worker thread when its turn has come; the wait is the stage "queue".
 
     `deadline_seconds` from now, at most those of the settings. A caller that is cancelled takes its work along, if
-    that has not begun.
+    that has not begun, and windows of it that have not.
 
     Raises ProblemError 429 when no more may wait, 504 when the deadline passed first.
+    """
+    [outcome] = await dispatch_all(service, [work], deadline_seconds=deadline_seconds)
+    if isinstance(outcome, Exception):
+        raise outcome
+    result: T = outcome
+    return result
+
+
+async def dispatch_all(
+    service: Service, works: Sequence[Work[T]], *, deadline_seconds: float | None = None
+) -> list[T | Exception]:
+    """The same for several works that have one answer: of each what it gives, or what is wrong with it alone.
+
+    Raises ProblemError 429 when not all of them may wait, 504 when the deadline passed before all were done.
     """
     longest = service.settings.deadline_seconds
     seconds = longest if deadline_seconds is None else min(longest, deadline_seconds)
     try:
-        result: T = await service.queue.run(work, deadline_seconds=seconds)
+        outcomes: list[T | Exception] = await service.queue.run_all(works, deadline_seconds=seconds)
     except QueueFullError as error:
         raise _overloaded(error) from error
-    except DeadlineError as error:
-        work.stages.record("queue", work.seconds_since_asked)
-        detail = f"{error}; nothing was computed, send it again when the server is less busy"
-        raise ProblemError(504, "deadline", detail) from error
-    return result
+    late = {work: outcome for work, outcome in zip(works, outcomes, strict=True) if isinstance(outcome, DeadlineError)}
+    if not late:
+        return outcomes
+    for work, lateness in late.items():
+        if not lateness.has_begun:
+            work.stages.record("queue", work.seconds_since_asked)
+    raise _late(late, works)
+
+
+def _late(late: Mapping[Work[Any], DeadlineError], works: Sequence[Work[Any]]) -> ProblemError:
+    error = next(iter(late.values()))
+    if error.has_begun:
+        how = "not all windows of the image were done; ask for larger ones, send pieces of it, or give it longer"
+    elif len(works) > 1:
+        how = f"{len(works) - len(late)} of {len(works)} images were done; send fewer, or when the server is less busy"
+    else:
+        how = "nothing was computed, send it again when the server is less busy"
+    return ProblemError(504, "deadline", f"{error}; {how}")
 
 
 async def unless_the_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:

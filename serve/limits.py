@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
@@ -21,9 +19,6 @@ MULTIPART = "multipart/form-data"
 _SMALL_BYTES = 65536
 _DISCARD_SECONDS = 2.0
 _DISCARD_BYTES = 256 * 2**20
-# The parser reads the headers of parts byte by byte; ours have two or three short ones.
-_MAX_PART_HEADER_BYTES = 8192
-_MULTIPART_SLICE = 65536
 
 
 class BodyReader:
@@ -163,89 +158,3 @@ class ContentType:
         taken = ", ".join([*IMAGE_TYPES, MULTIPART])
         what = f"Content-Type {given!r} is not taken" if given else "there is no Content-Type"
         raise ProblemError(415, "media_type", f"{what}; send one of {taken}", headers={"Accept": taken})
-
-    def image(self, body: bytes) -> bytes:
-        """The image file in `body`.
-
-        Raises ProblemError 400 for a multipart body that is not exactly one file.
-        """
-        return body if self.boundary is None else single_file(body, self.boundary)
-
-
-def single_file(body: bytes, boundary: bytes) -> bytes:
-    """The one file of a multipart/form-data body.
-
-    Raises ProblemError 400 when there is no file, more than one part, or no sense in it.
-    """
-    part = _SinglePart()
-    try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": part.begin,
-                "on_part_data": part.data,
-                "on_header_field": part.header_name,
-                "on_header_value": part.header_value,
-                "on_header_end": part.header_end,
-                "on_end": part.end,
-            },
-        )
-        for start in range(0, len(body), _MULTIPART_SLICE):
-            parser.write(body[start : start + _MULTIPART_SLICE])
-        parser.finalize()
-    except FormParserError as error:
-        raise _not_one_file(f"the body is not sound ({error})") from error
-    if not part.ended:
-        raise _not_one_file("the body ends before its last boundary")
-    if not part.is_file:
-        raise _not_one_file("its part has no filename, so it is a field and not a file")
-    if not part.content:
-        raise ProblemError(400, "empty", "the file in the multipart body is empty; send one image file")
-    return bytes(part.content)
-
-
-class _SinglePart:
-    """Collects the first part; a second one ends the parse."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-        self.ended = False
-        self.is_file = False
-        self._begun = False
-        self._header_bytes = 0
-        self._name = bytearray()
-        self._value = bytearray()
-
-    def begin(self) -> None:
-        if self._begun:
-            raise _not_one_file("there is more than one part")
-        self._begun = True
-
-    def header_name(self, data: bytes, start: int, end: int) -> None:
-        self._name += self._header(data[start:end])
-
-    def header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += self._header(data[start:end])
-
-    def header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            _, options = parse_options_header(self._value.decode("latin-1"))
-            self.is_file = b"filename" in options
-        self._name.clear()
-        self._value.clear()
-
-    def data(self, data: bytes, start: int, end: int) -> None:
-        self.content += data[start:end]
-
-    def end(self) -> None:
-        self.ended = True
-
-    def _header(self, piece: bytes) -> bytes:
-        self._header_bytes += len(piece)
-        if self._header_bytes > _MAX_PART_HEADER_BYTES:
-            raise _not_one_file("its headers are too long")
-        return piece
-
-
-def _not_one_file(what: str) -> ProblemError:
-    return ProblemError(400, "multipart", f"multipart: {what}; send exactly one file field and nothing else")

@@ -70,7 +70,7 @@ class Metrics:
         )
         self._stage = Histogram(
             "segpress_stage_duration_seconds",
-            "Time that requests spent in each stage.",
+            "Time that requests spent in each stage; of an image that is looked at in windows, in that of each window.",
             ["model", "stage"],
             buckets=buckets,
             registry=self.registry,
@@ -168,7 +168,7 @@ class Metrics:
                 self._errors.labels(model, reason).inc()
 
     def refused(self, model: str, reason: str) -> None:
-        """Count a request that was turned away before any route saw it."""
+        """Count a request that was turned away before any route saw it, or one image of several that was."""
         self._errors.labels(model, reason).inc()
 
     def stages(self, model: str) -> "Stages":
@@ -213,8 +213,8 @@ class Stages:
         """To be told of each run of the model on how many images it was."""
 
     def record(self, stage: str, seconds: float) -> None:
-        """Keep and observe a stage that ended just now."""
-        self.seconds[stage] = seconds
+        """Keep and observe a stage that ended just now; one that comes again adds to what was kept."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self._observe(stage, seconds)
 
     @contextmanager
@@ -226,6 +226,10 @@ class Stages:
         finally:
             self.record(stage, time.perf_counter() - begun)
 
-    def header(self) -> str:
-        """The value of a Server-Timing header, in milliseconds. Source: W3C Server Timing."""
-        return ", ".join(f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in self.seconds.items())
+    def header(self, *others: "Stages") -> str:
+        """The value of a Server-Timing header, in milliseconds, over these and `others`. Source: W3C Server Timing."""
+        sums = dict(self.seconds)
+        for stages in others:
+            for stage, seconds in stages.seconds.items():
+                sums[stage] = sums.get(stage, 0.0) + seconds
+        return ", ".join(f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in sums.items())

@@ -11,7 +11,7 @@ from serve.lifecycle import Lifecycle
 from serve.problems import ProblemError, problem_response
 from serve.record import QUIET, REQUEST_ID, RequestRecord, set_current
 from serve.trace import TRACEPARENT
-from serve.tracing import StageSpans
+from serve.tracing import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _CUT_OFF = ProblemError(
 class RequestEnvelope:
     """ASGI middleware that wraps each request from its first byte to the last byte of its answer."""
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, spans: StageSpans | None = None) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, spans: Spans | None = None) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._spans = spans

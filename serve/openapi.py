@@ -20,9 +20,14 @@ _SENT_AS_THEY_ARE: list[type[BaseModel]] = [Problem]
 
 def reference(model: type[BaseModel]) -> dict[str, Any]:
     """The content of a response or body of this model, whose schema then stands in the document."""
-    if model not in _SENT_AS_THEY_ARE:
-        _SENT_AS_THEY_ARE.append(model)
-    return {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
+    return {"schema": schema_of(model)}
+
+
+def schema_of(*models: type[BaseModel]) -> dict[str, Any]:
+    """The schema of one of these models, for a place within another schema."""
+    _SENT_AS_THEY_ARE.extend(model for model in models if model not in _SENT_AS_THEY_ARE)
+    references = [{"$ref": _REFERENCE.format(model=model.__name__)} for model in models]
+    return references[0] if len(references) == 1 else {"anyOf": references}
 
 
 def problems(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:

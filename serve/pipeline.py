@@ -4,17 +4,22 @@ H height, W width, N batch, C channels.
 """
 
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export.bands import counted_pixels
 from export.errors import ImageError
-from export.images import U8, Geometry, decode
+from export.images import U8, Geometry, decode, read_header
 from export.manifest import Manifest
+from export.refine import Blend, count_places
 from serve.metrics import Stages
 from serve.predictor import Predictor
 from serve.problems import ProblemError
@@ -32,12 +37,18 @@ class Sizes:
     """Of what one request has, as sent and as padded for the model; and of what is run together."""
     bucket: int = 1
     """Images are padded to multiples of this, too, so that fewer sizes are met."""
+    max_windowed_pixels: int = sys.maxsize
+    """Of one image that is looked at in windows, as sent; and of all its windows together, as padded."""
+    max_probabilities: int = sys.maxsize
+    """Classes times pixels of what is answered, and of what the model gives at once, where logits are asked of it."""
+
+    def planned(self, height: int, width: int, manifest: Manifest) -> Geometry:
+        """How an image of this size is brought to the model, however large it is."""
+        return Geometry.plan(height, width, size=manifest.size, multiple=math.lcm(manifest.size_multiple, self.bucket))
 
     def geometry(self, images: int, height: int, width: int, manifest: Manifest) -> Geometry:
         """Raises ProblemError 413 for images that are too large as sent, or as padded."""
-        geometry = Geometry.plan(
-            height, width, size=manifest.size, multiple=math.lcm(manifest.size_multiple, self.bucket)
-        )
+        geometry = self.planned(height, width, manifest)
         for (high, wide), what in (((height, width), ""), (geometry.padded, "padded for the model ")):
             # A single row of pixels is small, but padded to the model's multiple it is many times that.
             pixels = images * counted_pixels(high, wide, manifest.channels)
@@ -46,9 +57,61 @@ class Sizes:
                 raise ProblemError(413, "too_large", f"{detail}; send less, smaller images, or pieces of them")
         return geometry
 
+    def blend(self, height: int, width: int, window: tuple[int, int], manifest: Manifest) -> Blend:
+        """The windows of an image of this size. Raises ProblemError 413 when they are too large, or too many."""
+        count = count_places(height, window[0]) * count_places(width, window[1])
+        padded = self.planned(min(height, window[0]), min(width, window[1]), manifest).padded
+        pixels = counted_pixels(*padded, manifest.channels)
+        if pixels > self.max_pixels:
+            detail = f"a window of {padded[1]}x{padded[0]} has {pixels} pixels, at most {self.max_pixels} are taken"
+            raise ProblemError(413, "too_large", f"{detail}; ask for smaller windows")
+        if count * pixels > self.max_windowed_pixels:
+            detail = (
+                f"{count} windows of {padded[1]}x{padded[0]} have {count * pixels} pixels, at most "
+                f"{self.max_windowed_pixels} are taken"
+            )
+            raise ProblemError(413, "too_large", f"{detail}; ask for larger windows, or send pieces of the image")
+        return Blend((height, width), window)
 
-class Work(Generic[T]):
-    """What one request wants of one model."""
+    def check_probabilities(self, size: tuple[int, int], manifest: Manifest) -> None:
+        """Raises ProblemError 413 when those of an image or window of this size are too many."""
+        classes, (height, width) = len(manifest.classes), size
+        values = classes * height * width
+        if values > self.max_probabilities:
+            detail = (
+                f"{classes} classes of {width}x{height} pixels have {values} probabilities, at most "
+                f"{self.max_probabilities} are taken"
+            )
+            raise ProblemError(413, "too_large", f"{detail}; send smaller images, or pieces of them")
+
+
+class Work(ABC, Generic[T]):
+    """What one request wants of one model: one run of it, or several in turn."""
+
+    wants_logits = False
+    """Whether the model is run for its logits NKHW instead of masks NHW."""
+
+    def __init__(self, predictor: Predictor, stages: Stages, sizes: Sizes) -> None:
+        self.predictor = predictor
+        self.stages = stages
+        self.sizes = sizes
+        self._asked = time.perf_counter()
+
+    @property
+    def seconds_since_asked(self) -> float:
+        return time.perf_counter() - self._asked
+
+    @abstractmethod
+    def fitted(self) -> U8:
+        """The images NHWC that the model is to be run on, as it takes them; in a worker thread."""
+
+    @abstractmethod
+    def finished(self, given: NDArray[Any]) -> T | object:
+        """The answer, of what the model gave for those images; `serve.queue.UNFINISHED` when there is more to run."""
+
+
+class WholeWork(Work[T]):
+    """The masks of images of one size, each looked at as a whole."""
 
     def __init__(
         self,
@@ -59,20 +122,12 @@ class Work(Generic[T]):
         finish: Callable[[U8], T],
     ) -> None:
         """`read` gives images HWC of one size, `finish` makes the answer of their masks NHW; in a worker thread."""
-        self.predictor = predictor
-        self.stages = stages
-        self.sizes = sizes
+        super().__init__(predictor, stages, sizes)
         self._read = read
         self._finish = finish
-        self._asked = time.perf_counter()
         self._geometry: Geometry | None = None
 
-    @property
-    def seconds_since_asked(self) -> float:
-        return time.perf_counter() - self._asked
-
     def fitted(self) -> U8:
-        """The images NHWC as the model takes them."""
         self.stages.record("queue", self.seconds_since_asked)
         with self.stages.time("decode"):
             images = self._read()
@@ -81,33 +136,33 @@ class Work(Generic[T]):
             self._geometry = self.sizes.geometry(len(images), height, width, self.predictor.manifest)
             return np.stack([self._geometry.fit(image_HWC) for image_HWC in images])
 
-    def finished(self, masks_NHW: U8) -> T:
-        """The answer; each mask has the size of its image."""
+    def finished(self, given: NDArray[Any]) -> T:
+        """Each mask has the size of its image."""
         assert self._geometry is not None
         with self.stages.time("postprocess"):
-            restored = np.stack([self._geometry.restore(mask_HW) for mask_HW in masks_NHW])
+            restored = np.stack([self._geometry.restore(mask_HW) for mask_HW in given])
         with self.stages.time("encode"):
             return self._finish(restored)
 
 
 Outcomes = list[Any]
-"""Of each work what it gives, or the exception that it raised."""
+"""Of each work what it gives, the exception that it raised, or `serve.queue.UNFINISHED`."""
 
 
 def run_together(works: Sequence[Work[Any]]) -> Outcomes:
-    """Do works of one predictor, those of one padded size in one run of the model.
+    """Do a turn of works of one predictor, those of one padded size in one run of the model.
 
     What is wrong with one of them is its own outcome alone.
     """
     outcomes: dict[int, Any] = {}
-    groups: dict[tuple[int, ...], list[tuple[int, U8]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[int, U8]]] = {}
     for index, work in enumerate(works):
         try:
             images_NHWC = work.fitted()
         except Exception as error:
             outcomes[index] = error
         else:
-            groups.setdefault(images_NHWC.shape[1:], []).append((index, images_NHWC))
+            groups.setdefault((*images_NHWC.shape[1:], work.wants_logits), []).append((index, images_NHWC))
     for group in groups.values():
         for part in _parts(group, works[group[0][0]].sizes.max_pixels):
             outcomes |= _run(works, part)
@@ -129,24 +184,25 @@ def _parts(group: list[tuple[int, U8]], max_pixels: int) -> list[list[tuple[int,
 
 
 def _run(works: Sequence[Work[Any]], group: list[tuple[int, U8]]) -> dict[int, Any]:
-    predictor = works[group[0][0]].predictor
+    first = works[group[0][0]]
+    run = first.predictor.logits if first.wants_logits else first.predictor.predict
     batch_NHWC = group[0][1] if len(group) == 1 else np.concatenate([images for _, images in group])
     begun = time.perf_counter()
     try:
-        masks_NHW = predictor.predict(batch_NHWC)
+        given = run(batch_NHWC)
     except Exception as error:
         if len(group) == 1:
             return {group[0][0]: error}
         # One of them may be to blame; alone each gets what it deserves.
         return {index: outcome for member in group for index, outcome in _run(works, [member]).items()}
     seconds = time.perf_counter() - begun
-    works[group[0][0]].stages.ran_on(len(batch_NHWC))
+    first.stages.ran_on(len(batch_NHWC))
     outcomes: dict[int, Any] = {}
     at = 0
     for index, images_NHWC in group:
         works[index].stages.record("inference", seconds)
         try:
-            outcomes[index] = works[index].finished(masks_NHW[at : at + len(images_NHWC)])
+            outcomes[index] = works[index].finished(given[at : at + len(images_NHWC)])
         except Exception as error:
             outcomes[index] = error
         at += len(images_NHWC)
@@ -158,7 +214,26 @@ def decoded(image: bytes, manifest: Manifest, *, max_pixels: int) -> U8:
 
     Raises ProblemError 4xx for what is none, or one that is not taken.
     """
-    try:
+    with _told(image):
         return decode(image, manifest.channels, max_pixels=max_pixels)
+
+
+def size_of(image: bytes, *, max_pixels: int) -> tuple[int, int]:
+    """Height and width of the image in a file, before it is decoded.
+
+    Raises ProblemError as `decoded` does.
+    """
+    with _told(image):
+        header = read_header(image, max_pixels=max_pixels)
+        return header.height, header.width
+
+
+@contextmanager
+def _told(image: bytes) -> Iterator[None]:
+    """What is wrong with an image is the client's to mend."""
+    if not image:
+        raise ProblemError(400, "empty", "the file is empty; send one image file")
+    try:
+        yield
     except ImageError as error:
         raise ProblemError(_STATUS.get(error.reason, 400), error.reason, str(error)) from error

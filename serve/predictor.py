@@ -9,6 +9,7 @@ from export.bundle import Bundle
 from export.errors import BundleError
 from export.images import U8
 from export.manifest import Manifest
+from export.refine import Figures
 from export.runtime import CPU, OnnxModel
 from export.sessions import MemoryPool
 from serve.folders import ModelFolders, newest
@@ -40,6 +41,9 @@ class Predictor(Protocol):
     def predict(self, images_NHWC: U8) -> U8:
         """Class indices NHW of images that are resized and padded as the manifest says."""
 
+    def logits(self, images_NHWC: U8) -> Figures:
+        """Logits NKHW of such images; asked for only where the manifest names them among the outputs."""
+
 
 class BundlePredictor:
     """A bundle's graph in one ONNX Runtime session, shared by all threads."""
@@ -59,6 +63,9 @@ class BundlePredictor:
 
     def predict(self, images_NHWC: U8) -> U8:
         return self._model.masks(images_NHWC)
+
+    def logits(self, images_NHWC: U8) -> Figures:
+        return self._model.logits(images_NHWC)
 
 
 def _usual_pixels(manifest: Manifest) -> int:

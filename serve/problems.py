@@ -56,10 +56,10 @@ class Problem(BaseModel):
     """Of the trace that the request belongs to, also in the header traceparent and in the server's log."""
 
 
-def problem_response(problem: ProblemError, request_id: str) -> Response:
-    """The answer that carries `problem`."""
+def problem_of(problem: ProblemError, request_id: str) -> Problem:
+    """`problem` as it is told."""
     record = current_record()
-    body = Problem(
+    return Problem(
         title=_title(problem.status),
         status=problem.status,
         detail=problem.detail,
@@ -68,9 +68,12 @@ def problem_response(problem: ProblemError, request_id: str) -> Response:
         request_id=request_id,
         trace_id=record.trace.trace_id if record else "",
     )
-    return Response(
-        body.model_dump_json().encode(), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE
-    )
+
+
+def problem_response(problem: ProblemError, request_id: str) -> Response:
+    """The answer that carries `problem`."""
+    body = problem_of(problem, request_id).model_dump_json().encode()
+    return Response(body, status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:

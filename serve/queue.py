@@ -8,6 +8,9 @@ lies between the end of one run and the start of the next.
 
 A worker that comes free may take several at once, if they can be run together: only what waits already, unless a
 delay is set. What the others could take at that moment is left to them.
+
+Work that is done in several turns stays with its worker: between two turns it is asked again whether somebody waits for
+it. So there is never more begun than the workers hold.
 """
 
 import asyncio
@@ -18,11 +21,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from export.errors import WorkFailedError
 
 W = TypeVar("W")
+
+UNFINISHED: Final = object()
+"""What comes of a turn of work that needs another one."""
 
 # Weight of the newest run in the running estimate of service time: the last ten or so count.
 _NEWEST = 0.2
@@ -39,7 +45,12 @@ class QueueFullError(WorkFailedError):
 
 
 class DeadlineError(WorkFailedError):
-    """The deadline passed before the work's turn came; it was not begun."""
+    """The deadline passed before the work's turn came, or before its next one."""
+
+    def __init__(self, *, has_begun: bool) -> None:
+        when = "before its next turn came" if has_begun else "while the request waited for its turn"
+        super().__init__(f"the deadline passed {when}")
+        self.has_begun = has_begun
 
 
 class WorkQueue(Generic[W]):
@@ -56,7 +67,8 @@ class WorkQueue(Generic[W]):
         batch_delay_seconds: float = 0.0,
         mates: Callable[[W, W], bool] = lambda _one, _other: False,
     ) -> None:
-        """`run_together` gives of each work what came of it, exceptions included, for works that are all `mates`."""
+        """`run_together` gives of each work what came of it, exceptions and `UNFINISHED` included, for works that are
+        all `mates`."""
         self.workers = workers
         self.limit = limit
         self.max_wait_seconds = max_wait_seconds
@@ -83,20 +95,25 @@ class WorkQueue(Generic[W]):
     @property
     def estimated_wait_seconds(self) -> float:
         """How long a newcomer would wait for its turn, from the running mean of service time."""
-        ahead = self.waiting + self._running - self.workers + 1
-        return max(0, ahead) * self._service_seconds / self.workers
+        return self._wait_seconds(of=1)
 
     @property
     def retry_after_seconds(self) -> int:
         """When what waits now will be done, in the whole seconds that Retry-After takes."""
         return max(1, math.ceil(self.estimated_wait_seconds))
 
-    def check_room(self, deadline_seconds: float = math.inf) -> None:
-        """Raises QueueFullError when a newcomer could not wait, or would wait too long, or beyond its own deadline."""
+    @property
+    def capacity(self) -> int:
+        """Works that can be in the queue's hands at once, running or waiting."""
+        return self.workers + self.limit
+
+    def check_room(self, deadline_seconds: float = math.inf, *, works: int = 1) -> None:
+        """Raises QueueFullError when so many newcomers could not wait, or the last of them would wait too long, or
+        beyond its own deadline."""
         # Whatever idle workers are about to take is on its way out of the queue and does not count against it.
-        if self.waiting + self._running >= self.workers + self.limit:
+        if self.waiting + self._running + works > self.capacity:
             raise QueueFullError("queue_full", f"{self.waiting} requests are waiting already", self.retry_after_seconds)
-        wait, longest = self.estimated_wait_seconds, min(self.max_wait_seconds, deadline_seconds)
+        wait, longest = self._wait_seconds(of=works), min(self.max_wait_seconds, deadline_seconds)
         if wait > longest:
             over = math.ceil(wait - longest)
             detail = f"the request would wait about {wait:.2g} s for its turn, and may wait {longest:g} s"
@@ -127,18 +144,30 @@ class WorkQueue(Generic[W]):
         Work that has not begun when `deadline_seconds` have passed, or when the caller is cancelled, is never begun.
         Raises QueueFullError and DeadlineError.
         """
+        [outcome] = await self.run_all([work], deadline_seconds=deadline_seconds)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def run_all(self, works: Sequence[W], *, deadline_seconds: float) -> list[Any]:
+        """The same for several works, which are taken all or none; gives what came of each, exceptions included.
+
+        Raises QueueFullError.
+        """
         loop = asyncio.get_running_loop()
-        job = _Job(work, loop, loop.create_future(), time.monotonic() + deadline_seconds)
+        deadline = time.monotonic() + deadline_seconds
+        jobs = [_Job(work, loop, loop.create_future(), deadline) for work in works]
         with self._changed:
-            self.check_room(deadline_seconds)
-            self._waiting.append(job)
-            self._changed.notify()
-        timer = loop.call_later(deadline_seconds, self._expire, job)
+            self.check_room(deadline_seconds, works=len(jobs))
+            self._waiting.extend(jobs)
+            self._changed.notify(len(jobs))
+        timer = loop.call_later(deadline_seconds, self._expire, jobs)
         try:
-            return await job.future
+            return [await job.future for job in jobs]
         finally:
             timer.cancel()
-            self._withdraw(job)
+            for job in jobs:
+                self._withdraw(job)
 
     def _withdraw(self, job: "_Job[W]") -> bool:
         """Whether `job` was still waiting; it is not any more, and is not begun if it has been taken for a batch."""
@@ -150,12 +179,18 @@ class WorkQueue(Generic[W]):
                 return False
             return True
 
-    def _expire(self, job: "_Job[W]") -> None:
-        with self._changed:
-            if job not in self._waiting:
-                return  # it has begun; or it was taken for a batch, whose worker looks at the deadline again
-        if self._withdraw(job):
-            job.fail(_too_late())
+    def _expire(self, jobs: "Sequence[_Job[W]]") -> None:
+        for job in jobs:
+            with self._changed:
+                is_waiting = job in self._waiting
+            # Otherwise it has begun; or it was taken for a batch, whose worker looks at the deadline again.
+            if is_waiting and self._withdraw(job):
+                job.end(DeadlineError(has_begun=False))
+
+    def _wait_seconds(self, *, of: int) -> float:
+        """How long the last of so many newcomers would wait."""
+        ahead = self.waiting + self._running - self.workers + of
+        return max(0, ahead) * self._service_seconds / self.workers
 
     def _serve(self) -> None:
         while self._serve_some():
@@ -163,18 +198,33 @@ class WorkQueue(Generic[W]):
 
     def _serve_some(self) -> bool:
         # One call for what is taken at once: an idle worker must not hold on to the last image.
-        jobs = self._take()
-        if not jobs:
+        left = self._take()
+        if not left:
             return False
-        begun = time.perf_counter()
-        try:
-            outcomes = self._run_together([job.work for job in jobs])
-        except Exception as error:
-            outcomes = [error] * len(jobs)
-        self._ran(len(jobs), time.perf_counter() - begun)
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            job.deliver(job.fail if isinstance(outcome, Exception) else job.succeed, outcome)
+        begun, taken = time.perf_counter(), len(left)
+        while left:
+            outcomes = self._outcomes(left)
+            ended = [(job, outcome) for job, outcome in zip(left, outcomes, strict=True) if outcome is not UNFINISHED]
+            self._ran(len(ended), (time.perf_counter() - begun) / taken)
+            for job, outcome in ended:
+                job.deliver(outcome)
+            left = self._wanted([job for job, outcome in zip(left, outcomes, strict=True) if outcome is UNFINISHED])
         return True
+
+    def _outcomes(self, jobs: "list[_Job[W]]") -> Sequence[Any]:
+        for job in jobs:
+            job.has_begun = True
+        try:
+            return self._run_together([job.work for job in jobs])
+        except Exception as error:
+            return [error] * len(jobs)
+
+    def _wanted(self, jobs: "list[_Job[W]]") -> "list[_Job[W]]":
+        """Those of the taken `jobs` that somebody still waits for; the others run no more."""
+        with self._changed:
+            wanted = [job for job in jobs if not job.is_dropped and self._is_in_time(job)]
+            self._running -= len(jobs) - len(wanted)
+            return wanted
 
     def _take(self) -> "list[_Job[W]]":
         """The next job that is still wanted, with those that can be run with it; none when closed."""
@@ -188,8 +238,7 @@ class WorkQueue(Generic[W]):
                 if self._max_batch > 1:
                     self._add_mates(jobs)
                 # While a batch waited for more, some may have gone, or have become too late.
-                wanted = [job for job in jobs if not job.is_dropped and self._is_in_time(job)]
-                self._running -= len(jobs) - len(wanted)
+                wanted = self._wanted(jobs)
                 if wanted:
                     return wanted
 
@@ -197,7 +246,7 @@ class WorkQueue(Generic[W]):
         # The loop's own timer may be late, because the loop is busy; the deadline holds all the same.
         if time.monotonic() < job.deadline:
             return True
-        job.deliver(job.fail, _too_late())
+        job.deliver(DeadlineError(has_begun=job.has_begun))
         return False
 
     def _next(self) -> "_Job[W] | None":
@@ -223,11 +272,13 @@ class WorkQueue(Generic[W]):
                 return
             self._changed.wait(left)
 
-    def _ran(self, jobs: int, seconds: float) -> None:
+    def _ran(self, jobs: int, seconds_each: float) -> None:
+        if not jobs:
+            return
         with self._changed:
             self._running -= jobs
-            previous = self._service_seconds or seconds / jobs
-            self._service_seconds = previous + _NEWEST * (seconds / jobs - previous)
+            previous = self._service_seconds or seconds_each
+            self._service_seconds = previous + _NEWEST * (seconds_each - previous)
 
 
 @dataclass(eq=False)
@@ -239,21 +290,15 @@ class _Job(Generic[W]):
     future: "asyncio.Future[Any]"
     deadline: float
     is_dropped: bool = False
+    has_begun: bool = False
 
-    def deliver(self, outcome: Callable[[Any], None], value: object) -> None:
-        """Have `outcome` called with `value` in the event loop's thread."""
+    def deliver(self, outcome: object) -> None:
+        """End the job from another thread than the event loop's."""
         # After an overrun drain the loop is closed, and with it everybody who could have been told.
         with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(outcome, value)
+            self.loop.call_soon_threadsafe(self.end, outcome)
 
-    def succeed(self, result: object) -> None:
+    def end(self, outcome: object) -> None:
+        """`outcome` is what the work gave, or the exception that it ended in."""
         if not self.future.done():
-            self.future.set_result(result)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-def _too_late() -> DeadlineError:
-    return DeadlineError("the deadline passed while the request waited for its turn")
+            self.future.set_result(outcome)

@@ -6,6 +6,7 @@ metrics, problems) finds it without handing it on. Worker threads get what they 
 
 import logging
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -44,7 +45,8 @@ class RequestRecord:
     sent_bytes: int = 0
     """Of the bodies, without headers."""
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds in each."""
+    """Seconds in each, over all images and windows."""
+    _adding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def of(cls, headers: Headers) -> "RequestRecord":
@@ -54,8 +56,9 @@ class RequestRecord:
         return cls(request_id, TraceContext.of(headers), time.perf_counter())
 
     def stage(self, stage: str, seconds: float) -> None:
-        """Keep a stage that ended just now. Called in worker threads, too."""
-        self.stages[stage] = seconds
+        """Keep a stage that ended just now, or once more. Called in worker threads, too."""
+        with self._adding:
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
         self.on_stage(stage, seconds)
 
     def log(self, method: str, route: str, status: int | None, *, quiet: bool) -> None:

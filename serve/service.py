@@ -17,7 +17,7 @@ from serve.answers import Answer, to_png
 from serve.lifecycle import Lifecycle
 from serve.limits import BodyReader
 from serve.metrics import UNKNOWN_MODEL, Metrics, Stages
-from serve.pipeline import Sizes, Work, decoded, run_together
+from serve.pipeline import Sizes, WholeWork, Work, decoded, run_together
 from serve.policy import Choice, newest_version
 from serve.predictor import Predictor, SessionSettings, open_bundle
 from serve.problems import ProblemError
@@ -44,7 +44,12 @@ class Service:
         for predictor in repository.all_served():
             _check_pixels(predictor.manifest, settings.max_pixels)
         self.lifecycle = Lifecycle()
-        self.sizes = Sizes(max_pixels=settings.max_pixels, bucket=settings.size_bucket)
+        self.sizes = Sizes(
+            max_pixels=settings.max_pixels,
+            bucket=settings.size_bucket,
+            max_windowed_pixels=settings.max_windowed_pixels,
+            max_probabilities=settings.max_probabilities,
+        )
         self.queue: WorkQueue[Work[Any]] = WorkQueue(
             run_together,
             workers=settings.concurrency,
@@ -57,6 +62,11 @@ class Service:
         self.bodies = BodyReader(settings)
         self.metrics = self._metrics()
         self._changing = asyncio.Lock()
+
+    @property
+    def max_images(self) -> int:
+        """That one request may bring: as the settings say, and not more than could ever be in the queue together."""
+        return min(self.settings.max_images, self.queue.capacity)
 
     def label(self, model: str) -> str:
         """Of requests for `model` in metrics and logs."""
@@ -173,7 +183,7 @@ def service_of(request: Request) -> Service:
 def _warm_up(predictor: Predictor) -> Work[Answer]:
     manifest = predictor.manifest
     grey = _grey_image(manifest)
-    return Work(
+    return WholeWork(
         predictor,
         Stages(),
         Sizes(max_pixels=sys.maxsize),

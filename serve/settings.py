@@ -57,6 +57,14 @@ class ServeSettings(BaseModel):
     max_pixels: int = Field(default=16 * 2**20, ge=1)
     """Of one image, read from its header before decoding, and again as padded for the model. A model of more than four
     channels takes a page for each, and the pixels of every page count."""
+    max_windowed_pixels: int = Field(default=64 * 2**20, ge=1)
+    """Of one image that a request wants looked at in windows (`?window=HxW`), in place of `max_pixels`; and of all its
+    windows together, as padded. One window has at most `max_pixels`."""
+    max_probabilities: int = Field(default=32 * 2**20, ge=1)
+    """Classes times pixels, where a request asks for probabilities; also of what the model gives of one window. Each
+    takes two bytes in the answer, and some twelve while it is made."""
+    max_images: int = Field(default=16, ge=1)
+    """In one request. Each takes a place in the queue, so no more are taken than have a place."""
     upload_seconds: float = Field(default=30.0, gt=0)
     """A body that is not whole after this long is answered 408."""
 

@@ -1,4 +1,4 @@
-"""Traces for OpenTelemetry: a span for each request, which FastAPI itself makes, and in it one for each stage.
+"""Traces for OpenTelemetry: a span for each request, which over HTTP FastAPI itself makes, and in it one a stage.
 
 Where they go is said by OpenTelemetry's own environment variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME,
 OTEL_TRACES_SAMPLER ...), which whoever runs a collector knows already.
@@ -6,16 +6,21 @@ OTEL_TRACES_SAMPLER ...), which whoever runs a collector knows already.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import context, trace
+from opentelemetry import context, propagate, trace
 
 from export.errors import require
 from serve.record import QUIET
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+# What is an error of the server's, not of its caller's. Source: OpenTelemetry's semantic conventions for gRPC.
+_FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 
 _PURPOSE = "compress serve --otel"
 _FLUSH_SECONDS = 2.0
@@ -62,8 +67,8 @@ def fastapi_options(provider: "TracerProvider | None") -> dict[str, Any]:
     return {"telemetry": telemetry}
 
 
-class StageSpans:
-    """Makes a span of every stage of a request, after it has ended."""
+class Spans:
+    """Makes a span of every gRPC call, and of every stage of a request or call, after it has ended."""
 
     def __init__(self, provider: trace.TracerProvider) -> None:
         self._tracer = provider.get_tracer("segpress")
@@ -78,3 +83,30 @@ class StageSpans:
             span.end(end)
 
         return stage_ended
+
+    @contextmanager
+    def of_call(self, service: str, method: str, metadata: Mapping[str, str]) -> Iterator["CallSpan"]:
+        """Within it the call's span is the current one; it goes on with the trace that the metadata name."""
+        with self._tracer.start_as_current_span(
+            f"{service}/{method}",
+            context=propagate.extract(metadata),
+            kind=trace.SpanKind.SERVER,
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            yield CallSpan(span)
+
+
+@dataclass(frozen=True)
+class CallSpan:
+    """Of one gRPC call, or of none."""
+
+    span: trace.Span = trace.INVALID_SPAN
+
+    def end_with(self, name: str, number: int) -> None:
+        """Say what the call ended with: the status code of gRPC."""
+        self.span.set_attribute("rpc.grpc.status_code", number)
+        if name in _FAULTS:
+            self.span.set_attribute("error.type", name)
+            self.span.set_status(trace.StatusCode.ERROR)

@@ -14,7 +14,7 @@ from compress.cli.main import app
 from compress.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "compress/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "compress/README.md", "serve/README.md")
 SHELLS = ("sh", "bash", "console")
 
 # Groups and commands as click has them; typer brings its own copy of click and does not name its types in public.

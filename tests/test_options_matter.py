@@ -94,6 +94,10 @@ OPTIONS = {
     "serve --max-wait": ("serve.queue:WorkQueue.check_room=none", "serve/test_serve_work_queue.py"),
     "serve --max-batch": ("serve.queue:WorkQueue._add_mates=none", "serve/test_serve_work_queue.py"),
     "serve: X-Deadline-Ms": ("serve.routes_image:deadline_of=none", "serve/test_serve_engine.py"),
+    "serve: probabilities and window": (
+        "serve.looks:Look.asked=as a whole",
+        "serve/test_serve_looks.py::test_windows_give_the_masks_of_compress_predict",
+    ),
     "serve: overlay": ("serve.answers:overlay=first", "serve/test_serve_answers.py"),
     "serve: header_seconds": ("serve.connections:GuardedConnection._watch=none", "serve/test_serve_connections.py"),
     "serve: send_seconds": (

@@ -6,6 +6,7 @@ N batch, H height, W width.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any
 
@@ -23,11 +24,12 @@ from serve.keys import Keyring
 from serve.oip import models
 from serve.oip.inference import InferenceRequest, InputTensor, images_of
 from serve.oip.messages import HEALTH, INFERENCE, message, methods
-from serve.pipeline import Work
+from serve.pipeline import WholeWork
 from serve.policy import choice_of
 from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from serve.record import RequestRecord, set_current
 from serve.service import Service
+from serve.tracing import CallSpan, Spans
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ Handler = Callable[[Any, "Call"], Awaitable[Any]]
 
 # Source: the HTTP mapping in google/rpc/code.proto.
 _CODES = {
+    200: grpc.StatusCode.OK,
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
@@ -45,6 +48,7 @@ _CODES = {
     422: grpc.StatusCode.FAILED_PRECONDITION,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
+    500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -74,11 +78,12 @@ class Call:
 class GrpcServer:
     """A gRPC server beside the HTTP one, in the same event loop."""
 
-    def __init__(self, service: Service, keyring: Keyring | None) -> None:
+    def __init__(self, service: Service, keyring: Keyring | None, spans: Spans | None = None) -> None:
         self.port = 0
         """That it listens on, once it is started."""
         self._service = service
         self._keyring = keyring
+        self._spans = spans
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -137,7 +142,13 @@ class GrpcServer:
 
         async def answer(request: Any, context: Context) -> Any:
             headers = Headers(raw=[_latin(pair) for pair in context.invocation_metadata() or ()])
+            with self._span(service, method, headers) as span:
+                return await answer_in(span, headers, request, context)
+
+        async def answer_in(span: CallSpan, headers: Headers, request: Any, context: Context) -> Any:
             record = RequestRecord.of(headers)
+            if self._spans is not None:
+                record.on_stage = self._spans.of_current_request()
             record.received_bytes = request.ByteSize()
             set_current(record)
             status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -151,7 +162,7 @@ class GrpcServer:
                 except ProblemError as problem:
                     status = problem.status
                     context.set_trailing_metadata([(name.lower(), value) for name, value in problem.headers.items()])
-                    await context.abort(_CODES.get(status, grpc.StatusCode.UNKNOWN), problem.detail)
+                    await context.abort(_code(status), problem.detail)
                 except asyncio.CancelledError:
                     status = CLIENT_CLOSED_REQUEST
                     raise
@@ -162,9 +173,16 @@ class GrpcServer:
                     detail = "the server failed on this call; its log tells more under the request id"
                     await context.abort(grpc.StatusCode.INTERNAL, f"{detail} {record.request_id}")
                 finally:
+                    code = _code(status)
+                    span.end_with(code.name, code.value[0])
                     record.log("gRPC", f"/{service}/{method}", status, quiet=method in _OPEN)
 
         return answer
+
+    def _span(self, service: str, method: str, headers: Headers) -> AbstractContextManager[CallSpan]:
+        if self._spans is None or method in _OPEN:
+            return nullcontext(CallSpan())
+        return self._spans.of_call(service, method, headers)
 
     def _check(self, method: str, headers: Headers, record: RequestRecord) -> None:
         """Raises ProblemError 401 or 403."""
@@ -271,8 +289,12 @@ class _Inference:
             response.outputs.add(name=MASK, datatype="UINT8", shape=masks_NHW.shape)
             return response
 
-        work = Work(predictor, stages, sizes, read, finish)
+        work = WholeWork(predictor, stages, sizes, read, finish)
         return await dispatch(service, work, deadline_seconds=call.seconds_left)
+
+
+def _code(status: int) -> grpc.StatusCode:
+    return _CODES.get(status, grpc.StatusCode.UNKNOWN)
 
 
 def _asked(request: Any) -> InferenceRequest:

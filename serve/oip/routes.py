@@ -15,7 +15,7 @@ from serve.oip import models, wire
 from serve.oip.inference import images_of
 from serve.oip.wire import WireRequest
 from serve.openapi import problems, reference
-from serve.pipeline import Work
+from serve.pipeline import WholeWork
 from serve.policy import choice_of
 from serve.problems import ProblemError
 from serve.service import Service, service_of
@@ -190,7 +190,7 @@ async def _infer(service: Service, name: str, request: Request) -> Response:
         def finish(masks_NHW: U8) -> tuple[bytes, dict[str, str]]:
             return asked[0].answer(masks_NHW, predictor.manifest)
 
-        work = Work(predictor, stages, sizes, read, finish)
+        work = WholeWork(predictor, stages, sizes, read, finish)
         content, headers = await unless_the_client_leaves(
             request, dispatch(service, work, deadline_seconds=deadline_seconds)
         )

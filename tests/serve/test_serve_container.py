@@ -83,12 +83,18 @@ def test_its_process_is_not_root_and_nobody_writes_to_its_files(container: Conta
 
 
 def test_the_health_check_tells_a_ready_server_from_none(image: Image, container: Container) -> None:
-    kind, *command = image.config["Healthcheck"]["Test"]
+    check = image.config["Healthcheck"]
+    kind, *command = check["Test"]
     assert kind == "CMD"
-    checked = container.execute(*command)
-    assert (checked.returncode, checked.stderr) == (0, "")
+    # As Docker counts: on a machine that is busy one check may come too late, and only several in a row tell.
+    checks = [container.execute(*command)]
+    while checks[-1].returncode and len(checks) < check["Retries"]:
+        checks.append(container.execute(*command))
+    assert (checks[-1].returncode, checks[-1].stderr) == (0, ""), [each.stderr for each in checks]
     # In a network of its own nobody listens.
-    assert container.execute("unshare", "--net", *command, user="0:0").returncode == 1
+    nowhere = container.execute("unshare", "--net", *command, user="0:0")
+    assert nowhere.returncode == 1
+    assert nowhere.stderr.endswith("OSError: [Errno 101] Network is unreachable\n")
 
 
 def test_it_holds_pinned_packages_and_neither_torch_nor_pip(container: Container) -> None:

@@ -26,7 +26,7 @@ from export.runtime import OnnxModel, available_providers
 from export.sessions import Provider
 from serve.app import create_app
 from serve.metrics import Stages
-from serve.pipeline import Sizes, Work, run_together
+from serve.pipeline import Sizes, WholeWork, run_together
 from serve.predictor import BundlePredictor, SessionSettings
 from serve.problems import ProblemError
 from serve.settings import ServeSettings
@@ -79,8 +79,8 @@ def test_each_is_run_alone_unless_batches_are_asked_for(bundle: Bundle) -> None:
         assert [len(batch) for batch in predictor.seen] == [1, 1, 1, 1]
 
 
-def work_on(predictor: BundlePredictor, image: U8, sizes: Sizes) -> Work[U8]:
-    return Work(predictor, Stages(), sizes, lambda: [image], lambda masks_NHW: masks_NHW[0])
+def work_on(predictor: BundlePredictor, image: U8, sizes: Sizes) -> WholeWork[U8]:
+    return WholeWork(predictor, Stages(), sizes, lambda: [image], lambda masks_NHW: masks_NHW[0])
 
 
 @settings(max_examples=40, deadline=None)
@@ -98,7 +98,7 @@ def test_a_batch_gives_what_its_members_give_alone(
     works = [work_on(predictor, image, sizes) for image in images]
     broken = data.draw(st.sets(st.integers(0, len(works) - 1)))
     for index in broken:
-        works[index] = Work(predictor, Stages(), sizes, lambda: 1 // 0, lambda masks_NHW: masks_NHW[0])  # type: ignore[arg-type, return-value]
+        works[index] = WholeWork(predictor, Stages(), sizes, lambda: 1 // 0, lambda masks_NHW: masks_NHW[0])  # type: ignore[arg-type, return-value]
     for index, (image, outcome) in enumerate(zip(images, run_together(works), strict=True)):
         if index in broken:
             assert isinstance(outcome, ZeroDivisionError)

@@ -7,18 +7,24 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from fastapi import FastAPI
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from support.logs import logged
-from support.servers import ServerProcess, serving
+from support.oip import image_input
+from support.servers import GatedPredictor, ServerProcess, serving
+from tritonclient.utils import InferenceServerException
 
 from export.bundle import Bundle
 from export.errors import UsageError
-from export.images import encode_image
+from export.images import U8, encode_image
 from serve.app import create_app
 from serve.settings import ServeSettings
 
@@ -120,6 +126,60 @@ def test_a_request_is_a_span_of_its_clients_trace_with_its_stages_in_it(bundle: 
     assert refused.json()["trace_id"] == whole[1].trace_id.hex()
     assert any(TRACE in record.getMessage() for record in records if record.name == "serve.record")
     assert collector.services == {"segpress"}
+
+
+def client_of(app: FastAPI) -> Any:
+    """Triton's client over gRPC of an application that is being served."""
+    return triton.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}")
+
+
+def test_a_call_over_grpc_is_a_span_of_its_clients_trace_with_its_stages_in_it(
+    bundle: Bundle, collector: Collector
+) -> None:
+    settings = ServeSettings(concurrency=1, otel=True, grpc_port=0)
+    app = create_app([bundle.path], settings)
+    given = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+    tensor = image_input(triton, np.zeros((1, 16, 16, 3), np.uint8), "UINT8")
+    with logged() as records, serving(app, settings), client_of(app) as client:
+        client.infer("tiny", [tensor], headers=given)
+        with pytest.raises(InferenceServerException):
+            client.infer("unknown", [tensor], headers=given)
+        assert client.is_server_live(headers=given)
+    whole = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    assert {span.name for span in whole} == {"inference.GRPCInferenceService/ModelInfer"}
+    good, unknown = whole[:2]
+    assert (good.trace_id.hex(), good.parent_span_id.hex()) == (TRACE, PARENT)
+    assert attributes(good) == {
+        "rpc.system": "grpc",
+        "rpc.service": "inference.GRPCInferenceService",
+        "rpc.method": "ModelInfer",
+        "rpc.grpc.status_code": 0,
+    }
+    # Its caller's mistake is no error of the server's.
+    assert attributes(unknown)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
+    assert unknown.status.code == Status.STATUS_CODE_UNSET
+    stages = [span for span in collector.spans if span.parent_span_id == good.span_id]
+    assert [span.name for span in stages] == STAGES
+    assert {span.trace_id.hex() for span in stages} == {TRACE}
+    logged_ids = [record.getMessage() for record in records if record.name == "serve.record"]
+    assert any(TRACE in line and "ModelInfer 200" in line for line in logged_ids)
+
+
+def test_a_call_over_grpc_that_the_server_fails_is_an_error(bundle: Bundle, collector: Collector) -> None:
+    class Faulty(GatedPredictor):
+        def predict(self, images_NHWC: U8) -> U8:
+            if images_NHWC.shape[1] == 32:
+                raise RuntimeError("a bug")
+            return super().predict(images_NHWC)
+
+    settings = ServeSettings(concurrency=1, otel=True, grpc_port=0)
+    app = create_app([Faulty(bundle)], settings)
+    tensor = image_input(triton, np.zeros((1, 32, 16, 3), np.uint8), "UINT8")
+    with serving(app, settings), client_of(app) as client, pytest.raises(InferenceServerException):
+        client.infer("tiny", [tensor])
+    [span] = [span for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    assert span.status.code == Status.STATUS_CODE_ERROR
+    assert (attributes(span)["error.type"], attributes(span)["rpc.grpc.status_code"]) == ("INTERNAL", 13)
 
 
 def test_the_environment_names_the_service_and_the_share(

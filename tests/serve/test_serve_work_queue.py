@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.queue import DeadlineError, QueueFullError, WorkQueue
+from serve.queue import UNFINISHED, DeadlineError, QueueFullError, WorkQueue
 
 Call = Callable[[], Any]
 
@@ -300,6 +300,93 @@ def test_who_would_wait_too_long_is_refused_at_once() -> None:
 
     # The second has too short a deadline; with the first in the queue, the third would wait for three turns.
     assert asyncio.run(scenario()) == ["waits", "wait_too_long", "wait_too_long", "wait_too_long"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    turns=st.lists(st.integers(1, 4), min_size=1, max_size=12),
+    workers=st.integers(1, 3),
+    max_batch=st.integers(1, 4),
+)
+def test_work_in_several_turns_gets_all_of_them_and_ends_once(turns: list[int], workers: int, max_batch: int) -> None:
+    done = [0] * len(turns)
+
+    def turn(index: int) -> object:
+        done[index] += 1
+        if done[index] < turns[index]:
+            return UNFINISHED
+        if index % 4 == 3:
+            raise ValueError(index)
+        return index
+
+    async def scenario() -> list[Any]:
+        batching = {"max_batch": max_batch, "mates": both_are_partial}
+        async with running(workers=workers, limit=len(turns), **batching) as queue:
+            works = [partial(turn, index) for index in range(len(turns))]
+            outcomes = await queue.run_all(works, deadline_seconds=60)
+            while queue.running:
+                await asyncio.sleep(0)
+            assert queue.waiting == 0
+            return outcomes
+
+    outcomes = asyncio.run(scenario())
+    assert done == turns
+    for index, outcome in enumerate(outcomes):
+        assert outcome == index or (index % 4 == 3 and isinstance(outcome, ValueError) and outcome.args == (index,))
+
+
+@pytest.mark.parametrize("end", ["cancelled", "deadline"])
+def test_between_two_turns_work_that_nobody_waits_for_ends(end: str) -> None:
+    done: list[str] = []
+    begun, gate = threading.Event(), threading.Event()
+
+    def endless() -> object:
+        done.append("turn")
+        begun.set()
+        gate.wait()
+        return UNFINISHED
+
+    async def scenario() -> None:
+        async with running(workers=1, limit=5) as queue:
+            task = asyncio.create_task(queue.run(endless, deadline_seconds=1 if end == "deadline" else 60))
+            assert await asyncio.to_thread(begun.wait, 20)
+            if end == "cancelled":
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            else:
+                await asyncio.sleep(1.05)
+            gate.set()
+            if end == "deadline":
+                with pytest.raises(DeadlineError, match="next turn"):
+                    await task
+            assert await queue.run(lambda: 7, deadline_seconds=60) == 7
+            assert queue.running == 0
+
+    asyncio.run(scenario())
+    assert done == ["turn"]
+
+
+def test_several_works_are_taken_all_or_none() -> None:
+    begun: list[int] = []
+
+    async def scenario() -> None:
+        async with running(workers=1, limit=3) as queue:
+            gate = threading.Event()
+            blocker = asyncio.create_task(queue.run(gate.wait, deadline_seconds=60))
+            while queue.running < 1:
+                await asyncio.sleep(0)
+            with pytest.raises(QueueFullError):
+                await queue.run_all([partial(begun.append, index) for index in range(4)], deadline_seconds=60)
+            assert queue.waiting == 0
+            three = asyncio.create_task(
+                queue.run_all([partial(begun.append, index) for index in range(3)], deadline_seconds=60)
+            )
+            gate.set()
+            await asyncio.gather(blocker, three)
+
+    asyncio.run(scenario())
+    assert begun == [0, 1, 2]
 
 
 def test_closing_drops_what_waits_and_ends_the_threads() -> None:

@@ -82,8 +82,11 @@ def expected_mask(image_HWC: U8, classes: int) -> U8:
     return mask
 
 
-def tiny_graph(*, classes: int, channels: int, size_multiple: int) -> onnx.ModelProto:
-    """Scores 2·c·x - c² are largest for the centre c that is nearest to the brightness x: a 1×1 convolution."""
+def tiny_graph(*, classes: int, channels: int, size_multiple: int, logits: bool = False) -> onnx.ModelProto:
+    """Scores 2·c·x - c² are largest for the centre c that is nearest to the brightness x: a 1×1 convolution.
+
+    With `logits` it gives these scores, too.
+    """
     centres = _centres(classes)
     weight = np.repeat(2 * centres[:, None] / channels, channels, axis=1)[:, :, None, None]
     constants = {"weight": weight.astype(np.float32), "bias": (-(centres**2)).astype(np.float32)}
@@ -109,11 +112,17 @@ def tiny_graph(*, classes: int, channels: int, size_multiple: int) -> onnx.Model
         helper.make_node("ArgMax", [scores], ["index"], axis=1, keepdims=0),
         helper.make_node("Cast", ["index"], ["mask"], to=TensorProto.UINT8),
     ]
+    outputs = [helper.make_tensor_value_info("mask", TensorProto.UINT8, ["batch", "height", "width"])]
+    if logits:
+        nodes.append(helper.make_node("Identity", [scores], ["logits"]))
+        outputs.append(
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes, "height", "width"])
+        )
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", channels])],
-        [helper.make_tensor_value_info("mask", TensorProto.UINT8, ["batch", "height", "width"])],
+        outputs,
         [numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])

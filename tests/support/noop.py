@@ -23,6 +23,7 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "second": lambda _, second, *__, **___: second,
     "third": lambda _, __, third, *___, **____: third,
     "minmax": lambda *_, **__: "minmax",
+    "as a whole": lambda *_, **__: importlib.import_module("serve.looks").Look(),
     "no parts": lambda *_, **__: importlib.import_module("compress.models.parts").NO_PARTS,
     "first two": lambda first, second, *_, **__: (first, second),
     "last two": lambda *given: given[-2:],

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from export.bundle import Bundle
 from export.images import U8
 from export.manifest import Manifest
+from export.refine import Figures
 from serve.app import create_app
 from serve.predictor import Predictor
 from serve.runner import server_config
@@ -39,9 +40,16 @@ class GatedPredictor:
         self._model = bundle.model(threads=1)
 
     def predict(self, images_NHWC: U8) -> U8:
+        self._pass(images_NHWC)
+        return self._model.masks(images_NHWC)
+
+    def logits(self, images_NHWC: U8) -> Figures:
+        self._pass(images_NHWC)
+        return self._model.logits(images_NHWC)
+
+    def _pass(self, images_NHWC: U8) -> None:
         self.seen.append(images_NHWC.copy())
         assert self.gate.wait(30), "a test left the gate closed"
-        return self._model.masks(images_NHWC)
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
