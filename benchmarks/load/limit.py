@@ -17,7 +17,7 @@ from export.images import U8
 from serve.answers import to_png
 from serve.folders import ModelFolders
 from serve.metrics import Stages
-from serve.pipeline import Sizes, Work, decoded, run_together
+from serve.pipeline import Sizes, WholeWork, decoded, run_together
 from serve.predictor import Predictor, SessionSettings, open_newest
 from serve.providers import chosen
 from serve.settings import ServeSettings
@@ -114,7 +114,7 @@ def _answered(predictor: Predictor, sizes: Sizes, file: bytes) -> bytes:
     def read() -> list[U8]:
         return [decoded(file, manifest, max_pixels=sizes.max_pixels)]
 
-    work = Work(predictor, Stages(), sizes, read, lambda masks_NHW: to_png(masks_NHW[0], manifest))
+    work = WholeWork(predictor, Stages(), sizes, read, lambda masks_NHW: to_png(masks_NHW[0], manifest))
     [outcome] = run_together([work])
     if isinstance(outcome, Exception):
         raise outcome
