@@ -6,9 +6,9 @@ itself to bad HTTP is made a problem here, too.
 """
 
 import asyncio
+import random
 import socket
 import struct
-import uuid
 from enum import Enum, auto
 from typing import Any
 
@@ -40,6 +40,39 @@ class _Sending(Enum):
     BODY = auto()
 
 
+class _Gathered:
+    """A transport that writes what comes within one turn of the event loop at once.
+
+    Headers and body of an answer come apart: two system calls, after each of which a worker has the interpreter.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._parts.clear()
+        self._transport.abort()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts:
+            self._transport.writelines(parts)
+
+
 class GuardedConnection(HttpToolsProtocol):
     """One connection, closed when its client dawdles."""
 
@@ -53,7 +86,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Gathered(transport, self.loop))  # type: ignore[arg-type]
         crowd = len(self.connections)
         if crowd > 2 * self.settings.max_connections:
             transport.abort()
@@ -132,7 +165,7 @@ class GuardedConnection(HttpToolsProtocol):
     def _refuse(self, problem: ProblemError) -> None:
         """Answer with a problem what never became a request of the application, and close."""
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            response = problem_response(problem, uuid.uuid4().hex)
+            response = problem_response(problem, f"{random.getrandbits(128):032x}")
             headers = [*response.raw_headers, (b"connection", b"close")]
             lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
             self.transport.write(b"".join(lines) + bytes(response.body))

@@ -173,10 +173,10 @@ class WorkQueue(Generic[W]):
         """Whether `job` was still waiting; it is not any more, and is not begun if it has been taken for a batch."""
         with self._changed:
             job.is_dropped = True
-            try:
-                self._waiting.remove(job)
-            except ValueError:
+            # Mostly it is not: asked first, since the error that it is not there would spell out the whole job.
+            if job not in self._waiting:
                 return False
+            self._waiting.remove(job)
             return True
 
     def _expire(self, jobs: "Sequence[_Job[W]]") -> None:

@@ -5,10 +5,10 @@ metrics, problems) finds it without handing it on. Worker threads get what they 
 """
 
 import logging
+import random
 import re
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ class RequestRecord:
     def of(cls, headers: Headers) -> "RequestRecord":
         """Of a request whose headers have just come; it may have brought an id, and a trace to continue."""
         given = headers.get(REQUEST_ID, "")
-        request_id = given if _WELL_FORMED_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _WELL_FORMED_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         return cls(request_id, TraceContext.of(headers), time.perf_counter())
 
     def stage(self, stage: str, seconds: float) -> None:

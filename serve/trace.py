@@ -3,7 +3,7 @@
 Source: W3C Trace Context, https://www.w3.org/TR/trace-context/. OpenTelemetry's API, without its SDK, reads it.
 """
 
-import secrets
+import random
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -31,8 +31,8 @@ class TraceContext:
             return cls(f"{recorded.trace_id:032x}", f"{recorded.span_id:016x}", recorded.trace_flags.sampled)
         context = TraceContextTextMapPropagator().extract({TRACEPARENT: headers.get(TRACEPARENT, "")})
         parent = trace.get_current_span(context).get_span_context()
-        trace_id = f"{parent.trace_id:032x}" if parent.is_valid else secrets.token_hex(16)
-        return cls(trace_id, secrets.token_hex(8), parent.is_valid and parent.trace_flags.sampled)
+        trace_id = f"{parent.trace_id:032x}" if parent.is_valid else f"{random.getrandbits(128):032x}"
+        return cls(trace_id, f"{random.getrandbits(64):016x}", parent.is_valid and parent.trace_flags.sampled)
 
     def header(self) -> str:
         """The value of a traceparent header, for whoever goes on from here."""

@@ -58,7 +58,7 @@ def bench(
     """Serve `bundle` in a process of its own, load it, and write the report into `out`.
 
     First the limit: in `turns`, the same work is done without HTTP and over HTTP, each for `seconds`, one image after
-    the other and then at saturation (closed loop of `connections`, by default twice the requests in work at once).
+    the other and then at saturation (closed loop of `connections`, by default four times the requests in work at once).
     Then an open loop (Poisson arrivals) at each of `loads`, shares of the capacity found before, latency counted from
     when a request was due; beside it health is probed. `size` (height, width) of the images is by default what the
     bundle was made for, else 360x480.
@@ -69,7 +69,7 @@ def bench(
     _require_sound(loads, seconds, turns)
     manifest = load(bundle).manifest
     sent = payload(size or manifest.own_size or DEFAULT_SIZE, manifest.channels, data)
-    connections = connections or 2 * settings.concurrency
+    connections = connections or 4 * settings.concurrency
     total = 4 * turns + len(loads)
     with (
         serving(bundle, settings) as server,

@@ -64,7 +64,7 @@ def bench(
     workers = usable_cores()
     with ExitStack() as stack:
         servers, failures = _started(pythons, bundle, workers, stack, progress)
-        round_robin = _RoundRobin(servers, sent, 2 * workers, seconds)
+        round_robin = _RoundRobin(servers, sent, 4 * workers, seconds)
         with progress("load", len(servers) * (turns + 2)) as bar:
             round_robin.measure(turns, bar)
         failures += round_robin.drop_the_dead()
@@ -84,7 +84,7 @@ def bench(
             source=sent.source,
         ),
         workers=workers,
-        connections=2 * workers,
+        connections=4 * workers,
         seconds=seconds,
         turns=turns,
         rate=round_robin.rate,
