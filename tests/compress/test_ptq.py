@@ -10,9 +10,11 @@ import pytest
 from onnx import numpy_helper
 from support.networks import Mixer, exported, random_unet, randomised
 
-from compress.quantize import ptq
+from compress.quantize import targets
 from compress.quantize.door import normalised_tensor, remove_door
-from compress.quantize.ptq import Quantized, Quantizer, Target, seven_bits, with_quantized_logits
+from compress.quantize.ptq import Quantized, Quantizer, with_quantized_logits
+from compress.quantize.targets import scheme_of
+from compress.recipe import Target
 from export.errors import WorkFailedError
 from export.images import U8
 from export.manifest import FloatLayer
@@ -161,10 +163,10 @@ def test_weights_take_as_many_bits_as_the_target(target: Target, bits: int) -> N
     ],
 )
 def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, instructions: str, expected: bool) -> None:
-    monkeypatch.setattr(ptq, "instruction_set", lambda: instructions)
-    assert seven_bits("auto") == expected
-    assert not seven_bits("vnni")
-    assert seven_bits("avx2")
+    monkeypatch.setattr(targets, "instruction_set", lambda: instructions)
+    assert (scheme_of("auto").seven_bits == "all layers") == expected
+    assert scheme_of("vnni").seven_bits == "no layer"
+    assert scheme_of("avx2").seven_bits == "all layers"
 
 
 def test_int8_says_nearly_what_float_says(int8: Quantized) -> None:

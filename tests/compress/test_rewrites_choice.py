@@ -45,9 +45,9 @@ def graph() -> onnx.ModelProto:
     return with_outputs(exported(random_unet()), "mask")
 
 
-def int8(model: onnx.ModelProto) -> onnx.ModelProto:
+def int8(model: onnx.ModelProto, in_float: Mapping[str, str] | None = None) -> onnx.ModelProto:
     images = (np.full((16, 16, 1), grey, np.uint8) for grey in (0, 90, 255))
-    return Quantizer(model, images, target="vnni").quantized("minmax").graph
+    return Quantizer(model, images, target="vnni").quantized("minmax", in_float).graph
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
