@@ -20,7 +20,7 @@ from compress.quantize.equalise import equalised
 from compress.quantize.graph import copied
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
-from compress.quantize.tensorrt import with_float_ends, without_pairs_before_activations
+from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
 from compress.recipe import Calibration, Target
 from export.images import U8
 from export.manifest import FloatLayer
@@ -135,7 +135,7 @@ class Quantizer:
             remove_door(graph)
         quantizer.model.topological_sort()
         if scheme.signed:
-            graph = with_float_ends(without_pairs_before_activations(graph))
+            graph = with_float_ends(without_needless_pairs(graph))
         # Shapes that were inferred before the edit may no longer be true.
         del graph.graph.value_info[:]
         onnx.checker.check_model(graph)
@@ -164,11 +164,12 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
         step = float(numpy_helper.to_array(scales[source.input[1]]))
     both = copied(model)
     if LOGITS not in {output.name for output in both.graph.output}:
-        # The float logits before quantization may still carry the name that the exporter gave them.
+        # The float logits may still carry the name that the exporter gave them, quantized behind it or not.
         for node in both.graph.node:
             node.input[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.input]
             node.output[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.output]
-        both.graph.node.append(onnx.helper.make_node("Identity", [argmax.input[0]], [LOGITS], name="logits_of_argmax"))
+        last = next(node for node in both.graph.node if node.op_type == "ArgMax")
+        both.graph.node.append(onnx.helper.make_node("Identity", [last.input[0]], [LOGITS], name="logits_of_argmax"))
         both.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
     return both, step
 

@@ -1,8 +1,9 @@
 """What TensorRT wants of a graph beside signed integers.
 
 Its type kUINT8 is for inputs and outputs of a network, and converts from and to floats alone. It fuses a convolution
-with the activation behind it where no pair of QuantizeLinear and DequantizeLinear stands between the two. Source:
-NVIDIA TensorRT documentation, `DataType` and "Explicit Quantization".
+with the activation behind it where no pair of QuantizeLinear and DequantizeLinear stands between the two, and its
+ArgMax knows no integers, so that a pair before it would only round the logits. Source: NVIDIA TensorRT documentation,
+`DataType`, "Explicit Quantization" and the operators' reference.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from export.latency.graph import attributes
 from export.runtime import IMAGE, MASK
 
 _IN_FLOAT = "_in_float"
-_ACTIVATIONS = ("Relu", "Clip")
+_IN_ONE_KERNEL_OR_FLOAT = ("Relu", "Clip", "ArgMax")
 
 
 def with_float_ends(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -55,11 +56,11 @@ def _mask_of_floats(editor: Editor) -> None:
     editor.replace(last, [first, helper.make_node("Cast", [floats], [MASK], last.name, to=TensorProto.UINT8)])
 
 
-def without_pairs_before_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with every Relu and Clip right behind what it belongs to: rounded once, behind it."""
+def without_needless_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with every Relu, Clip and ArgMax right behind what it belongs to: rounded once, behind it, or not."""
     editor = Editor(model)
     for node in editor.nodes:
-        if node.op_type in _ACTIVATIONS:
+        if node.op_type in _IN_ONE_KERNEL_OR_FLOAT:
             node.input[0] = _before_pair(editor, node.input[0])
     return editor.done()
 

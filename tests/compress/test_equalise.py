@@ -55,9 +55,9 @@ def test_answers_stay_and_what_is_made_is_as_large_as_what_is_read(
     inner = net.conv("inner", net.pool(made) if pooled else made, 8, group=groups[second])
     back = net.up(inner) if pooled else inner
     read = net.conv("read", net.beside(back, made), 8, kernel=1, group=2 if second == "grouped" else 1)
-    for tensor in net.weights.values():
-        if tensor.ndim == 4:
-            tensor *= np.exp(net.rng.normal(0, 2, (len(tensor), 1, 1, 1))).astype(np.float32)
+    for name, array in net.weights.items():
+        if array.ndim == 4:
+            net.weights[name] = (array * np.exp(net.rng.normal(0, 2, (len(array), 1, 1, 1)))).astype(np.float32)
     graph = net.graph(net.conv("head", net.relu(read), 3, kernel=1))
     other = equalised(graph)
     assert other is not None
