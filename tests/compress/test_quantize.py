@@ -19,6 +19,7 @@ from support.networks import random_unet
 from support.recipes import TINY_SETTINGS
 from torch import nn
 
+from benchmarks.ops.bench import bench
 from compress import checkpoint
 from compress.checkpoint import Checkpoint
 from compress.data.evaluation import drawn_by_name
@@ -30,6 +31,7 @@ from compress.recipe import Recipe
 from compress.steps import read_record
 from export.bundle import Bundle, verify
 from export.errors import BudgetMissedError, DatasetError, ParityError, UsageError, WorkFailedError
+from export.manifest import FloatLayer
 from export.runtime import OnnxModel, optimised_graph
 from export.scoring import Score
 from export.timing import Samples
@@ -438,6 +440,32 @@ def test_a_bundle_for_another_runtime_is_proven_and_verified_here(
         for tensor in onnx.load(made.model_path).graph.initializer
     }
     assert (np.dtype(np.uint8) in kinds) == (target == "openvino")
+
+
+def test_a_first_layer_that_is_faster_in_float_stays_so_and_all_say_why(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest, the record, and `compress bench ops`."""
+
+    def fake(models: dict[str, Any], *, rounds: int) -> dict[str, Samples]:
+        times = {"plain": 5.0, "rewritten": 4.0, "parent": 9.0, "child": 4.0}
+        return {name: Samples((times[name],) * rounds) for name in models}
+
+    patch(monkeypatch, "interleaved", fake, "compress.quantize.judge")
+    monkeypatch.setattr(Judge, "kernel_times", lambda _, graphs: {name: {} for name in graphs})
+    made = quantize(
+        trained.path, discs, tmp_path / "out", recipe("quantize.rewrites=true", "quantize.calibration=minmax")
+    )
+    verify(made.path)
+    why = "faster in float: the graph takes 4.00 ms, with it in INT8 5.00 ms"
+    assert made.manifest.float_layers[0] == FloatLayer(layer="stem.0", reason=why)
+    stem = (read_record(made.path) or {})["result"]["stem"]
+    assert (stem["layer"], stem["form"]) == ("stem.0", "float")
+    assert stem["graph_ms"] == {"int8": 5.0, "float": 4.0}
+    assert set(stem["layer_ms"]) > {"plain", "2 columns read and made at once"}
+    report = bench([made.path], threads=1, runs=1, peak=False, command="compress bench ops it")
+    assert (why, "manifest") in {(node.reason, node.told_by) for node in report.bundles[0].floats}
+    assert "stem.0" not in report.bundles[0].not_in_float
 
 
 def test_signed_activations_are_not_trained(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:

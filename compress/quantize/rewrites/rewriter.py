@@ -15,7 +15,6 @@ from compress.quantize.rewrites.choose import (
     best_of,
     costs,
     faster_places,
-    fastest,
     formed,
     gains,
     integer_forms,
@@ -52,7 +51,7 @@ class Rewriter:
         self._int8 = int8
         self._forms = integer_forms(multiple)
         self._decided: dict[str, dict[str, Any]] = step.decided(DECIDED) or {}
-        self._made: dict[bytes, onnx.ModelProto] = {}
+        self._made: dict[bytes, tuple[onnx.ModelProto, dict[str, dict[str, float]]]] = {}
 
     def of_float(self, graph: onnx.ModelProto) -> onnx.ModelProto:
         """What is to be quantized: `graph`, or an equal form of it that is faster in INT8 here."""
@@ -92,8 +91,10 @@ class Rewriter:
         """Why `stem`, the first layer of the float graph `graph`, is better left in float; None where it is not."""
         saved = self._decided.get(STEM)
         if saved is None:
-            taken = self._timed(self._best(graph), self._best(graph, {stem.name: STEM}))
-            saved = {"layer": stem.name, "place": stem.nodes[0], **taken}
+            best, found = self._measured(graph, {})
+            place = stem.nodes[0]
+            taken = self._timed(best, self._best(graph, {stem.name: STEM}))
+            saved = {"layer": stem.name, "place": place, "layer_ms": found.get(place, {}), **taken}
             self._save(STEM, saved)
         _tell(f"{STEM} ({stem.name})", saved)
         if not saved["kept"]:
@@ -111,7 +112,7 @@ class Rewriter:
             "layer": saved["layer"],
             "form": "float" if saved["kept"] else f"int8, {of_integers}",
             "graph_ms": {"int8": saved["plain"], "float": saved["rewritten"]},
-            "layer_ms": forms.get("costs", {}).get(place, {}),
+            "layer_ms": saved["layer_ms"],
         }
 
     def _worth_it(self, form: SubPixel, graph: onnx.ModelProto, places: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -136,11 +137,17 @@ class Rewriter:
 
     def _best(self, graph: onnx.ModelProto, in_float: Mapping[str, str] | None = None) -> onnx.ModelProto:
         """Of a float graph, in INT8 but for the layers `in_float`, and in the fastest forms."""
-        in_float = in_float or {}
+        return self._measured(graph, in_float or {})[0]
+
+    def _measured(
+        self, graph: onnx.ModelProto, in_float: Mapping[str, str]
+    ) -> tuple[onnx.ModelProto, dict[str, dict[str, float]]]:
+        """`_best`, and the milliseconds of every form at every place."""
         key = sha256(graph.SerializeToString(deterministic=True) + repr(sorted(in_float)).encode()).digest()
         if key not in self._made:
             made = self._int8(graph, in_float)
-            self._made[key] = formed(made, fastest(made, self._forms, self._judge.kernel_times), self._forms)
+            found = costs(made, self._forms, self._judge.kernel_times)
+            self._made[key] = formed(made, best_of(found), self._forms), found
         return self._made[key]
 
     def _save(self, what: str, decision: dict[str, Any]) -> None:
