@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from support.handmade import blocks, small_unet
 from support.networks import Mixer, exported, random_unet, randomised
 
 from compress.quantize import targets
@@ -237,3 +238,13 @@ def with_a_quantizer(graph: onnx.ModelProto, *, scale: float) -> onnx.ModelProto
     made.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "zero"))
     made.graph.node.append(onnx.helper.make_node("QuantizeLinear", [name, "scale", "zero"], ["quantized"]))
     return made
+
+
+@pytest.mark.parametrize("layer", ["stem", "fuse"])
+def test_a_layer_that_was_left_in_float_runs_in_float(layer: str) -> None:
+    """Between Q/DQ pairs the runtime would make integers of its weights again, were it not told to leave them."""
+    made = Quantizer(with_outputs(small_unet(), "mask"), iter(blocks(2)), target="auto").quantized(
+        "minmax", {layer: "to see"}
+    )
+    found = operators(optimised_graph(made.graph.SerializeToString()))
+    assert (found["QLinearConv"], found["Conv"] + found["FusedConv"]) == (3, 1)
