@@ -27,6 +27,7 @@ from compress.data.folder import open_dataset
 from compress.quantize import quantize
 from compress.quantize import quantize as quantize_function
 from compress.quantize.judge import Judge
+from compress.quantize.rewrites.folded import Folded
 from compress.recipe import Recipe
 from compress.steps import read_record
 from export.bundle import Bundle, verify
@@ -453,6 +454,8 @@ def test_a_first_layer_that_is_faster_in_float_stays_so_and_all_say_why(
 
     patch(monkeypatch, "interleaved", fake, "compress.quantize.judge")
     monkeypatch.setattr(Judge, "kernel_times", lambda _, graphs: {name: {} for name in graphs})
+    # One form for all: putting in and timing the others takes longer than all else here.
+    patch(monkeypatch, "integer_forms", lambda n: (Folded(2, True, n),), "compress.quantize.rewrites.rewriter")
     made = quantize(
         trained.path, discs, tmp_path / "out", recipe("quantize.rewrites=true", "quantize.calibration=minmax")
     )
@@ -462,7 +465,7 @@ def test_a_first_layer_that_is_faster_in_float_stays_so_and_all_say_why(
     stem = (read_record(made.path) or {})["result"]["stem"]
     assert (stem["layer"], stem["form"]) == ("stem.0", "float")
     assert stem["graph_ms"] == {"int8": 5.0, "float": 4.0}
-    assert set(stem["layer_ms"]) > {"plain", "2 columns read and made at once"}
+    assert set(stem["layer_ms"]) == {"plain", "2 columns read and made at once"}
     report = bench([made.path], threads=1, runs=1, peak=False, command="compress bench ops it")
     assert (why, "manifest") in {(node.reason, node.told_by) for node in report.bundles[0].floats}
     assert "stem.0" not in report.bundles[0].not_in_float
