@@ -34,6 +34,7 @@ Block = Literal["plain", "residual"]
 Criterion = Literal["l2", "l1", "bn-scale", "taylor", "activation", "fpgm", "random"]
 Scope = Literal["global", "local"]
 Calibration = Literal["minmax", "mse", "percentile", "entropy"]
+Target = Literal["auto", "vnni", "avx2", "arm", "tensorrt", "openvino"]
 
 ENCODERS = ("resnet18", "resnet34", "efficientnet-lite0", "efficientnet-lite1")
 """Without torch nobody can ask `compress.models.encoders` for them; a test compares."""
@@ -515,8 +516,15 @@ class QuantizeSettings(Settings):
     """mIoU that may be lost on the validation split, absolute; 0.01 is one point."""
     min_iou: dict[str, Share] = {}
     """Floors of the IoU on the validation split, by class."""
-    target: Literal["auto", "vnni", "avx2", "arm"] = "auto"
-    """The machine that will serve (`--for`); without VNNI weights take 7 bits, because U8S8 saturates."""
+    equalise: Literal["auto"] | bool = "auto"
+    """Bring the channels of each activation to like ranges before calibration, which changes no answer in float; auto:
+    where that keeps more mIoU on the validation split."""
+    bias_correction: Literal["auto"] | bool = "auto"
+    """Take out of the biases by what rounding moves the mean of each channel on the calibration images; auto: where
+    that keeps more mIoU on the validation split."""
+    target: Target = "auto"
+    """What will serve (`--for`): a machine for ONNX Runtime's CPU provider, where without VNNI weights take 7 bits
+    because U8S8 saturates; or TensorRT or OpenVINO, for which nothing is timed here."""
     rewrites: bool = True
     """Put operators into an equal form where that measures faster in INT8 here."""
     force: bool = False

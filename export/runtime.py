@@ -219,6 +219,8 @@ def session_options(threads: int, *, optimised: bool = True, memory_pool: Memory
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # It would make integers of weights that were left in float on purpose, wherever Q/DQ pairs stand around a layer.
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = memory_pool != "off"

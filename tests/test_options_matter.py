@@ -72,6 +72,16 @@ OPTIONS = {
         "compress.quantize.quantize:Workbench.shipped=second",
         "test_rewrites.py::test_the_faster_form_leaves",
     ),
+    "quantize.equalise": (
+        "compress.quantize.workbench:Workbench._equalised=none",
+        "test_quantize.py::test_equalised_they_need_not",
+    ),
+    "equalised channels": ("compress.quantize.ptq:equalised=first", "test_equalise.py"),
+    "quantize.bias_correction": (
+        "compress.quantize.quantize:corrected=first",
+        "test_quantize.py::test_biases_are_corrected_where_that_keeps_more",
+    ),
+    "quantize.target=tensorrt": ("compress.quantize.ptq:with_float_ends=first", "test_targets.py"),
     "quantize.mode=qat": (
         "compress.quantize.quantize:_trained=second",
         "test_quantize.py::test_training_beats_calibration_where_that_loses",

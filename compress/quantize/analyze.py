@@ -23,13 +23,14 @@ def analyze(
     """Quantize the checkpoint or ONNX model `parent`, and then leave each of its layers in float by itself: what INT8
     costs there.
 
-    `write` puts what is to be read beside `layers.json` into the folder. Interrupted, it goes on with the layers that
-    are left. Raises CheckpointError, ModelError, DatasetError, BusyError, UsageError.
+    Biases are not corrected: that is measured on a whole graph. `write` puts what is to be read beside `layers.json`
+    into the folder. Interrupted, it goes on with the layers that are left. Raises CheckpointError, ModelError,
+    DatasetError, BusyError, UsageError.
     """
     recipe = recipe or Recipe()
     require_apart(out, parent)
     source, dataset = opened(parent, data, recipe)
-    asked = {"calibration", "calibration_images", "target", "rewrites", "onnx"}
+    asked = {"calibration", "calibration_images", "equalise", "target", "rewrites", "onnx"}
     settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked)}
     plan = StepPlan("quantization-analysis", inputs(source, dataset), settings)
     if finished(out, plan):
@@ -37,10 +38,10 @@ def analyze(
     else:
         with running(out, plan) as step:
             bench = Workbench(step, source, dataset, recipe)
-            calibration = bench.calibration()
-            int8 = bench.quantizer.quantized(calibration)
+            quantizer, calibration = bench.chosen
+            int8 = quantizer.quantized(calibration)
             score = bench.judge.score(model_of(int8.graph))
-            effects = Effects(step, bench.judge, bench.quantizer, calibration, str(parent))
+            effects = Effects(step, bench.judge, quantizer, calibration, str(parent))
             analysis = effects.measure(int8, score, bench.noise_images())
             write(analysis, step.path)
             step.record(

@@ -1,22 +1,22 @@
 """What INT8 does to each layer: the noise that it adds, and what the layer would win and cost in float."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from compress.progress import task
+from compress.quantize.graph import tapped
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.layers import Layer
-from compress.quantize.ptq import Quantized, Quantizer, copied
+from compress.quantize.ptq import Quantized, Quantizer
 from compress.recipe import Calibration
 from compress.sensitivity import InFloat, LayerEffect, QuantizationAnalysis
 from compress.steps import StepFolder
 from export.files import write_json
 from export.images import U8
-from export.runtime import OnnxModel, tensors
+from export.runtime import OnnxModel
 from export.scoring import Score
 
 LAYERS = "layers.json"
@@ -98,7 +98,7 @@ def sqnr_db(int8: Quantized, layers: Sequence[Layer], images_HWC: Sequence[U8]) 
     written = {name for node in int8.graph.graph.node for name in node.output}
     rounded = [f"{name}{_DEQUANTIZED}" if f"{name}{_DEQUANTIZED}" in written else name for name in exact]
     signal, noise = np.zeros(len(layers)), np.zeros(len(layers))
-    run, run8 = _tapped(int8.parent, exact), _tapped(int8.graph, rounded)
+    run, run8 = tapped(int8.parent, exact), tapped(int8.graph, rounded)
     for image in images_HWC:
         for i, (x, x8) in enumerate(zip(run(image), run8(image), strict=True)):
             signal[i] += _energy(x)
@@ -108,14 +108,6 @@ def sqnr_db(int8: Quantized, layers: Sequence[Layer], images_HWC: Sequence[U8]) 
     return {
         layer.name: float(value) if np.isfinite(value) else None for layer, value in zip(layers, found, strict=True)
     }
-
-
-def _tapped(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
-    """From an image HWC to what `model` has at `names`, operator by operator as it is written."""
-    tapped = copied(model)
-    del tapped.graph.output[:]
-    tapped.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    return tensors(tapped.SerializeToString(), names)
 
 
 def _energy(values: NDArray[np.float32]) -> float:

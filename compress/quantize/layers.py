@@ -45,6 +45,13 @@ def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
     return tuple(replace(layer, readers=_readers(layer.result, readers, names)) for layer in found)
 
 
+def first_layer(model: onnx.ModelProto, image: str) -> Layer | None:
+    """The convolution of a float graph that reads the tensor `image`; None where none or several do."""
+    readers = [node.name for node in model.graph.node if image in node.input]
+    found = [layer for layer in layers_of(model) if layer.operator == "Conv" and layer.nodes[0] in readers]
+    return found[0] if len(found) == len(readers) == 1 else None
+
+
 def _layers(graph: onnx.GraphProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> Iterator[Layer]:
     weights = {tensor.name for tensor in graph.initializer}
     counts = {value.name for value in graph.value_info if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT}

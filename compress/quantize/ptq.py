@@ -4,8 +4,9 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quant_pre_process
@@ -15,14 +16,15 @@ from onnxruntime.quantization.registry import QDQRegistry
 
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
+from compress.quantize.equalise import equalised
+from compress.quantize.graph import copied
 from compress.quantize.layers import layers_of
-from compress.recipe import Calibration
+from compress.quantize.targets import scheme_of
+from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
+from compress.recipe import Calibration, Target
 from export.images import U8
-from export.machine import SATURATING, instruction_set
 from export.manifest import FloatLayer
 from export.runtime import LOGITS, optimised_graph
-
-Target = Literal["auto", "vnni", "avx2", "arm"]
 
 OP_TYPES = (
     "Conv",
@@ -70,38 +72,51 @@ class Quantized:
     seven_bit_weights: bool
 
 
-def seven_bits(target: Target) -> bool:
-    """Whether weights must leave one bit free, because U8S8 products saturate on the machine that will serve."""
-    if target == "auto":
-        return instruction_set() in SATURATING
-    return target == "avx2"
-
-
 class Quantizer:
     """A float graph, seen with calibration images once, of which INT8 graphs are made.
 
-    U8 activations, S8 weights per channel, QDQ; the uint8 image enters the first convolution as it is.
+    QDQ, weights per channel, in the integers that the target takes (`targets.py`): by default U8 activations and S8
+    weights, and the uint8 image enters the first convolution as it is.
     """
 
-    def __init__(self, graph: onnx.ModelProto, images_HWC: Iterator[U8], *, target: Target) -> None:
-        """`images_HWC` are what the model is given (resized and padded), one at a time."""
-        self.parent = _prepared(graph)
+    def __init__(
+        self,
+        graph: onnx.ModelProto,
+        images_HWC: Iterator[U8],
+        *,
+        target: Target,
+        equalise: bool = False,
+        in_float: Mapping[str, str] | None = None,
+    ) -> None:
+        """`images_HWC` are what the model is given (resized and padded), one at a time. With `equalise` the channels of
+        `graph` are brought to like ranges before, where that can be done. The layers that `in_float` names are in float
+        in every graph, each for its reason.
+        """
+        prepared = _prepared(graph)
+        balanced = equalised(prepared) if equalise else None
+        self.is_equalised = balanced is not None
+        self.parent = prepared if balanced is None else balanced
         """`graph` with its operators fused as the quantizer wants them."""
-        self.layers = layers_of(self.parent)
+        self._always_float = in_float or {}
+        layers = layers_of(self.parent)
+        self._fixed = [layer for layer in layers if layer.name in self._always_float]
+        self.layers = tuple(layer for layer in layers if layer not in self._fixed)
+        """Those that may be integers, and may be left in float."""
         self._statistics = observe(self.parent, images_HWC, OP_TYPES)
-        self._reduced = seven_bits(target)
+        self._scheme = scheme_of(target)
 
     def quantized(self, calibration: Calibration, in_float: Mapping[str, str] | None = None) -> Quantized:
         """An INT8 graph with ranges by `calibration`; the layers that `in_float` names stay as they are, each for its
         reason."""
-        in_float = in_float or {}
-        left = [layer for layer in self.layers if layer.name in in_float]
+        reasons = {**self._always_float, **(in_float or {})}
+        left = [*self._fixed, *(layer for layer in self.layers if layer.name in reasons)]
+        scheme = self._scheme
         quantizer = QDQQuantizer(
             copied(self.parent),
             per_channel=True,
-            reduce_range=self._reduced,
+            reduce_range=scheme.seven_bits == "all layers",
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=scheme.activations,
             tensors_range=self._statistics.ranges(calibration),
             nodes_to_quantize=[],
             nodes_to_exclude=[node for layer in left for node in layer.nodes],
@@ -109,21 +124,34 @@ class Quantizer:
             extra_options={
                 # Else a small scale of a bias silently changes the weights beside it.
                 "QDQDisableWeightAdjustForInt32Bias": True,
-                "TensorQuantOverrides": {
-                    normalised_tensor(self.parent.graph): [{"scale": SCALE, "zero_point": ZERO_POINT}],
-                },
+                "ActivationSymmetric": scheme.signed,
+                "QuantizeBias": scheme.integer_biases,
+                "TensorQuantOverrides": dict(self._overrides()),
             },
         )
         quantizer.quantize_model()
         graph: onnx.ModelProto = quantizer.model.model
-        remove_door(graph)
+        if not scheme.signed:
+            remove_door(graph)
         quantizer.model.topological_sort()
+        if scheme.signed:
+            graph = with_float_ends(without_needless_pairs(graph))
         # Shapes that were inferred before the edit may no longer be true.
         del graph.graph.value_info[:]
         onnx.checker.check_model(graph)
-        meant = [FloatLayer(layer=layer.name, reason=in_float[layer.name]) for layer in left]
-        found = _float_layers(graph, {tensor for layer in left for tensor in layer.tensors})
-        return Quantized(graph, self.parent, (*meant, *found), self._reduced)
+        meant = [FloatLayer(layer=layer.name, reason=reasons[layer.name]) for layer in left]
+        tensors = {tensor for layer in left for tensor in layer.tensors}
+        found = _float_layers(graph, tensors) if scheme.is_here else _unquantized(graph)
+        return Quantized(graph, self.parent, (*meant, *found), scheme.seven_bits == "all layers")
+
+    def _overrides(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """What the quantizer is told of single tensors."""
+        signed = self._scheme.signed
+        zero_point = np.array(0, np.int8) if signed else ZERO_POINT
+        yield normalised_tensor(self.parent.graph), [{"scale": SCALE, "zero_point": zero_point}]
+        if self._scheme.seven_bits == "first layer":
+            first = next(node for node in self.parent.graph.node if node.op_type == "Conv")
+            yield first.input[1], [{"axis": 0, "reduce_range": True}]
 
 
 def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, float]:
@@ -136,20 +164,14 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
         step = float(numpy_helper.to_array(scales[source.input[1]]))
     both = copied(model)
     if LOGITS not in {output.name for output in both.graph.output}:
-        # The float logits before quantization may still carry the name that the exporter gave them.
+        # The float logits may still carry the name that the exporter gave them, quantized behind it or not.
         for node in both.graph.node:
             node.input[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.input]
             node.output[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.output]
-        both.graph.node.append(onnx.helper.make_node("Identity", [argmax.input[0]], [LOGITS], name="logits_of_argmax"))
+        last = next(node for node in both.graph.node if node.op_type == "ArgMax")
+        both.graph.node.append(onnx.helper.make_node("Identity", [last.input[0]], [LOGITS], name="logits_of_argmax"))
         both.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
     return both, step
-
-
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """All of it, to be changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -184,3 +206,14 @@ def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[Fl
                 yield FloatLayer(layer=node.name or node.output[0], reason=reason)
             else:
                 follows.update(node.output)
+
+
+def _unquantized(model: onnx.ModelProto) -> Iterator[FloatLayer]:
+    """Operators that work on what was dequantized and have no integer form that the quantizer knows."""
+    floating: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            floating.update(node.output)
+        elif node.op_type not in (*OP_TYPES, "QuantizeLinear", *_LAYOUT) and floating.intersection(node.input):
+            floating.update(node.output)
+            yield FloatLayer(layer=node.name or node.output[0], reason=f"{node.op_type} is not quantized")

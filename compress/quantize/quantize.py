@@ -1,35 +1,37 @@
 """`compress quantize`: a checkpoint becomes an INT8 bundle that keeps its accuracy budget and gains time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from compress.budget import Accuracy, Budget, require_kept
-from compress.bundling import Proof, golden_images, model_name, parity_images, write_bundle
+from compress.bundling import PARITY, Proof, golden_images, model_name, parity_images, write_bundle
 from compress.data.folder import Dataset
 from compress.progress import say
+from compress.quantize.correct import corrected
 from compress.quantize.effects import Effects
 from compress.quantize.fallback import Fallback
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
 from compress.quantize.source import Source
-from compress.quantize.workbench import Workbench, inputs, opened
+from compress.quantize.workbench import Workbench, compared, inputs, opened
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from compress.train import own
 from export import bundle
 from export.bundle import Bundle
-from export.errors import WorkFailedError
+from export.errors import ParityError, WorkFailedError
 from export.files import write_json
 from export.machine import Machine
 from export.manifest import Latency
-from export.parity import batches, int8_parity, sizes_to_prove
+from export.parity import Parity, batches, int8_parity, sizes_to_prove
 from export.runtime import OnnxModel
 from export.scoring import Score
 
+CORRECTION = "bias_correction_choice.json"
 LATENCY = "latency.json"
 ROUNDS = 30
 
@@ -88,18 +90,20 @@ def _quantize(
 ) -> dict[str, Any]:
     bench = Workbench(step, source, dataset, recipe)
     judge, settings = bench.judge, recipe.quantize
-    if not settings.force:
+    must_gain = bench.is_here and not settings.force
+    if must_gain:
         # Time does not depend on ranges, so this is known before anything that takes long.
         quick = model_of(bench.shipped(bench.quantizer.quantized("minmax").graph))
         _require_gain(step.scratch("quick"), judge, quick)
-    made = _calibrated(bench)
+    calibrated = _calibrated(bench)
+    made = _corrected(bench, calibrated)
     if settings.mode == "qat":
-        made = _trained(bench, made)
-    made = _within(budget, bench, made)
+        made = _trained(bench, calibrated, made)
+    made = _within(budget, bench, made, calibrated)
     graph = bench.shipped(made.quantized.graph)
     onnx.save(graph, str(step.path / bundle.MODEL))
     child = OnnxModel(step.path / bundle.MODEL)
-    latency = _latency(step, judge, child) if settings.force else _require_gain(step, judge, child)
+    latency = _require_gain(step, judge, child) if must_gain else _latency(step, judge, child)
     images, whence = parity_images(dataset, source.card)
     as_written, logit_step = with_quantized_logits(graph)
     multiple = source.card.size_multiple
@@ -110,8 +114,8 @@ def _quantize(
         logit_step=logit_step,
         images=whence,
     )
-    parity.require()
     before = judge.parent_score
+    _require(parity, step, f"mIoU {before.miou:.4f} in float, {made.score.miou:.4f} in INT8. {_figures(latency)}")
     parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": made.score.miou}})
     assert latency.milliseconds_parent is not None
     result = {
@@ -119,6 +123,8 @@ def _quantize(
         **Accuracy.of(before, made.score).as_result(),
         **made.figures,
         "calibration_images": min(settings.calibration_images, len(dataset.train)),
+        "target": settings.target,
+        "timed_for_target": bench.is_here,
         "seven_bit_weights": made.quantized.seven_bit_weights,
         "float_layers": [layer.model_dump() for layer in made.quantized.float_layers],
     }
@@ -139,46 +145,81 @@ def _quantize(
 
 
 def _calibrated(bench: Workbench) -> _Made:
-    calibration = bench.calibration()
-    quantized = bench.quantizer.quantized(calibration)
+    quantizer, calibration = bench.chosen
+    quantized = quantizer.quantized(calibration)
     score = bench.judge.score(model_of(quantized.graph))
-    return _Made(quantized, score, {"mode": "ptq", "calibration": calibration, "calibrations": bench.tried()})
+    figures = {"mode": "ptq", "calibration": calibration, "equalised": quantizer.is_equalised, **bench.figures()}
+    return _Made(quantized, score, figures)
 
 
-def _trained(bench: Workbench, calibrated: _Made) -> _Made:
-    """What training made of it, if that is no worse."""
+def _corrected(bench: Workbench, made: _Made) -> _Made:
+    """With other biases, where the recipe wants them; decided once for each set of layers in float."""
+    wanted = bench.recipe.quantize.bias_correction
+    without = {**made.figures, "bias_corrected": False, "bias_correction": None}
+    if wanted is False:
+        return replace(made, figures=without)
+    decided = bench.step.decided(CORRECTION) or {}
+    layers = ", ".join(layer.layer for layer in made.quantized.float_layers)
+    found = decided.get(layers)
+    if wanted == "auto" and found is not None and found["with"] <= found["without"]:
+        return replace(made, figures={**without, "bias_correction": found})
+    quantized = corrected(made.quantized, bench.correction_images())
+    score = bench.judge.score(model_of(quantized.graph))
+    if found is None:
+        found = {"without": made.score.miou, "with": score.miou}
+        write_json(bench.step.path / CORRECTION, {**decided, layers: found})
+    kept = wanted is True or found["with"] > found["without"]
+    say(compared("biases corrected", found, kept=kept))
+    if not kept:
+        return replace(made, figures={**without, "bias_correction": found})
+    return _Made(quantized, score, {**without, "bias_corrected": True, "bias_correction": found})
+
+
+def _trained(bench: Workbench, calibrated: _Made, otherwise: _Made) -> _Made:
+    """What training made of `calibrated`, if that is no worse than what would leave `otherwise`."""
     quantized = calibrated.quantized
     assert bench.source.checkpoint is not None
     learned = learn(bench.step, bench.source.checkpoint, bench.dataset, bench.recipe, quantized.graph, quantized.parent)
     score = bench.judge.score(model_of(learned.graph))
-    say(f"mIoU {calibrated.score.miou:.4f} calibrated, {score.miou:.4f} trained")
-    figures = {**calibrated.figures, "miou_ptq": calibrated.score.miou, "miou_qat": score.miou, "qat": learned.figures}
-    if score.miou < calibrated.score.miou:
+    say(f"mIoU {otherwise.score.miou:.4f} calibrated, {score.miou:.4f} trained")
+    more = {"miou_ptq": otherwise.score.miou, "miou_qat": score.miou, "qat": learned.figures}
+    if score.miou < otherwise.score.miou:
         say("training did not help: the graph leaves as it was calibrated")
-        return _Made(quantized, calibrated.score, figures)
-    trained = Quantized(learned.graph, quantized.parent, quantized.float_layers, quantized.seven_bit_weights)
-    return _Made(trained, score, {**figures, "mode": "qat"})
+        return replace(otherwise, figures={**otherwise.figures, **more})
+    figures = {**otherwise.figures, **more, "mode": "qat", "bias_corrected": False}
+    return _Made(replace(quantized, graph=learned.graph), score, figures)
 
 
-def _within(budget: Budget, bench: Workbench, made: _Made) -> _Made:
-    """`made`, if it holds `budget`; else what does with some layers in float, if that is nearer to it."""
+def _within(budget: Budget, bench: Workbench, made: _Made, calibrated: _Made) -> _Made:
+    """`made`, if it holds `budget`; else what does with some layers of `calibrated` in float, if that is nearer to
+    it."""
     judge = bench.judge
     if not budget.missed(Accuracy.of(judge.parent_score, made.score)):
         return made
-    calibration = made.figures["calibration"]
-    int8 = bench.quantizer.quantized(calibration)
-    score = made.score if made.figures["mode"] == "ptq" else judge.score(model_of(int8.graph))
-    effects = Effects(bench.step, judge, bench.quantizer, calibration, str(bench.source.path))
-    analysis = effects.measure(int8, score, bench.noise_images())
-    must_gain = not bench.recipe.quantize.force
-    mixed = Fallback(bench.step, judge, bench.quantizer, budget, analysis, must_gain=must_gain).choose()
+    quantizer, calibration = bench.chosen
+    effects = Effects(bench.step, judge, quantizer, calibration, str(bench.source.path))
+    analysis = effects.measure(calibrated.quantized, calibrated.score, bench.noise_images())
+    must_gain = bench.is_here and not bench.recipe.quantize.force
+    mixed = Fallback(bench.step, judge, quantizer, budget, analysis, must_gain=must_gain).choose()
     other = _Made(mixed, judge.score(model_of(mixed.graph)), {**made.figures, "mode": "ptq"})
-    return min((made, other), key=lambda one: _missing(budget, judge, one))
+    return min((made, _corrected(bench, other)), key=lambda one: _missing(budget, judge, one))
 
 
 def _missing(budget: Budget, judge: Judge, made: _Made) -> tuple[float, float]:
     found = Accuracy.of(judge.parent_score, made.score)
     return budget.missing(found.drop, found.iou_per_class), -found.miou
+
+
+def _require(parity: Parity, step: StepFolder, figures: str) -> None:
+    """Raises ParityError with `figures`: what does not say the same twice is no bundle, however good it seems."""
+    try:
+        parity.require()
+    except ParityError as error:
+        write_json(step.path / PARITY, parity.model_dump(mode="json"))
+        raise ParityError(
+            f"{error}\n{figures}. The graph that the runtime spoils is no bundle; for a look, it is kept in "
+            f"{step.path / bundle.MODEL}, with all cases in {PARITY}"
+        ) from error
 
 
 def _latency(step: StepFolder, judge: Judge, child: OnnxModel) -> Latency:

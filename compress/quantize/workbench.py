@@ -1,9 +1,10 @@
 """What quantizing a checkpoint and analysing it share: its float graph, calibrated once, and who judges what comes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -14,11 +15,14 @@ from compress.data.folder import Dataset, Sample
 from compress.data.match import require_classes
 from compress.progress import say, task
 from compress.quantize.calibration import METHODS
+from compress.quantize.door import normalised_tensor
 from compress.quantize.foreign import read
 from compress.quantize.judge import Judge, model_of
+from compress.quantize.layers import first_layer
 from compress.quantize.ptq import Quantizer
 from compress.quantize.rewrites import Rewriter
 from compress.quantize.source import Source, of_checkpoint, of_onnx
+from compress.quantize.targets import scheme_of
 from compress.recipe import Calibration, OnnxSettings, Recipe
 from compress.steps import StepFolder
 from export.errors import UsageError
@@ -28,6 +32,9 @@ from export.to_onnx import with_outputs
 
 CALIBRATION = "calibration.json"
 CHOICE = "calibration_choice.json"
+EQUALISATION = "equalisation_choice.json"
+CORRECTION_IMAGES = 16
+"""A layer is measured on all of them before the next is: more would take minutes for large images."""
 NOISE_IMAGES = 4
 """On which the noise of layers is measured."""
 
@@ -37,9 +44,13 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
     are its.
 
     Raises CheckpointError, ModelError, DatasetError; UsageError when something is declared of a checkpoint, and when a
-    model from elsewhere is to be trained.
+    model from elsewhere, or one with signed activations, is to be trained.
     """
     declared = recipe.quantize.onnx
+    if recipe.quantize.mode == "qat" and scheme_of(recipe.quantize.target).signed:
+        raise UsageError(
+            f"--mode qat trains unsigned activations, --for {recipe.quantize.target} takes signed ones; use --mode ptq"
+        )
     if parent.suffix == ".onnx":
         if recipe.quantize.mode == "qat":
             raise UsageError(f"{parent} has no network that could be trained; --mode qat is for checkpoints")
@@ -72,18 +83,41 @@ class Workbench:
 
     @cached_property
     def quantizer(self) -> Quantizer:
-        """Makes INT8 graphs; calibrates when it is first asked for, and writes which images that took."""
-        samples = self._samples()
-        write_json(self.step.path / CALIBRATION, {"split": "train", "images": [sample.name for sample in samples]})
-        graph = self._graph()
-        with task("calibrate", len(samples)) as bar:
+        """Makes INT8 graphs, equalised before if the recipe asks for it; calibrates when it is first asked for, and
+        writes which images that took."""
+        wanted = self.recipe.quantize.equalise is True
+        made = self._calibrating(equalise=wanted)
+        if wanted and not made.is_equalised:
+            say("nothing is equalised: no convolution is read by convolutions alone")
+        return made
 
-            def images() -> Iterator[U8]:
-                for image in self._fitted(samples):
-                    yield image
-                    bar.advance()
+    @cached_property
+    def chosen(self) -> tuple[Quantizer, Calibration]:
+        """The ranges, and who makes INT8 graphs with them: of the equalised graph where that is to be tried and keeps
+        more mIoU; decided once."""
+        calibration = self.calibration()
+        return self._equalised(calibration) or self.quantizer, calibration
 
-            return Quantizer(graph, images(), target=self.recipe.quantize.target)
+    def _equalised(self, calibration: Calibration) -> Quantizer | None:
+        """If it is better than `quantizer`."""
+        if self.recipe.quantize.equalise != "auto":
+            return None
+        saved = self.step.decided(EQUALISATION)
+        if saved is not None and saved["with"] <= saved["without"]:
+            return None
+        other = self._calibrating(equalise=True)
+        if not other.is_equalised:
+            return None
+        if saved is None:
+            without, equal = (self._miou(one, calibration) for one in (self.quantizer, other))
+            saved = {"without": without, "with": equal}
+            write_json(self.step.path / EQUALISATION, saved)
+        kept = saved["with"] > saved["without"]
+        say(compared("channels equalised", saved, kept=kept))
+        return other if kept else None
+
+    def _miou(self, quantizer: Quantizer, calibration: Calibration) -> float:
+        return self.judge.score(model_of(quantizer.quantized(calibration).graph)).miou
 
     @cached_property
     def judge(self) -> Judge:
@@ -102,16 +136,25 @@ class Workbench:
             with task("try calibrations", len(METHODS)) as bar:
                 saved = {}
                 for method in METHODS:
-                    saved[method] = self.judge.score(model_of(self.quantizer.quantized(method).graph)).miou
+                    saved[method] = self._miou(self.quantizer, method)
                     bar.advance(1, mIoU=saved[method])
             write_json(self.step.path / CHOICE, saved)
         best = max(METHODS, key=lambda method: saved[method])
         say(f"calibration by {best}: mIoU " + ", ".join(f"{method} {saved[method]:.4f}" for method in METHODS))
         return best
 
-    def tried(self) -> dict[Calibration, float] | None:
-        """mIoU by method, where `calibration` had a choice."""
-        return self.step.decided(CHOICE)
+    def figures(self) -> dict[str, Any]:
+        """What was tried, for the record: mIoU by method where `calibration` had a choice, mIoU with and without
+        equalisation where that had one, and the times of the first layer where they were taken."""
+        return {
+            "calibrations": self.step.decided(CHOICE),
+            "equalisation": self.step.decided(EQUALISATION),
+            "stem": self._rewriter.stem_figures() if self._is_rewriting else None,
+        }
+
+    def correction_images(self) -> list[U8]:
+        """Those of the calibration list on which means are compared, as the model is given them."""
+        return list(self._fitted(self._samples()[:CORRECTION_IMAGES]))
 
     def noise_images(self) -> list[U8]:
         """Some of the calibration list, as the model is given them."""
@@ -119,21 +162,60 @@ class Workbench:
 
     def shipped(self, graph: onnx.ModelProto) -> onnx.ModelProto:
         """What leaves of the INT8 graph `graph`: the same integers, by the operators that are fastest here."""
-        return self._rewriter.of_integers(graph) if self.recipe.quantize.rewrites else graph
+        return self._rewriter.of_integers(graph) if self._is_rewriting else graph
 
+    @cached_property
+    def is_here(self) -> bool:
+        """Whether what runs here is what will serve."""
+        return scheme_of(self.recipe.quantize.target).is_here
+
+    @property
+    def _is_rewriting(self) -> bool:
+        """By the clock of this machine, which says nothing of another runtime."""
+        return self.recipe.quantize.rewrites and self.is_here
+
+    def _calibrating(self, *, equalise: bool) -> Quantizer:
+        """A pass over the calibration images."""
+        samples = self._samples()
+        write_json(self.step.path / CALIBRATION, {"split": "train", "images": [sample.name for sample in samples]})
+        with task("calibrate", len(samples)) as bar:
+
+            def images() -> Iterator[U8]:
+                for image in self._fitted(samples):
+                    yield image
+                    bar.advance()
+
+            return self._quantizer(self._graph, images(), equalise=equalise, in_float=self._stem)
+
+    @cached_property
+    def _stem(self) -> Mapping[str, str]:
+        """The first layer, if it is faster in float, with the reason."""
+        if not self._is_rewriting:
+            return {}
+        stem = first_layer(self._graph, normalised_tensor(self._graph.graph))
+        reason = None if stem is None else self._rewriter.stem_in_float(self._graph, stem)
+        return {} if stem is None or reason is None else {stem.name: reason}
+
+    @cached_property
     def _graph(self) -> onnx.ModelProto:
         """What is to be quantized: as it was exported, or in equal forms that are faster in INT8 here."""
         graph = with_outputs(self._exported, self.recipe.export.outputs)
-        return self._rewriter.of_float(graph) if self.recipe.quantize.rewrites else graph
+        return self._rewriter.of_float(graph) if self._is_rewriting else graph
 
     @cached_property
     def _rewriter(self) -> Rewriter:
         return Rewriter(self.step, self.judge, self._quick, self.source.card.size_multiple)
 
-    def _quick(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+    def _quick(self, graph: onnx.ModelProto, in_float: Mapping[str, str]) -> onnx.ModelProto:
         """In INT8 with any ranges."""
         images = iter(self._fitted(self._samples()[:1]))
-        return Quantizer(graph, images, target=self.recipe.quantize.target).quantized("minmax").graph
+        return self._quantizer(graph, images, in_float=in_float).quantized("minmax").graph
+
+    def _quantizer(
+        self, graph: onnx.ModelProto, images: Iterator[U8], *, in_float: Mapping[str, str], equalise: bool = False
+    ) -> Quantizer:
+        target = self.recipe.quantize.target
+        return Quantizer(graph, images, target=target, equalise=equalise, in_float=in_float)
 
     @cached_property
     def _exported(self) -> onnx.ModelProto:
@@ -146,3 +228,9 @@ class Workbench:
         card = self.source.card
         for _, image in EvaluationImages(self.dataset, "train", samples).images():
             yield Geometry.plan(*image.shape[:2], size=card.size, multiple=card.size_multiple).fit(image)
+
+
+def compared(what: str, found: Mapping[str, float], *, kept: bool) -> str:
+    """One line about `found`, mIoU with and without `what`."""
+    verdict = "kept" if kept else "not kept"
+    return f"{what}: mIoU {found['with']:.4f} instead of {found['without']:.4f}, {verdict}"

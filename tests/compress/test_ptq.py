@@ -8,11 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from support.handmade import blocks, small_unet
 from support.networks import Mixer, exported, random_unet, randomised
 
-from compress.quantize import ptq
+from compress.quantize import targets
 from compress.quantize.door import normalised_tensor, remove_door
-from compress.quantize.ptq import Quantized, Quantizer, Target, seven_bits, with_quantized_logits
+from compress.quantize.ptq import Quantized, Quantizer, with_quantized_logits
+from compress.quantize.targets import scheme_of
+from compress.recipe import Target
 from export.errors import WorkFailedError
 from export.images import U8
 from export.manifest import FloatLayer
@@ -161,10 +164,10 @@ def test_weights_take_as_many_bits_as_the_target(target: Target, bits: int) -> N
     ],
 )
 def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, instructions: str, expected: bool) -> None:
-    monkeypatch.setattr(ptq, "instruction_set", lambda: instructions)
-    assert seven_bits("auto") == expected
-    assert not seven_bits("vnni")
-    assert seven_bits("avx2")
+    monkeypatch.setattr(targets, "instruction_set", lambda: instructions)
+    assert (scheme_of("auto").seven_bits == "all layers") == expected
+    assert scheme_of("vnni").seven_bits == "no layer"
+    assert scheme_of("avx2").seven_bits == "all layers"
 
 
 def test_int8_says_nearly_what_float_says(int8: Quantized) -> None:
@@ -235,3 +238,13 @@ def with_a_quantizer(graph: onnx.ModelProto, *, scale: float) -> onnx.ModelProto
     made.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "zero"))
     made.graph.node.append(onnx.helper.make_node("QuantizeLinear", [name, "scale", "zero"], ["quantized"]))
     return made
+
+
+@pytest.mark.parametrize("layer", ["stem", "fuse"])
+def test_a_layer_that_was_left_in_float_runs_in_float(layer: str) -> None:
+    """Between Q/DQ pairs the runtime would make integers of its weights again, were it not told to leave them."""
+    made = Quantizer(with_outputs(small_unet(), "mask"), iter(blocks(2)), target="auto").quantized(
+        "minmax", {layer: "to see"}
+    )
+    found = operators(optimised_graph(made.graph.SerializeToString()))
+    assert (found["QLinearConv"], found["Conv"] + found["FusedConv"]) == (3, 1)

@@ -14,10 +14,11 @@ from onnx.reference import ReferenceEvaluator
 from support.networks import Mixer, Mobile, exported, random_network, randomised
 from torch import Tensor, nn
 
-from compress.quantize.ptq import Quantizer, Target
+from compress.quantize.ptq import Quantizer
 from compress.quantize.qat import QuantizedNetwork
 from compress.quantize.qat.fake import Activation, rounded_weight
 from compress.quantize.qat.operators import OPERATORS
+from compress.recipe import Target
 from export.errors import WorkFailedError
 from export.images import U8
 from export.to_onnx import with_outputs

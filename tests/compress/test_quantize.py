@@ -19,6 +19,7 @@ from support.networks import random_unet
 from support.recipes import TINY_SETTINGS
 from torch import nn
 
+from benchmarks.ops.bench import bench
 from compress import checkpoint
 from compress.checkpoint import Checkpoint
 from compress.data.evaluation import drawn_by_name
@@ -26,10 +27,12 @@ from compress.data.folder import open_dataset
 from compress.quantize import quantize
 from compress.quantize import quantize as quantize_function
 from compress.quantize.judge import Judge
+from compress.quantize.rewrites.folded import Folded
 from compress.recipe import Recipe
 from compress.steps import read_record
 from export.bundle import Bundle, verify
 from export.errors import BudgetMissedError, DatasetError, ParityError, UsageError, WorkFailedError
+from export.manifest import FloatLayer
 from export.runtime import OnnxModel, optimised_graph
 from export.scoring import Score
 from export.timing import Samples
@@ -216,9 +219,16 @@ def test_a_graph_that_is_optimised_wrongly_never_becomes_a_bundle(
         return both, step
 
     patch(monkeypatch, "with_quantized_logits", other)
-    with pytest.raises(ParityError, match="optimised-unoptimised parity does not hold"):
-        quantize(trained.path, discs, tmp_path / "out", recipe())
+    with pytest.raises(ParityError, match="optimised-unoptimised parity does not hold") as raised:
+        quantize(trained.path, discs, tmp_path / "out", recipe("quantize.calibration=minmax"))
+    assert raised.value.exit_status == 1
     assert not (tmp_path / "out").exists()
+    # What was found is told and kept, where nobody takes it for a bundle.
+    assert re.search(r"mIoU 0\.\d{4} in float, 0\.\d{4} in INT8\. INT8 takes \d+\.\d\d ms", str(raised.value))
+    kept = Path(str(raised.value).split("it is kept in ")[1].split(",")[0])
+    assert OnnxModel(kept, threads=1).masks(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 8, 8)
+    assert json.loads((kept.parent / "parity.json").read_text())["cases"]
+    assert not (kept.parent / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("outputs", ["logits", "both"])
@@ -351,6 +361,121 @@ def test_layers_in_float_never_cost_all_that_was_gained(
     tried = json.loads((tmp_path / "out" / "float_layers.json").read_text())
     assert any(one["milliseconds"] > one["milliseconds_parent"] for one in tried)
     assert "4.00 ms: no faster than all in float, passed over" in capfd.readouterr().err
+
+
+def test_equalised_they_need_not(
+    spoilt: tuple[Path, set[str]],
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What breaks INT8 is spread over both layers, and nothing stays in float. Killed after the choice, the step
+    goes on with it."""
+    wanted = recipe(*BUDGET, "quantize.equalise=auto")
+    with monkeypatch.context() as killed:
+        patch(killed, "parity_images", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(spoilt[0], discs, tmp_path / "out", wanted)
+    found = json.loads(next(tmp_path.rglob("equalisation_choice.json")).read_text())
+    assert found["with"] > found["without"] + 0.01
+    words = f"channels equalised: mIoU {found['with']:.4f} instead of {found['without']:.4f}, kept"
+    assert words in capfd.readouterr().err
+    made = quantize(spoilt[0], discs, tmp_path / "out", wanted)
+    assert words in capfd.readouterr().err
+    assert made.manifest.float_layers == ()
+    assert "equalisation_choice.json" in made.manifest.files
+    record = (read_record(made.path) or {})["result"]
+    assert (record["equalised"], record["equalisation"], record["miou"]) == (True, found, found["with"])
+    assert record["drop"] <= 0.01
+
+
+def test_biases_are_corrected_where_that_keeps_more(
+    trained: Checkpoint, discs: Path, tmp_path: Path, int8_bundle: Bundle, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By force, and by what was measured: the record says which, and the line that is printed."""
+
+    def biases(bundle: Bundle) -> list[bytes]:
+        stored = onnx.load(str(bundle.model_path)).graph.initializer
+        return [tensor.raw_data for tensor in stored if tensor.data_type == onnx.TensorProto.INT32 and tensor.dims]
+
+    calibration = f"quantize.calibration={(read_record(int8_bundle.path) or {})['result']['calibration']}"
+    plain, forced = biases(int8_bundle), recipe(calibration, "quantize.bias_correction=true")
+    made = quantize(trained.path, discs, tmp_path / "forced", forced)
+    record = (read_record(made.path) or {})["result"]
+    assert record["bias_corrected"] is True
+    assert biases(made) != plain
+    found = record["bias_correction"]
+    assert found["with"] == record["miou"]
+    assert found["without"] == (read_record(int8_bundle.path) or {})["result"]["miou"]
+    capfd.readouterr()
+    made = quantize(trained.path, discs, tmp_path / "auto", recipe(calibration, "quantize.bias_correction=auto"))
+    record = (read_record(made.path) or {})["result"]
+    kept = found["with"] > found["without"]
+    assert (record["bias_corrected"], record["bias_correction"]) == (kept, found)
+    assert record["miou"] == max(found.values())
+    assert (biases(made) != plain) == kept
+    words = f"{found['with']:.4f} instead of {found['without']:.4f}, {'kept' if kept else 'not kept'}"
+    assert f"biases corrected: mIoU {words}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_a_bundle_for_another_runtime_is_proven_and_verified_here(
+    trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None], target: str
+) -> None:
+    """However long it takes here, which says nothing of there: it is not refused, and the record says so."""
+    clock(4.0, 5.0)
+    made = quantize(
+        trained.path,
+        discs,
+        tmp_path / "out",
+        recipe(f"quantize.target={target}", "quantize.force=false", "quantize.calibration=minmax"),
+    )
+    assert max(verify(made.path).golden_differing.values()) == 0
+    assert (made.manifest.target, made.manifest.precision, made.manifest.float_layers) == (target, "int8", ())
+    record = (read_record(made.path) or {})["result"]
+    assert (record["target"], record["timed_for_target"], record["speedup"]) == (target, False, 0.8)
+    assert record["miou"] > 0.9
+    kinds = {
+        onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        for tensor in onnx.load(made.model_path).graph.initializer
+    }
+    assert (np.dtype(np.uint8) in kinds) == (target == "openvino")
+
+
+def test_a_first_layer_that_is_faster_in_float_stays_so_and_all_say_why(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest, the record, and `compress bench ops`."""
+
+    def fake(models: dict[str, Any], *, rounds: int) -> dict[str, Samples]:
+        times = {"plain": 5.0, "rewritten": 4.0, "parent": 9.0, "child": 4.0}
+        return {name: Samples((times[name],) * rounds) for name in models}
+
+    patch(monkeypatch, "interleaved", fake, "compress.quantize.judge")
+    monkeypatch.setattr(Judge, "kernel_times", lambda _, graphs: {name: {} for name in graphs})
+    # One form for all: putting in and timing the others takes longer than all else here.
+    patch(monkeypatch, "integer_forms", lambda n: (Folded(2, True, n),), "compress.quantize.rewrites.rewriter")
+    made = quantize(
+        trained.path, discs, tmp_path / "out", recipe("quantize.rewrites=true", "quantize.calibration=minmax")
+    )
+    verify(made.path)
+    why = "faster in float: the graph takes 4.00 ms, with it in INT8 5.00 ms"
+    assert made.manifest.float_layers[0] == FloatLayer(layer="stem.0", reason=why)
+    stem = (read_record(made.path) or {})["result"]["stem"]
+    assert (stem["layer"], stem["form"]) == ("stem.0", "float")
+    assert stem["graph_ms"] == {"int8": 5.0, "float": 4.0}
+    assert set(stem["layer_ms"]) == {"plain", "2 columns read and made at once"}
+    report = bench([made.path], threads=1, runs=1, peak=False, command="compress bench ops it")
+    assert (why, "manifest") in {(node.reason, node.told_by) for node in report.bundles[0].floats}
+    assert "stem.0" not in report.bundles[0].not_in_float
+
+
+def test_signed_activations_are_not_trained(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    wrong = recipe("quantize.mode=qat", "quantize.target=tensorrt")
+    with pytest.raises(UsageError, match="--for tensorrt takes signed ones; use --mode ptq"):
+        quantize(trained.path, discs, tmp_path / "out", wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_calibration_is_chosen_by_what_it_keeps(

@@ -1,5 +1,6 @@
 """Which form is kept: the faster one by more than the noise, decided once, and told with both times."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import onnx
 import pytest
 from support.networks import exported, random_unet
 
+from compress.quantize.door import normalised_tensor
 from compress.quantize.judge import Judge
+from compress.quantize.layers import first_layer
 from compress.quantize.ptq import Quantizer
-from compress.quantize.rewrites import Rewriter, fastest, formed, gains, integer_forms
+from compress.quantize.rewrites import Rewriter, best_of, costs, formed, gains, integer_forms
 from compress.quantize.rewrites.choose import KernelTimes, faster_places
 from compress.quantize.rewrites.folded import Folded
 from compress.quantize.rewrites.repeated import Repeated
 from compress.steps import StepFolder
+from export.files import write_json
 from export.timing import Samples
 from export.to_onnx import with_outputs
 
@@ -45,9 +49,9 @@ def graph() -> onnx.ModelProto:
     return with_outputs(exported(random_unet()), "mask")
 
 
-def int8(model: onnx.ModelProto) -> onnx.ModelProto:
+def int8(model: onnx.ModelProto, in_float: Mapping[str, str] | None = None) -> onnx.ModelProto:
     images = (np.full((16, 16, 1), grey, np.uint8) for grey in (0, 90, 255))
-    return Quantizer(model, images, target="vnni").quantized("minmax").graph
+    return Quantizer(model, images, target="vnni").quantized("minmax", in_float).graph
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
@@ -90,9 +94,9 @@ def test_every_place_takes_the_form_that_is_fastest_there(graph: onnx.ModelProto
         return taken
 
     # The second gains less than is certain in one form, and is not seen in the other.
-    assert fastest(plain, [two, four], profile) == {first: four.name}
+    assert best_of(costs(plain, [two, four], profile)) == {first: four.name}
     taken[four.name] = {first: 2.0, f"{first}/folded/gives/viewed": 3.0}
-    assert fastest(plain, [two, four], profile) == {first: two.name}
+    assert best_of(costs(plain, [two, four], profile)) == {first: two.name}
 
 
 def test_a_place_counts_all_that_it_replaces() -> None:
@@ -167,3 +171,39 @@ def test_real_kernels_are_found_by_the_names_of_their_nodes(graph: onnx.ModelPro
         for place in places:
             assert times["plain"][place] > 0
             assert sum(time for name, time in times["other"].items() if name.startswith(place)) > 0
+
+
+@pytest.mark.parametrize(("rewritten", "form"), [(4.0, "float"), (6.0, f"int8, {Repeated().name}")])
+def test_the_first_layer_is_tried_in_float_and_all_that_was_measured_is_told(
+    graph: onnx.ModelProto, tmp_path: Path, capfd: pytest.CaptureFixture[str], rewritten: float, form: str
+) -> None:
+    """Its forms are those of the place where its node stands."""
+    clock = Stopwatch({"Conv": 3.0}, whole={"plain": 5.0, "rewritten": rewritten})
+    first = rewriter(tmp_path, clock)
+    assert first.stem_figures() is None
+    stem = first_layer(graph, normalised_tensor(graph.graph))
+    assert stem is not None
+    assert stem.name == "stem.0"
+    reason = first.stem_in_float(graph, stem)
+    told = "faster in float: the graph takes 4.00 ms, with it in INT8 5.00 ms" if rewritten < 5 else None
+    assert reason == told
+    verdict = "kept" if told else "not kept"
+    assert f"(stem.0): {rewritten:.2f} ms instead of 5.00 ms in INT8, {verdict}" in capfd.readouterr().err
+    write_json(
+        tmp_path / "rewrites.json",
+        {
+            **json.loads((tmp_path / "rewrites.json").read_text()),
+            "operators between integers in other forms": {
+                "places": {stem.nodes[0]: Repeated().name},
+                "kept": True,
+            },
+        },
+    )
+    again = rewriter(tmp_path, Stopwatch({}, whole={}))
+    assert again.stem_in_float(graph, stem) == reason
+    found = again.stem_figures()
+    assert found is not None
+    assert (found["layer"], found["form"]) == ("stem.0", form)
+    assert found["graph_ms"] == {"int8": 5.0, "float": rewritten}
+    assert found["layer_ms"]["plain"] == 3.0
+    assert set(found["layer_ms"]) > {"plain", "2 columns read and made at once"}

@@ -15,13 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from support.networks import exported, random_unet
 
-from compress.quantize.ptq import Quantizer, seven_bits, with_quantized_logits
+from compress.quantize.ptq import Quantizer, with_quantized_logits
 from compress.quantize.rewrites import SubPixel, formed, integer_forms
 from compress.quantize.rewrites.choose import Form, named
 from compress.quantize.rewrites.dealt import Dealt
 from compress.quantize.rewrites.folded import Folded
 from compress.quantize.rewrites.matrix import AsMatrix
 from compress.quantize.rewrites.repeated import Repeated
+from compress.quantize.targets import scheme_of
 from export.images import U8
 from export.parity import batches, int8_parity
 from export.runtime import OnnxModel, optimised_graph
@@ -132,7 +133,11 @@ def check_equal(form: Form, plain: onnx.ModelProto, batch: int, size: tuple[int,
 def fits_here(model: onnx.ModelProto) -> bool:
     """Whether this processor multiplies its weights exactly: without VNNI, sums of 8-bit products saturate."""
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    return "w_quantized" not in stored or not seven_bits("auto") or bool(np.abs(stored["w_quantized"]).max() < 64)
+    return (
+        "w_quantized" not in stored
+        or scheme_of("auto").seven_bits == "no layer"
+        or bool(np.abs(stored["w_quantized"]).max() < 64)
+    )
 
 
 @settings(deadline=None, max_examples=60)

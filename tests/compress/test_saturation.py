@@ -13,7 +13,8 @@ import torch
 from support.networks import exported
 from torch import Tensor, nn
 
-from compress.quantize.ptq import Quantizer, Target
+from compress.quantize.ptq import Quantizer
+from compress.recipe import Target
 from export.images import U8
 from export.runtime import OnnxModel
 from export.to_onnx import with_outputs

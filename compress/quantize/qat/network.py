@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
+from compress.quantize.graph import stored, with_tensors
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
 from compress.quantize.qat.operators import OPERATORS
 from export.errors import WorkFailedError
@@ -57,8 +57,8 @@ class QuantizedNetwork(nn.Module):
         """
         super().__init__()
         self._model = quantized
-        self._tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantized.graph.initializer}
-        self._floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in parent.graph.initializer}
+        self._tensors = stored(quantized)
+        self._floats = stored(parent)
         self._makers = {name: node for node in quantized.graph.node for name in node.output}
         argmax = next(node for node in quantized.graph.node if node.op_type == "ArgMax")
         self._logits: str = argmax.input[0]
@@ -125,7 +125,7 @@ class QuantizedNetwork(nn.Module):
         for name, index in self._parameters_by_name.items():
             if name in self._tensors:  # in float in the graph, too
                 new[name] = _array(self.weights[index])
-        return _with_tensors(self._model, new)
+        return with_tensors(self._model, new)
 
     def _find_door(self) -> str:
         """What dequantizes the image."""
@@ -241,14 +241,3 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return tensor.detach().cpu().numpy().astype(np.float32)
-
-
-def _with_tensors(model: onnx.ModelProto, new: Mapping[str, np.ndarray[Any, Any]]) -> onnx.ModelProto:
-    """A copy of `model` with other values in some initializers, in the shapes that these have."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for tensor in copy.graph.initializer:
-        if tensor.name in new:
-            array = np.asarray(new[tensor.name].reshape(tuple(tensor.dims)), order="C")
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    return copy

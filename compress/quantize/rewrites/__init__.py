@@ -6,7 +6,7 @@ Of the INT8 graph, after all else, training included: `integer_forms`, which giv
 What is kept is decided by the clock, once (`Rewriter`).
 """
 
-from compress.quantize.rewrites.choose import fastest, formed, gains, integer_forms
+from compress.quantize.rewrites.choose import best_of, costs, formed, gains, integer_forms
 from compress.quantize.rewrites.means import means_as_pooling
 from compress.quantize.rewrites.rewriter import Rewriter
 from compress.quantize.rewrites.subpixel import SubPixel
@@ -15,7 +15,8 @@ from compress.quantize.rewrites.transposed import transposed_as_convolution
 __all__ = [
     "Rewriter",
     "SubPixel",
-    "fastest",
+    "best_of",
+    "costs",
     "formed",
     "gains",
     "integer_forms",

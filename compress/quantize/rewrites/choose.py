@@ -18,7 +18,8 @@ MARGIN = 0.01
 """Share of its time that a graph must gain for a rewrite to be kept."""
 PLACE_MARGIN = 0.05
 """The same of a single place, whose time is less certain."""
-_PLAIN = "plain"
+PLAIN = "plain"
+"""In what is saved: the form that a place had."""
 
 KernelTimes = Mapping[str, float]
 """Milliseconds by the name of the node."""
@@ -45,8 +46,8 @@ def integer_forms(multiple: int) -> tuple[Form, ...]:
     return (*folds, AsMatrix(), Repeated(), Dealt())
 
 
-def fastest(model: onnx.ModelProto, forms: Iterable[Form], profile: Profiler) -> dict[str, str]:
-    """The name of the form for every place where one of `forms` is faster than what is there.
+def costs(model: onnx.ModelProto, forms: Iterable[Form], profile: Profiler) -> dict[str, dict[str, float]]:
+    """Milliseconds of every place that could take one of `forms`, by the name of the form; `PLAIN` as it is.
 
     Every form is timed at all places at once, and each place by itself.
     """
@@ -54,18 +55,28 @@ def fastest(model: onnx.ModelProto, forms: Iterable[Form], profile: Profiler) ->
     if not found:
         return {}
     graphs = {name: form.apply(model, places) for name, (form, places) in found.items()}
-    times = profile({_PLAIN: named(model), **graphs})
+    times = profile({PLAIN: named(model), **graphs})
+    return {
+        place: {
+            PLAIN: cost_of((place,), times[PLAIN]),
+            **{name: cost_of((place,), times[name]) for name, (_, places) in found.items() if place in places},
+        }
+        for place in dict.fromkeys(place for _, places in found.values() for place in places)
+    }
+
+
+def best_of(measured: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Of `costs`: the fastest form of every place where that gains on what is there."""
     chosen = {}
-    for place in dict.fromkeys(place for _, places in found.values() for place in places):
-        costs = {name: cost_of((place,), times[name]) for name, (_, places) in found.items() if place in places}
-        best = min(costs, key=lambda name: costs[name])
-        if _less(costs[best], cost_of((place,), times[_PLAIN])):
+    for place, times in measured.items():
+        best = min((name for name in times if name != PLAIN), key=lambda name: times[name])
+        if _less(times[best], times[PLAIN]):
             chosen[place] = best
     return chosen
 
 
 def formed(model: onnx.ModelProto, chosen: Mapping[str, str], forms: Iterable[Form]) -> onnx.ModelProto:
-    """`model` with every place in the form that `fastest` chose."""
+    """`model` with every place in the form that `best_of` chose."""
     for form in forms:
         places = [place for place, name in chosen.items() if name == form.name]
         if places:

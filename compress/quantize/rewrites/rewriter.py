@@ -9,7 +9,17 @@ import onnx
 
 from compress.progress import say
 from compress.quantize.judge import Judge, model_of
-from compress.quantize.rewrites.choose import faster_places, fastest, formed, gains, integer_forms, named
+from compress.quantize.layers import Layer
+from compress.quantize.rewrites.choose import (
+    PLAIN,
+    best_of,
+    costs,
+    faster_places,
+    formed,
+    gains,
+    integer_forms,
+    named,
+)
 from compress.quantize.rewrites.means import means_as_pooling
 from compress.quantize.rewrites.subpixel import SubPixel
 from compress.quantize.rewrites.transposed import transposed_as_convolution
@@ -25,22 +35,23 @@ WHOLE: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]] = {
 }
 """Of a float graph, at all its places or at none."""
 FORMS = "operators between integers in other forms"
+STEM = "the first layer in float"
+
+Int8 = Callable[[onnx.ModelProto, Mapping[str, str]], onnx.ModelProto]
+"""An INT8 graph of a float one, the layers that are named left in float, each for a reason."""
 
 
 class Rewriter:
     """Every decision is saved in the folder of the step as it is taken, and told in a line with both times."""
 
-    def __init__(
-        self, step: StepFolder, judge: Judge, int8: Callable[[onnx.ModelProto], onnx.ModelProto], multiple: int
-    ) -> None:
-        """`int8` makes an INT8 graph of a float one, with any ranges: time does not depend on them. `multiple`: of the
-        height and width of images."""
+    def __init__(self, step: StepFolder, judge: Judge, int8: Int8, multiple: int) -> None:
+        """`int8` may take any ranges: time does not depend on them. `multiple`: of the height and width of images."""
         self._step = step
         self._judge = judge
         self._int8 = int8
         self._forms = integer_forms(multiple)
         self._decided: dict[str, dict[str, Any]] = step.decided(DECIDED) or {}
-        self._made: dict[bytes, onnx.ModelProto] = {}
+        self._made: dict[bytes, tuple[onnx.ModelProto, dict[str, dict[str, float]]]] = {}
 
     def of_float(self, graph: onnx.ModelProto) -> onnx.ModelProto:
         """What is to be quantized: `graph`, or an equal form of it that is faster in INT8 here."""
@@ -65,8 +76,9 @@ class Rewriter:
         """What leaves of the INT8 graph `graph`: the same integers, computed in the forms that are fastest here."""
         saved = self._decided.get(FORMS)
         if saved is None:
-            chosen = fastest(graph, self._forms, self._judge.kernel_times)
-            saved = {"places": chosen, "kept": False}
+            measured = costs(graph, self._forms, self._judge.kernel_times)
+            chosen = best_of(measured)
+            saved = {"places": chosen, "kept": False, "costs": measured}
             if chosen:
                 saved |= self._timed(graph, formed(graph, chosen, self._forms))
             self._save(FORMS, saved)
@@ -74,6 +86,34 @@ class Rewriter:
                 count = Counter(chosen.values())
                 _tell(f"{FORMS} ({', '.join(f'{name}: {n}' for name, n in count.items())})", saved)
         return formed(graph, saved["places"], self._forms) if saved["kept"] else graph
+
+    def stem_in_float(self, graph: onnx.ModelProto, stem: Layer) -> str | None:
+        """Why `stem`, the first layer of the float graph `graph`, is better left in float; None where it is not."""
+        saved = self._decided.get(STEM)
+        if saved is None:
+            best, found = self._measured(graph, {})
+            place = stem.nodes[0]
+            taken = self._timed(best, self._best(graph, {stem.name: STEM}))
+            saved = {"layer": stem.name, "place": place, "layer_ms": found.get(place, {}), **taken}
+            self._save(STEM, saved)
+        _tell(f"{STEM} ({stem.name})", saved)
+        if not saved["kept"]:
+            return None
+        return f"faster in float: the graph takes {saved['rewritten']:.2f} ms, with it in INT8 {saved['plain']:.2f} ms"
+
+    def stem_figures(self) -> dict[str, Any] | None:
+        """What was measured of the first layer, and the form that it took; None where nothing was."""
+        saved = self._decided.get(STEM)
+        if saved is None:
+            return None
+        place, forms = saved["place"], self._decided.get(FORMS, {})
+        of_integers = forms["places"].get(place, PLAIN) if forms.get("kept") else PLAIN
+        return {
+            "layer": saved["layer"],
+            "form": "float" if saved["kept"] else f"int8, {of_integers}",
+            "graph_ms": {"int8": saved["plain"], "float": saved["rewritten"]},
+            "layer_ms": saved["layer_ms"],
+        }
 
     def _worth_it(self, form: SubPixel, graph: onnx.ModelProto, places: Mapping[str, tuple[str, ...]]) -> list[str]:
         """The places where the form saves time, each side in the forms of integers that are fastest for it."""
@@ -95,12 +135,19 @@ class Rewriter:
         times = {name: samples.median for name, samples in taken.items()}
         return {**times, "kept": gains(taken["plain"], taken["rewritten"])}
 
-    def _best(self, graph: onnx.ModelProto) -> onnx.ModelProto:
-        """Of a float graph, in INT8 and in the fastest forms."""
-        key = sha256(graph.SerializeToString(deterministic=True)).digest()
+    def _best(self, graph: onnx.ModelProto, in_float: Mapping[str, str] | None = None) -> onnx.ModelProto:
+        """Of a float graph, in INT8 but for the layers `in_float`, and in the fastest forms."""
+        return self._measured(graph, in_float or {})[0]
+
+    def _measured(
+        self, graph: onnx.ModelProto, in_float: Mapping[str, str]
+    ) -> tuple[onnx.ModelProto, dict[str, dict[str, float]]]:
+        """`_best`, and the milliseconds of every form at every place."""
+        key = sha256(graph.SerializeToString(deterministic=True) + repr(sorted(in_float)).encode()).digest()
         if key not in self._made:
-            made = self._int8(graph)
-            self._made[key] = formed(made, fastest(made, self._forms, self._judge.kernel_times), self._forms)
+            made = self._int8(graph, in_float)
+            found = costs(made, self._forms, self._judge.kernel_times)
+            self._made[key] = formed(made, best_of(found), self._forms), found
         return self._made[key]
 
     def _save(self, what: str, decision: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from compress.quantize.graph import channels_of
 from compress.quantize.rewrites.edit import Array, Editor, suffixed
 from compress.quantize.rewrites.repeated import enlarged
 from export.latency.graph import attributes
@@ -43,25 +44,19 @@ class SubPixel:
     def places(self, model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
         """The convolutions of a float graph, by name, and the nodes that go with them."""
         editor = Editor(model)
-        channels = _channels(model)
+        channels = channels_of(model)
         found = [_place(editor, node, channels) for node in editor.nodes]
         return {place.node.name: place.replaced for place in found if place is not None}
 
     def apply(self, model: onnx.ModelProto, places: Collection[str]) -> onnx.ModelProto:
         """`model` with those in this form."""
         editor = Editor(model)
-        channels = _channels(model)
+        channels = channels_of(model)
         for node in list(editor.nodes):
             place = _place(editor, node, channels) if node.name in places else None
             if place is not None:
                 _split(editor, place)
         return editor.done()
-
-
-def _channels(model: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in [*inferred.value_info, *inferred.input]}
-    return {name: shape[1].dim_value for name, shape in shapes.items() if len(shape) == 4}
 
 
 def _place(editor: Editor, node: onnx.NodeProto, channels: dict[str, int]) -> _Place | None:

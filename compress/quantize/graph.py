@@ -1,0 +1,55 @@
+"""Graphs as they are passed around here: copied, never changed in the place of another's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from export.images import U8
+from export.runtime import tensors
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """All of it, to be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def stored(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """The initializers by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def with_tensors(model: onnx.ModelProto, new: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+    """A copy of `model` with other values in some initializers, in the shapes that these have."""
+    copy = copied(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in new:
+            array = np.asarray(new[tensor.name].reshape(tuple(tensor.dims)), order="C")
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return copy
+
+
+def channels_of(model: onnx.ModelProto) -> dict[str, int]:
+    """How many channels every map of `model` has, NCHW; 0 where that is not known."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in [*inferred.value_info, *inferred.input]}
+    return {name: shape[1].dim_value for name, shape in shapes.items() if len(shape) == 4}
+
+
+def tapped(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
+    """From an image HWC to what `model` has at `names`, operator by operator as it is written, and no further."""
+    cut = copied(model)
+    wanted, needed = set(names), []
+    for node in reversed(model.graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            needed.append(node)
+    del cut.graph.node[:], cut.graph.output[:]
+    cut.graph.node.extend(reversed(needed))
+    cut.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return tensors(cut.SerializeToString(), names)

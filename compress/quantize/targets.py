@@ -1,0 +1,51 @@
+"""What INT8 is made for (`--for`): which integers a runtime takes, and where it wants none.
+
+The CPU provider of ONNX Runtime (auto, vnni, avx2, arm) is fastest on unsigned activations, signed weights and biases
+of 32 bits. The others are not here, so nothing is rewritten by the clock for them; what they are documented to take is
+made, and is scored, proven and verified through the CPU provider.
+
+TensorRT: activations and weights are signed, every zero point is 0, weights per output channel, biases in float, since
+DequantizeLinear takes 8 bits; uint8 is for inputs and outputs only, next to a Cast from or to float. Source: NVIDIA
+TensorRT documentation, "Explicit Quantization" and `DataType`.
+
+OpenVINO: what its quantizer NNCF emits for a CPU with the preset "mixed": unsigned asymmetric activations (of a ReLU,
+zero point 0), signed symmetric weights per channel, biases in float, and 7 bits for the weights of the first layer
+alone (OverflowFix.FIRST_LAYER), whose input is spread over all of its range, for processors without VNNI. Source:
+openvinotoolkit/nncf, `advanced_parameters.py`; openvinotoolkit/openvino, `SaturationIssue.md`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxruntime.quantization import QuantType
+
+from compress.recipe import Target
+from export.machine import SATURATING, instruction_set
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The integers of a target."""
+
+    seven_bits: Literal["no layer", "first layer", "all layers"]
+    """Whose weights leave one bit free."""
+    signed: bool = False
+    """Activations, too, with zero points of 0."""
+    integer_biases: bool = True
+    is_here: bool = True
+    """Whether what runs graphs here is what will serve them: only then a time that is taken here means anything."""
+
+    @property
+    def activations(self) -> QuantType:
+        """Their type."""
+        return QuantType.QInt8 if self.signed else QuantType.QUInt8
+
+
+def scheme_of(target: Target) -> Scheme:
+    """What `--for` stands for; auto is this machine."""
+    if target == "tensorrt":
+        return Scheme("no layer", signed=True, integer_biases=False, is_here=False)
+    if target == "openvino":
+        return Scheme("first layer", integer_biases=False, is_here=False)
+    saturates = target == "avx2" or (target == "auto" and instruction_set() in SATURATING)
+    return Scheme("all layers" if saturates else "no layer")

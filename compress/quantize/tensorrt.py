@@ -1,0 +1,76 @@
+"""What TensorRT wants of a graph beside signed integers.
+
+Its type kUINT8 is for inputs and outputs of a network, and converts from and to floats alone. It fuses a convolution
+with the activation behind it where no pair of QuantizeLinear and DequantizeLinear stands between the two, and its
+ArgMax knows no integers, so that a pair before it would only round the logits. Source: NVIDIA TensorRT documentation,
+`DataType`, "Explicit Quantization" and the operators' reference.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from compress.quantize.rewrites.edit import Editor
+from export.latency.graph import attributes
+from export.runtime import IMAGE, MASK
+
+_IN_FLOAT = "_in_float"
+_IN_ONE_KERNEL_OR_FLOAT = ("Relu", "Clip", "ArgMax")
+
+
+def with_float_ends(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the image cast before anything else reads it, and the mask made of floats; the same answers.
+
+    `model`, which is left as it was, has a Transpose and a Cast at its door, as `export.to_onnx` writes it.
+    """
+    editor = Editor(model)
+    _cast_first(editor)
+    if MASK in editor.outputs:
+        _mask_of_floats(editor)
+    return editor.done()
+
+
+def _cast_first(editor: Editor) -> None:
+    """Transpose and Cast change places."""
+    transpose = editor.only_reader(IMAGE)
+    cast = None if transpose is None else editor.only_reader(transpose.output[0])
+    if transpose is None or cast is None or (transpose.op_type, cast.op_type) != ("Transpose", "Cast"):
+        return
+    between, result = f"{IMAGE}{_IN_FLOAT}", cast.output[0]
+    perm = attributes(transpose)["perm"]
+    editor.replace(transpose, [helper.make_node("Cast", [IMAGE], [between], cast.name, to=TensorProto.FLOAT)])
+    editor.replace(cast, [helper.make_node("Transpose", [between], [result], transpose.name, perm=perm)])
+
+
+def _mask_of_floats(editor: Editor) -> None:
+    """What gives the mask is a Cast of the index of a class, or looks that index up in a table of uint8."""
+    last = editor.maker(MASK)
+    assert last is not None
+    floats = f"{MASK}{_IN_FLOAT}"
+    if last.op_type == "Cast":
+        first = helper.make_node("Cast", [last.input[0]], [floats], f"{last.name}{_IN_FLOAT}", to=TensorProto.FLOAT)
+    else:
+        table = editor.add(editor.constants[last.input[0]].astype(np.float32), f"{last.input[0]}{_IN_FLOAT}")
+        axis = attributes(last).get("axis", 0)
+        first = helper.make_node("Gather", [table, last.input[1]], [floats], f"{last.name}{_IN_FLOAT}", axis=axis)
+    editor.replace(last, [first, helper.make_node("Cast", [floats], [MASK], last.name, to=TensorProto.UINT8)])
+
+
+def without_needless_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with every Relu, Clip and ArgMax right behind what it belongs to: rounded once, behind it, or not."""
+    editor = Editor(model)
+    for node in editor.nodes:
+        if node.op_type in _IN_ONE_KERNEL_OR_FLOAT:
+            node.input[0] = _before_pair(editor, node.input[0])
+    return editor.done()
+
+
+def _before_pair(editor: Editor, tensor: str) -> str:
+    """What a QuantizeLinear and a DequantizeLinear make `tensor` of, for one reader alone; else `tensor` itself."""
+    found = tensor
+    for wanted in ("DequantizeLinear", "QuantizeLinear"):
+        maker = editor.maker(found)
+        if maker is None or maker.op_type != wanted or editor.only_reader(found) is None:
+            return tensor
+        found = maker.input[0]
+    return found if editor.only_reader(found) is not None else tensor

@@ -1,0 +1,147 @@
+"""What `--for` makes of a graph: types, zero points, and bits, as the runtimes are documented to take them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from support.handmade import Handmade, blocks, small_unet
+
+from compress.quantize.ptq import Quantized, Quantizer
+from compress.recipe import Target
+from export.runtime import OnnxModel
+from export.to_onnx import with_outputs
+
+
+def made_for(target: Target, graph: onnx.ModelProto | None = None) -> Quantized:
+    source = with_outputs(graph or small_unet(), "mask")
+    return Quantizer(source, iter(blocks(4)), target=target).quantized("minmax")
+
+
+@pytest.fixture(scope="module")
+def tensorrt() -> Quantized:
+    return made_for("tensorrt")
+
+
+@pytest.fixture(scope="module")
+def openvino() -> Quantized:
+    return made_for("openvino")
+
+
+def constants(model: onnx.ModelProto) -> Mapping[str, NDArray[Any]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def pairs(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, NDArray[Any], NDArray[Any]]]:
+    """Every node that quantizes or dequantizes, its scale and its zero point."""
+    known = constants(model)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            yield node, known[node.input[1]], known[node.input[2]]
+
+
+def weights(model: onnx.ModelProto) -> Mapping[str, NDArray[np.int8]]:
+    return {name: array for name, array in constants(model).items() if array.dtype == np.int8 and array.ndim == 4}
+
+
+def test_tensorrt_is_signed_everywhere_and_every_zero_point_is_zero(tensorrt: Quantized) -> None:
+    for node, scale, zero_point in pairs(tensorrt.graph):
+        assert zero_point.dtype == np.int8
+        assert not zero_point.any()
+        assert (scale > 0).all()
+        if node.input[0] in weights(tensorrt.graph):
+            assert scale.shape == (len(weights(tensorrt.graph)[node.input[0]]),)
+            assert {attribute.name: attribute.i for attribute in node.attribute}["axis"] == 0
+        else:
+            assert scale.shape == ()
+    assert len(weights(tensorrt.graph)) == 4
+    largest = {np.abs(array.astype(int)).max() for array in weights(tensorrt.graph).values()}
+    assert largest == {127}
+    assert not tensorrt.seven_bit_weights
+
+
+def test_tensorrt_has_biases_in_float_and_uint8_at_its_ends_alone(tensorrt: Quantized) -> None:
+    model = tensorrt.graph
+    known = constants(model)
+    assert {array.dtype for array in known.values()} == {np.dtype(np.int8), np.dtype(np.float32)}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            assert known[node.input[2]].dtype == np.float32
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    assert not [value.name for value in inferred.value_info if value.type.tensor_type.elem_type == TensorProto.UINT8]
+    (door,) = (node for node in model.graph.node if "image" in node.input)
+    (end,) = (node for node in model.graph.node if "mask" in node.output)
+    assert (door.op_type, end.op_type) == ("Cast", "Cast")
+    kinds = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    assert kinds[door.output[0]] == kinds[end.input[0]] == TensorProto.FLOAT
+
+
+def test_tensorrt_has_activations_and_the_argmax_right_behind_their_convolutions(tensorrt: Quantized) -> None:
+    """The first are fused there, which a pair of QuantizeLinear and DequantizeLinear between the two would prevent."""
+    makers = {node.output[0]: node.op_type for node in tensorrt.graph.graph.node}
+    found = [makers[node.input[0]] for node in tensorrt.graph.graph.node if node.op_type in ("Relu", "ArgMax")]
+    assert found == ["Conv"] * 4
+
+
+def test_the_image_is_signed_for_tensorrt_without_rounding(tensorrt: Quantized) -> None:
+    """(x - 128) / 128 of uint8 is int8 at scale 1/128."""
+    (first,) = (
+        node for node in tensorrt.graph.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "div"
+    )
+    assert constants(tensorrt.graph)[first.input[1]] == np.float32(1 / 128)
+
+
+def test_openvino_is_unsigned_with_seven_bits_in_the_first_layer_alone(openvino: Quantized) -> None:
+    assert not openvino.seven_bit_weights
+    model = openvino.graph
+    largest = {name: int(np.abs(array.astype(int)).max()) for name, array in weights(model).items()}
+    assert largest.pop("model.stem.weight_quantized") <= 64
+    assert set(largest.values()) == {127}
+    for node, _, zero_point in pairs(model):
+        assert zero_point.dtype == (np.int8 if node.input[0] in weights(model) else np.uint8)
+        if node.input[0] in weights(model):
+            assert not zero_point.any()
+    assert np.dtype(np.int32) not in {array.dtype for array in constants(model).values()}
+    (door,) = (node for node in model.graph.node if "image" in node.input)
+    assert door.op_type == "Transpose"
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_the_same_network_runs_here(target: Target, tensorrt: Quantized, openvino: Quantized) -> None:
+    """Through the CPU provider, at other sizes and batches too; nothing is in float that need not be."""
+    made = {"tensorrt": tensorrt, "openvino": openvino}[target]
+    model = OnnxModel(made.graph.SerializeToString(), threads=1)
+    images = np.stack(blocks(4, seed=1))
+    expected = OnnxModel(with_outputs(small_unet(), "mask").SerializeToString(), threads=1).masks(images)
+    masks = model.masks(images)
+    assert masks.dtype == np.uint8
+    assert np.mean(masks == expected) > 0.95
+    np.testing.assert_array_equal(model.masks(images[:1, :10, :14]), model.masks(images[:2, :10, :14])[:1])
+    assert made.float_layers == ()
+
+
+def test_what_has_no_integer_form_is_named_whoever_serves() -> None:
+    net = Handmade()
+    soft = net.add("Softmax", [net.conv("stem", net.image, 4)], "soft", axis=1)
+    made = made_for("tensorrt", net.graph(net.conv("head", soft, 2)))
+    assert [(layer.layer, layer.reason) for layer in made.float_layers] == [("node_soft", "Softmax is not quantized")]
+
+
+def test_masks_that_are_looked_up_keep_their_classes_for_tensorrt() -> None:
+    """A model from elsewhere may number its classes otherwise; its table of uint8 becomes one of floats."""
+    graph = with_outputs(small_unet(), "mask")
+    last = next(node for node in graph.graph.node if "mask" in node.output)
+    last.op_type, last.input[:] = "Gather", ["classes", "argmax"]
+    del last.attribute[:]
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([7, 2, 255, 0], np.uint8), "classes"))
+    made = Quantizer(graph, iter(blocks(4)), target="tensorrt").quantized("minmax")
+    images = np.stack(blocks(2, seed=1))
+    found = OnnxModel(made.graph.SerializeToString(), threads=1).masks(images)
+    expected = OnnxModel(graph.SerializeToString(), threads=1).masks(images)
+    assert np.mean(found == expected) > 0.95
+    assert np.dtype(np.uint8) not in {array.dtype for array in constants(made.graph).values()}
+    assert Counter(node.op_type for node in made.graph.graph.node)["Gather"] == 1

@@ -1,0 +1,122 @@
+"""Float graphs in our form, written node by node: an export takes seconds, this takes none.
+
+net = Handmade(channels=1)
+x = net.conv("stem", net.image, 8)
+graph = net.graph(net.conv("head", net.relu(x), 3, kernel=1))
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from export.images import U8
+
+
+class Handmade:
+    """Nodes between the image and the logits; every method gives the name of what it makes."""
+
+    def __init__(self, channels: int = 1, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.channels = {"div": channels}
+        self.image = "div"
+        self.weights: dict[str, NDArray[np.float32]] = {
+            name: np.array(128, np.float32) for name in ("mean", "deviation")
+        }
+        self._inputs = channels
+        self._nodes = [
+            helper.make_node("Transpose", ["image"], ["turned"], "turn", perm=[0, 3, 1, 2]),
+            helper.make_node("Cast", ["turned"], ["cast"], "cast", to=TensorProto.FLOAT),
+            helper.make_node("Sub", ["cast", "mean"], ["sub"], "sub"),
+            helper.make_node("Div", ["sub", "deviation"], ["div"], "div"),
+        ]
+
+    def conv(self, name: str, source: str, width: int, *, kernel: int = 3, group: int = 1, bias: bool = True) -> str:
+        """A convolution that keeps the size."""
+        into = self.channels[source] // group
+        fan = into * kernel * kernel
+        weight = self.rng.normal(0, fan**-0.5, (width, into, kernel, kernel)).astype(np.float32)
+        self.weights[f"model.{name}.weight"] = weight
+        inputs = [source, f"model.{name}.weight"]
+        if bias:
+            self.weights[f"model.{name}.bias"] = self.rng.normal(0, 0.2, width).astype(np.float32)
+            inputs.append(f"model.{name}.bias")
+        return self.add("Conv", inputs, name, width, group=group, pads=[kernel // 2] * 4, kernel_shape=[kernel] * 2)
+
+    def add(self, operator: str, inputs: list[str], name: str, width: int | None = None, **attributes: Any) -> str:
+        """Any operator; by default as wide as its first input."""
+        self._nodes.append(helper.make_node(operator, inputs, [name], f"node_{name}", **attributes))
+        self.channels[name] = width or self.channels[inputs[0]]
+        return name
+
+    def relu(self, source: str) -> str:
+        return self.add("Relu", [source], f"{source}_relu")
+
+    def pool(self, source: str) -> str:
+        return self.add("MaxPool", [source], f"{source}_pool", kernel_shape=[2, 2], strides=[2, 2])
+
+    def up(self, source: str) -> str:
+        """Twice the size, by nearest neighbours."""
+        self.weights["twice"] = np.array([1, 1, 2, 2], np.float32)
+        return self.add(
+            "Resize",
+            [source, "", "twice"],
+            f"{source}_up",
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+
+    def beside(self, *sources: str) -> str:
+        width = sum(self.channels[source] for source in sources)
+        return self.add("Concat", list(sources), "_".join(sources), width, axis=1)
+
+    def graph(self, logits: str) -> onnx.ModelProto:
+        """From the uint8 image to the mask and `logits`."""
+        ends = [
+            helper.make_node("ArgMax", [logits], ["argmax"], "argmax", axis=1, keepdims=0),
+            helper.make_node("Cast", ["argmax"], ["mask"], "mask", to=TensorProto.UINT8),
+            helper.make_node("Identity", [logits], ["logits"], "logits"),
+        ]
+        free = ["batch", "height", "width"]
+        made = helper.make_graph(
+            [*self._nodes, *ends],
+            "handmade",
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, [*free, self._inputs])],
+            [
+                helper.make_tensor_value_info("mask", TensorProto.UINT8, free),
+                helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", self.channels[logits], *free[1:]]),
+            ],
+            [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
+        )
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def small_unet(*, spread: float = 1.0, bias: bool = True) -> onnx.ModelProto:
+    """A level of a UNet, four classes. The channels of every activation differ by up to `spread`: what one layer gives
+    the more of, those that read it take the less of, so that the answers do not depend on it."""
+    net = Handmade()
+    first = net.relu(net.conv("stem", net.image, 8, bias=bias))
+    deep = net.relu(net.conv("down", net.pool(first), 8, bias=bias))
+    both = net.beside(first, net.up(deep))
+    last = net.relu(net.conv("fuse", both, 8, bias=bias))
+    logits = net.conv("head", last, 4, kernel=1)
+    more = np.geomspace(1 / spread, 1, 8).astype(np.float32)
+    for layer, readers in {"stem": [("down", 0), ("fuse", 0)], "down": [("fuse", 8)], "fuse": [("head", 0)]}.items():
+        net.weights[f"model.{layer}.weight"] *= more.reshape(-1, 1, 1, 1)
+        if bias:
+            net.weights[f"model.{layer}.bias"] *= more
+        for reader, start in readers:
+            net.weights[f"model.{reader}.weight"][:, start : start + 8] /= more.reshape(1, -1, 1, 1)
+    return net.graph(logits)
+
+
+def blocks(count: int, seed: int = 0, channels: int = 1) -> list[U8]:
+    """Images HWC of 32x48, neighbouring pixels alike as in photographs."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 4, 6, channels), dtype=np.uint8)
+    return list(np.repeat(np.repeat(coarse, 8, axis=1), 8, axis=2))
