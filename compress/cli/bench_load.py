@@ -28,7 +28,9 @@ def command(
     ] = None,
     connections: Annotated[
         int | None,
-        typer.Option("--connections", min=1, help="Of the closed loop; default: four times the requests in work at once."),
+        typer.Option(
+            "--connections", min=1, help="Of the closed loop; default: four times the requests in work at once."
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Length of each run.")] = 10.0,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Times that HTTP and the bare work take turns.")] = 3,
