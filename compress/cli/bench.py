@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from compress.cli import bench_ops, bench_table, bench_widths
+from compress.cli import bench_ablation, bench_ops, bench_table, bench_widths
 from compress.cli.common import (
     JsonOption,
     OutOption,
@@ -28,6 +28,7 @@ def group() -> None:
     """Measure things side by side."""
 
 
+app.command("ablation")(bench_ablation.command)
 app.command("ops")(bench_ops.command)
 app.command("table")(bench_table.command)
 app.command("widths")(bench_widths.command)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.report.amp.markdown import failures, markdown
-from benchmarks.report.amp.results import T_975, Accuracy, AmpReport, Cell, CellResult, SeedScore, Workload
+from benchmarks.report.amp.results import Accuracy, AmpReport, Cell, CellResult, SeedScore, Workload
 from benchmarks.report.amp.table import grid, tables
 from benchmarks.report.amp.verdicts import verdicts
 from benchmarks.report.amp.write import write
 from benchmarks.report.results import DataUsed, Verdict
+from benchmarks.report.spread import T_975
+from benchmarks.report.spread import T_975
 from benchmarks.report.words import DASH, TIMES
 from compress.recipe import Recipe
 from export.machine import Machine
