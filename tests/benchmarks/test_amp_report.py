@@ -14,7 +14,6 @@ from benchmarks.report.amp.verdicts import verdicts
 from benchmarks.report.amp.write import write
 from benchmarks.report.results import DataUsed, Verdict
 from benchmarks.report.spread import T_975
-from benchmarks.report.spread import T_975
 from benchmarks.report.words import DASH, TIMES
 from compress.recipe import Recipe
 from export.machine import Machine
