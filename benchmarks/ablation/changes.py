@@ -62,7 +62,8 @@ def changed(source: str | None, settings: Sequence[str], changes: Sequence[Chang
 
     Raises RecipeError with every change that is none.
     """
-    recipes, problems = [], []
+    recipes: list[Recipe] = []
+    problems: list[str] = []
     for change in changes:
         try:
             recipes.append(Recipe.load(source, [*settings, *change.settings]))

@@ -43,15 +43,15 @@ def _paint(axes: "Axes", report: AblationReport) -> None:
     for index, label in ((0, "test split"), (1, "validation split")):
         axes.plot([], [], "os"[index], color=colour_of(index), label=label)
     axes.set_yticks(range(len(names)), names)
-    for place, label in enumerate(axes.get_yticklabels()):
-        label.set_fontweight("bold" if place in headings else "normal")
+    for place, name in enumerate(axes.get_yticklabels()):
+        name.set_fontweight("bold" if place in headings else "normal")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=True, axis="x")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.2f}".replace("-", MINUS))
-    interval = "" if report.deviation is None else "; lines: 95 % intervals"
-    axes.set_xlabel(f"mIoU less that of the base{interval}; right is better")
+    interval = "" if report.deviation is None else " (95 %)"
+    axes.set_xlabel(f"mIoU gained on the base{interval}; right is better")
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9.5)
 
 
