@@ -87,12 +87,12 @@ def test_what_lies_within_the_spread_is_called_so() -> None:
 def test_a_group_is_a_table_under_the_base() -> None:
     rows = {row[0]: row for row in of_group(FOUR, "encoders").rows}
     assert list(rows) == ["base", "worse", "itself", "broken"]
-    assert rows["base"][1:4] == ("3", "0.8300 ± 0.0100", "0.8100 ± 0.0100")
-    assert rows["worse"][1:4] == ("1", "0.6200", "0.6000")
-    assert rows["worse"][5].startswith(f"{MINUS}0.2100 ± 0.")
-    assert rows["worse"][6:] == ("worse", "40.0")
-    assert rows["itself"][6] == "is the base"
-    assert rows["broken"] == ("broken", "0", *(DASH,) * 4, "failed", DASH)
+    assert rows["base"][1:5] == ("3", "0.9000", "0.8300 ± 0.0100", "0.8100 ± 0.0100")
+    assert rows["worse"][1:5] == ("1", "0.9000", "0.6200", "0.6000")
+    assert rows["worse"][6].startswith(f"{MINUS}0.2100 ± 0.")
+    assert rows["worse"][7:] == ("worse", "40.0")
+    assert rows["itself"][7] == "is the base"
+    assert rows["broken"] == ("broken", "0", *(DASH,) * 5, "failed", DASH)
 
 
 def test_the_files_say_all_of_it(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class Run(Part):
     test: float
     """mIoU of the same weights on the test split, which chose nothing."""
     train: float
-    """mIoU on a few batches of its training images, as they are: far above `val` it has learnt them by heart."""
+    """mIoU on a few batches of its training images, as they are; far above `val`, it has learnt them by heart."""
     best_epoch: int
     seconds: float
     """Of the training; after an interruption, of what was left."""

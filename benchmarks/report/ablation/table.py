@@ -1,13 +1,23 @@
 """The tables of the report, once, for terminal and Markdown."""
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 
 from benchmarks.report.ablation.results import AblationReport, Difference, Run, Variant, key, of_runs
 from benchmarks.report.table import Table
 from benchmarks.report.words import DASH, MINUS, miou, number, spread
 
-HEADERS = ("change", "seeds", "val mIoU", "test mIoU", "gained on val", "gained on test", "on test", "s a run")
+HEADERS = (
+    "change",
+    "seeds",
+    "train mIoU",
+    "val mIoU",
+    "test mIoU",
+    "gained on val",
+    "gained on test",
+    "on test",
+    "s a run",
+)
 
 
 def of_group(report: AblationReport, group: str) -> Table:
@@ -24,9 +34,9 @@ def of_group(report: AblationReport, group: str) -> Table:
 
 def _row(report: AblationReport, variant: Variant) -> tuple[str, ...]:
     if variant.same_as_base:
-        return (variant.name, *(DASH,) * 5, "is the base", DASH)
+        return (variant.name, *(DASH,) * 6, "is the base", DASH)
     if not variant.runs:
-        return (variant.name, "0", *(DASH,) * 4, "failed", DASH)
+        return (variant.name, "0", *(DASH,) * 5, "failed", DASH)
     on_test = report.differences_test[key(variant)]
     return (
         variant.name,
@@ -38,8 +48,9 @@ def _row(report: AblationReport, variant: Variant) -> tuple[str, ...]:
     )
 
 
-def _scores(runs: Sequence[Run]) -> tuple[str, str, str]:
-    return str(len(runs)), spread(of_runs(runs, "val")), spread(of_runs(runs, "test"))
+def _scores(runs: Sequence[Run]) -> tuple[str, ...]:
+    trained = miou(fmean(run.train for run in runs))
+    return str(len(runs)), trained, spread(of_runs(runs, "val")), spread(of_runs(runs, "test"))
 
 
 def _seconds(runs: Sequence[Run]) -> str:
