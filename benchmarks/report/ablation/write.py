@@ -75,8 +75,9 @@ def _lines(report: AblationReport, plots: Sequence[Plot]) -> Iterable[str]:
 
 def _spread_in_words(report: AblationReport) -> str:
     text = (
-        "Mean ± deviation over the seeds; train: on a few batches without augmentation; gained: mean less that of the base, ± half of its 95 % interval. Each change "
-        "is compared with the base and with nothing else, so one in twenty that does nothing lies outside by chance."
+        "Mean ± deviation over the seeds; train: on a few batches without augmentation; gained: mean less that of the "
+        "base, ± half of its 95 % interval. Each change is compared with the base and with nothing else, so one in "
+        "twenty that does nothing lies outside by chance."
     )
     if report.deviation is None:
         return text
