@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.report.results import Report, Settings, Verdict
+from benchmarks.report.spread import Spread
 from export.machine import Machine
 
 MINUS = "\N{MINUS SIGN}"
@@ -30,6 +31,11 @@ def miou(value: float | None) -> str:
 
 def interval(bounds: tuple[float, float] | None) -> str:
     return DASH if bounds is None else f"{miou(bounds[0])} to {miou(bounds[1])}"
+
+
+def spread(figure: Spread) -> str:
+    """An mIoU over several seeds, with its deviation where there are several."""
+    return miou(figure.mean) + ("" if figure.deviation is None else f" ± {miou(figure.deviation)}")
 
 
 def times(value: float) -> str:

@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from compress.cli import bench_load, bench_ops, bench_peers, bench_soak, bench_table, bench_widths
+from compress.cli import (
+    bench_ablation,
+    bench_load,
+    bench_ops,
+    bench_peers,
+    bench_soak,
+    bench_table,
+    bench_widths,
+)
 from compress.cli.common import (
     JsonOption,
     OutOption,
@@ -28,6 +36,7 @@ def group() -> None:
     """Measure things side by side."""
 
 
+app.command("ablation")(bench_ablation.command)
 app.command("load")(bench_load.command)
 app.command("ops")(bench_ops.command)
 app.command("peers")(bench_peers.command)

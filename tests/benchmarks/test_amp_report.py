@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks.report.amp.markdown import failures, markdown
-from benchmarks.report.amp.results import T_975, Accuracy, AmpReport, Cell, CellResult, SeedScore, Workload
+from benchmarks.report.amp.results import Accuracy, AmpReport, Cell, CellResult, SeedScore, Workload
 from benchmarks.report.amp.table import grid, tables
 from benchmarks.report.amp.verdicts import verdicts
 from benchmarks.report.amp.write import write
 from benchmarks.report.results import DataUsed, Verdict
+from benchmarks.report.spread import T_975
 from benchmarks.report.words import DASH, TIMES
 from compress.recipe import Recipe
 from export.machine import Machine
@@ -140,7 +141,7 @@ def test_the_quantiles_leave_a_fortieth_above_them() -> None:
         scale = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
         steps, width = np.linspace(0, quantile, 200_001, retstep=True)
         density = scale * (1 + steps**2 / freedom) ** (-(freedom + 1) / 2)
-        assert 0.5 + (density.sum() - (density[0] + density[-1]) / 2) * width == pytest.approx(0.975, abs=2e-5)
+        assert 0.5 + (density.sum() - (density[0] + density[-1]) / 2) * width == pytest.approx(0.975, abs=3e-5)
 
 
 @pytest.mark.parametrize(

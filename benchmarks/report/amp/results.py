@@ -5,10 +5,11 @@ Times are milliseconds a training step, memory is in MiB, mIoU is between 0 and 
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, median, stdev
+from statistics import median
 from typing import Any, Literal
 
 from benchmarks.report.results import DataUsed, Part, Verdict
+from benchmarks.report.spread import Spread, quantile
 from export.machine import Machine
 
 GridPrecision = Literal["float32", "tf32", "float16", "bfloat16"]
@@ -88,21 +89,8 @@ class CellResult(Part):
         return cls(cell=cell, step_ms=median(samples_ms) if samples_ms else None, samples_ms=samples_ms, **fields)
 
 
-class Spread(Part):
-    """One figure over the seeds."""
-
-    mean: float
-    deviation: float | None
-    """Of the sample (n - 1); None for one seed."""
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(mean=fmean(values), deviation=stdev(values) if len(values) > 1 else None)
-
-
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Quantile 0.975 of Student's distribution with 1, 2, ... 9 degrees of freedom."""
-MAX_SEEDS = len(T_975) + 1
+MAX_SEEDS = 10
+"""Trainings of each precision; more tell no more that is worth their time."""
 
 
 class SeedScore(Part):
@@ -137,7 +125,7 @@ class Accuracy(Part):
         drop = Spread.of([seed.float32 - seed.reduced for seed in seeds])
         interval = None
         if drop.deviation is not None:
-            reach = T_975[len(seeds) - 2] * drop.deviation / math.sqrt(len(seeds))
+            reach = quantile(len(seeds) - 1) * drop.deviation / math.sqrt(len(seeds))
             interval = (drop.mean - reach, drop.mean + reach)
         return cls(
             seeds=tuple(seeds),

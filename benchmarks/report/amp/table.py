@@ -1,9 +1,9 @@
 """The tables of the report, once, for terminal and Markdown."""
 
-from benchmarks.report.amp.results import Accuracy, AmpReport, Cell, CellResult, Spread
+from benchmarks.report.amp.results import Accuracy, AmpReport, Cell, CellResult
 from benchmarks.report.amp.verdicts import memory_saved, speedup
 from benchmarks.report.table import Table
-from benchmarks.report.words import DASH, miou, number, optional, percent, times
+from benchmarks.report.words import DASH, miou, number, optional, percent, spread, times
 
 
 def grid(report: AmpReport) -> Table:
@@ -62,7 +62,7 @@ def seeds(accuracy: Accuracy) -> Table:
         (f"seed {seed.seed}", miou(seed.float32), miou(seed.reduced), miou(seed.float32 - seed.reduced))
         for seed in accuracy.seeds
     ]
-    rows.append(("mean ± deviation", *map(_spread, (accuracy.float32, accuracy.reduced, accuracy.drop))))
+    rows.append(("mean ± deviation", *map(spread, (accuracy.float32, accuracy.reduced, accuracy.drop))))
     caption = f"mIoU on the {accuracy.data.split} split, scored in float32 whatever it was trained in"
     return Table(caption, ("training", "float32", accuracy.precision, "lost"), tuple(rows))
 
@@ -87,7 +87,3 @@ def _times(gain: float | None) -> str:
 
 def _share(share: float | None) -> str:
     return DASH if share is None else percent(share)
-
-
-def _spread(spread: Spread) -> str:
-    return miou(spread.mean) + ("" if spread.deviation is None else f" ± {miou(spread.deviation)}")

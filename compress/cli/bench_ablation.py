@@ -1,0 +1,84 @@
+"""`compress bench ablation`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.cli.common import JsonOption, OutOption, RecipeOption, SetOption, emit, require_no_run, typed
+from export.errors import WorkFailedError, require
+
+
+def command(
+    out: OutOption = Path("ablation"),
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Dataset folder; default: the sample set.")
+    ] = None,
+    changes: Annotated[
+        Path | None,
+        typer.Option(
+            "--changes",
+            metavar="FILE",
+            help="Changes by group (TOML), each a list of settings; default: a built-in list.",
+        ),
+    ] = None,
+    groups: Annotated[
+        list[str] | None, typer.Option("--group", metavar="NAME", help="Only this group; may be repeated.")
+    ] = None,
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--seeds", metavar="[GROUP=]N", help="Trainings of each change, or of those of a group; may be repeated."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What each part of a training recipe is worth: the base, and each change of it by itself, trained and compared.
+
+    Losses, augmentation, schedules, averaging and encoders by default. Differences are told with what seeds alone make
+    of them. Interrupted, the same command continues; a change that fails is told, and the others go on.
+    """
+    require("torch", extra="train", purpose="compress bench ablation")
+    require_no_run(out)
+    from benchmarks.ablation.bench import bench
+    from benchmarks.report.ablation.table import of_group
+    from benchmarks.report.ablation.write import headlines
+    from benchmarks.report.table import for_terminal
+    from compress.progress import show_table
+
+    usual, by_group = _seeds(seeds or [])
+    report = bench(
+        out,
+        recipe=recipe or ("demo" if data is None else "default"),
+        settings=settings or (),
+        changes=changes,
+        groups=groups or (),
+        seeds=usual,
+        seeds_by_group=by_group,
+        data=data,
+        command=typed(),
+    )
+    if not as_json:
+        for group in report.by_group():
+            show_table(for_terminal(of_group(report, group)))
+    text = "\n".join([*headlines(report), f"report: {out / 'report.md'}"])
+    emit(report.model_dump(mode="json"), text, as_json=as_json)
+    if failed := report.failures():
+        raise WorkFailedError(
+            f"{len(failed)} of the changes failed, the others are in the report: " + "; ".join(failed)
+        )
+
+
+def _seeds(given: list[str]) -> tuple[int, dict[str, int]]:
+    usual, by_group = 3, {}
+    for text in given:
+        group, equals, count = text.rpartition("=")
+        if not count.isdecimal() or (equals and not group):
+            raise typer.BadParameter(f"{text!r} is neither N nor GROUP=N, such as losses=3", param_hint="--seeds")
+        if group:
+            by_group[group] = int(count)
+        else:
+            usual = int(count)
+    return usual, by_group
