@@ -1,0 +1,119 @@
+"""`compress bench peers`: ours for real, and others that are not installed here by what is said of them."""
+
+import base64
+import io
+import json
+import sys
+from email.parser import BytesParser
+from email.policy import default
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.bundles import tiny_bundle
+
+from benchmarks.load.client import Target
+from benchmarks.peers.behaviour import BEHAVIOURS
+from benchmarks.peers.servers import KINDS, OURS, interpreters
+from benchmarks.report.peers.results import PeersReport
+from benchmarks.report.peers.write import verdicts
+from compress.cli.main import main
+from export.errors import UsageError
+
+FILE = b"\xff\xd8 as good as an image"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeersReport, str]:
+    """Ours, and one whose environment has not what it needs."""
+    folder = tmp_path_factory.mktemp("peers")
+    bundle, out = tiny_bundle(folder / "tiny").path, folder / "report"
+    words = ["compress", "bench", "peers", str(bundle), "--peer", f"litserve={sys.executable}", "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", [*words, "--size", "32x48", "--seconds", "0.3", "--turns", "1"])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+    assert not leaving.value.code
+    return PeersReport.model_validate_json((out / "report.json").read_text()), (out / "report.md").read_text()
+
+
+def test_ours_is_measured_and_what_does_not_start_is_named(run: tuple[PeersReport, str]) -> None:
+    report, text = run
+    [ours] = report.servers
+    assert ours.name == OURS
+    assert ours.capacity > 0
+    assert ours.opened.ok == ours.opened.sent
+    [failure] = report.failures
+    assert "litserve" in failure
+    assert "No module named 'litserve'" in failure
+    assert "did not become ready" in text
+
+
+def test_ours_behaves(run: tuple[PeersReport, str]) -> None:
+    """Whatever a busy machine does to its times: garbage is refused, nothing is lost at the end."""
+    cells = run[0].servers[0].behaviours
+    assert list(cells) == list(BEHAVIOURS)
+    assert cells["garbage"].text == "415"
+    assert cells["decompression bomb"].text == "413"
+    assert cells["40 MB body"].text == "413"
+    assert cells["40 MB body of unannounced length"].text == "413"
+    assert cells["SIGTERM under load"].text == "0 lost; exit status 0"
+    assert all(cells[case].good for case in ("garbage", "decompression bomb", "40 MB body", "SIGTERM under load"))
+
+
+def test_what_another_does_better_is_said(run: tuple[PeersReport, str]) -> None:
+    [ours] = run[0].servers
+    faster = ours.model_copy(update={"name": "mosec", "capacity": 1.1 * ours.capacity})
+    report = run[0].model_copy(update={"servers": (ours, faster)})
+    missed = [verdict for verdict in verdicts(report) if not verdict.ok]
+    assert any("mosec" in verdict.detail and "images a second" in verdict.text for verdict in missed)
+    slower = faster.model_copy(update={"capacity": 0.9 * ours.capacity})
+    report = run[0].model_copy(update={"servers": (ours, slower)})
+    assert not any("images a second" in verdict.text for verdict in verdicts(report) if not verdict.ok)
+
+
+def sent_by(name: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body of a request that is made for this kind of server."""
+    request = KINDS[name].request(Target.of("http://127.0.0.1:80/path"), FILE, "image/jpeg")
+    head, _, body = request.partition(b"\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+    assert int(headers["Content-Length"]) == len(body)
+    return headers, body
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_server_gets_the_same_file_in_its_own_form(name: str) -> None:
+    headers, body = sent_by(name)
+    kind = headers["Content-Type"]
+    if kind == "application/json":
+        found = base64.b64decode(json.loads(body)["inputs"][0]["data"][0])
+    elif kind.startswith("multipart/"):
+        message = BytesParser(policy=default).parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + body)
+        [part] = message.iter_parts()
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        found = content
+    else:
+        found = body
+    assert found == FILE
+
+
+def test_the_peers_own_code_gives_the_masks_that_ours_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    from support.bundles import expected_mask
+
+    from benchmarks.peers.apps.model import MODEL, Model
+
+    bundle = tiny_bundle(tmp_path / "tiny")
+    monkeypatch.setenv(MODEL, str(bundle.model_path))
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    with Image.open(io.BytesIO(Model().segment(stream.getvalue()))) as mask:
+        np.testing.assert_array_equal(np.asarray(mask), expected_mask(image, len(bundle.manifest.classes)))
+
+
+@pytest.mark.parametrize(("name", "says"), [("triton", "there is no peer triton"), ("mosec", "is no environment")])
+def test_what_is_no_peer_is_said(name: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        interpreters({name: tmp_path / "nowhere"})
