@@ -26,7 +26,7 @@ from compress.progress import say
 from export.errors import CheckpointError, ModelError
 from export.files import sha256_file, write_atomic
 from export.images import U8, Geometry
-from export.machine import usable_cores
+from export.machine import compute_threads
 from export.manifest import Channels, Side
 from export.to_onnx import MEAN, STD
 
@@ -228,7 +228,7 @@ def torch_probabilities(network: nn.Module, size: tuple[int, int] | None) -> Cal
 
 def _logits(network: nn.Module, size: tuple[int, int] | None) -> Callable[[U8], tuple[Geometry, Tensor]]:
     """Image HWC to logits KHW of what the network is given, and how that was made."""
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(compute_threads())
     network = network.eval()
     multiple = models.size_multiple(network)
 

@@ -57,6 +57,12 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(affinity, _quota(cgroup) or affinity))
 
 
+def compute_threads() -> int:
+    """Threads of one computation: what OMP_NUM_THREADS says, as wherever there is OpenMP; else `usable_cores`."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdecimal() and int(wanted) else usable_cores()
+
+
 def instruction_set() -> InstructionSet:
     """The best integer instructions of this processor, by the names ONNX Runtime's kernels care about."""
     flags = _cpu_flags()

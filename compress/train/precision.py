@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from export.errors import UsageError
-from export.machine import usable_cores
+from export.machine import compute_threads
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -32,7 +32,7 @@ def pick_device(wanted: str) -> torch.device:
 
     Raises UsageError for a device that torch does not have here.
     """
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(compute_threads())
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

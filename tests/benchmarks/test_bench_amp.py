@@ -146,11 +146,9 @@ def test_a_process_that_dies_is_a_result() -> None:
 @pytest.mark.slow
 def test_a_step_that_hangs_is_stopped_and_bounds_the_figure() -> None:
     hang = at_first_advance(lambda pid: os.kill(pid, signal.SIGSTOP))
-    (result,) = measure([PLAIN], workload(cell_seconds=20), progress=hang)
+    (result,) = measure([PLAIN], workload(cell_seconds=8), progress=hang)
     assert result.failure is not None
-    assert result.failure.startswith(
-        f"stopped after {WARMUP} untimed steps: the limit of 20 s is reached; a step takes"
-    )
+    assert result.failure.startswith(f"stopped after {WARMUP} untimed steps: the limit of 8 s is reached; a step takes")
     assert result.at_least_ms is not None
     assert result.at_least_ms >= max(result.untimed_ms[1:])
     assert result.step_ms is None
@@ -159,7 +157,7 @@ def test_a_step_that_hangs_is_stopped_and_bounds_the_figure() -> None:
 
 @pytest.mark.slow
 def test_a_second_step_that_never_ends_is_a_bound_by_itself() -> None:
-    with closing(CellProcess(PLAIN, workload(cell_seconds=20))) as process:
+    with closing(CellProcess(PLAIN, workload(cell_seconds=8))) as process:
         process.ask(1)
         process.take(untimed=1, timed=0)
         (child,) = multiprocessing.active_children()
@@ -170,7 +168,7 @@ def test_a_second_step_that_never_ends_is_a_bound_by_itself() -> None:
         result = process.result()
     assert result.failure is not None
     assert result.failure.startswith(
-        "stopped after 1 untimed steps: the limit of 20 s is reached; a step takes at least"
+        "stopped after 1 untimed steps: the limit of 8 s is reached; a step takes at least"
     )
     assert result.at_least_ms is not None
     assert result.at_least_ms > 100

@@ -8,8 +8,11 @@ is used: `compress.train.objective:distillation`, not `compress.train.losses:dis
 
 import contextlib
 import importlib
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +53,49 @@ def _scores_of(*given: Any, **named: Any) -> Any:
 def _no_change(count: int) -> Any:
     change = importlib.import_module("compress.data.change")
     return change.Change(importlib.import_module("torch").zeros(len(change.FIELDS), count))
+
+
+def run(replaced: str, tests: str, *, root: Path, log: Path) -> int:
+    """Run the fast ones of `tests`, until one fails, with `replaced` replaced; pytest's exit status.
+
+    What they print is written to `log`. Each run is a process of its own, forked from one that has imported what takes
+    seconds and nothing of ours: modules of ours must find the replacement when they are imported.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch_pruning", "kornia", "onnx", "onnxruntime", "hypothesis", "pytest"])
+    process = context.Process(target=_run, args=(replaced, tests, root, log))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run(replaced: str, tests: str, root: Path, log: Path) -> None:
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    # A run of its own: nothing of the worker's that asked for it.
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    os.environ["SEGPRESS_NOOP"] = replaced
+    os.chdir(root)
+    sys.exit(
+        pytest.main(
+            [
+                "-p",
+                "support.noop",
+                "-p",
+                "no:xdist",
+                "-W",
+                "ignore::pytest.PytestAssertRewriteWarning",
+                "-x",
+                "-q",
+                "-m",
+                "not slow",
+                tests,
+            ]
+        )
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

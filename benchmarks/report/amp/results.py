@@ -52,7 +52,7 @@ class Workload(Part):
     device: str = "auto"
     """As torch names it."""
     cell_seconds: float
-    """A cell that needs longer, its start and the compiler included, is stopped."""
+    """A cell that needs longer, the compiler included, is stopped."""
 
 
 class CellResult(Part):
