@@ -70,7 +70,10 @@ OPTIONS = {
     "prune.scope": ("compress.prune.scores:Scores._same_share=most important", "test_scores.py"),
     "prune.whole_parts": ("compress.prune.costs:Parts.of=no parts", "test_costs.py"),
     "prune.sparsity": ("compress.prune.weights:hold_at_zero=none", "test_prune_weights.py"),
-    "prune.analysis_images": ("compress.prune.analyze:drawn_by_name=first", "test_analyze.py"),
+    "prune.analysis_images": (
+        "compress.prune.analyze:drawn_by_name=first",
+        "test_analyze.py::test_what_is_at_its_floor_is_named_and_not_cut",
+    ),
     "quantize.calibration=auto": (
         "compress.quantize.quantize:Workbench.calibration=minmax",
         "test_quantize.py::test_calibration_is_chosen_once",
