@@ -129,8 +129,8 @@ def test_what_cannot_be_made_sparse_is_refused() -> None:
 
 
 def test_the_recipe_asks_for_it(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
-    settings = ["train.epochs=4", "train.sparsity.kind=bn-scale", "train.sparsity.weight=0.2"]
+    settings = ["train.epochs=8", "train.sparsity.kind=bn-scale", "train.sparsity.weight=0.05"]
     shrunk = train(discs, tmp_path / "out", Recipe.load(None, [*TINY_SETTINGS, *settings]), init=trained.path)
-    assert shrunk.card.recipe["train"]["sparsity"] == {"kind": "bn-scale", "weight": 0.2}
+    assert shrunk.card.recipe["train"]["sparsity"] == {"kind": "bn-scale", "weight": 0.05}
     plain = train(discs, tmp_path / "plain", Recipe.load(None, [*TINY_SETTINGS, settings[0]]), init=trained.path)
     assert scales(shrunk.network()).mean() < 0.97 * scales(plain.network()).mean()
