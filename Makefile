@@ -47,11 +47,17 @@ container: $(VENV)/.dev ## build the server's image with buildah and prove that 
 	PYTHON=$(BIN)/python serve/deploy/container.sh
 	$(BIN)/python -m pytest tests/serve/test_serve_container.py
 
+# What each wants beside itself: LitServe takes no form without the first, MLServer finds no event loop with a newer uvloop.
+PEER_litserve := litserve python-multipart
+PEER_mosec := mosec
+PEER_bentoml := bentoml
+PEER_mlserver := mlserver 'uvloop<0.22'
+
 peers: $(addprefix build/peers/,litserve mosec bentoml mlserver) ## an environment for each server that ours is compared with
 
 build/peers/%:
 	@$(PYTHON) -m venv --clear $@.part
-	$@.part/bin/$(PIP_INSTALL) $* $$(grep -E "^(onnxruntime|pillow|numpy)==" constraints.txt)
+	$@.part/bin/$(PIP_INSTALL) $(PEER_$*) $$(grep -E "^(onnxruntime|pillow|numpy)==" constraints.txt)
 	@rm -rf $@ && mv $@.part $@
 
 clean: ## remove everything that was made, the environment included; runs/ stays

@@ -102,6 +102,8 @@ def modules() -> list[str]:
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
             parts = file.relative_to(ROOT).with_suffix("").parts
+            if parts[:3] == ELSEWHERE:
+                continue
             found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     return sorted(found)
 
@@ -127,6 +129,8 @@ SERVE = CONTRACTS[WEB]["protected_modules"]
 BENCH_AND_SAMPLES = ["matplotlib", "mpl_toolkits"]
 IMPORT_IT_WHEN_CALLED = ["export.parity", "export.to_onnx"]
 MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if name not in IMPORT_IT_WHEN_CALLED]
+ELSEWHERE = ("benchmarks", "peers", "apps")
+"""Programs that are run in environments of other frameworks."""
 MADE_OF_ONNX_ALONE = ["benchmarks.ops", "export.latency"]
 MADE_OF_THE_SERVER = ["serve", "benchmarks.load", "benchmarks.peers"]
 
