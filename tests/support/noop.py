@@ -1,6 +1,4 @@
-"""A pytest plugin: one function of the program is replaced by one that does nothing, before a test sees it.
-
-    SEGPRESS_NOOP='compress.train.losses:_focused=first' python -m pytest -p support.noop tests/compress/test_losses.py
+"""One function of the program is replaced by one that does nothing, and tests are run that must notice.
 
 What "nothing" is, the name after the = says; see `NOTHING`. A function that others import by name is replaced where it
 is used: `compress.train.objective:distillation`, not `compress.train.losses:distillation`.
@@ -11,7 +9,8 @@ import importlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,57 +54,58 @@ def _no_change(count: int) -> Any:
     return change.Change(importlib.import_module("torch").zeros(len(change.FIELDS), count))
 
 
-def run(replaced: str, tests: str, *, root: Path, log: Path) -> int:
-    """Run the fast ones of `tests`, until one fails, with `replaced` replaced; pytest's exit status.
+@dataclass(frozen=True)
+class Trial:
+    """A replacement, such as compress.train.losses:_focused=first, and the tests that must go red."""
 
-    What they print is written to `log`. Each run is a process of its own, forked from one that has imported what takes
-    seconds and nothing of ours: modules of ours must find the replacement when they are imported.
+    replaced: str
+    tests: str
+
+
+def run(trials: Sequence[Trial], *, root: Path, logs: Sequence[Path]) -> None:
+    """Run the fast ones of each trial's tests, until one fails, with its replacement; what they print is in its log.
+
+    All in one process, so that modules are imported once, forked from one that has imported the slowest of them.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch_pruning", "kornia", "onnx", "onnxruntime", "hypothesis", "pytest"])
-    process = context.Process(target=_run, args=(replaced, tests, root, log))
+    process = context.Process(target=_run, args=(trials, root, logs))
     process.start()
     process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    assert process.exitcode == 0, [log.read_text() for log in logs if log.exists()]
 
 
-def _run(replaced: str, tests: str, root: Path, log: Path) -> None:
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    # A run of its own: nothing of the worker's that asked for it.
+def _run(trials: Sequence[Trial], root: Path, logs: Sequence[Path]) -> None:
+    os.chdir(root)
+    # Runs of their own: nothing of the worker's that asked for them.
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         del os.environ[name]
-    os.environ["SEGPRESS_NOOP"] = replaced
-    os.chdir(root)
-    sys.exit(
-        pytest.main(
-            [
-                "-p",
-                "support.noop",
-                "-p",
-                "no:xdist",
-                "-W",
-                "ignore::pytest.PytestAssertRewriteWarning",
-                "-x",
-                "-q",
-                "-m",
-                "not slow",
-                tests,
-            ]
-        )
-    )
+    quietly = ["-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    for trial, log in zip(trials, logs, strict=True):
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        with _replaced(trial.replaced):
+            pytest.main([*quietly, "-x", "-q", "-m", "not slow", trial.tests])
+        sys.stdout.flush()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure() -> None:
-    place, _, nothing = os.environ["SEGPRESS_NOOP"].partition("=")
+@contextlib.contextmanager
+def _replaced(replaced: str) -> Iterator[None]:
+    place, _, nothing = replaced.partition("=")
     module, _, path = place.partition(":")
     *owners, name = path.split(".")
     target: Any = importlib.import_module(module)
     for owner in owners:
         target = getattr(target, owner)
-    if not hasattr(target, name):
-        raise pytest.UsageError(f"{place} is not there to be replaced")
+    # As it stands there: a class's own, or that of its base; a static method as one.
+    own = vars(target).get(name)
+    getattr(target, name)  # raises for what is not there to be replaced
     setattr(target, name, NOTHING[nothing])
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(target, name)
+        else:
+            setattr(target, name, own)
