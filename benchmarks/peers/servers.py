@@ -103,7 +103,7 @@ def _base64(target: Target, file: bytes, _: str) -> bytes:
 def _ours(python: str, job: Job) -> list[str]:
     command = "import sys; from compress.cli.main import main; sys.argv[0] = 'compress'; main()"
     given = ["--port", str(job.port), "--concurrency", str(job.workers), "--grace", "0"]
-    return [python, "-c", command, "serve", str(job.bundle.path), *given]
+    return [python, "-c", command, "serve", str(job.bundle.path.resolve()), *given]
 
 
 def _app(name: str) -> Callable[[str, Job], list[str]]:
