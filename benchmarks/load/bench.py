@@ -20,7 +20,7 @@ from benchmarks.load.server import serving
 from benchmarks.load.summary import summarised
 from benchmarks.load.view import View
 from benchmarks.progress import Bar, Progress, silent
-from benchmarks.report.load.results import Ceiling, Health, LoadReport, Pair, Requests, Run, ServerView
+from benchmarks.report.load.results import Ceiling, Health, LoadReport, Pair, Run, ServerView
 from benchmarks.report.load.verdicts import verdicts
 from benchmarks.report.load.write import write
 from benchmarks.report.plots import shortcomings
@@ -90,13 +90,7 @@ def bench(
         target=bundle.resolve().name,
         precision=manifest.precision,
         settings={name: str(getattr(settings, name)) for name in _REPORTED},
-        requests=Requests(
-            media_type=sent.media_type,
-            height=sent.height,
-            width=sent.width,
-            mean_bytes=sent.mean_bytes,
-            source=sent.source,
-        ),
+        requests=sent.described(),
         seconds=seconds,
         capacity=capacity,
         ceiling=Ceiling(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.report.load.results import Requests
 from compress.data.folder import open_dataset
 from compress.data.layout import Split
 from export.errors import UsageError
@@ -33,9 +34,15 @@ class Payload:
     source: str
     """Where the pictures come from, for the report."""
 
-    @property
-    def mean_bytes(self) -> float:
-        return float(np.mean([len(file) for file in self.files]))
+    def described(self) -> Requests:
+        """For a report."""
+        return Requests(
+            media_type=self.media_type,
+            height=self.height,
+            width=self.width,
+            mean_bytes=float(np.mean([len(file) for file in self.files])),
+            source=self.source,
+        )
 
 
 def payload(size: tuple[int, int], channels: int, data: Path | None = None) -> Payload:

@@ -34,7 +34,7 @@ def serving(bundle: Path, settings: ServeSettings) -> Iterator[Server]:
 
     Raises WorkFailedError, with what it said, for a server that does not start.
     """
-    given = settings.model_copy(update={"port": _free_port(settings.host), "grace_seconds": 0.0})
+    given = settings.model_copy(update={"port": free_port(settings.host), "grace_seconds": 0.0})
     context = multiprocessing.get_context("spawn")  # a fork would take the runtime's threads along as locks
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, bundle, given), daemon=True)
@@ -77,6 +77,7 @@ def _is_ready(url: str) -> bool:
     return False
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """Free a moment ago."""
     with socket.create_server((host, 0)) as listener:
         return int(listener.getsockname()[1])

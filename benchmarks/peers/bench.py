@@ -16,7 +16,7 @@ from benchmarks.load.summary import summarised
 from benchmarks.peers.behaviour import BEHAVIOURS, TIMEOUT_SECONDS, Subject
 from benchmarks.peers.servers import OURS, Running, interpreters, running
 from benchmarks.progress import Bar, Progress, silent
-from benchmarks.report.load.results import LoadSummary, Requests
+from benchmarks.report.load.results import LoadSummary
 from benchmarks.report.peers.results import Cell, PeerResult, PeersReport
 from benchmarks.report.peers.write import verdicts, write
 from export.bundle import Bundle, load
@@ -70,39 +70,34 @@ def bench(
         failures += round_robin.drop_the_dead()
         with progress("hard cases", len(round_robin.servers) * len(BEHAVIOURS)) as bar:
             behaviours = {name: round_robin.hard_cases(name, bar) for name in round_robin.servers}
-    report = PeersReport(
-        title=f"Servers with {bundle.path.resolve().name}",
-        command=command,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=Machine.here(),
-        bundle=bundle.path.resolve().name,
-        requests=Requests(
-            media_type=sent.media_type,
-            height=sent.height,
-            width=sent.width,
-            mean_bytes=sent.mean_bytes,
-            source=sent.source,
-        ),
-        workers=workers,
-        connections=4 * workers,
-        seconds=seconds,
-        turns=turns,
-        rate=round_robin.rate,
-        servers=tuple(
-            PeerResult(
-                name=name,
-                version=_version(pythons[name], name),
-                closed=tuple(round_robin.saturated[name]),
-                capacity=round_robin.capacity(name),
-                opened=round_robin.opened[name],
-                behaviours=behaviours[name],
-            )
-            for name in round_robin.servers
-        ),
-        failures=tuple(failures),
-    )
-    report = report.model_copy(update={"verdicts": verdicts(report)})
-    write(report, out)
+        report = PeersReport(
+            title=f"Servers with {bundle.path.resolve().name}",
+            command=command,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=Machine.here(),
+            bundle=bundle.path.resolve().name,
+            requests=sent.described(),
+            workers=workers,
+            connections=4 * workers,
+            seconds=seconds,
+            turns=turns,
+            rate=round_robin.rate,
+            servers=tuple(
+                PeerResult(
+                    name=name,
+                    version=_version(pythons[name], name),
+                    closed=tuple(round_robin.saturated[name]),
+                    capacity=round_robin.capacity(name),
+                    opened=round_robin.opened[name],
+                    behaviours=behaviours[name],
+                )
+                for name in round_robin.servers
+            ),
+            failures=tuple(failures),
+        )
+        report = report.model_copy(update={"verdicts": verdicts(report)})
+        # Before the servers are stopped, which may take half a minute each: nothing is lost to who does not wait.
+        write(report, out)
     return report
 
 

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from benchmarks.load.client import Target
+from benchmarks.load.server import free_port
 from benchmarks.peers.apps.model import MODEL, PORT, WORKERS
 from export.bundle import Bundle
 from export.errors import UsageError, WorkFailedError
@@ -119,8 +119,8 @@ def _mlserver(python: str, job: Job) -> list[str]:
     server = {
         "host": "127.0.0.1",
         "http_port": job.port,
-        "grpc_port": _free_port(),
-        "metrics_port": _free_port(),
+        "grpc_port": free_port("127.0.0.1"),
+        "metrics_port": free_port("127.0.0.1"),
         "parallel_workers": job.workers,
     }
     model = {"name": "tiny", "implementation": "mlserver_app.Segment"}
@@ -162,7 +162,7 @@ def running(name: str, python: str, bundle: Bundle, workers: int) -> Iterator[Ru
     """
     kind = KINDS[name]
     with TemporaryDirectory() as folder, TemporaryFile() as log:
-        job = Job(bundle, _free_port(), workers, Path(folder))
+        job = Job(bundle, free_port("127.0.0.1"), workers, Path(folder))
         environment = os.environ | {
             MODEL: str(bundle.model_path.resolve()),
             WORKERS: str(workers),
@@ -199,8 +199,3 @@ def _wait(name: str, process: "subprocess.Popen[bytes]", url: str, log: IO[bytes
     log.seek(0)
     last = (log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
     raise WorkFailedError(f"{name} did not become ready: {last}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
