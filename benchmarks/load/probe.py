@@ -23,10 +23,10 @@ class Probes:
 
 
 @asynccontextmanager
-async def probed(target: Target) -> AsyncIterator[Probes]:
+async def probed(target: Target, path: str = _PATH) -> AsyncIterator[Probes]:
     """Ask 20 times a second on a connection of its own while the block lasts."""
     probes = Probes()
-    asking = asyncio.create_task(_ask(target, probes))
+    asking = asyncio.create_task(_ask(target.get(path), target, probes))
     try:
         yield probes
     finally:
@@ -35,8 +35,7 @@ async def probed(target: Target) -> AsyncIterator[Probes]:
             await asking
 
 
-async def _ask(target: Target, probes: Probes) -> None:
-    request = target.get(_PATH)
+async def _ask(request: bytes, target: Target, probes: Probes) -> None:
     with closing(Connection(target)) as connection:
         while True:
             begun = time.perf_counter()

@@ -4,15 +4,14 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from benchmarks.load.client import Connection
 from benchmarks.load.drive import CONNECTION, OK, TIMEOUT, closed_loop, open_loop
 from benchmarks.load.hostile import KINDS, attack
+from benchmarks.load.probe import probed
 from benchmarks.peers.servers import Running
 from benchmarks.report.peers.results import Cell
 
@@ -21,7 +20,6 @@ TIMEOUT_SECONDS = 30.0
 _LEAVERS = 40
 _BURST = 300
 _BURST_SECONDS = 0.5
-_PROBES_EVERY = 0.1
 _HEALTH_SECONDS = 5.0
 _HEALTH_MS = 50.0
 _DRAIN_CONNECTIONS = 8
@@ -88,23 +86,13 @@ async def health(subject: Subject) -> Cell:
     target = subject.server.target
     rate = 2 * subject.capacity
     arrivals = np.arange(0, _HEALTH_SECONDS, 1 / rate).tolist()
-    load = asyncio.create_task(open_loop(target, [subject.good], arrivals, timeout=TIMEOUT_SECONDS))
-    times: list[float] = []
-    failed = 0
-    request = target.get(subject.server.health)
-    while not load.done():
-        begun = time.perf_counter()
-        with closing(Connection(target)) as connection:
-            try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):
-                    status = await connection.exchange(request)
-            except (OSError, EOFError):
-                status = 0
-        times.append(1e3 * (time.perf_counter() - begun))
-        failed += status != 200
-        await asyncio.sleep(_PROBES_EVERY)
+    async with probed(target, subject.server.health) as probes:
+        await open_loop(target, [subject.good], arrivals, timeout=TIMEOUT_SECONDS)
+    times, failed = probes.milliseconds, probes.failed
+    if not times:
+        return Cell(good=False, text=f"none of {failed} answered")
     p99 = float(np.percentile(times, 99, method="higher"))
-    text = f"p99 {p99:.0f} ms" + (f", {failed} of {len(times)} failed" if failed else "")
+    text = f"p99 {p99:.0f} ms" + (f", {failed} of {failed + len(times)} failed" if failed else "")
     return Cell(good=not failed and p99 < _HEALTH_MS, text=text)
 
 
