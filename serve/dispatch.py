@@ -115,16 +115,28 @@ async def unless_the_client_leaves(request: Request, work: Coroutine[Any, Any, T
 
     Raises ProblemError 499, which nobody reads.
     """
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = False
+
+    def leave(leaving: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        if not leaving.cancelled():
+            has_left = True
+            task.cancel()
+
+    # One task beside this one, and `work` in this one: every task more is felt in the time of a request.
+    leaving = asyncio.create_task(_left(request))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left before its answer")
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if not has_left or task.uncancel():  # somebody else wants this task to end
+            raise
+        raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left before its answer") from None
     finally:
-        working.cancel()
+        leaving.remove_done_callback(leave)
         leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 async def _left(request: Request) -> None:

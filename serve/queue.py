@@ -76,10 +76,12 @@ class WorkQueue(Generic[W]):
         self._max_batch = max_batch
         self._batch_delay_seconds = batch_delay_seconds
         self._mates = mates
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._arrived = threading.Condition(self._lock)
         self._waiting: deque[_Job[W]] = deque()
         self._running = 0
-        self._idle = 0
+        self._idle: list[threading.Condition] = []
+        self._called = 0
         self._closed = False
         self._service_seconds = 0.0
         self._threads: list[threading.Thread] = []
@@ -130,10 +132,10 @@ class WorkQueue(Generic[W]):
 
     def close(self, *, timeout_seconds: float) -> None:
         """Let the threads end after what they are running; what still waits is dropped."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._waiting.clear()
-            self._changed.notify_all()
+            self._call(len(self._idle))
         end = time.monotonic() + timeout_seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -157,21 +159,22 @@ class WorkQueue(Generic[W]):
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + deadline_seconds
         jobs = [_Job(work, loop, loop.create_future(), deadline) for work in works]
-        with self._changed:
+        with self._lock:
             self.check_room(deadline_seconds, works=len(jobs))
             self._waiting.extend(jobs)
-            self._changed.notify(len(jobs))
+            self._call(len(jobs))
         timer = loop.call_later(deadline_seconds, self._expire, jobs)
         try:
             return [await job.future for job in jobs]
         finally:
             timer.cancel()
             for job in jobs:
-                self._withdraw(job)
+                if not job.future.done() or job.future.cancelled():
+                    self._withdraw(job)
 
     def _withdraw(self, job: "_Job[W]") -> bool:
         """Whether `job` was still waiting; it is not any more, and is not begun if it has been taken for a batch."""
-        with self._changed:
+        with self._lock:
             job.is_dropped = True
             # Mostly it is not: asked first, since the error that it is not there would spell out the whole job.
             if job not in self._waiting:
@@ -181,11 +184,19 @@ class WorkQueue(Generic[W]):
 
     def _expire(self, jobs: "Sequence[_Job[W]]") -> None:
         for job in jobs:
-            with self._changed:
+            with self._lock:
                 is_waiting = job in self._waiting
             # Otherwise it has begun; or it was taken for a batch, whose worker looks at the deadline again.
             if is_waiting and self._withdraw(job):
                 job.end(DeadlineError(has_begun=False))
+
+    def _call(self, workers: int) -> None:
+        """Wake so many of those that are idle, and whoever waits for a larger batch."""
+        # The last to have worked comes first: its processor still has the model at hand.
+        for _ in range(min(workers, len(self._idle))):
+            self._idle.pop().notify()
+            self._called += 1
+        self._arrived.notify_all()
 
     def _wait_seconds(self, *, of: int) -> float:
         """How long the last of so many newcomers would wait."""
@@ -193,12 +204,13 @@ class WorkQueue(Generic[W]):
         return max(0, ahead) * self._service_seconds / self.workers
 
     def _serve(self) -> None:
-        while self._serve_some():
+        called = threading.Condition(self._lock)
+        while self._serve_some(called):
             pass
 
-    def _serve_some(self) -> bool:
+    def _serve_some(self, called: threading.Condition) -> bool:
         # One call for what is taken at once: an idle worker must not hold on to the last image.
-        left = self._take()
+        left = self._take(called)
         if not left:
             return False
         begun, taken = time.perf_counter(), len(left)
@@ -221,16 +233,16 @@ class WorkQueue(Generic[W]):
 
     def _wanted(self, jobs: "list[_Job[W]]") -> "list[_Job[W]]":
         """Those of the taken `jobs` that somebody still waits for; the others run no more."""
-        with self._changed:
+        with self._lock:
             wanted = [job for job in jobs if not job.is_dropped and self._is_in_time(job)]
             self._running -= len(jobs) - len(wanted)
             return wanted
 
-    def _take(self) -> "list[_Job[W]]":
+    def _take(self, called: threading.Condition) -> "list[_Job[W]]":
         """The next job that is still wanted, with those that can be run with it; none when closed."""
-        with self._changed:
+        with self._lock:
             while True:
-                first = self._next()
+                first = self._next(called)
                 if first is None:
                     return []
                 jobs = [first]
@@ -249,17 +261,18 @@ class WorkQueue(Generic[W]):
         job.deliver(DeadlineError(has_begun=job.has_begun))
         return False
 
-    def _next(self) -> "_Job[W] | None":
-        self._idle += 1
-        self._changed.wait_for(lambda: self._waiting or self._closed)
-        self._idle -= 1
+    def _next(self, called: threading.Condition) -> "_Job[W] | None":
+        while not (self._waiting or self._closed):
+            self._idle.append(called)
+            called.wait()
+            self._called -= 1
         return None if self._closed else self._waiting.popleft()
 
     def _add_mates(self, jobs: "list[_Job[W]]") -> None:
         end = time.monotonic() + self._batch_delay_seconds
         while not self._closed:
             # As many as the idle workers can take at once are theirs.
-            spare = max(0, len(self._waiting) - self._idle)
+            spare = max(0, len(self._waiting) - len(self._idle) - self._called)
             wanted = sum(not job.is_dropped for job in jobs)
             mates = [job for job in self._waiting if self._mates(jobs[0].work, job.work)]
             for job in mates[: min(spare, self._max_batch - wanted)]:
@@ -270,12 +283,12 @@ class WorkQueue(Generic[W]):
             left = end - time.monotonic()
             if left <= 0 or wanted >= self._max_batch:
                 return
-            self._changed.wait(left)
+            self._arrived.wait(left)
 
     def _ran(self, jobs: int, seconds_each: float) -> None:
         if not jobs:
             return
-        with self._changed:
+        with self._lock:
             self._running -= jobs
             previous = self._service_seconds or seconds_each
             self._service_seconds = previous + _NEWEST * (seconds_each - previous)

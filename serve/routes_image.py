@@ -1,11 +1,12 @@
 """The image endpoint: an image file in, its mask out; or several files in, a mask of each out."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.routing import APIRoute
 
 from export.manifest import Manifest
 from serve.answers import (
@@ -40,7 +41,26 @@ from serve.predictor import Predictor
 from serve.problems import MEDIA_TYPE, Problem, ProblemError, problem_of, request_id_of
 from serve.service import Service, service_of
 
-router = APIRouter(tags=["segmentation"])
+
+class _MostlyBare(APIRoute):
+    """A route whose query is looked at only when there is one.
+
+    To find that three parameters are absent takes FastAPI as long as the rest of the route takes.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        checked = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.scope["query_string"]:
+                return await checked(request)
+            response: Response = await self.endpoint(request=request, **request.path_params)
+            return response
+
+        return handle
+
+
+router = APIRouter(tags=["segmentation"], route_class=_MostlyBare)
 
 SEVERAL = "images"
 """The field of a form whose files are answered by a list, also when there is only one."""

@@ -21,6 +21,7 @@ from export.machine import usable_cores
 from serve.app import create_app
 from serve.connections import guarded
 from serve.lifecycle import Lifecycle
+from serve.memory import keep_freed
 from serve.service import Service
 from serve.settings import ServeSettings
 from serve.tls import tls_context
@@ -40,6 +41,7 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
     files of keys or certificates that are none, WorkFailedError when the server does not start, or when requests were
     cut off because the drain took longer than `settings.drain_seconds`.
     """
+    keep_freed()
     # A second time series beside every counter and histogram, which nobody looks at.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     tls = tls_context(settings)
@@ -78,6 +80,7 @@ def server_config(app: FastAPI, settings: ServeSettings, tls: ssl.SSLContext | N
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who the client is, is told to nobody
         timeout_keep_alive=settings.keep_alive_seconds,
         ssl_context_factory=(lambda _config, _default: tls) if tls else None,
     )

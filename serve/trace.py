@@ -29,11 +29,19 @@ class TraceContext:
         recorded = trace.get_current_span().get_span_context()
         if recorded.is_valid:  # with --otel: this server's span is recorded already, and is the one to name
             return cls(f"{recorded.trace_id:032x}", f"{recorded.span_id:016x}", recorded.trace_flags.sampled)
-        context = TraceContextTextMapPropagator().extract({TRACEPARENT: headers.get(TRACEPARENT, "")})
-        parent = trace.get_current_span(context).get_span_context()
+        parent = _named(headers)
         trace_id = f"{parent.trace_id:032x}" if parent.is_valid else f"{random.getrandbits(128):032x}"
         return cls(trace_id, f"{random.getrandbits(64):016x}", parent.is_valid and parent.trace_flags.sampled)
 
     def header(self) -> str:
         """The value of a traceparent header, for whoever goes on from here."""
         return f"00-{self.trace_id}-{self.span_id}-{self.is_sampled:02x}"
+
+
+def _named(headers: Headers) -> trace.SpanContext:
+    """That the headers name; an invalid one when they name none."""
+    given = headers.get(TRACEPARENT)
+    if given is None:
+        return trace.INVALID_SPAN_CONTEXT
+    context = TraceContextTextMapPropagator().extract({TRACEPARENT: given})
+    return trace.get_current_span(context).get_span_context()

@@ -53,17 +53,13 @@ def flush_and_end(provider: "TracerProvider") -> None:
 
 
 def fastapi_options(provider: "TracerProvider | None") -> dict[str, Any]:
-    """For FastAPI's constructor: spans of requests to `provider` and nothing else, probes and scrapers left out."""
+    """For FastAPI's constructor: spans of requests to `provider`, if there is one, and nothing else; probes and
+    scrapers left out."""
+    telemetry: dict[str, Any] = {"metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
     if provider is None:
-        return {}
-    telemetry = {
-        "tracer_provider": provider,
-        "metrics": False,
-        "logs": False,
-        "operation_spans": False,
-        "auto_configure": False,
-        "exclude": lambda scope: scope["path"].startswith(QUIET),
-    }
+        telemetry["tracing"] = False
+    else:
+        telemetry |= {"tracer_provider": provider, "exclude": lambda scope: scope["path"].startswith(QUIET)}
     return {"telemetry": telemetry}
 
 

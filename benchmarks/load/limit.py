@@ -16,6 +16,7 @@ from export.errors import SegpressError, WorkFailedError
 from export.images import U8
 from serve.answers import to_png
 from serve.folders import ModelFolders
+from serve.memory import keep_freed
 from serve.metrics import Stages
 from serve.pipeline import Sizes, WholeWork, decoded, run_together
 from serve.predictor import Predictor, SessionSettings, open_newest
@@ -75,6 +76,7 @@ def limit(bundle: Path, settings: ServeSettings, payload: Payload) -> Iterator[L
 
 def _work(parent: "Connection[Turn, tuple[int, float]]", bundle: Path, settings: ServeSettings, sent: Payload) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    keep_freed()  # as the server does
     session = SessionSettings(settings.threads_per_run, settings.memory_pool, chosen(settings.providers))
     try:
         [predictor] = open_newest(ModelFolders([bundle]), session)

@@ -246,6 +246,46 @@ def test_a_delay_waits_for_more_to_come() -> None:
     assert batches.sizes == [3]
 
 
+def test_a_batch_that_waits_for_more_does_not_hear_what_is_meant_for_another() -> None:
+    async def scenario() -> list[str]:
+        queue = WorkQueue(
+            lambda works: list(works),
+            workers=2,
+            limit=20,
+            max_batch=2,
+            batch_delay_seconds=30,
+            mates=lambda one, other: one == other,
+        )
+        queue.start()
+        tasks = []
+        for kind in ("one", "two", "two"):
+            tasks.append(asyncio.create_task(queue.run(kind, deadline_seconds=60)))
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(15):  # the pair is full; only the first goes on waiting for its like
+            pair = await asyncio.gather(*tasks[1:])
+        tasks.append(asyncio.create_task(queue.run("one", deadline_seconds=60)))
+        ended = [*pair, *await asyncio.gather(tasks[0], tasks[3])]
+        queue.close(timeout_seconds=5)
+        return ended
+
+    assert asyncio.run(scenario()) == ["two", "two", "one", "one"]
+
+
+def test_the_worker_that_worked_last_works_next() -> None:
+    """Its processor has the model at hand."""
+
+    async def scenario() -> list[str]:
+        names = []
+        async with running(workers=2, limit=20) as queue:
+            for _ in range(20):
+                names.append(await queue.run(lambda: threading.current_thread().name, deadline_seconds=60))
+                await asyncio.sleep(0.02)  # it has gone back to the others
+        return names
+
+    names = asyncio.run(scenario())
+    assert max(map(names.count, names)) > 15
+
+
 def test_who_leaves_while_a_batch_waits_for_more_is_not_computed() -> None:
     begun: list[int] = []
 
