@@ -18,6 +18,7 @@ from benchmarks.report.peers.results import Cell
 TIMEOUT_SECONDS = 30.0
 
 _LEAVERS = 40
+_NEIGHBOURS = 12
 _BURST = 300
 _BURST_SECONDS = 0.5
 _HEALTH_SECONDS = 5.0
@@ -67,6 +68,16 @@ async def leavers(subject: Subject) -> Cell:
     # As long as what was in work already, and a little more, for a machine is never quiet.
     fair_ms = 4 * subject.alone_ms + 100
     return Cell(good=result == OK and waited_ms < fair_ms, text=f"{result}; waits {waited_ms:.0f} ms")
+
+
+async def neighbours(subject: Subject) -> Cell:
+    """Every second client leaves; the others, who may share a run of the model with one, must not be hurt by it."""
+    target = subject.server.target
+    staying = (_once(subject) for _ in range(_NEIGHBOURS))
+    leaving = (attack("leaves at once", target, subject.good) for _ in range(_NEIGHBOURS))
+    pairs = await asyncio.gather(*(asyncio.gather(*pair) for pair in zip(staying, leaving, strict=True)))
+    results = Counter(result for result, _ in pairs)
+    return Cell(good=set(results) == {OK}, text=_counts(results))
 
 
 async def burst(subject: Subject) -> Cell:
@@ -122,6 +133,7 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "40 MB body": large,
     "40 MB body of unannounced length": unannounced,
     f"{_LEAVERS} clients leave": leavers,
+    f"{_NEIGHBOURS} clients leave among {_NEIGHBOURS} others": neighbours,
     f"burst of {_BURST} requests": burst,
     "health at twice its capacity": health,
     "SIGTERM under load": ending,

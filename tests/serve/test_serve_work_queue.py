@@ -248,8 +248,8 @@ def test_a_delay_waits_for_more_to_come() -> None:
 
 def test_a_batch_that_waits_for_more_does_not_hear_what_is_meant_for_another() -> None:
     async def scenario() -> list[str]:
-        queue = WorkQueue(
-            lambda works: list(works),
+        queue: WorkQueue[str] = WorkQueue(
+            list,
             workers=2,
             limit=20,
             max_batch=2,
