@@ -150,7 +150,8 @@ def interpreters(given: Mapping[str, Path]) -> dict[str, str]:
         python = place / "bin" / "python" if place.is_dir() else place
         if not python.exists():
             raise UsageError(f"{name}: {place} is no environment; `make peers` makes them in build/peers")
-        found[name] = str(python)
+        # Absolute, since it is started elsewhere; not resolved, or a venv's interpreter would be the one it links to.
+        found[name] = str(python.absolute())
     return found
 
 
