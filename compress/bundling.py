@@ -16,7 +16,7 @@ from compress.checkpoint import Subject
 from compress.data.evaluation import EvaluationImages, drawn_by_name, nothing_counts
 from compress.data.folder import Dataset
 from compress.progress import task
-from compress.recipe import ExportSettings
+from compress.settings.whole import ExportSettings
 from compress.steps import StepFolder, StepPlan
 from export import bundle
 from export.bundle import Bundle

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from compress.recipe import TrainSettings
+from compress.settings.train import TrainSettings
 
 GAP = 0.1
 """mIoU on training images less that on validation: beyond this it has learned the images and not the classes."""

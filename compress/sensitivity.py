@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from compress.recipe import Calibration, Criterion
+from compress.settings.prune import Criterion
+from compress.settings.quantize import Calibration
 
 
 class _Part(BaseModel):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.report.amp.results import Cell, Workload
 from compress.models import build
-from compress.recipe import FitSettings
+from compress.settings.fit import FitSettings
 from compress.train.feed import Fed
 from compress.train.memory import free
 from compress.train.objective import Objective, Part, Passed

@@ -13,7 +13,7 @@ from compress.data.boxes import boxes
 from compress.data.change import Change
 from compress.data.crop import AS_IT_IS
 from compress.data.warp import warped
-from compress.recipe import AugmentSettings
+from compress.settings.augment import AugmentSettings
 from export.scoring import VOID
 
 RGB = 3

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.recipe import AugmentSettings
+from compress.settings.augment import AugmentSettings
 
 FIELDS = (
     *("angle", "shear_x", "shear_y", "shift_x", "shift_y", "zoom"),

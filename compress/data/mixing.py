@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.data.boxes import boxes
-from compress.recipe import AugmentSettings
+from compress.settings.augment import AugmentSettings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from compress.models import size_multiple
 from compress.progress import say
 from compress.prune.rounds import Rounds, Stage
 from compress.prune.step import PruneStep
-from compress.recipe import PruneSettings
+from compress.settings.prune import PruneSettings
 from export.errors import UsageError
 from export.files import write_json
 

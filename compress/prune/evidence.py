@@ -10,7 +10,7 @@ from compress.checkpoint import normalised
 from compress.data.loader import TrainingImages
 from compress.models.places import ChannelGroup, Place
 from compress.progress import task
-from compress.recipe import FitSettings
+from compress.settings.fit import FitSettings
 from compress.train.losses import class_weights
 from compress.train.objective import Objective, Part
 

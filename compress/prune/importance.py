@@ -15,7 +15,7 @@ from compress.models.plan import Dependencies
 from compress.progress import say
 from compress.prune.evidence import Evidence
 from compress.prune.scores import Scores
-from compress.recipe import Criterion, PruneSettings, Scope
+from compress.settings.prune import Criterion, PruneSettings, Scope
 from export.errors import UsageError
 
 ByGroup = dict[str, Tensor | None]

@@ -12,7 +12,8 @@ from compress.prune.channels import cut_channels
 from compress.prune.levels import cut_levels
 from compress.prune.step import PruneStep, inputs, opened
 from compress.prune.weights import cut_weights
-from compress.recipe import PruneSettings, Recipe
+from compress.recipe import Recipe
+from compress.settings.prune import PruneSettings
 from compress.steps import StepPlan, finished, running
 from compress.train import own
 from export.errors import UsageError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.models.plan import GroupCut, PruningPlan
-from compress.recipe import Scope
+from compress.settings.prune import Scope
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from compress.models.contract import LARGEST_MULTIPLE
 from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, known_values, leading_to
-from compress.recipe import OnnxSettings
+from compress.settings.quantize import OnnxSettings
 from export.errors import BundleError, ModelError, ShapeError
 from export.runtime import IMAGE, LOGITS, MASK, OnnxModel
 from export.to_onnx import MEAN, OPSET, STD, with_outputs

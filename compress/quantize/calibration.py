@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import HistogramCollector, TensorsData, create_calibrator
 
-from compress.recipe import Calibration
+from compress.settings.quantize import Calibration
 from export.images import U8
 from export.runtime import IMAGE
 

@@ -11,8 +11,8 @@ from compress.quantize.graph import tapped
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.layers import Layer
 from compress.quantize.ptq import Quantized, Quantizer
-from compress.recipe import Calibration
 from compress.sensitivity import InFloat, LayerEffect, QuantizationAnalysis
+from compress.settings.quantize import Calibration
 from compress.steps import StepFolder
 from export.files import write_json
 from export.images import U8

@@ -8,8 +8,8 @@ from compress.budget import Accuracy, Budget
 from compress.progress import say, task
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantized, Quantizer
-from compress.recipe import Calibration
 from compress.sensitivity import InFloat, QuantizationAnalysis
+from compress.settings.quantize import Calibration
 from compress.steps import StepFolder
 from export.files import write_json
 

@@ -11,7 +11,7 @@ from typing import Literal
 import onnx
 from onnx import TensorProto, helper, inliner, version_converter
 
-from compress.recipe import OnnxSettings
+from compress.settings.quantize import OnnxSettings
 from export.bands import MAX_CHANNELS
 from export.errors import ModelError
 from export.latency.graph import attributes

@@ -21,7 +21,7 @@ from compress.quantize.graph import copied
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
-from compress.recipe import Calibration, Target
+from compress.settings.quantize import Calibration, Target
 from export.images import U8
 from export.manifest import FloatLayer
 from export.runtime import LOGITS, optimised_graph

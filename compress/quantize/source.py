@@ -13,7 +13,7 @@ from compress.checkpoint import Checkpoint, Subject
 from compress.data.folder import Dataset
 from compress.quantize.adopt import adopt
 from compress.quantize.foreign import Foreign
-from compress.recipe import OnnxSettings
+from compress.settings.quantize import OnnxSettings
 from compress.steps import StepFolder
 from export.files import sha256_file
 from export.latency.graph import SizedGraph

@@ -19,7 +19,7 @@ from typing import Literal
 
 from onnxruntime.quantization import QuantType
 
-from compress.recipe import Target
+from compress.settings.quantize import Target
 from export.machine import SATURATING, instruction_set
 
 

@@ -23,7 +23,8 @@ from compress.quantize.ptq import Quantizer
 from compress.quantize.rewrites import Rewriter
 from compress.quantize.source import Source, of_checkpoint, of_onnx
 from compress.quantize.targets import scheme_of
-from compress.recipe import Calibration, OnnxSettings, Recipe
+from compress.recipe import Recipe
+from compress.settings.quantize import Calibration, OnnxSettings
 from compress.steps import StepFolder
 from export.errors import UsageError
 from export.files import write_json

@@ -14,7 +14,8 @@ from compress.data.augment import Augment
 from compress.data.crop import AS_IT_IS
 from compress.data.loader import TrainingImages
 from compress.data.mixing import Second, cutmixed, mixed
-from compress.recipe import AugmentSettings, FitSettings
+from compress.settings.augment import AugmentSettings
+from compress.settings.fit import FitSettings
 from compress.train import own
 from compress.train.clock import Clock
 from compress.train.runtime import Runtime

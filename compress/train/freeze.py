@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from compress.recipe import FreezeSettings
+from compress.settings.fit import FreezeSettings
 from export.errors import RecipeError
 
 

@@ -15,7 +15,8 @@ from compress import checkpoint
 from compress.checkpoint import ModelCard
 from compress.data.loader import TrainingImages, ValidationImages
 from compress.progress import Task, say, task
-from compress.recipe import AugmentSettings, FitSettings
+from compress.settings.augment import AugmentSettings
+from compress.settings.fit import FitSettings
 from compress.train.attention import require_shared
 from compress.train.batchnorm import reestimate
 from compress.train.clock import Clock, Throughput

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.recipe import LossSettings
+from compress.settings.fit import LossSettings
 from compress.train import own
 from compress.train.pixels import Pixels, counted, without_void
 from compress.train.regions import lovasz, soft_dice, tversky

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compress.checkpoint import frozen_copy
 from compress.data.mixing import Second
 from compress.models import all_logits
-from compress.recipe import FitSettings, LossSettings
+from compress.settings.fit import FitSettings, LossSettings
 from compress.train.attention import Maps, attention, distance
 from compress.train.losses import SegmentationLoss, distillation
 from compress.train.sparsity import Penalty

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.recipe import FitSettings
+from compress.settings.fit import FitSettings
 from compress.train.freeze import pretrained_encoder
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from compress.own import OwnCode, is_own
-from compress.recipe import AugmentSettings, FitSettings
+from compress.settings.augment import AugmentSettings
+from compress.settings.fit import FitSettings
 from export.errors import RecipeError
 
 Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

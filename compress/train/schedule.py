@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from compress.own import is_own
-from compress.recipe import FitSettings
+from compress.settings.fit import FitSettings
 from compress.train import own
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compress.models.places import ChannelGroup
 from compress.models.plan import Dependencies
-from compress.recipe import SparsitySettings
+from compress.settings.train import SparsitySettings
 from export.errors import UsageError
 
 SMALLEST = 1e-12

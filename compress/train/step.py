@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.progress import say
-from compress.recipe import FitSettings
+from compress.settings.fit import FitSettings
 from compress.train.ema import MovingAverage
 from compress.train.feed import Fed
 from compress.train.memory import free, is_out_of_memory

@@ -21,7 +21,8 @@ from benchmarks.report.ablation.results import AblationReport
 from compress.anymodel import evaluate
 from compress.cli.main import app
 from compress.data.augment import Augment
-from compress.recipe import EncoderUNetSettings, Recipe, builtin_recipes
+from compress.recipe import Recipe, builtin_recipes
+from compress.settings.model import EncoderUNetSettings
 from compress.steps import read_record
 from compress.train.schedule import Schedule
 from export.errors import RecipeError, SegpressError, UsageError, WorkFailedError

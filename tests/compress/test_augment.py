@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.data.augment import Augment
 from compress.data.change import FIELDS, WIDEST, Change
 from compress.data.warp import warped
-from compress.recipe import AugmentSettings
+from compress.settings.augment import AugmentSettings
 from export.scoring import VOID
 
 NOTHING: dict[str, Any] = {

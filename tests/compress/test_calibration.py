@@ -15,7 +15,7 @@ from support.networks import exported, random_unet
 from compress.quantize import calibration
 from compress.quantize.calibration import BINS, F64, METHODS, Histogram, Statistics, observe
 from compress.quantize.ptq import OP_TYPES
-from compress.recipe import Calibration
+from compress.settings.quantize import Calibration
 from export.images import U8
 from export.to_onnx import with_outputs
 

@@ -13,7 +13,7 @@ from support.handmade import blocks, small_unet
 
 from compress.quantize.correct import corrected
 from compress.quantize.ptq import Quantizer
-from compress.recipe import Target
+from compress.settings.quantize import Target
 from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
 

@@ -12,7 +12,8 @@ from support.fits import splits as small_splits
 from torch import Tensor, nn
 
 from compress.diagnosis import Trained, diagnosed
-from compress.recipe import Recipe, TrainSettings
+from compress.recipe import Recipe
+from compress.settings.train import TrainSettings
 from compress.steps import read_record
 from compress.train import train
 from compress.train.lookback import look_back

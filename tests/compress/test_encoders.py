@@ -14,9 +14,10 @@ from PIL import Image
 from support.networks import randomised
 from torch import Tensor
 
-from compress import recipe
 from compress.models.encoders import NAMES, make
 from compress.models.encoders.stem import spread
+from compress.recipe import Recipe
+from compress.settings.model import ENCODERS, EncoderUNetSettings
 from export.errors import MissingExtraError, RecipeError
 
 MILITARY_UNIFORM = 652
@@ -38,11 +39,11 @@ def random_pixels(*shape: int) -> Tensor:
 
 
 def test_the_recipe_knows_the_encoders_that_there_are() -> None:
-    assert recipe.ENCODERS == NAMES
+    assert ENCODERS == NAMES
     for name in (*NAMES, "timm:resnet34"):
-        assert recipe.EncoderUNetSettings(encoder=name).encoder == name
+        assert EncoderUNetSettings(encoder=name).encoder == name
     with pytest.raises(RecipeError, match=r"model\.encoder = 'resnet19': no such encoder; known: resnet18, "):
-        recipe.Recipe.load(None, ["model.factory=encoder-unet", "model.encoder=resnet19"])
+        Recipe.load(None, ["model.factory=encoder-unet", "model.encoder=resnet19"])
     with pytest.raises(ValueError, match="no such encoder: 'resnet19'; known: resnet18, "):
         make("resnet19", 3)
 

@@ -23,7 +23,8 @@ from compress.models import FACTORIES, all_logits, size_multiple
 from compress.prune.evidence import Evidence
 from compress.prune.importance import scores_of
 from compress.quantize.ptq import Quantizer, with_quantized_logits
-from compress.recipe import Criterion, FitSettings, PruneSettings
+from compress.settings.fit import FitSettings
+from compress.settings.prune import Criterion, PruneSettings
 from export.images import U8
 from export.parity import batches, float_parity, int8_parity
 from export.runtime import OnnxModel

@@ -17,7 +17,8 @@ from compress.bundling import model_name, synthetic_images
 from compress.checkpoint import Checkpoint
 from compress.data.folder import open_dataset
 from compress.export_fp32 import export
-from compress.recipe import ExportSettings, Recipe
+from compress.recipe import Recipe
+from compress.settings.whole import ExportSettings
 from export.bundle import Bundle, load, verify
 from export.errors import DatasetError, ParityError
 from export.machine import instruction_set

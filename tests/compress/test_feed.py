@@ -10,7 +10,8 @@ from support.datasets import write_dataset
 from compress.data.folder import open_dataset
 from compress.data.loader import TrainingImages
 from compress.data.mixing import cutmixed
-from compress.recipe import AugmentSettings, FitSettings
+from compress.settings.augment import AugmentSettings
+from compress.settings.fit import FitSettings
 from compress.train.clock import Clock
 from compress.train.feed import Fed, Feed
 from compress.train.runtime import Runtime

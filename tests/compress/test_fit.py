@@ -10,7 +10,7 @@ from support.fits import splits as small_splits
 from support.networks import random_unet
 from torch import Tensor, nn
 
-from compress.recipe import DistillSettings
+from compress.settings.prune import DistillSettings
 from compress.train.objective import Teacher
 from compress.train.precision import Precision
 from compress.train.validation import validate

@@ -8,7 +8,7 @@ from support.fits import Killed, Splits, before_each_step, fit, kill_at, splits
 from support.networks import random_network
 from torch import Tensor, nn
 
-from compress.recipe import AugmentSettings
+from compress.settings.augment import AugmentSettings
 from compress.train import state
 from compress.train.objective import Teacher
 from compress.train.precision import Precision

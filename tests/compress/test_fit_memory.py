@@ -9,7 +9,7 @@ from support.fits import Killed, Splits, before_each_step, fit, kill_at
 from support.fits import splits as small_splits
 from torch import Tensor, nn
 
-from compress.recipe import LossSettings
+from compress.settings.fit import LossSettings
 from compress.train import state
 from compress.train.objective import Teacher
 from export.errors import WorkFailedError

@@ -16,7 +16,7 @@ from support.fits import CPU, Killed, Pixelwise, Splits, before_each_step, fit, 
 from support.networks import random_network
 from torch import nn
 
-from compress.recipe import AugmentSettings
+from compress.settings.augment import AugmentSettings
 from compress.train import state
 from compress.train.loop import Fitted
 

@@ -20,7 +20,9 @@ from compress.prune import prune
 from compress.prune.evidence import IMAGES, Evidence
 from compress.prune.importance import scores_of
 from compress.prune.scores import Scores
-from compress.recipe import Criterion, FitSettings, LossSettings, Recipe
+from compress.recipe import Recipe
+from compress.settings.fit import FitSettings, LossSettings
+from compress.settings.prune import Criterion
 from compress.train.losses import SegmentationLoss
 from export.errors import UsageError
 

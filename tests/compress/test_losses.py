@@ -14,7 +14,7 @@ from kornia.losses import focal_loss
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_jaccard_index
 
-from compress.recipe import LossSettings
+from compress.settings.fit import LossSettings
 from compress.train.losses import SegmentationLoss, class_weights, distillation
 from compress.train.pixels import Pixels
 from compress.train.regions import lovasz, soft_dice, tversky

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.mixing import Second
-from compress.recipe import LossSettings
+from compress.settings.fit import LossSettings
 from compress.train.losses import SegmentationLoss, distillation
 from compress.train.objective import Objective, Part, Teacher
 

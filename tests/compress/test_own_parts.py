@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from support.fits import Pixelwise, Splits, before_each_step, fit
 from support.fits import splits as small_splits
 
-from compress.recipe import AugmentSettings, FitSettings, LossSettings, Recipe
+from compress.recipe import Recipe
+from compress.settings.augment import AugmentSettings
+from compress.settings.fit import FitSettings, LossSettings
 from compress.train import train
 from compress.train.losses import SegmentationLoss
 from compress.train.own import sources

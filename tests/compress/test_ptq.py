@@ -15,7 +15,7 @@ from compress.quantize import targets
 from compress.quantize.door import normalised_tensor, remove_door
 from compress.quantize.ptq import Quantized, Quantizer, with_quantized_logits
 from compress.quantize.targets import scheme_of
-from compress.recipe import Target
+from compress.settings.quantize import Target
 from export.errors import WorkFailedError
 from export.images import U8
 from export.manifest import FloatLayer

@@ -18,7 +18,7 @@ from compress.quantize.ptq import Quantizer
 from compress.quantize.qat import QuantizedNetwork
 from compress.quantize.qat.fake import Activation, rounded_weight
 from compress.quantize.qat.operators import OPERATORS
-from compress.recipe import Target
+from compress.settings.quantize import Target
 from export.errors import WorkFailedError
 from export.images import U8
 from export.to_onnx import with_outputs

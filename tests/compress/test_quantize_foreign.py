@@ -20,7 +20,8 @@ from compress.data.folder import open_dataset
 from compress.quantize import analyze, quantize
 from compress.quantize.adopt import Adopted, adopt
 from compress.quantize.foreign import read
-from compress.recipe import OnnxSettings, Recipe
+from compress.recipe import Recipe
+from compress.settings.quantize import OnnxSettings
 from compress.steps import read_record
 from export.bundle import verify
 from export.errors import ModelError, UsageError

@@ -14,7 +14,7 @@ from support.networks import exported
 from torch import Tensor, nn
 
 from compress.quantize.ptq import Quantizer
-from compress.recipe import Target
+from compress.settings.quantize import Target
 from export.images import U8
 from export.runtime import OnnxModel
 from export.to_onnx import with_outputs

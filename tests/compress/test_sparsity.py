@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoint
 from compress.prune.importance import scores_of
-from compress.recipe import Recipe, SparsitySettings
+from compress.recipe import Recipe
+from compress.settings.train import SparsitySettings
 from compress.train import state, train
 from compress.train.precision import Precision
 from compress.train.sparsity import penalty_of

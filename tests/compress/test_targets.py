@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from support.handmade import Handmade, blocks, small_unet
 
 from compress.quantize.ptq import Quantized, Quantizer
-from compress.recipe import Target
+from compress.settings.quantize import Target
 from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
 

