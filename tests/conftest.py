@@ -5,9 +5,18 @@ import os
 import shutil
 import tempfile
 
+from support import shared
+
 # There is a process of tests for each core: more threads of torch would only take it from the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def _folder_for(variable: str) -> None:
+    os.environ[variable] = tempfile.mkdtemp(prefix="segpress-tests-")
+    atexit.register(shutil.rmtree, os.environ[variable], ignore_errors=True)
+
+
 # Nothing that a test measures is left for the user, and nothing that the user measured decides a test.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="segpress-cache-")
-atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+_folder_for("XDG_CACHE_HOME")
+if shared.FOLDER not in os.environ:  # otherwise this process is one of several, and the first one made it
+    _folder_for(shared.FOLDER)

@@ -117,3 +117,11 @@ def test_the_peers_own_code_gives_the_masks_that_ours_gives(tmp_path: Path, monk
 def test_what_is_no_peer_is_said(name: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says):
         interpreters({name: tmp_path / "nowhere"})
+
+
+def test_an_environment_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server is started in another folder."""
+    (tmp_path / "mosec" / "bin").mkdir(parents=True)
+    (tmp_path / "mosec" / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    assert interpreters({"mosec": Path("mosec")})["mosec"] == str(tmp_path / "mosec" / "bin" / "python")

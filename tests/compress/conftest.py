@@ -1,4 +1,4 @@
-"""One small trained checkpoint and what is made from it, shared by all tests of this folder."""
+"""One small trained checkpoint and what is made from it, shared by all tests of this folder, in whichever process."""
 
 from collections.abc import Iterator
 from importlib import import_module
@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from support.datasets import write_dataset
 from support.networks import export_once
 from support.recipes import TINY_RECIPE
+from support.shared import shared
 
 from compress.checkpoint import Checkpoint
 from compress.export_fp32 import export
@@ -32,32 +33,41 @@ def _each_network_is_exported_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def discs() -> Path:
     """12, 5 and 6 grey images of 48x64 with two classes."""
-    path = tmp_path_factory.mktemp("data") / "discs"
-    return write_dataset(path, counts={"train": 12, "val": 5, "test": 6}, size=(48, 64))
+    with shared("discs") as path:
+        if not path.exists():
+            write_dataset(path, counts={"train": 12, "val": 5, "test": 6}, size=(48, 64))
+        return path
+
+
+# Each of these steps finds what another process has made, and takes it as it is.
 
 
 @pytest.fixture(scope="session")
-def trained(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def trained(discs: Path) -> Checkpoint:
     """UNet-16 of depth 2, trained for some seconds."""
-    return train(discs, tmp_path_factory.mktemp("runs") / "dense", TINY_RECIPE)
+    with shared("dense") as out:
+        return train(discs, out, TINY_RECIPE)
 
 
 @pytest.fixture(scope="session")
-def float_bundle(trained: Checkpoint, discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(trained.path, tmp_path_factory.mktemp("runs") / "dense-fp32", TINY_RECIPE, data=discs)
+def float_bundle(trained: Checkpoint, discs: Path) -> Bundle:
+    with shared("dense-fp32") as out:
+        return export(trained.path, out, TINY_RECIPE, data=discs)
 
 
 @pytest.fixture(scope="session")
-def int8_bundle(trained: Checkpoint, discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return quantize(trained.path, discs, tmp_path_factory.mktemp("runs") / "dense-int8", TINY_RECIPE)
+def int8_bundle(trained: Checkpoint, discs: Path) -> Bundle:
+    with shared("dense-int8") as out:
+        return quantize(trained.path, discs, out, TINY_RECIPE)
 
 
 @pytest.fixture(scope="session")
-def pruned(trained: Checkpoint, discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def pruned(trained: Checkpoint, discs: Path) -> Checkpoint:
     """Half the channels of `trained` are gone."""
-    return prune(trained.path, discs, tmp_path_factory.mktemp("runs") / "pruned", TINY_RECIPE)
+    with shared("pruned") as out:
+        return prune(trained.path, discs, out, TINY_RECIPE)
 
 
 @pytest.fixture

@@ -11,14 +11,13 @@ from typing import Any
 
 import onnx
 import torch
+from support.shared import shared
 from torch import Tensor, nn
 
 from compress.models import build
 from export.to_onnx import export_onnx
 
 TINY: dict[str, Any] = {"channels": 1, "classes": 3, "base": 16, "depth": 2}
-
-_graphs: dict[str, bytes] = {}
 
 
 def random_unet(seed: int = 0, **arguments: Any) -> nn.Module:
@@ -103,14 +102,16 @@ def exported(network: nn.Module, *, channels: int = 1, size_multiple: int | None
 
 
 def export_once(network: nn.Module, path: Path, *, channels: int, size_multiple: int) -> onnx.ModelProto:
-    """`export_onnx`, but the same network is not exported a second time in one run of the tests."""
+    """`export_onnx`, but the same network is not exported a second time in one run of the tests, by any of its processes."""
     network.eval()
     digest = hashlib.sha256(f"{network} {channels} {size_multiple}".encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    key = digest.hexdigest()
-    if key not in _graphs:
-        _graphs[key] = export_onnx(network, path, channels=channels, size_multiple=size_multiple).SerializeToString()
-    path.write_bytes(_graphs[key])
-    return onnx.load_from_string(_graphs[key])
+    with shared(f"{digest.hexdigest()}.onnx") as graph:
+        if not graph.exists():
+            part = graph.with_suffix(".part")  # what the exporter refuses is not there for the next one
+            export_onnx(network, part, channels=channels, size_multiple=size_multiple)
+            part.rename(graph)
+        path.write_bytes(graph.read_bytes())
+    return onnx.load(path)

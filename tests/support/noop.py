@@ -9,12 +9,15 @@ import importlib
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from support import shared
 
 NOTHING: Mapping[str, Callable[..., Any]] = {
     "none": lambda *_, **__: None,
@@ -85,7 +88,9 @@ def _run(trials: Sequence[Trial], root: Path, logs: Sequence[Path]) -> None:
         with log.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        with _replaced(trial.replaced):
+        # Nor anything that the whole program has made, or one with another replacement.
+        with TemporaryDirectory() as folder, _replaced(trial.replaced):
+            tempfile.tempdir = os.environ[shared.FOLDER] = folder
             pytest.main([*quietly, "-x", "-q", "-m", "not slow", trial.tests])
         sys.stdout.flush()
 
