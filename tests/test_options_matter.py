@@ -1,4 +1,4 @@
-"""An option whose implementation does nothing is noticed: with it replaced by a no-op, the tests of it go red."""
+"""An option whose implementation does nothing is noticed: with it replaced by a no-op, the test of it goes red."""
 
 from pathlib import Path
 
@@ -7,19 +7,31 @@ from support import noop
 
 ROOT = Path(__file__).parents[1]
 
-# option: what is replaced by which nothing, and the tests that must notice
+# option: what is replaced by which nothing, and the test that must notice
 OPTIONS = {
-    "model.block=residual": ("compress.models.blocks:Residual.forward=second", "tests/compress/test_blocks.py"),
-    "model.squeeze_excite": ("compress.models.blocks:SqueezeExcite.forward=second", "tests/compress/test_blocks.py"),
-    "model.dropout": ("compress.models.blocks:nn.Dropout2d.forward=second", "tests/compress/test_blocks.py"),
-    "model.deep_supervision": ("compress.train.objective:all_logits=served", "tests/compress/test_objective.py"),
+    "model.block=residual": (
+        "compress.models.blocks:Residual.forward=second",
+        "tests/compress/test_blocks.py::test_a_residual_block_adds_its_input_before_the_last_relu",
+    ),
+    "model.squeeze_excite": (
+        "compress.models.blocks:SqueezeExcite.forward=second",
+        "tests/compress/test_blocks.py::test_channel_attention_is_a_gate_that_sees_all_means",
+    ),
+    "model.dropout": (
+        "compress.models.blocks:nn.Dropout2d.forward=second",
+        "tests/compress/test_blocks.py::test_dropout_takes_whole_channels_and_only_in_training",
+    ),
+    "model.deep_supervision": (
+        "compress.train.objective:all_logits=served",
+        "tests/compress/test_objective.py::test_the_loss_is_the_mean_over_the_heads",
+    ),
     "initialisation for ReLU": (
         "compress.models.blocks:nn.init.kaiming_normal_=first",
-        "tests/compress/test_blocks.py",
+        "tests/compress/test_blocks.py::test_weights_start_as_what_follows_them_wants",
     ),
     "initialisation elsewhere": (
         "compress.models.blocks:nn.init.xavier_normal_=first",
-        "tests/compress/test_blocks.py",
+        "tests/compress/test_blocks.py::test_weights_start_as_what_follows_them_wants",
     ),
     "model.pretrained": (
         "compress.models.encoder_unet:EncoderUNet.load_pretrained=none",
@@ -33,58 +45,178 @@ OPTIONS = {
         "compress.train.train:rehearse=none",
         "tests/compress/test_own_model.py::test_what_cannot_be_exported_is_not_trained",
     ),
-    "train.loss.pixel=focal": ("compress.train.losses:_focused=first", "tests/compress/test_fit_losses.py"),
-    "train.loss.label_smoothing": ("compress.train.losses:_smoothed=first", "tests/compress/test_fit_losses.py"),
-    "train.loss.dice_weight": ("compress.train.losses:soft_dice=false", "tests/compress/test_fit_losses.py"),
-    "train.loss.tversky_weight": ("compress.train.losses:tversky=false", "tests/compress/test_fit_losses.py"),
-    "train.loss.lovasz_weight": ("compress.train.losses:lovasz=false", "tests/compress/test_fit_losses.py"),
-    "train.loss.pixel=ohem": ("compress.train.losses:hard=none", "tests/compress/test_fit_losses.py"),
-    "train.loss.class_weights": ("compress.train.loop:class_weights=none", "tests/compress/test_fit_losses.py"),
-    "train.loss.own": ("compress.train.losses:own.loss=none", "tests/compress/test_own_parts.py"),
-    "train.augment.own": ("compress.train.feed:own.augmentation=none", "tests/compress/test_own_parts.py"),
+    "train.loss.pixel=focal": (
+        "compress.train.losses:_focused=first",
+        "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
+    ),
+    "train.loss.label_smoothing": (
+        "compress.train.losses:_smoothed=first",
+        "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
+    ),
+    "train.loss.dice_weight": (
+        "compress.train.losses:soft_dice=false",
+        "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
+    ),
+    "train.loss.tversky_weight": (
+        "compress.train.losses:tversky=false",
+        "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
+    ),
+    "train.loss.lovasz_weight": (
+        "compress.train.losses:lovasz=false",
+        "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
+    ),
+    "train.loss.pixel=ohem": (
+        "compress.train.losses:hard=none",
+        "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
+    ),
+    "train.loss.class_weights": (
+        "compress.train.loop:class_weights=none",
+        "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
+    ),
+    "train.loss.own": (
+        "compress.train.losses:own.loss=none",
+        "tests/compress/test_own_parts.py::test_a_loss_of_ones_own_is_added_with_its_weight",
+    ),
+    "train.augment.own": (
+        "compress.train.feed:own.augmentation=none",
+        "tests/compress/test_own_parts.py::test_an_augmentation_of_ones_own_is_what_the_network_sees",
+    ),
     "train.schedule.kind of one's own": (
         "compress.train.schedule:own.schedule=none",
-        "tests/compress/test_own_parts.py",
+        "tests/compress/test_own_parts.py::test_a_schedule_of_ones_own_makes_every_rate",
     ),
-    "train.ema_decay": ("compress.train.ema:MovingAverage.update=none", "tests/compress/test_ema.py"),
-    "train.clip_norm": ("compress.train.step:nn.utils.clip_grad_norm_=small norm", "tests/compress/test_fit.py"),
-    "train.warmup": ("compress.train.schedule:Schedule.pace=peak", "tests/compress/test_schedule.py"),
+    "train.ema_decay": (
+        "compress.train.ema:MovingAverage.update=none",
+        "tests/compress/test_ema.py::test_the_average_follows_the_formula",
+    ),
+    "train.clip_norm": (
+        "compress.train.step:nn.utils.clip_grad_norm_=small norm",
+        "tests/compress/test_fit.py::test_gradients_are_clipped",
+    ),
+    "train.warmup": (
+        "compress.train.schedule:Schedule.pace=peak",
+        "tests/compress/test_schedule.py::test_the_learning_rate_rises_linearly_and_falls_as_a_cosine",
+    ),
     "train.schedule.kind=onecycle": (
         "compress.train.schedule:Schedule._one_cycle=peak",
-        "tests/compress/test_schedule.py",
+        "tests/compress/test_schedule.py::test_one_cycle_is_torchs_with_the_momentum",
     ),
     "train.schedule.kind=restarts, poly": (
         "compress.train.schedule:Schedule._fallen=no fall",
-        "tests/compress/test_schedule.py",
+        "tests/compress/test_schedule.py::test_the_learning_rate_rises_linearly_and_falls_as_a_cosine",
     ),
-    "train.schedule.momentum": ("compress.train.step:set_momentum=none", "tests/compress/test_schedule.py"),
-    "train.swa": ("compress.train.loop:Fit._judge=none", "tests/compress/test_fit_averaging.py"),
-    "train.swa: statistics": ("compress.train.loop:reestimate=none", "tests/compress/test_fit_averaging.py"),
-    "train.patience": ("compress.train.loop:Fit._is_stalled=false", "tests/compress/test_fit_averaging.py"),
-    "train.freeze": ("compress.train.freeze:Freezing.apply=none", "tests/compress/test_freeze.py"),
-    "train.encoder_rate": ("compress.train.step:set_learning_rate=same rate", "tests/compress/test_fit.py"),
-    "train.save_every": ("compress.train.loop:Fit._keep=none", "tests/compress/test_fit_checkpoints.py"),
-    "train.precision": ("compress.train.step:autocast=context", "tests/compress/test_fit.py"),
-    "train.augment.flip_*": ("compress.data.augment:_some=second", "tests/compress/test_augment.py"),
-    "train.augment.rotate_degrees": ("compress.data.augment:warped=last two", "tests/compress/test_augment.py"),
-    "train.augment.noise": ("compress.data.augment:Augment._noisy=second", "tests/compress/test_augment.py"),
-    "train.augment.cutout": ("compress.data.augment:Augment._cut_out=last two", "tests/compress/test_augment.py"),
-    "train.augment.cutmix": ("compress.train.feed:cutmixed=last two", "tests/compress/test_feed.py"),
-    "train.augment.mixup": ("compress.train.feed:mixed=unmixed", "tests/compress/test_feed.py"),
-    "train.augment.mixup: the loss": ("compress.train.objective:torch.lerp=first", "tests/compress/test_objective.py"),
-    "train.augment.policy": ("compress.data.change:_of_policy=no change", "tests/compress/test_augment.py"),
-    "train.augment.brightness": ("compress.data.augment:Augment._lit=second", "tests/compress/test_augment.py"),
-    "train.augment.hue": ("compress.data.augment:Augment._coloured=second", "tests/compress/test_augment.py"),
-    "train.augment.scale": ("compress.data.loader:resample=first two", "tests/compress/test_crop.py"),
-    "data.rare_crops": ("compress.data.loader:rare.place=none", "tests/compress/test_rare.py"),
-    "data.rare_images": ("compress.data.loader:TrainingImages._repeats_of=none", "tests/compress/test_rare.py"),
-    "train --init": ("compress.checkpoint:load_weights=empty", "tests/compress/test_train.py"),
-    "train --teacher": ("compress.train.train:_master=none", "tests/compress/test_train.py"),
-    "train.sparsity": ("compress.train.train:penalty_of=none", "tests/compress/test_sparsity.py"),
-    "prune.importance": ("compress.prune.decide:scores_by=by magnitude", "tests/compress/test_importance.py"),
-    "prune.scope": ("compress.prune.scores:Scores._same_share=most important", "tests/compress/test_scores.py"),
-    "prune.whole_parts": ("compress.prune.costs:Parts.of=no parts", "tests/compress/test_costs.py"),
-    "prune.sparsity": ("compress.prune.weights:hold_at_zero=none", "tests/compress/test_prune_weights.py"),
+    "train.schedule.momentum": (
+        "compress.train.step:set_momentum=none",
+        "tests/compress/test_schedule.py::test_one_cycle_is_torchs_with_the_momentum",
+    ),
+    "train.swa": (
+        "compress.train.loop:Fit._judge=none",
+        "tests/compress/test_fit_averaging.py::test_the_average_of_the_last_epochs_is_judged_with_statistics_of_its_own",
+    ),
+    "train.swa: statistics": (
+        "compress.train.loop:reestimate=none",
+        "tests/compress/test_fit_averaging.py::test_the_average_of_the_last_epochs_is_judged_with_statistics_of_its_own",
+    ),
+    "train.patience": (
+        "compress.train.loop:Fit._is_stalled=false",
+        "tests/compress/test_fit_averaging.py::test_patience_counts_validations_without_a_better_epoch",
+    ),
+    "train.freeze": (
+        "compress.train.freeze:Freezing.apply=none",
+        "tests/compress/test_freeze.py::test_stages_wake_when_they_are_asked_to",
+    ),
+    "train.encoder_rate": (
+        "compress.train.step:set_learning_rate=same rate",
+        "tests/compress/test_fit.py::test_a_pretrained_encoder_learns_at_its_own_rate",
+    ),
+    "train.save_every": (
+        "compress.train.loop:Fit._keep=none",
+        "tests/compress/test_fit_checkpoints.py::test_the_last_epoch_and_every_other_one_are_kept",
+    ),
+    "train.precision": (
+        "compress.train.step:autocast=context",
+        "tests/compress/test_fit.py::test_convolutions_run_in_the_precision_that_is_asked_for",
+    ),
+    "train.augment.flip_*": (
+        "compress.data.augment:_some=second",
+        "tests/compress/test_augment.py::test_flips_are_exact",
+    ),
+    "train.augment.rotate_degrees": (
+        "compress.data.augment:warped=last two",
+        "tests/compress/test_augment.py::test_each_image_of_a_batch_is_drawn_for_itself_and_the_seed_decides",
+    ),
+    "train.augment.noise": (
+        "compress.data.augment:Augment._noisy=second",
+        "tests/compress/test_augment.py::test_noise_is_gaussian_and_leaves_the_mask",
+    ),
+    "train.augment.cutout": (
+        "compress.data.augment:Augment._cut_out=last two",
+        "tests/compress/test_augment.py::test_a_hole_is_grey_and_void_and_of_the_size_that_is_asked_for",
+    ),
+    "train.augment.cutmix": (
+        "compress.train.feed:cutmixed=last two",
+        "tests/compress/test_feed.py::test_cutmix_takes_a_rectangle_of_the_image_before_with_its_mask",
+    ),
+    "train.augment.mixup": (
+        "compress.train.feed:mixed=unmixed",
+        "tests/compress/test_feed.py::test_mixup_blends_each_image_with_the_one_before_it_and_hands_its_mask_on",
+    ),
+    "train.augment.mixup: the loss": (
+        "compress.train.objective:torch.lerp=first",
+        "tests/compress/test_objective.py::test_of_a_blend_each_mask_counts_with_its_share",
+    ),
+    "train.augment.policy": (
+        "compress.data.change:_of_policy=no change",
+        "tests/compress/test_augment.py::test_a_policy_moves_image_and_mask_together_and_each_image_by_itself",
+    ),
+    "train.augment.brightness": (
+        "compress.data.augment:Augment._lit=second",
+        "tests/compress/test_augment.py::test_light_changes_the_image_and_not_the_mask",
+    ),
+    "train.augment.hue": (
+        "compress.data.augment:Augment._coloured=second",
+        "tests/compress/test_augment.py::test_gamma_is_a_power_of_the_pixels_from_0_to_1",
+    ),
+    "train.augment.scale": (
+        "compress.data.loader:resample=first two",
+        "tests/compress/test_crop.py::test_a_zoomed_crop_shows_what_is_there_at_that_scale",
+    ),
+    "data.rare_crops": (
+        "compress.data.loader:rare.place=none",
+        "tests/compress/test_rare.py::test_crops_are_taken_around_each_class_of_an_image_alike",
+    ),
+    "data.rare_images": (
+        "compress.data.loader:TrainingImages._repeats_of=none",
+        "tests/compress/test_rare.py::test_images_of_rare_classes_come_more_often",
+    ),
+    "train --init": (
+        "compress.checkpoint:load_weights=empty",
+        "tests/compress/test_train.py::test_training_starts_from_weights_that_are_given",
+    ),
+    "train --teacher": (
+        "compress.train.train:_master=none",
+        "tests/compress/test_train.py::test_a_teacher_is_followed_as_far_as_its_weight_says",
+    ),
+    "train.sparsity": (
+        "compress.train.train:penalty_of=none",
+        "tests/compress/test_sparsity.py::test_the_recipe_asks_for_it",
+    ),
+    "prune.importance": (
+        "compress.prune.decide:scores_by=by magnitude",
+        "tests/compress/test_importance.py::test_the_command_cuts_by_what_the_recipe_says",
+    ),
+    "prune.scope": (
+        "compress.prune.scores:Scores._same_share=most important",
+        "tests/compress/test_scores.py::test_local_scope_cuts_the_same_share_of_every_group",
+    ),
+    "prune.whole_parts": (
+        "compress.prune.costs:Parts.of=no parts",
+        "tests/compress/test_costs.py::test_levels_go_where_no_width_is_narrow_enough",
+    ),
+    "prune.sparsity": (
+        "compress.prune.weights:hold_at_zero=none",
+        "tests/compress/test_prune_weights.py::test_held_weights_do_not_move_and_the_others_do",
+    ),
     "prune.analysis_images": (
         "compress.prune.analyze:drawn_by_name=first",
         "tests/compress/test_analyze.py::test_what_is_at_its_floor_is_named_and_not_cut",
@@ -101,12 +233,18 @@ OPTIONS = {
         "compress.quantize.workbench:Workbench._equalised=none",
         "tests/compress/test_quantize.py::test_equalised_they_need_not",
     ),
-    "equalised channels": ("compress.quantize.ptq:equalised=first", "tests/compress/test_equalise.py"),
+    "equalised channels": (
+        "compress.quantize.ptq:equalised=first",
+        "tests/compress/test_equalise.py::test_channels_a_thousand_times_apart_are_lost_in_int8_and_equalised_they_are_not",
+    ),
     "quantize.bias_correction": (
         "compress.quantize.quantize:corrected=first",
         "tests/compress/test_quantize.py::test_biases_are_corrected_where_that_keeps_more",
     ),
-    "quantize.target=tensorrt": ("compress.quantize.ptq:with_float_ends=first", "tests/compress/test_targets.py"),
+    "quantize.target=tensorrt": (
+        "compress.quantize.ptq:with_float_ends=first",
+        "tests/compress/test_targets.py::test_tensorrt_has_biases_in_float_and_uint8_at_its_ends_alone",
+    ),
     "quantize.mode=qat": (
         "compress.quantize.quantize:_trained=second",
         "tests/compress/test_quantize.py::test_training_beats_calibration_where_that_loses",
@@ -115,37 +253,73 @@ OPTIONS = {
         "compress.quantize.quantize:_within=third",
         "tests/compress/test_quantize.py::test_the_layers_that_break_int8_stay_in_float",
     ),
-    "prune.finetune.teacher_weight": ("compress.train.objective:distillation=zero", "tests/compress/test_fit.py"),
+    "prune.finetune.teacher_weight": (
+        "compress.train.objective:distillation=zero",
+        "tests/compress/test_fit.py::test_a_student_follows_its_teacher_as_much_as_is_asked",
+    ),
     "prune.finetune.attention_weight": (
         "compress.train.objective:distance=nothing apart",
-        "tests/compress/test_objective.py",
+        "tests/compress/test_objective.py::test_attention_is_where_convolutions_answer_whatever_their_width",
     ),
-    "data suspects": ("compress.suspects:doubted=none", "tests/compress/test_suspects.py"),
-    "evaluate --auc": ("export.ranking:RankingScore.update=none", "tests/compress/test_refine.py"),
-    "--window": ("export.refine:windowed=first", "tests/compress/test_refine.py"),
-    "--mirror": ("export.refine:mirrored=first", "tests/compress/test_refine.py"),
+    "data suspects": (
+        "compress.suspects:doubted=none",
+        "tests/compress/test_suspects.py::test_what_was_spoiled_is_named_first",
+    ),
+    "evaluate --auc": (
+        "export.ranking:RankingScore.update=none",
+        "tests/compress/test_refine.py::test_the_command_ranks_by_probabilities",
+    ),
+    "--window": (
+        "export.refine:windowed=first",
+        "tests/compress/test_refine.py::test_what_a_window_does_not_know_at_its_edge_another_one_does",
+    ),
+    "--mirror": (
+        "export.refine:mirrored=first",
+        "tests/compress/test_refine.py::test_checkpoint_and_bundle_look_alike",
+    ),
     "the guard against what is no number": (
         "compress.train.step:Stepper._skip=none",
-        "tests/compress/test_fit_guard.py",
+        "tests/compress/test_fit_guard.py::test_a_loss_that_stays_undefined_ends_the_run_and_names_the_files",
     ),
     "fewer images when memory is short": (
         "compress.train.step:is_out_of_memory=false",
-        "tests/compress/test_fit_memory.py",
+        "tests/compress/test_fit_memory.py::test_the_gradients_of_the_parts_add_up_to_that_of_the_batch",
     ),
-    "serve --api-keys": ("serve.app:Access=first", "tests/serve/test_serve_keys.py"),
-    "serve --otel": ("serve.tracing:fastapi_options=no options", "tests/serve/test_serve_traces.py"),
-    "serve --allow-load": ("serve.access:check_may_administer=none", "tests/serve/test_serve_keys.py"),
-    "serve --max-wait": ("serve.queue:WorkQueue.check_room=none", "tests/serve/test_serve_work_queue.py"),
-    "serve --max-batch": ("serve.queue:WorkQueue._add_mates=none", "tests/serve/test_serve_work_queue.py"),
-    "serve: X-Deadline-Ms": ("serve.routes_image:deadline_of=none", "tests/serve/test_serve_engine.py"),
+    "serve --api-keys": (
+        "serve.app:Access=first",
+        "tests/serve/test_serve_keys.py::test_who_has_none_is_told_how_to_send_one",
+    ),
+    "serve --otel": (
+        "serve.tracing:fastapi_options=no options",
+        "tests/serve/test_serve_traces.py::test_a_request_is_a_span_of_its_clients_trace_with_its_stages_in_it",
+    ),
+    "serve --allow-load": (
+        "serve.access:check_may_administer=none",
+        "tests/serve/test_serve_keys.py::test_only_an_admin_key_administers",
+    ),
+    "serve --max-wait": (
+        "serve.queue:WorkQueue.check_room=none",
+        "tests/serve/test_serve_work_queue.py::test_workers_and_limit_bound_what_is_accepted",
+    ),
+    "serve --max-batch": (
+        "serve.queue:WorkQueue._add_mates=none",
+        "tests/serve/test_serve_work_queue.py::test_what_waits_is_taken_together_up_to_the_largest_batch",
+    ),
+    "serve: X-Deadline-Ms": (
+        "serve.routes_image:deadline_of=none",
+        "tests/serve/test_serve_engine.py::test_a_request_may_bring_its_own_deadline",
+    ),
     "serve: probabilities and window": (
         "serve.looks:Look.asked=as a whole",
         "tests/serve/test_serve_looks.py::test_windows_give_the_masks_of_compress_predict",
     ),
-    "serve: overlay": ("serve.answers:overlay=first", "tests/serve/test_serve_answers.py"),
+    "serve: overlay": (
+        "serve.answers:overlay=first",
+        "tests/serve/test_serve_answers.py::test_an_overlay_is_the_image_under_the_colours_of_its_classes",
+    ),
     "serve: header_seconds": (
         "serve.connections:GuardedConnection._watch=none",
-        "tests/serve/test_serve_connections.py",
+        "tests/serve/test_serve_connections.py::test_headers_that_never_end_are_answered_408",
     ),
     "serve: send_seconds": (
         "serve.connections:GuardedConnection._cut_off=none",
@@ -155,8 +329,14 @@ OPTIONS = {
         "serve.app:Crowding=first",
         "tests/serve/test_serve_connections.py::test_on_too_many_connections_health_alone_is_answered",
     ),
-    "the diagnosis of a training": ("compress.train.train:diagnosed=empty", "tests/compress/test_diagnosis.py"),
-    "resume": ("compress.train.state:StateFile.load=none", "tests/compress/test_fit_resume.py"),
+    "the diagnosis of a training": (
+        "compress.train.train:diagnosed=empty",
+        "tests/compress/test_diagnosis.py::test_a_training_that_learns_nothing_is_told_so",
+    ),
+    "resume": (
+        "compress.train.state:StateFile.load=none",
+        "tests/compress/test_fit_resume.py::test_a_run_that_goes_on_takes_only_the_steps_that_were_left",
+    ),
 }
 
 

@@ -102,7 +102,7 @@ def exported(network: nn.Module, *, channels: int = 1, size_multiple: int | None
 
 
 def export_once(network: nn.Module, path: Path, *, channels: int, size_multiple: int) -> onnx.ModelProto:
-    """`export_onnx`, but the same network is not exported a second time in one run of the tests, by any of its processes."""
+    """`export_onnx`, but the same network is exported only once in a run of the tests, whichever process asks."""
     network.eval()
     digest = hashlib.sha256(f"{network} {channels} {size_multiple}".encode())
     for name, tensor in network.state_dict().items():

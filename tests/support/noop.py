@@ -84,15 +84,18 @@ def _run(trials: Sequence[Trial], root: Path, logs: Sequence[Path]) -> None:
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         del os.environ[name]
     quietly = ["-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    for trial, log in zip(trials, logs, strict=True):
-        with log.open("wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        # Nor anything that the whole program has made, or one with another replacement.
-        with TemporaryDirectory() as folder, _replaced(trial.replaced):
-            tempfile.tempdir = os.environ[shared.FOLDER] = folder
-            pytest.main([*quietly, "-x", "-q", "-m", "not slow", trial.tests])
-        sys.stdout.flush()
+    with TemporaryDirectory() as home:
+        for index, (trial, log) in enumerate(zip(trials, logs, strict=True)):
+            with log.open("wb") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            # Nor anything that the whole program has made, or one with another replacement.
+            own = Path(home) / str(index)
+            own.mkdir()
+            tempfile.tempdir = os.environ[shared.FOLDER] = str(own)
+            with _replaced(trial.replaced):
+                pytest.main([*quietly, "-x", "-q", "-m", "not slow", trial.tests])
+            sys.stdout.flush()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What is costly to make, and the same for all processes of one run of the tests, is made by the first that needs it."""
+"""What is costly to make, and the same for all processes of a run of the tests, is made by the first that needs it."""
 
 import os
 from collections.abc import Iterator
