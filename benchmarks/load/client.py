@@ -60,6 +60,8 @@ class Connection:
         """
         whole = False
         try:
+            if self._streams is not None and self._streams[0].at_eof():
+                self.close()  # the server had closed it while it was idle
             if self._streams is None:
                 self._streams = await asyncio.open_connection(self._target.host, self._target.port)
             reader, writer = self._streams

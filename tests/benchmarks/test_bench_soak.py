@@ -97,11 +97,18 @@ def test_memory_by_sizes_is_compared_where_there_were_enough(run: tuple[SoakRepo
     ],
 )
 def test_what_is_missed_is_said(run: tuple[SoakReport, Path], change: dict[str, object], says: str) -> None:
-    client = run[0].client.model_copy(update={"ok": run[0].client.sent, "errors": {}})
+    sent = run[0].client.sent
+    client = run[0].client.model_copy(update={"ok": sent - 1, "errors": {"429": 1}})
     good = run[0].model_copy(update={"samples": samples([200.0] * 60), "client": client})
     assert all(verdict.ok for verdict in verdicts(good))
     missed = [verdict.text for verdict in verdicts(good.model_copy(update=change)) if not verdict.ok]
     assert any(says in text for text in missed)
+
+
+def test_a_lost_answer_is_said(run: tuple[SoakReport, Path]) -> None:
+    client = run[0].client.model_copy(update={"errors": {"429": 1, "connection": 1}})
+    missed = [verdict.text for verdict in verdicts(run[0].model_copy(update={"client": client})) if not verdict.ok]
+    assert any("every good request was answered" in text for text in missed)
 
 
 def test_descriptors_that_grow_are_said(run: tuple[SoakReport, Path]) -> None:

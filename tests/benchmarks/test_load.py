@@ -1,6 +1,7 @@
 """The load generator against a server whose answers and stalls are known."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,12 +16,17 @@ from export.errors import UsageError
 
 
 class Stub:
-    """Answers 200, but every `bad`th 503, hangs up on every `rude`th; silent from `stall`[0] for `stall`[1] seconds."""
+    """Answers 200, but every `bad`th 503, hangs up on every `rude`th; silent from `stall`[0] for `stall`[1] seconds.
 
-    def __init__(self, *, bad: int = 0, rude: int = 0, stall: tuple[float, float] | None = None) -> None:
+    Ends each connection after so many answers as it `gives`.
+    """
+
+    def __init__(
+        self, *, bad: int = 0, rude: int = 0, stall: tuple[float, float] | None = None, gives: float = math.inf
+    ) -> None:
         self.seen = 0
         self.bodies: list[bytes] = []
-        self._bad, self._rude, self._stall = bad, rude, stall
+        self._bad, self._rude, self._stall, self._gives = bad, rude, stall, gives
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Target]:
@@ -31,8 +37,9 @@ class Stub:
             yield Target.of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/segment")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        given = 0
         try:
-            while True:
+            while given < self._gives:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 self.bodies.append(await reader.readexactly(int(head.split(b"content-length:")[1].split()[0])))
                 self.seen += 1
@@ -41,6 +48,7 @@ class Stub:
                 await self._wait()
                 status = b"503 Busy" if self._bad and self.seen % self._bad == 0 else b"200 OK"
                 writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 4\r\n\r\nmask")
+                given += 1
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -119,6 +127,11 @@ def test_what_is_not_answered_in_time_is_a_timeout_also_before_it_was_sent() -> 
     assert [outcome.sent is None for outcome in outcomes] == [False, True, True]
     assert stub.seen == 1
     assert summarised(outcomes).latency == ()
+
+
+def test_a_connection_that_the_server_closed_while_it_was_idle_is_opened_again() -> None:
+    outcomes = opened(Stub(gives=1), (0.0, 0.2, 0.4))
+    assert [outcome.result for outcome in outcomes] == ["ok"] * 3
 
 
 def test_nobody_there_is_a_connection_error() -> None:
