@@ -5,6 +5,7 @@ document and needs no script at all. Scripts and styles are files of their own, 
 serve/headers.py lets nothing run that stands in a page.
 """
 
+import re
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
@@ -25,6 +26,7 @@ router = APIRouter(include_in_schema=False)
 Json = dict[str, Any]
 
 _FOLDER = files("serve") / "page"
+_CODE = re.compile(r"`([^`]+)`")
 _TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
 
@@ -105,16 +107,19 @@ def _operation(path: str, method: str, operation: Json) -> str:
     parts = [
         f'<section class="panel"><h3><span class="method">{method.upper()}</span> <code>{escape(path)}</code></h3>',
         f"<p><strong>{escape(operation.get('summary', ''))}</strong></p>",
-        *(f"<p>{escape(text)}</p>" for text in operation.get("description", "").split("\n\n") if text),
+        *(f"<p>{_prose(text)}</p>" for text in operation.get("description", "").split("\n\n") if text),
     ]
     if parameters := operation.get("parameters"):
-        rows = [(_code(p["name"]), escape(p["in"]), _kind(p.get("schema", {}))) for p in parameters]
-        parts.append(_table(("Parameter", "In", "Type"), rows))
+        rows = [
+            (_code(p["name"]), escape(p["in"]), _kind(p.get("schema", {})), _prose(p.get("description", "")))
+            for p in parameters
+        ]
+        parts.append(_table(("Parameter", "In", "Type", "Meaning"), rows))
     if body := operation.get("requestBody"):
-        parts.append(f"<p>{escape(body.get('description', ''))}</p>")
+        parts.append(f"<p>{_prose(body.get('description', ''))}</p>")
         parts.append(_table(("Body", "Type"), _content(body)))
     rows = [
-        (_code(status), escape(response["description"]), "<br>".join(" ".join(row) for row in _content(response)))
+        (_code(status), _prose(response["description"]), "<br>".join(" ".join(row) for row in _content(response)))
         for status, response in operation["responses"].items()
     ]
     parts.append(_table(("Status", "Meaning", "Answer"), rows))
@@ -123,12 +128,12 @@ def _operation(path: str, method: str, operation: Json) -> str:
 
 def _schema(name: str, schema: Json) -> str:
     rows = [
-        (_code(key), _kind(value), escape(value.get("description", "")))
+        (_code(key), _kind(value), _prose(value.get("description", "")))
         for key, value in schema.get("properties", {}).items()
     ]
     return (
         f'<section class="panel" id="{escape(name)}"><h3><code>{escape(name)}</code></h3>'
-        f"<p>{escape(schema.get('description', ''))}</p>{_table(('Field', 'Type', 'Meaning'), rows)}</section>"
+        f"<p>{_prose(schema.get('description', ''))}</p>{_table(('Field', 'Type', 'Meaning'), rows)}</section>"
     )
 
 
@@ -142,7 +147,7 @@ def _kind(schema: Json) -> str:
         case {"$ref": str(target)}:
             name = escape(target.rpartition("/")[2])
             words = f'<a href="#{name}">{name}</a>'
-        case {"anyOf": options}:
+        case {"anyOf": options} | {"oneOf": options}:
             words = " or ".join(_kind(option) for option in options)
         case {"prefixItems": items}:
             words = "[" + ", ".join(_kind(item) for item in items) + "]"
@@ -161,6 +166,11 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     titles = "".join(f'<th scope="col">{title}</th>' for title in head)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{titles}</tr>{lines}</table>"
+
+
+def _prose(text: str) -> str:
+    """With `code` as Markdown has it, which is what descriptions in an OpenAPI document are."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _code(text: str) -> str:
