@@ -269,10 +269,7 @@ OPTIONS = {
         "export.ranking:RankingScore.update=none",
         "tests/compress/test_refine.py::test_the_command_ranks_by_probabilities",
     ),
-    "--window": (
-        "export.refine:windowed=first",
-        "tests/compress/test_refine.py::test_what_a_window_does_not_know_at_its_edge_another_one_does",
-    ),
+    "--window": ("export.refine:windowed=first", "tests/compress/test_refine.py"),
     "--mirror": (
         "export.refine:mirrored=first",
         "tests/compress/test_refine.py::test_checkpoint_and_bundle_look_alike",

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.client import Target
-from benchmarks.load.drive import Outcome, closed_loop, open_loop
+from benchmarks.load.drive import OK, Outcome, closed_loop, open_loop
 from benchmarks.load.images import Payload, payload
 from benchmarks.load.limit import Limit, limit
 from benchmarks.load.probe import Probes, probed
@@ -36,6 +36,7 @@ DEFAULT_SECONDS = 10.0
 DEFAULT_TIMEOUT = 30.0
 
 _WARM_UP_SECONDS = 1.0
+_SLICE_SECONDS = 0.5
 _REPORTED = ("concurrency", "threads_per_run", "max_batch", "batch_delay_seconds", "queue_limit", "max_wait_seconds")
 _MIB = 2**20
 
@@ -160,15 +161,21 @@ class Generator:
 
 
 def _pairs_alone(generator: Generator, without: Limit, seconds: float, turns: int, bar: Bar) -> tuple[Pair, ...]:
+    """Medians of each turn, in which both take turns again every half second: a few milliseconds are to be told, and
+    the machine's pace changes by more within seconds."""
+    slices = max(1, round(seconds / 2 / _SLICE_SECONDS))
     pairs = []
     for _ in range(turns):
-        direct = float(np.median(without.turn(1, seconds / 2).milliseconds))
-        bar.advance()
-        over_http = generator.run(generator.closed(1, seconds / 2), connections=1).client.ms(50.0)
-        bar.advance()
-        if over_http is None:
+        direct: list[float] = []
+        over_http: list[float] = []
+        for _ in range(slices):
+            direct += without.turn(1, seconds / 2 / slices).milliseconds
+            outcomes = asyncio.run(generator.closed(1, seconds / 2 / slices))
+            over_http += [outcome.latency_ms for outcome in outcomes if outcome.result == OK]
+        bar.advance(2)
+        if not over_http:
             raise WorkFailedError("the server answered none of the requests that were sent one by one")
-        pairs.append(Pair(direct=direct, over_http=over_http))
+        pairs.append(Pair(direct=median(direct), over_http=median(over_http)))
     return tuple(pairs)
 
 

@@ -18,7 +18,7 @@ from support.recipes import TINY_RECIPE
 from typer.testing import CliRunner
 
 from benchmarks.amp.bench import bench
-from benchmarks.amp.grid import WARMUP, CellProcess, measure
+from benchmarks.amp.grid import WARMUP, CellProcess, cells, measure
 from benchmarks.report.amp.results import AmpReport, Cell, Workload
 from benchmarks.report.words import TIMES
 from compress.anymodel import evaluate
@@ -85,15 +85,20 @@ def test_every_cell_is_measured_in_the_precision_that_it_says(tmp_path: Path) ->
 
 
 def test_a_cell_that_takes_too_long_is_a_row_and_a_missed_promise_is_no_failure(tmp_path: Path) -> None:
-    done = bench_amp("--device", "cpu", "--cell-seconds", 0, "--out", tmp_path / "out")
+    done = bench_amp("--device", "cpu", "--cell-seconds", 0, "--no-compile", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "stopped after 0 untimed steps: the limit of 0 s is reached" in done.stdout
     assert f"promise not checked: 2.50{TIMES} faster" in done.stdout
     report = AmpReport.model_validate_json((tmp_path / "out" / "report.json").read_text())
     cells = [(r.cell.precision, r.cell.channels_last, r.cell.compiled) for r in report.cells]
-    assert cells == list(product(LOGITS, (False, True), (False, True)))
+    assert cells == list(product(LOGITS, (False, True), (False,)))
     assert all(result.step_ms is None and result.failure for result in report.cells)
     assert not (tmp_path / "out" / "step.png").exists()
+
+
+def test_each_cell_is_compiled_too_unless_that_is_not_wanted() -> None:
+    assert [cell.compiled for cell in cells("cpu")] == [False, True] * 6
+    assert not any(cell.compiled for cell in cells("cpu", compiled=False))
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ from export.machine import peak_memory_mib
 
 graph, count = onnx.load(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)
-images = (rng.integers(0, 256, (64, 64, 1), dtype=np.uint8) for _ in range(count))
+images = (rng.integers(0, 256, (32, 32, 1), dtype=np.uint8) for _ in range(count))
 observe(graph, images, OP_TYPES)
 print(peak_memory_mib())
 """
@@ -170,7 +170,7 @@ print(peak_memory_mib())
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(graph: onnx.ModelProto, tmp_path: Path) -> None:
-    """An image leaves more than a MiB of activations here: a thousand would take over a gigabyte."""
+    """An image leaves more than a quarter of a MiB of activations here: a thousand would take over 250."""
     onnx.save(graph, tmp_path / "graph.onnx")
     few, many = (
         float(

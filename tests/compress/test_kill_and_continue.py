@@ -33,7 +33,10 @@ ratio = 0.5
 epochs = 4
 batch_size = 4
 [quantize]
+calibration = "minmax"
 calibration_images = 4
+equalise = false
+bias_correction = false
 max_drop = 1.0
 rewrites = false
 [bench]
