@@ -42,7 +42,7 @@ from serve.problems import MEDIA_TYPE, Problem, ProblemError, problem_of, reques
 from serve.service import Service, service_of
 
 
-class _MostlyBare(APIRoute):
+class _QueryOnDemand(APIRoute):
     """A route whose query is looked at only when there is one.
 
     To find that three parameters are absent takes FastAPI as long as the rest of the route takes.
@@ -60,7 +60,7 @@ class _MostlyBare(APIRoute):
         return handle
 
 
-router = APIRouter(tags=["segmentation"], route_class=_MostlyBare)
+router = APIRouter(tags=["segmentation"], route_class=_QueryOnDemand)
 
 SEVERAL = "images"
 """The field of a form whose files are answered by a list, also when there is only one."""
