@@ -45,7 +45,7 @@ from serve.service import Service, service_of
 class _QueryOnDemand(APIRoute):
     """A route whose query is looked at only when there is one.
 
-    To find that three parameters are absent takes FastAPI as long as the rest of the route takes.
+    To find that three parameters are absent takes FastAPI a third of the time of the whole route (py-spy).
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
