@@ -111,6 +111,15 @@ def test_a_lost_answer_is_said(run: tuple[SoakReport, Path]) -> None:
     assert any("every good request was answered" in text for text in missed)
 
 
+def test_a_crowd_of_connections_is_no_leak(run: tuple[SoakReport, Path]) -> None:
+    crowded = tuple(
+        sample.model_copy(update={"descriptors": 90 if i % 7 == 0 and i > 40 else 10})
+        for i, sample in enumerate(samples([200.0] * 60))
+    )
+    missed = [verdict.text for verdict in verdicts(run[0].model_copy(update={"samples": crowded})) if not verdict.ok]
+    assert not any("file descriptors" in text for text in missed)
+
+
 def test_descriptors_that_grow_are_said(run: tuple[SoakReport, Path]) -> None:
     leaking = tuple(sample.model_copy(update={"descriptors": 10 + i}) for i, sample in enumerate(samples([200.0] * 60)))
     missed = [verdict.text for verdict in verdicts(run[0].model_copy(update={"samples": leaking})) if not verdict.ok]
