@@ -110,11 +110,11 @@ def _operation(path: str, method: str, operation: Json) -> str:
         *(f"<p>{_prose(text)}</p>" for text in operation.get("description", "").split("\n\n") if text),
     ]
     if parameters := operation.get("parameters"):
-        rows = [
+        asked = [
             (_code(p["name"]), escape(p["in"]), _kind(p.get("schema", {})), _prose(p.get("description", "")))
             for p in parameters
         ]
-        parts.append(_table(("Parameter", "In", "Type", "Meaning"), rows))
+        parts.append(_table(("Parameter", "In", "Type", "Meaning"), asked))
     if body := operation.get("requestBody"):
         parts.append(f"<p>{_prose(body.get('description', ''))}</p>")
         parts.append(_table(("Body", "Type"), _content(body)))
