@@ -20,9 +20,8 @@ help: ## list what can be made
 demo: $(VENV)/.all ## the whole way on the built-in sample set, into runs/demo
 	$(BIN)/compress run demo --out runs/demo
 
-# One more than cores: the tests of servers mostly wait.
 test: lint ## lint, then every test, on all cores
-	$(BIN)/python -m pytest -n $$(( $$(nproc) + 1 )) --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	@failed=0; \
