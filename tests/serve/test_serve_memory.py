@@ -7,7 +7,7 @@ import sys
 import pytest
 
 _PROGRAM = """
-import ctypes, json, resource, sys, threading
+import json, resource, sys, threading
 import numpy as np
 from serve.memory import keep_freed
 
