@@ -7,8 +7,15 @@ import tempfile
 
 from support import shared
 
+from export.machine import usable_cores
+
 # There is a process of tests for each core: more threads of torch would only take it from the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `-n auto`: half as many again as cores, because tests of servers wait more than they work."""
+    return usable_cores() * 3 // 2
 
 
 def _folder_for(variable: str) -> None:
