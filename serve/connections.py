@@ -70,7 +70,9 @@ class _Gathered:
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
         if parts:
-            self._transport.writelines(parts)
+            # Not writelines: in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it never pauses the protocol, and who does not
+            # read would not be cut off. Source: CVE-2024-12254.
+            self._transport.write(b"".join(parts))
 
 
 class GuardedConnection(HttpToolsProtocol):

@@ -1,5 +1,6 @@
 """Clients that dawdle, send no HTTP, read nothing or are too many: each loses its own connection and nobody else's."""
 
+import asyncio
 import contextlib
 import json
 import select
@@ -125,6 +126,20 @@ def test_who_does_not_read_is_cut_off(hasty_url: str) -> None:
         hung_up = select.poll()
         hung_up.register(deaf, 0)  # errors and the end alone, which come without being asked for
         assert hung_up.poll(20_000), "the connection is still open"
+
+
+def test_who_does_not_read_is_cut_off_where_writelines_never_pauses(
+    hasty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1."""
+
+    def writelines(transport: asyncio.Transport, parts: list[bytes]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(transport, "_maybe_pause_protocol", lambda: None)
+            transport.write(b"".join(parts))
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.writelines", writelines)
+    test_who_does_not_read_is_cut_off(hasty_url)
 
 
 @pytest.mark.parametrize(
