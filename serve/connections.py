@@ -70,8 +70,8 @@ class _Gathered:
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
         if parts:
-            # Not writelines: in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it never pauses the protocol, and who does not
-            # read would not be cut off. Source: CVE-2024-12254.
+            # Not writelines: in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it never pauses the protocol, and who reads
+            # nothing would not be cut off. Source: CVE-2024-12254.
             self._transport.write(b"".join(parts))
 
 
@@ -103,11 +103,11 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._sending is not _Sending.BODY:
-            # What is whole is counted by its callbacks, which begin anew with each request.
-            self._header_bytes += len(data)
+        # The callbacks begin anew with each request and each piece of a body: what is left are headers, and what may
+        # stand around chunks, extensions and trailers.
+        self._header_bytes += len(data)
         super().data_received(data)
-        if self._sending is _Sending.HEADERS and self._header_bytes > _MAX_HEADER_BYTES:
+        if self._sending is not _Sending.NOTHING and self._header_bytes > _MAX_HEADER_BYTES:
             self._refuse(_BAD_HTTP)
         self._watch()
 
@@ -123,6 +123,10 @@ class GuardedConnection(HttpToolsProtocol):
         self._sending = _Sending.BODY
         self._header_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._sending = _Sending.NOTHING

@@ -19,6 +19,7 @@ from serve.settings import ServeSettings
 SEGMENT = "/v1/models/tiny/segment"
 PNG = {"Content-Type": "image/png"}
 IMAGE = encode_image(np.zeros((16, 16, 3), np.uint8))
+LARGE = encode_image(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 PATIENCE = 0.4
 
@@ -161,6 +162,28 @@ def test_what_is_no_http_is_a_problem(hasty_url: str, sent: bytes) -> None:
         opened.sendall(sent)
         assert problem_in(to_the_end(opened)) == (400, "bad_http")
     assert httpx.get(hasty_url + "/v2/health/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"0\r\nX-Trailer: " + b"x" * 66_000, b"0\r\n" + b"X-Trailer: x\r\n" * 4700, b"1;extension=" + b"x" * 66_000],
+    ids=["a long trailer", "many trailers", "an extension of a chunk"],
+)
+def test_what_stands_around_chunks_is_bounded_as_headers_are(hasty_url: str, endless: bytes) -> None:
+    head = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n"
+    with connection(hasty_url) as opened:
+        opened.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert opened.recv(65536).startswith(b"HTTP/1.1 100 ")
+        opened.sendall(endless)
+        assert problem_in(to_the_end(opened)) == (400, "bad_http")
+
+
+def test_chunks_of_any_number_are_no_headers(hasty_url: str) -> None:
+    def in_crumbs() -> Iterator[bytes]:
+        for byte in LARGE:
+            yield bytes([byte])
+
+    assert httpx.post(hasty_url + SEGMENT, content=in_crumbs(), headers=PNG).status_code == 200
 
 
 def test_on_too_many_connections_health_alone_is_answered(bundle: Bundle) -> None:
