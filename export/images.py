@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from export.bands import MAX_CHANNELS, as_pages, count_pages, lossless_format, read_bands
 from export.errors import ImageError, ShapeError
+from export.jpeg import check_scans
 from export.png import grey_png
 
 U8 = NDArray[np.uint8]
@@ -71,9 +73,11 @@ def decode(source: bytes | Path, channels: int, *, max_pixels: int = DEFAULT_MAX
     Grey and RGB are made of whatever there is. Bands are not: a file with another number of them is refused, and
     where each band is a page, `max_pixels` counts the pixels of all pages.
 
-    Raises ImageError as `read_header` does, for truncated data, and with the reason "channels" for other bands.
+    Raises ImageError as `read_header` does, for truncated data, for a JPEG of too many scans, and with the reason
+    "channels" for other bands.
     """
     with _Opened(source, max_pixels) as image:
+        _check_work(image, source)
         if channels not in (1, 3):
             return read_bands(image, channels, max_pixels=max_pixels)
         # Pillow warns when it drops a palette's transparency by itself; alpha is dropped here on purpose.
@@ -88,6 +92,7 @@ def decode_indices(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
     Raises ImageError.
     """
     with _Opened(source, max_pixels) as image:
+        _check_work(image, source)
         if image.mode == "1":
             return np.asarray(image.convert("L"), dtype=np.uint8) // 255
         return np.asarray(image, dtype=np.uint8)
@@ -239,6 +244,12 @@ class _Opened:
         if isinstance(error, Exception):
             # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError ... for broken bytes.
             raise ImageError(f"{self._where}damaged image data: {error}", reason="malformed") from error
+
+
+def _check_work(image: Image.Image, source: bytes | Path) -> None:
+    """Refuse what would take longer to decode than its pixels are reason for."""
+    if isinstance(image, JpegImageFile):
+        check_scans(source if isinstance(source, bytes) else source.read_bytes())
 
 
 def _is_eight_bits(image: Image.Image) -> bool:

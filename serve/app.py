@@ -14,6 +14,7 @@ from serve import openapi, pages, problems, routes_image, routes_service, tracin
 from serve.access import Access
 from serve.connections import Crowding
 from serve.folders import ModelFolders
+from serve.head import HeadAsGet
 from serve.keys import Keyring, load_keys
 from serve.middleware import RequestEnvelope
 from serve.oip import routes as oip
@@ -75,6 +76,7 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     for router in (routes_image.router, oip.router, routes_service.router, pages.router):
         app.include_router(router)
     openapi.install(app, with_keys=keyring is not None)
+    app.add_middleware(HeadAsGet)
     if keyring is not None:
         app.add_middleware(Access, keyring=keyring, metrics=service.metrics)
     app.add_middleware(Crowding, metrics=service.metrics)

@@ -9,9 +9,11 @@ import asyncio
 import random
 import socket
 import struct
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
+import httptools
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -22,7 +24,9 @@ from serve.problems import ProblemError, problem_response
 from serve.settings import ServeSettings
 
 _MAX_HEADER_BYTES = 64 * 1024
-_BAD_HTTP = ProblemError(400, "bad_http", "these bytes are no HTTP/1.1 request, or its headers are too long; mend them")
+_BAD_HTTP = ProblemError(
+    400, "bad_http", "these bytes are no HTTP/1.1 request with one Host, or its headers are too long; mend them"
+)
 _CROWDED = "crowded"
 
 
@@ -70,7 +74,37 @@ class _Gathered:
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
         if parts:
-            self._transport.writelines(parts)
+            # Not writelines: in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it never pauses the protocol, and who reads
+            # nothing would not be cut off. Source: CVE-2024-12254.
+            self._transport.write(b"".join(parts))
+
+
+class _Parser:
+    """Uvicorn's parser, for which a request to go on in another protocol (h2c, WebSocket) is one like any other.
+
+    httptools takes all that follows for the other protocol, the request's own body included. That a server may pass the
+    wish over: RFC 9110, 7.8.
+    """
+
+    def __init__(self, parser: httptools.HttpRequestParser, head_without: Callable[[], bytes]) -> None:
+        self._parser = parser
+        self._head_without = head_without
+
+    @property
+    def meets_upgrade(self) -> bool:
+        return bool(self._parser.should_upgrade()) and self._parser.get_method() != b"CONNECT"
+
+    def feed_data(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._head_without() + data[upgrade.args[0] :]
+            else:
+                return
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
 
 
 class GuardedConnection(HttpToolsProtocol):
@@ -80,6 +114,7 @@ class GuardedConnection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.parser: _Parser = _Parser(self.parser, self._head_without_upgrade)  # type: ignore[arg-type,assignment]
         self._sending = _Sending.NOTHING
         self._header_bytes = 0
         self._reading: asyncio.TimerHandle | None = None
@@ -101,11 +136,11 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._sending is not _Sending.BODY:
-            # What is whole is counted by its callbacks, which begin anew with each request.
-            self._header_bytes += len(data)
+        # The callbacks begin anew with each request and each piece of a body: what is left are headers, and what may
+        # stand around chunks, extensions and trailers.
+        self._header_bytes += len(data)
         super().data_received(data)
-        if self._sending is _Sending.HEADERS and self._header_bytes > _MAX_HEADER_BYTES:
+        if self._sending is not _Sending.NOTHING and self._header_bytes > _MAX_HEADER_BYTES:
             self._refuse(_BAD_HTTP)
         self._watch()
 
@@ -118,11 +153,23 @@ class GuardedConnection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.meets_upgrade:
+            return
         self._sending = _Sending.BODY
         self._header_bytes = 0
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        # RFC 9112, 3.2; HTTP/1.0 may leave it out.
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
+            raise ValueError("Host")  # the parser makes an error of its own of this, and uvicorn the 400 below
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        if self.parser.meets_upgrade:
+            return
         self._sending = _Sending.NOTHING
         super().on_message_complete()
 
@@ -140,6 +187,13 @@ class GuardedConnection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  it says nothing that helps
         self._refuse(_BAD_HTTP)
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head of the request that is being read, as it came but for one header."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def _watch(self) -> None:
         """Start the clock when the client is to send something that no route waits for; stop it when it has."""

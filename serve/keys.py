@@ -68,13 +68,16 @@ def add_key(path: Path, name: str, role: Role) -> str:
 
     Raises UsageError for a bad name or one that is there already, KeyFileError for a file that is none of keys.
     """
-    if path.exists() and any(key.name == name for key in load_keys(path).keys):
+    text = _text(path) if path.exists() else ""
+    if any(key.name == name for key in _keys(path, text)):
         raise UsageError(f"{path} has a key named {name} already; take another name, or delete its line first")
     secret, key = make_key(name, role)
+    # Whoever edits the file by hand may leave its last line open.
+    opening = "\n" if text and not text.endswith("\n") else ""
     try:
         path.touch(mode=0o600)
         with path.open("a", encoding="utf-8") as file:
-            file.write(key.line() + "\n")
+            file.write(f"{opening}{key.line()}\n")
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror}; name a file that can be written") from error
     return secret
@@ -96,19 +99,30 @@ class Keyring:
 
 
 def load_keys(path: Path) -> Keyring:
-    """Read a file of keys.
+    """Read a file of keys for a server.
 
-    Raises KeyFileError with everything that is wrong with it.
+    Raises KeyFileError with everything that is wrong with it; that there is no key in it is wrong, too.
     """
+    keys = _keys(path, _text(path))
+    if not keys:
+        raise _wrong(path, ["no key stands in it, so nobody could ask anything; make one with compress serve-key"])
+    return Keyring(keys)
+
+
+def _text(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise KeyFileError(f"{path} is no text; make keys with compress serve-key") from error
     except OSError as error:
         raise KeyFileError(f"API keys {path}: {error.strerror}; make it with compress serve-key") from error
+
+
+def _keys(path: Path, text: str) -> list[Key]:
+    """The keys in what stands in `path`, perhaps none. Raises KeyFileError."""
     keys: list[Key] = []
     problems: list[str] = []
-    for number, line in enumerate((line.strip() for line in lines), start=1):
+    for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
         # The line itself is not told: it may be a secret that somebody put here by mistake.
@@ -119,11 +133,13 @@ def load_keys(path: Path) -> Keyring:
             problems.append(f"line {number} has a name that stands further up already; give each key its own")
         else:
             keys.append(Key(match["name"], Role(match["role"]), bytes.fromhex(match["digest"])))
-    if not keys and not problems:
-        problems.append("no key stands in it, so nobody could ask anything; make one with compress serve-key")
     if problems:
-        raise KeyFileError(f"API keys {path}:" + "".join(f"\n  - {problem}" for problem in problems))
-    return Keyring(keys)
+        raise _wrong(path, problems)
+    return keys
+
+
+def _wrong(path: Path, problems: Sequence[str]) -> KeyFileError:
+    return KeyFileError(f"API keys {path}:" + "".join(f"\n  - {problem}" for problem in problems))
 
 
 def _digest(secret: str) -> bytes:

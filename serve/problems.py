@@ -112,9 +112,10 @@ def _routing_problem(request: Request, error: HTTPException) -> ProblemError:
         detail = f"there is nothing at {request.url.path}; /docs lists the routes"
         return ProblemError(404, "unknown_route", detail)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        detail = f"{request.url.path} does not take {request.method}; use {allowed}"
-        return ProblemError(405, "method", detail, headers=error.headers)
+        allowed = set((error.headers or {}).get("Allow", "").split(", "))
+        methods = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
+        detail = f"{request.url.path} does not take {request.method}; use {methods}"
+        return ProblemError(405, "method", detail, headers={"Allow": methods})
     return ProblemError(error.status_code, "http", str(error.detail), headers=error.headers)
 
 

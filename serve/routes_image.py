@@ -220,7 +220,7 @@ async def segment_image(
         predictor = service.repository.predictor(name)
         content_type = ContentType.of(request)
         look = Look.asked(predictor.manifest, probabilities=probabilities, window=window)
-        asked = _Asked(look, picture, request.headers.get("accept", ""))
+        asked = _Asked(look, picture, ", ".join(request.headers.getlist("accept")))
         answer, timing = await _segment(service, predictor, request, content_type, asked)
     return Response(
         answer.body, media_type=answer.media_type, headers={**answer.headers, "Server-Timing": timing, "Vary": "Accept"}

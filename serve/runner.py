@@ -24,6 +24,7 @@ from serve.lifecycle import Lifecycle
 from serve.memory import keep_freed
 from serve.service import Service
 from serve.settings import ServeSettings
+from serve.starting import end_the_start, ends_on_sigterm
 from serve.tls import tls_context
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,12 @@ logger = logging.getLogger(__name__)
 _SETTLE_SECONDS = 0.5
 
 
+@ends_on_sigterm()
 def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
     """Serve `bundles` until SIGTERM or SIGINT, then answer what has been accepted and return.
 
-    The port opens when every bundle is verified and warm. A second signal ends the process at once.
+    The port opens when every bundle is verified and warm; SIGTERM before that ends the process at once, with status 0.
+    So does a second signal, by the signal.
 
     Raises BundleError for bundles that must not serve, UsageError for an address that cannot be listened on and for
     files of keys or certificates that are none, WorkFailedError when the server does not start, or when requests were
@@ -123,6 +126,8 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self, number: signal.Signals) -> None:
+        if not self._lifecycle.has_started:
+            end_the_start()
         if self._draining is None:
             # At a terminal there is no load balancer that would hear late.
             grace_seconds = self._grace_seconds if number == signal.SIGTERM else 0

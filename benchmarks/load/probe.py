@@ -1,10 +1,11 @@
 """Health asked again and again while others load the server: it must never wait behind their work."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from itertools import count
+from math import inf
 
 from benchmarks.load.client import Connection, Target
 
@@ -18,34 +19,39 @@ class Probes:
     """What the probes met so far."""
 
     milliseconds: list[float] = field(default_factory=list)
-    """One of each that was answered 200."""
+    """One of each that was answered 200, from when it was due: who waits for a stall must not hide it."""
     failed: int = 0
+    until: float = inf
+    """What is due later, by the clock of the event loop, is not asked any more."""
 
 
 @asynccontextmanager
 async def probed(target: Target, path: str = _PATH) -> AsyncIterator[Probes]:
-    """Ask 20 times a second on a connection of its own while the block lasts."""
+    """Ask 20 times a second on a connection of its own while the block lasts; what was due in it is waited for."""
     probes = Probes()
     asking = asyncio.create_task(_ask(target.get(path), target, probes))
     try:
         yield probes
     finally:
-        asking.cancel()
-        with suppress(asyncio.CancelledError):
-            await asking
+        probes.until = asyncio.get_running_loop().time()
+        await asking
 
 
 async def _ask(request: bytes, target: Target, probes: Probes) -> None:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     with closing(Connection(target)) as connection:
-        while True:
-            begun = time.perf_counter()
+        for number in count():
+            due = begun + number * _EVERY_SECONDS
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            if due > probes.until:
+                return
             try:
-                async with asyncio.timeout(_TIMEOUT_SECONDS):
+                async with asyncio.timeout_at(due + _TIMEOUT_SECONDS):
                     status = await connection.exchange(request)
             except (OSError, EOFError):  # a timeout is an OSError, too
                 status = 0
             if status == 200:
-                probes.milliseconds.append(1e3 * (time.perf_counter() - begun))
+                probes.milliseconds.append(1e3 * (loop.time() - due))
             else:
                 probes.failed += 1
-            await asyncio.sleep(max(0.0, _EVERY_SECONDS - (time.perf_counter() - begun)))

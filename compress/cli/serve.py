@@ -9,8 +9,10 @@ import typer
 from export.errors import SegpressError, require
 from export.sessions import MemoryPool, Provider
 from serve.logs import LogFormat, last_line, logs_as
+from serve.starting import ends_on_sigterm
 
 
+@ends_on_sigterm()  # importing what serves takes a second, too
 def command(
     bundles: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles, or folders of them as NAME/VERSION or NAME.")

@@ -15,6 +15,7 @@ from support.bundles import tiny_bundle
 from benchmarks.load.client import Target
 from benchmarks.peers.behaviour import BEHAVIOURS
 from benchmarks.peers.servers import KINDS, OURS, interpreters
+from benchmarks.report.load.results import LoadSummary, Percentile
 from benchmarks.report.peers.results import PeersReport
 from benchmarks.report.peers.write import verdicts
 from compress.cli.main import main
@@ -70,6 +71,36 @@ def test_what_another_does_better_is_said(run: tuple[PeersReport, str]) -> None:
     slower = faster.model_copy(update={"capacity": 0.9 * ours.capacity})
     report = run[0].model_copy(update={"servers": (ours, slower)})
     assert not any("images a second" in verdict.text for verdict in verdicts(report) if not verdict.ok)
+
+
+def opened(ok: int, errors: dict[str, int], p99_ms: float) -> LoadSummary:
+    latency = (Percentile(percent=99, milliseconds=p99_ms, beyond=1),) if ok else ()
+    sent = ok + sum(errors.values())
+    return LoadSummary(sent=sent, ok=ok, errors=errors, seconds=10, throughput=ok / 10, latency=latency)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "holds"),
+    [
+        (opened(300, {}, 100), opened(300, {}, 100), True),
+        (opened(300, {}, 110), opened(300, {}, 100), False),
+        (opened(10, {"429": 290}, 50), opened(300, {}, 100), False),
+        (opened(0, {"500": 300}, 0), opened(300, {}, 100), False),
+        (opened(300, {}, 110), opened(10, {"429": 290}, 100), True),
+        (opened(299, {"503": 1}, 50), opened(10, {"429": 290}, 100), False),
+    ],
+    ids=["as fast", "slower", "refuses", "only errors", "theirs refuses", "both refuse"],
+)
+def test_a_tail_is_fast_only_without_errors(
+    run: tuple[PeersReport, str], ours: LoadSummary, theirs: LoadSummary, holds: bool
+) -> None:
+    [server] = run[0].servers
+    servers = (
+        server.model_copy(update={"opened": ours}),
+        server.model_copy(update={"name": "mosec", "opened": theirs}),
+    )
+    [tail] = [v for v in verdicts(run[0].model_copy(update={"servers": servers})) if "p99" in v.text]
+    assert tail.ok == holds, tail.detail
 
 
 def sent_by(name: str) -> tuple[dict[str, str], bytes]:

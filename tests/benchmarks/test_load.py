@@ -11,6 +11,7 @@ import pytest
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.client import Target
 from benchmarks.load.drive import Outcome, closed_loop, open_loop
+from benchmarks.load.probe import Probes, probed
 from benchmarks.load.summary import summarised
 from export.errors import UsageError
 
@@ -41,7 +42,8 @@ class Stub:
         try:
             while given < self._gives:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                self.bodies.append(await reader.readexactly(int(head.split(b"content-length:")[1].split()[0])))
+                length = head.partition(b"content-length:")[2].split()
+                self.bodies.append(await reader.readexactly(int(length[0]) if length else 0))
                 self.seen += 1
                 if self._rude and self.seen % self._rude == 0:
                     return
@@ -106,6 +108,24 @@ def test_a_stall_shows_in_every_request_that_was_due_in_it(connections: int) -> 
     assert (summary.sent, summary.ok, summary.errors) == (100, 100, {})
     p95 = next(point for point in summary.latency if point.percent == 95)
     assert p95.milliseconds >= 400
+
+
+@pytest.mark.parametrize("ends", [0.4, 0.9], ids=["within the stall", "after it"])
+def test_a_stall_shows_in_every_probe_that_was_due_in_it(ends: float) -> None:
+    """Also in those that the end of the run found waiting."""
+
+    async def run() -> Probes:
+        async with Stub(stall=(0.2, 0.5)).listening() as target, probed(target) as probes:
+            await asyncio.sleep(ends)
+        return probes
+
+    probes = asyncio.run(run())
+    assert probes.failed == 0
+    assert len(probes.milliseconds) >= ends / 0.05
+    # One is due every 50 ms, and each waits for what is left of the stall; the slack is for clocks and the machine.
+    waited = [ms for ms in probes.milliseconds if ms > 100]
+    assert len(waited) >= (min(ends, 0.6) - 0.2) / 0.05 - 1
+    assert max(waited) > 400
 
 
 def test_each_request_is_answered_or_counted_as_an_error_once() -> None:

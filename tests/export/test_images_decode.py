@@ -169,6 +169,40 @@ def test_pixels_are_counted_before_they_are_decoded() -> None:
     assert caught.value.reason == "too_large"
 
 
+def progressive(*, scans: int) -> bytes:
+    """A progressive JPEG that goes over the same coefficients again and again: `scans` more than it needs."""
+    content = file_of(Image.fromarray(np.full((24, 40), 90, np.uint8)), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + content[last:-2] * scans + content[-2:]
+
+
+def test_a_jpeg_of_more_scans_than_any_has_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "again.jpg"
+    path.write_bytes(progressive(scans=100))
+    for source in (path.read_bytes(), path):
+        for read in (lambda source: decode(source, 1), lambda source: decode(source, 4), decode_indices):
+            with pytest.raises(ImageError, match="more than 100 scans") as caught:
+                read(source)
+            assert caught.value.reason == "too_large"
+    np.testing.assert_allclose(decode(progressive(scans=80), 1).astype(int), 90, atol=1)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["behind it", "in a comment"])
+def test_what_only_looks_like_scans_is_not_counted(before: bool) -> None:
+    """A phone appends its video to the image, and a thumbnail stands before it."""
+    content, others = file_of(Image.fromarray(GREY), "JPEG"), b"\xff\xda\0\2" * 1000
+    comment = b"\xff\xfe" + (2 + len(others)).to_bytes(2, "big") + others
+    longer = content[:2] + comment + content[2:] if before else content + others
+    np.testing.assert_array_equal(decode(longer, 1), decode(content, 1))
+
+
+def test_markers_without_end_are_not_counted_to_the_end() -> None:
+    content = progressive(scans=0)
+    place = content.index(b"\xff\xda")
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        decode(content[:place] + b"\xff\xfe\0\2" * 20_000 + content[place:] + b"\xff\xda" * 100, 1)
+
+
 SEEDS = {kind: file_of(Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)), kind) for kind in FORMATS}
 
 

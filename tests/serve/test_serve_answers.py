@@ -132,6 +132,13 @@ def test_accept_chooses_the_form(client: httpx.Client, accept: str, media_type: 
     assert (response.status_code, response.headers["content-type"]) == (200, media_type)
 
 
+def test_all_lines_of_accept_are_one_list(client: httpx.Client) -> None:
+    headers = [*PNG.items(), ("Accept", "text/html"), ("Accept", "application/json")]
+    # A client of its own: the shared one sends an Accept as well.
+    response = httpx.post(client.base_url.join(SEGMENT), content=encode_image(random_image(8, 8)), headers=headers)
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+
+
 def test_every_concurrent_request_gets_its_own_answer(client: httpx.Client) -> None:
     images = [random_image(16 + seed, 64 - seed, seed=seed) for seed in range(40)]
 

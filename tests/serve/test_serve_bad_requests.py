@@ -168,6 +168,8 @@ def test_what_fastapi_itself_refuses_is_a_problem_too(bundle: Bundle, body: str)
 
 def test_a_wrong_method_names_the_right_one(client: httpx.Client) -> None:
     assert client.get(SEGMENT).headers["allow"] == "POST"
+    for path in ("/", "/v2/health/live", "/openapi.json"):
+        assert client.post(path).headers["allow"] == "GET, HEAD"
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,7 +1,9 @@
 """Clients that dawdle, send no HTTP, read nothing or are too many: each loses its own connection and nobody else's."""
 
+import asyncio
 import contextlib
 import json
+import re
 import select
 import socket
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from serve.settings import ServeSettings
 SEGMENT = "/v1/models/tiny/segment"
 PNG = {"Content-Type": "image/png"}
 IMAGE = encode_image(np.zeros((16, 16, 3), np.uint8))
+LARGE = encode_image(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 PATIENCE = 0.4
 
@@ -127,6 +130,20 @@ def test_who_does_not_read_is_cut_off(hasty_url: str) -> None:
         assert hung_up.poll(20_000), "the connection is still open"
 
 
+def test_who_does_not_read_is_cut_off_where_writelines_never_pauses(
+    hasty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1."""
+
+    def writelines(transport: asyncio.Transport, parts: list[bytes]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(transport, "_maybe_pause_protocol", lambda: None)
+            transport.write(b"".join(parts))
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.writelines", writelines)
+    test_who_does_not_read_is_cut_off(hasty_url)
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -135,17 +152,77 @@ def test_who_does_not_read_is_cut_off(hasty_url: str) -> None:
         b"GET / HTTP/one\r\nHost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX-Host: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nX-Large: " + b"x" * 70_000,
         b"POST " + SEGMENT.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
         b"Transfer-Encoding: chunked\r\n\r\nmany\r\n",
     ],
-    ids=["TLS", "no path", "version", "no colon", "length", "large", "chunk"],
+    ids=[
+        "TLS",
+        "no path",
+        "version",
+        "no colon",
+        "length",
+        "no Host",
+        "two Hosts",
+        "two Hosts in HTTP/1.0",
+        "large",
+        "chunk",
+    ],
 )
 def test_what_is_no_http_is_a_problem(hasty_url: str, sent: bytes) -> None:
     with connection(hasty_url) as opened:
         opened.sendall(sent)
         assert problem_in(to_the_end(opened)) == (400, "bad_http")
     assert httpx.get(hasty_url + "/v2/health/live").status_code == 200
+
+
+def test_http_1_0_may_leave_host_out(hasty_url: str) -> None:
+    with connection(hasty_url) as opened:
+        opened.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
+        assert to_the_end(opened).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(hasty_url: str, protocol: str) -> None:
+    asks = {"Connection": "Upgrade", "Upgrade": protocol}
+    with httpx.Client(base_url=hasty_url) as kept:
+        for _ in range(2):
+            assert kept.get("/v2/health/live", headers=asks).status_code == 200
+            assert kept.post(SEGMENT, content=IMAGE, headers={**PNG, **asks}).status_code == 200
+            assert kept.post(SEGMENT, content=iter([IMAGE]), headers={**PNG, **asks}).status_code == 200
+
+
+def test_what_comes_along_with_such_a_request_is_answered_too(hasty_url: str) -> None:
+    asks = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    head = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(IMAGE)}\r\n"
+    with connection(hasty_url) as opened:
+        opened.sendall(LIVE[:-2] + asks + head.encode() + asks + IMAGE + LIVE[:-2] + b"Connection: close\r\n\r\n")
+        assert re.findall(rb"HTTP/1.1 (\d+)", to_the_end(opened)) == [b"200"] * 3
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"0\r\nX-Trailer: " + b"x" * 66_000, b"0\r\n" + b"X-Trailer: x\r\n" * 4700, b"1;extension=" + b"x" * 66_000],
+    ids=["a long trailer", "many trailers", "an extension of a chunk"],
+)
+def test_what_stands_around_chunks_is_bounded_as_headers_are(hasty_url: str, endless: bytes) -> None:
+    head = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n"
+    with connection(hasty_url) as opened:
+        opened.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert opened.recv(65536).startswith(b"HTTP/1.1 100 ")
+        opened.sendall(endless)
+        assert problem_in(to_the_end(opened)) == (400, "bad_http")
+
+
+def test_chunks_of_any_number_are_no_headers(hasty_url: str) -> None:
+    def in_crumbs() -> Iterator[bytes]:
+        for byte in LARGE:
+            yield bytes([byte])
+
+    assert httpx.post(hasty_url + SEGMENT, content=in_crumbs(), headers=PNG).status_code == 200
 
 
 def test_on_too_many_connections_health_alone_is_answered(bundle: Bundle) -> None:

@@ -172,6 +172,23 @@ def test_a_key_whose_line_is_deleted_is_no_key(tmp_path: Path) -> None:
     assert load_keys(path).find(kept) is not None
 
 
+@pytest.mark.parametrize("left", ["", "# nobody any more\n", "\n# edited by hand", "# one\r\n", "\r"])
+def test_a_key_is_added_where_none_stands(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(left.encode())
+    secret = add_key(path, "alice", Role.USE)
+    assert path.read_bytes().startswith(left.encode())
+    assert load_keys(path).find(secret) is not None
+
+
+def test_a_key_is_added_behind_a_line_that_was_left_open(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    first = add_key(path, "alice", Role.USE)
+    path.write_text(path.read_text().rstrip("\n"))
+    second = add_key(path, "bob", Role.USE)
+    assert all(load_keys(path).find(secret) for secret in (first, second))
+
+
 def test_a_name_is_taken_once(tmp_path: Path) -> None:
     add_key(tmp_path / "keys", "alice", Role.USE)
     with pytest.raises(UsageError, match="a key named alice already"):

@@ -66,6 +66,18 @@ def test_what_clients_make_up_does_not_get_into_the_log(bundle: Bundle) -> None:
     assert not re.search("made.{0,3}up", json.dumps(lines))
 
 
+def test_the_line_of_head_tells_its_route_and_that_nothing_was_sent(bundle: Bundle) -> None:
+    with logged() as records, serving([bundle.path], ServeSettings(concurrency=1)) as url:
+        httpx.head(url + "/v2/models/tiny")
+    [line] = requests(records)
+    assert {key: line[key] for key in ("method", "route", "status", "sent_bytes")} == {
+        "method": "HEAD",
+        "route": "/v2/models/{name}",
+        "status": 200,
+        "sent_bytes": 0,
+    }
+
+
 def test_probes_and_scrapers_are_quiet(bundle: Bundle) -> None:
     with logged() as records, serving([bundle.path], ServeSettings(concurrency=1)) as url:
         for path in ("/v2/health/live", "/v2/health/ready", "/metrics"):

@@ -1,5 +1,6 @@
 """The server as a process: opens its port when it is ready, ends without losing what it accepted."""
 
+import os
 import shutil
 import signal
 import socket
@@ -49,7 +50,7 @@ class HalfSent:
         return b"".join(iter(lambda: self._connection.recv(65536), b""))
 
 
-def settings(**values: float) -> ServeSettings:
+def settings(**values: float | Path) -> ServeSettings:
     return ServeSettings.model_validate({"port": 0, "concurrency": 1, "grace_seconds": 0, **values})
 
 
@@ -195,6 +196,28 @@ def test_an_idle_server_stops_promptly_with_clients_connected(bundle: Bundle, nu
         assert idle.get("/v2/health/live").status_code == 200
         server.signal(number)
         assert server.wait(seconds=10) == 0
+
+
+def test_a_signal_ends_the_start_at_once_and_well(bundle: Bundle, tmp_path: Path) -> None:
+    """It is never the default that ends it: a container's first process would not hear of such a signal."""
+    keys = tmp_path / "keys"
+    os.mkfifo(keys)
+    # To open the file waits until the server reads it.
+    with ServerProcess([bundle.path], settings(api_keys=keys)) as server, keys.open("wb"):
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "before it was ready" in server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_a_signal_does_not_wait_for_the_warm_up(tmp_path: Path) -> None:
+    slow = tiny_bundle(tmp_path / "slow", size=(1536, 1536))
+    with ServerProcess([slow.path], settings(grace_seconds=60)) as server:
+        until(lambda: "usable cores" in server.log)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "ready on" not in server.log
 
 
 def test_a_damaged_bundle_stops_the_server_with_its_message(bundle: Bundle, tmp_path: Path) -> None:

@@ -53,6 +53,20 @@ def test_before_the_start_it_is_alive_but_not_ready(bundle: Bundle) -> None:
     assert [entry["state"] for entry in index] == ["UNAVAILABLE"]
 
 
+def test_head_is_answered_as_get_is_without_the_body(client: httpx.Client) -> None:
+    paths = [path for path, methods in client.get("/openapi.json").json()["paths"].items() if "get" in methods]
+    paths = [path.format(name="tiny", version="1") for path in paths if "metrics" not in path]
+    assert {"/v2/health/live", "/v2/health/ready", "/v2/models/tiny"} < set(paths)
+    for path in (*paths, "/", "/docs", "/openapi.json", "/page/app.js", "/nothing"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        for name in ("content-type", "content-length", "content-security-policy"):
+            assert head.headers.get(name) == get.headers.get(name), path
+    assert client.head("/metrics").status_code == 200
+    refused = client.head(SEGMENT)
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
 def test_metadata_follows_the_open_inference_protocol(client: httpx.Client, bundle: Bundle) -> None:
     answer = client.get("/v2/models/tiny").json()
     assert {key: answer[key] for key in ("name", "versions", "inputs", "outputs")} == {

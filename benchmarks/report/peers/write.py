@@ -1,6 +1,6 @@
 """Servers side by side as files, report.json and report.md, and what ours is held to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks.report.markdown import check_lines, code_lines, escaped, table_lines
@@ -28,16 +28,16 @@ def _verdicts(report: PeersReport) -> Iterable[Verdict]:
             text=f"{ours.name} answers as many images a second as the best of the others, within {DRIFT:.0%}",
             detail=f"{number(ours.capacity)} against {number(best.capacity)} of {best.name}",
         )
-        tails = {
-            peer.name: tail for peer in peers if (tail := peer.opened.ms(99.0)) is not None and not peer.opened.errors
-        }
-        own = ours.opened.ms(99.0)
-        if tails and own is not None:
-            name = min(tails, key=lambda peer: tails[peer])
+        tails = {peer.name: tail for peer in peers if (tail := peer.opened.ms(99.0)) is not None}
+        if tails:
+            # The few that a server answers while it refuses the rest come fast: that is no tail to be held to.
+            whole = {peer.name: tails[peer.name] for peer in peers if peer.name in tails and not peer.opened.errors}
+            bound = min(whole.values(), default=float("inf"))
+            own, errors = ours.opened.ms(99.0), sum(ours.opened.errors.values())
             yield Verdict(
-                ok=own <= (1 + DRIFT) * tails[name],
-                text=f"its p99 in the open loop is as low as the best of the others, within {DRIFT:.0%}",
-                detail=f"{number(own)} ms against {number(tails[name])} of {name}",
+                ok=own is not None and own <= (1 + DRIFT) * bound and not errors,
+                text=f"its p99 in the open loop is as low as the best of the others, within {DRIFT:.0%}; no errors",
+                detail=f"{optional(own)} ms and {errors} errors against {_best(whole)}",
             )
     bad = [f"{what}: {cell.text}" for what, cell in ours.behaviours.items() if not cell.good]
     yield Verdict(
@@ -45,6 +45,13 @@ def _verdicts(report: PeersReport) -> Iterable[Verdict]:
         text=f"{ours.name} behaves in every hard case",
         detail="; ".join(bad) or f"{len(ours.behaviours)} cases",
     )
+
+
+def _best(tails: Mapping[str, float]) -> str:
+    if not tails:
+        return "others that all had errors"
+    name = min(tails, key=lambda peer: tails[peer])
+    return f"{number(tails[name])} of {name}"
 
 
 def speeds(report: PeersReport) -> Table:
