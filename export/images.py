@@ -18,7 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from export.bands import MAX_CHANNELS, as_pages, count_pages, lossless_format, read_bands
 from export.errors import ImageError, ShapeError
-from export.jpeg import check_scans
+from export.pieces import check_pieces, check_scans
 from export.png import grey_png
 
 U8 = NDArray[np.uint8]
@@ -212,7 +212,12 @@ class _Opened:
         self._where = f"{source}: " if isinstance(source, Path) else ""
 
     def __enter__(self) -> Image.Image:
-        stream = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
+        stream: io.BytesIO | Path
+        if isinstance(self._source, bytes):
+            check_pieces(self._source)
+            stream = io.BytesIO(self._source)
+        else:
+            stream = self._source
         try:
             self._image = Image.open(stream, formats=list(FORMATS))
         except FileNotFoundError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,11 +197,51 @@ def test_what_only_looks_like_scans_is_not_counted(before: bool) -> None:
     np.testing.assert_array_equal(decode(longer, 1), decode(content, 1))
 
 
-def test_markers_without_end_are_not_counted_to_the_end() -> None:
+def chunks(count: int, kind: bytes = b"quIt") -> bytes:
+    """Empty ones of a PNG."""
+    return (bytes(4) + kind + zlib.crc32(kind).to_bytes(4, "big")) * count
+
+
+JPEG, PNG_FILE = file_of(Image.fromarray(GREY), "JPEG"), png(*GREY.shape, "grey")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        JPEG[:2] + b"\xff\xfe\0\2" * 20_000 + JPEG[2:],
+        JPEG[:2] + b"\xff" * 5000 + JPEG[2:],
+        JPEG[:2] + b"\0" * 5000 + JPEG[2:],
+        PNG_FILE[:33] + chunks(20_000) + PNG_FILE[33:],
+        PNG_FILE[:-12] + chunks(20_000, b"IDAT") + PNG_FILE[-12:],
+    ],
+    ids=["segments", "fill bytes", "rubbish", "chunks", "chunks of pixels"],
+)
+def test_a_file_in_more_pieces_than_any_is_refused_before_it_is_gone_through(content: bytes) -> None:
+    for read in (read_header, lambda content: decode(content, 1), decode_indices):
+        with pytest.raises(ImageError, match="more pieces") as caught:
+            read(content)
+        assert caught.value.reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("content", "whole"),
+    [
+        (JPEG[:2] + b"\xff\xfe\0\2" * 2000 + b"\xff" * 500 + JPEG[2:], JPEG),
+        (PNG_FILE[:33] + chunks(2000) + PNG_FILE[33:-12] + chunks(2000, b"IDAT") + PNG_FILE[-12:], PNG_FILE),
+    ],
+    ids=["JPEG", "PNG"],
+)
+def test_many_pieces_are_still_an_image(content: bytes, whole: bytes) -> None:
+    np.testing.assert_array_equal(decode(content, 1), decode(whole, 1))
+
+
+def test_markers_without_end_are_not_counted_to_the_end(tmp_path: Path) -> None:
     content = progressive(scans=0)
     place = content.index(b"\xff\xda")
+    path = tmp_path / "a file of one's own.jpg"
+    path.write_bytes(content[:place] + b"\xff\xfe\0\2" * 20_000 + content[place:] + b"\xff\xda" * 100)
     with pytest.raises(ImageError, match="more than 100 scans"):
-        decode(content[:place] + b"\xff\xfe\0\2" * 20_000 + content[place:] + b"\xff\xda" * 100, 1)
+        decode(path, 1)
 
 
 SEEDS = {kind: file_of(Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)), kind) for kind in FORMATS}
