@@ -6,6 +6,7 @@ N batch, H height, W width, C channels.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -107,13 +108,28 @@ def _values(tensor: InputTensor) -> NDArray[Any]:
             )
         values: NDArray[Any] = np.frombuffer(tensor.content, dtype=dtype)
         return values
+    _check_numbers(tensor.content, tensor.datatype)
     try:
         values = np.asarray(tensor.content)
     except ValueError as error:
         raise _bad_values("its rows are not all of one length") from error
     if values.dtype.kind not in ("iuf" if tensor.datatype == "FP32" else "iu"):
-        raise _bad_values(f"they are not all numbers that fit {tensor.datatype}")
+        raise _not_numbers(tensor.datatype)
     return values.ravel()
+
+
+def _check_numbers(content: Sequence[Any], datatype: str) -> None:
+    """NumPy gives every element the room of the longest: one string of a megabyte among numbers takes terabytes.
+
+    Raises ProblemError 400 for what is neither numbers nor rows of them.
+    """
+    level = content
+    while (types := set(map(type, level))) == {list}:
+        level = list(chain.from_iterable(level))
+    if list in types:
+        raise _bad_values("its rows are not all of one length")
+    if not types <= {int, float}:
+        raise _not_numbers(datatype)
 
 
 def _whole_bytes(values: NDArray[Any]) -> U8:
@@ -168,6 +184,10 @@ def _elements(tensor: InputTensor) -> Sequence[bytes]:
 
 def _bad_shape(detail: str) -> ProblemError:
     return ProblemError(400, "shape", f"input {IMAGE!r}: {detail}")
+
+
+def _not_numbers(datatype: str) -> ProblemError:
+    return _bad_values(f"they are not all numbers that fit {datatype}")
 
 
 def _bad_values(detail: str) -> ProblemError:

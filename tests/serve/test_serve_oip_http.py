@@ -173,6 +173,9 @@ def body(**changes: Any) -> bytes:
         (body(data=[0, 0, 0, 0, 0, None]), {}, 400),
         (body(data=[0, 0, 0, 0, 0, "1"]), {}, 400),
         (body(data=[True] * 6), {}, 400),
+        (body(data=[True] * 5 + [0]), {}, 400),
+        (body(data=[[0, 0, 0], [0, 0, False]]), {}, 400),
+        (body(data=[0, [0, 0, 0, 0, 0]]), {}, 400),
         (body(data=None), {}, 400),
         (body(shape=[1, 1, -2, 3]), {}, 400),
         (body(shape=[2**40, 2**40, 2**40, 3]), {}, 413),
@@ -199,6 +202,12 @@ def test_what_is_malformed_is_refused(base_url: str, content: bytes, headers: di
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["error"] == answer.json()["detail"]
+
+
+def test_one_string_among_numbers_takes_no_memory_for_each_of_them(base_url: str) -> None:
+    for row in (["a" * 700_000] + [0] * 100_000, [[0]] * 50_000 + [["a" * 700_000]]):
+        answer = httpx.post(base_url + INFER, content=body(data=row))
+        assert (answer.status_code, answer.json()["reason"]) == (400, "values"), answer.text
 
 
 def test_lengths_of_elements_are_not_believed(base_url: str) -> None:
