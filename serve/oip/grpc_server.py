@@ -57,6 +57,11 @@ _OPEN = ("ServerLive", "ServerReady", "Check")
 """Asked by probes, which hold no secrets and would fill the log."""
 _ADMINISTERS = ("RepositoryModelLoad", "RepositoryModelUnload")
 
+_TOLD_HEADERS = ("retry-after", "www-authenticate")
+"""Of a problem's headers, those that mean something here. Connection would make the answer malformed HTTP/2.
+
+Source: RFC 9113, 8.2.2."""
+
 _CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents", "BYTES": "bytes_contents"}
 
 # Beside the tensors of a message stand its names and shapes.
@@ -161,7 +166,7 @@ class GrpcServer:
                     return response
                 except ProblemError as problem:
                     status = problem.status
-                    context.set_trailing_metadata([(name.lower(), value) for name, value in problem.headers.items()])
+                    context.set_trailing_metadata(_metadata(problem))
                     await context.abort(_code(status), problem.detail)
                 except asyncio.CancelledError:
                     status = CLIENT_CLOSED_REQUEST
@@ -295,6 +300,11 @@ class _Inference:
 
 def _code(status: int) -> grpc.StatusCode:
     return _CODES.get(status, grpc.StatusCode.UNKNOWN)
+
+
+def _metadata(problem: ProblemError) -> list[tuple[str, str]]:
+    headers = [(name.lower(), value) for name, value in problem.headers.items()]
+    return [(name, value) for name, value in headers if name in _TOLD_HEADERS]
 
 
 def _asked(request: Any) -> InferenceRequest:

@@ -275,6 +275,18 @@ def test_a_drain_answers_what_was_accepted_on_both_doors(bundle: Bundle) -> None
             httpx.get(url)
 
 
+def test_a_draining_server_says_when_to_come_back_in_sound_http2(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, grpc_port=0)
+    app = create_app([bundle.path], settings)
+    with serving(app, settings), grpc.insecure_channel(f"127.0.0.1:{app.state.grpc_server.port}") as channel:
+        app.state.service.lifecycle.drain()
+        with pytest.raises(grpc.RpcError) as caught:
+            triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(service_pb2.ModelInferRequest())
+        metadata: Any = caught.value.trailing_metadata()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert set(dict(metadata)) == {"retry-after"}, "headers of a connection are malformed in HTTP/2"
+
+
 def test_a_port_that_is_taken_is_said_before_bundles_are_loaded(bundle: Bundle) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
