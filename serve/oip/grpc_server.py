@@ -5,7 +5,7 @@ N batch, H height, W width.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any
@@ -19,9 +19,11 @@ from export.errors import WorkFailedError
 from export.images import U8
 from export.runtime import MASK
 from serve.access import Caller, caller_of, check_may_administer
-from serve.dispatch import dispatch
+from serve.dispatch import dispatch, refuse_if_full
 from serve.keys import Keyring
+from serve.metrics import UNKNOWN_MODEL
 from serve.oip import models
+from serve.oip.call import Call, Context
 from serve.oip.inference import InferenceRequest, InputTensor, images_of
 from serve.oip.messages import HEALTH, INFERENCE, message, methods
 from serve.pipeline import WholeWork
@@ -33,8 +35,7 @@ from serve.tracing import CallSpan, Spans
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = Callable[[Any, "Call"], Awaitable[Any]]
+Handler = Callable[[Call], Awaitable[Any]]
 
 # Source: the HTTP mapping in google/rpc/code.proto.
 _CODES = {
@@ -43,6 +44,7 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     415: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.FAILED_PRECONDITION,
@@ -66,18 +68,6 @@ _CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents", "BYTES": "bytes_
 
 # Beside the tensors of a message stand its names and shapes.
 _ROOM_FOR_NAMES = 65536
-
-
-class Call:
-    """What a method may ask of the call that it answers."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the client's deadline; None when it named none."""
-        return self._context.time_remaining()
 
 
 class GrpcServer:
@@ -133,7 +123,7 @@ class GrpcServer:
         return grpc.method_handlers_generic_handler(
             service,
             {
-                name: grpc.unary_unary_rpc_method_handler(
+                name: grpc.stream_unary_rpc_method_handler(
                     self._enveloped(service, name, getattr(methods_of, name)),
                     request_deserializer=request.FromString,
                     response_serializer=response.SerializeToString,
@@ -142,25 +132,26 @@ class GrpcServer:
             },
         )
 
-    def _enveloped(self, service: str, method: str, handler: Handler) -> Callable[[Any, Context], Awaitable[Any]]:
+    def _enveloped(
+        self, service: str, method: str, handler: Handler
+    ) -> Callable[[AsyncIterator[Any], Context], Awaitable[Any]]:
         """`handler` with what the middlewares do around an HTTP request."""
 
-        async def answer(request: Any, context: Context) -> Any:
+        async def answer(_messages: AsyncIterator[Any], context: Context) -> Any:
             headers = Headers(raw=[_latin(pair) for pair in context.invocation_metadata() or ()])
             with self._span(service, method, headers) as span:
-                return await answer_in(span, headers, request, context)
+                return await answer_in(span, headers, context)
 
-        async def answer_in(span: CallSpan, headers: Headers, request: Any, context: Context) -> Any:
+        async def answer_in(span: CallSpan, headers: Headers, context: Context) -> Any:
             record = RequestRecord.of(headers)
             if self._spans is not None:
                 record.on_stage = self._spans.of_current_request()
-            record.received_bytes = request.ByteSize()
             set_current(record)
             status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
             with self._service.lifecycle.request():
                 try:
                     self._check(method, headers, record)
-                    response = await handler(request, Call(context))
+                    response = await handler(Call(context, self._service.bodies, record))
                     record.sent_bytes = response.ByteSize()
                     status = int(HTTPStatus.OK)
                     return response
@@ -210,7 +201,8 @@ class _Health:
         self._service = service
         self._response = message("grpc.health.v1.HealthCheckResponse")
 
-    async def Check(self, request: Any, _call: Call) -> Any:
+    async def Check(self, call: Call) -> Any:
+        request = await call.small()
         name = request.service
         if name and name != INFERENCE and not self._service.repository.versions(name):
             raise ProblemError(404, "unknown_model", f"no model {name!r} is served here")
@@ -223,52 +215,67 @@ class _Inference:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def ServerLive(self, _request: Any, _call: Call) -> Any:
+    async def ServerLive(self, call: Call) -> Any:
+        await call.small()
         return message("inference.ServerLiveResponse")(live=True)
 
-    async def ServerReady(self, _request: Any, _call: Call) -> Any:
+    async def ServerReady(self, call: Call) -> Any:
+        await call.small()
         return message("inference.ServerReadyResponse")(ready=self._service.lifecycle.is_ready)
 
-    async def ModelReady(self, request: Any, _call: Call) -> Any:
+    async def ModelReady(self, call: Call) -> Any:
+        request = await call.small()
         versions = self._service.repository.versions(request.name)
         served = request.version in versions if request.version else bool(versions)
         return message("inference.ModelReadyResponse")(ready=served and self._service.lifecycle.is_ready)
 
-    async def ServerMetadata(self, _request: Any, _call: Call) -> Any:
+    async def ServerMetadata(self, call: Call) -> Any:
+        await call.small()
         return _filled("inference.ServerMetadataResponse", models.server_metadata())
 
-    async def ModelMetadata(self, request: Any, _call: Call) -> Any:
+    async def ModelMetadata(self, call: Call) -> Any:
+        request = await call.small()
         found = models.metadata(self._service, request.name, request.version)
         return _filled("inference.ModelMetadataResponse", found)
 
-    async def ModelConfig(self, request: Any, _call: Call) -> Any:
+    async def ModelConfig(self, call: Call) -> Any:
+        request = await call.small()
         found = models.config(self._service, request.name, request.version)
         return ParseDict({"config": found}, message("inference.ModelConfigResponse")())
 
-    async def ModelStatistics(self, request: Any, _call: Call) -> Any:
+    async def ModelStatistics(self, call: Call) -> Any:
+        request = await call.small()
         found = models.statistics(self._service, request.name, request.version)
         return _filled("inference.ModelStatisticsResponse", found)
 
-    async def RepositoryIndex(self, request: Any, _call: Call) -> Any:
+    async def RepositoryIndex(self, call: Call) -> Any:
+        request = await call.small()
         found = models.index(self._service, ready_only=request.ready)
         return ParseDict(
             {"models": [entry.model_dump() for entry in found]}, message("inference.RepositoryIndexResponse")()
         )
 
-    async def RepositoryModelLoad(self, request: Any, _call: Call) -> Any:
+    async def RepositoryModelLoad(self, call: Call) -> Any:
+        request = await call.small()
         config = request.parameters["config"].string_param if "config" in request.parameters else None
         await self._service.load(request.model_name, choice_of(config))
         return message("inference.RepositoryModelLoadResponse")()
 
-    async def RepositoryModelUnload(self, request: Any, _call: Call) -> Any:
+    async def RepositoryModelUnload(self, call: Call) -> Any:
+        request = await call.small()
         await self._service.unload(request.model_name)
         return message("inference.RepositoryModelUnloadResponse")()
 
-    async def ModelInfer(self, request: Any, call: Call) -> Any:
-        service, name = self._service, request.model_name
-        with service.metrics.request(service.label(name)), service.bodies.held(request.ByteSize()):
+    async def ModelInfer(self, call: Call) -> Any:
+        service = self._service
+        with service.metrics.request(UNKNOWN_MODEL) as counted:
             try:
-                return await self._infer(request, call)
+                if not service.lifecycle.takes_requests:
+                    raise service.unavailable()
+                refuse_if_full(service)
+                async with call.body() as request:
+                    counted.model = service.label(request.model_name)
+                    return await self._infer(request, call)
             except asyncio.CancelledError:
                 if service.lifecycle.is_ending:
                     raise
@@ -276,8 +283,6 @@ class _Inference:
 
     async def _infer(self, request: Any, call: Call) -> Any:
         service = self._service
-        if not service.lifecycle.takes_requests:
-            raise service.unavailable()
         predictor = service.repository.predictor(request.model_name, request.model_version)
         stages, sizes = service.metrics.stages(request.model_name), service.sizes
 

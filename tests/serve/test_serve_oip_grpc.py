@@ -52,6 +52,30 @@ def client(ports: tuple[str, str]) -> Iterator[Any]:
         yield client
 
 
+class Uploads:
+    """Calls of one method whose message never comes, until the block is left."""
+
+    def __init__(self, port: int, method: str = "ModelInfer") -> None:
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self._begin = self._channel.stream_unary(f"/{messages.INFERENCE}/{method}")
+        self._end = threading.Event()
+
+    def begin(self) -> Any:
+        """One more; gives its future."""
+        return self._begin.future(self._message())
+
+    def _message(self) -> Iterator[bytes]:
+        self._end.wait(30)
+        yield b""
+
+    def __enter__(self) -> "Uploads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+        self._end.set()
+
+
 def code_of(error: Any) -> str:
     return str(error.status()).removeprefix("StatusCode.")
 
@@ -226,6 +250,58 @@ def test_keys_open_this_door_too(bundle: Bundle, tmp_path: Path) -> None:
             client.unload_model("tiny", headers=headers)
         assert code_of(caught.value) == "PERMISSION_DENIED"
         client.load_model("tiny", headers={"authorization": f"Bearer {admin}"})
+
+
+def test_a_call_is_refused_before_its_message_comes(bundle: Bundle, tmp_path: Path) -> None:
+    add_key(tmp_path / "keys", "use", Role.USE)
+    predictor = GatedPredictor(bundle)
+    for settings, end, code in (
+        (ServeSettings(concurrency=1, grpc_port=0, api_keys=tmp_path / "keys"), False, "UNAUTHENTICATED"),
+        (ServeSettings(concurrency=1, grpc_port=0), True, "UNAVAILABLE"),
+    ):
+        app = create_app([predictor], settings)
+        with serving(app, settings), Uploads(app.state.grpc_server.port) as uploads:
+            if end:
+                app.state.service.lifecycle.drain()
+            assert uploads.begin().code().name == code
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ServerLive"])
+def test_a_message_that_does_not_come_is_not_waited_for(bundle: Bundle, method: str) -> None:
+    settings = ServeSettings(concurrency=1, grpc_port=0, upload_seconds=0.3)
+    app = create_app([bundle.path], settings)
+    with serving(app, settings) as url, Uploads(app.state.grpc_server.port, method) as uploads:
+        late = uploads.begin()
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "not whole after 0.3 s" in late.details()
+        assert metric(url, "segpress_body_bytes") == 0
+
+
+def test_messages_on_their_way_have_half_of_the_memory(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, grpc_port=0, max_body_bytes=2**20, max_buffered_bytes=5 * 2**20)
+    app = create_app([bundle.path], settings)
+    with serving(app, settings) as url:
+        port = app.state.grpc_server.port
+        with Uploads(port) as uploads, triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            _kept = [uploads.begin() for _ in range(2)]  # gRPC cancels the call of a future that nobody holds
+            until(lambda: metric(url, "segpress_body_bytes") == 2 * 2**20)
+            refused = uploads.begin()
+            assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "set aside" in refused.details()
+            result = client.infer("tiny", [image_input(triton, IMAGES, "UINT8")])
+            assert np.array_equal(result.as_numpy("mask"), MASKS), "what comes at once needs no room of its own"
+        until(lambda: metric(url, "segpress_body_bytes") == 0)
+        assert metric(url, 'segpress_errors_total{model="",reason="memory"}') == 1
+
+
+def test_an_end_without_a_message_and_a_name_that_is_none_are_refused(ports: tuple[str, str], client: Any) -> None:
+    with grpc.insecure_channel(ports[1]) as channel:
+        assert channel.stream_unary(f"/{messages.INFERENCE}/ModelInfer").future(iter([])).code().name == (
+            "INVALID_ARGUMENT"
+        )
+    with pytest.raises(InferenceServerException, match="at most 65536 bytes") as caught:
+        client.get_model_metadata("x" * 70_000)
+    assert code_of(caught.value) == "INVALID_ARGUMENT"
 
 
 def test_tls_serves_this_door_too(bundle: Bundle) -> None:
