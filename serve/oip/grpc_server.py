@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 
@@ -124,8 +125,7 @@ class GrpcServer:
             service,
             {
                 name: grpc.stream_unary_rpc_method_handler(
-                    self._enveloped(service, name, getattr(methods_of, name)),
-                    request_deserializer=request.FromString,
+                    self._enveloped(service, name, request, getattr(methods_of, name)),
                     response_serializer=response.SerializeToString,
                 )
                 for name, (request, response) in methods(service).items()
@@ -133,7 +133,7 @@ class GrpcServer:
         )
 
     def _enveloped(
-        self, service: str, method: str, handler: Handler
+        self, service: str, method: str, form: type[Message], handler: Handler
     ) -> Callable[[AsyncIterator[Any], Context], Awaitable[Any]]:
         """`handler` with what the middlewares do around an HTTP request."""
 
@@ -151,7 +151,7 @@ class GrpcServer:
             with self._service.lifecycle.request():
                 try:
                     self._check(method, headers, record)
-                    response = await handler(Call(context, self._service.bodies, record))
+                    response = await handler(Call(context, form, self._service.bodies, record))
                     record.sent_bytes = response.ByteSize()
                     status = int(HTTPStatus.OK)
                     return response

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.bundles import expected_mask
 from support.logs import logged
 from support.oip import file_of, files_tensor, image_input, some_images
@@ -116,6 +118,47 @@ def test_values_may_stand_in_the_message(ports: tuple[str, str], datatype: str, 
     with grpc.insecure_channel(ports[1]) as channel:
         answer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
     assert answer.raw_output_contents[0] == MASKS.tobytes()
+
+
+def test_more_values_than_json_would_hold_are_refused(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, grpc_port=0)
+    app = create_app([bundle.path], settings)
+    pixels = service_pb2.ModelInferRequest(model_name="tiny")
+    tensor = pixels.inputs.add(name="image", datatype="UINT8", shape=[1, 1024, 1024, 3])
+    tensor.contents.uint_contents.extend(bytes(1024 * 1024 * 3))
+    raw = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[bytes(1024 * 1024 * 3)])
+    raw.inputs.add(name="image", datatype="UINT8", shape=[1, 1024, 1024, 3])
+    empty = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[b""] * 5000)
+    with serving(app, settings), grpc.insecure_channel(f"127.0.0.1:{app.state.grpc_server.port}") as channel:
+        infer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        for request in (pixels, empty):
+            with pytest.raises(grpc.RpcError, match="send tensors in raw_input_contents") as caught:
+                infer(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert len(infer(raw).raw_output_contents[0]) == 1024 * 1024
+
+
+def test_files_may_stand_in_the_message(ports: tuple[str, str]) -> None:
+    request = service_pb2.ModelInferRequest(model_name="tiny")
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[len(IMAGES)])
+    tensor.contents.bytes_contents.extend(file_of(image) for image in IMAGES)
+    with grpc.insecure_channel(ports[1]) as channel:
+        answer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    assert answer.raw_output_contents[0] == MASKS.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_bytes_that_were_changed_never_break_the_server(ports: tuple[str, str], data: st.DataObject) -> None:
+    request = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[IMAGES[:1, :4, :4].tobytes()])
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, 4, 4, 3])
+    changed = bytearray(request.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(changed)))
+    with grpc.insecure_channel(ports[1]) as channel:
+        call: Any = channel.unary_unary(f"/{messages.INFERENCE}/ModelInfer").future(bytes(changed[:cut]))
+        assert call.code().name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND"), call.details()
 
 
 def test_many_clients_at_once_get_their_own_masks(ports: tuple[str, str]) -> None:
@@ -255,10 +298,8 @@ def test_keys_open_this_door_too(bundle: Bundle, tmp_path: Path) -> None:
 def test_a_call_is_refused_before_its_message_comes(bundle: Bundle, tmp_path: Path) -> None:
     add_key(tmp_path / "keys", "use", Role.USE)
     predictor = GatedPredictor(bundle)
-    for settings, end, code in (
-        (ServeSettings(concurrency=1, grpc_port=0, api_keys=tmp_path / "keys"), False, "UNAUTHENTICATED"),
-        (ServeSettings(concurrency=1, grpc_port=0), True, "UNAVAILABLE"),
-    ):
+    for keys, end, code in ((tmp_path / "keys", False, "UNAUTHENTICATED"), (None, True, "UNAVAILABLE")):
+        settings = ServeSettings(concurrency=1, grpc_port=0, api_keys=keys)
         app = create_app([predictor], settings)
         with serving(app, settings), Uploads(app.state.grpc_server.port) as uploads:
             if end:
