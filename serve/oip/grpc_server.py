@@ -250,7 +250,7 @@ class _Inference:
 
     async def RepositoryIndex(self, call: Call) -> Any:
         request = await call.small()
-        found = models.index(self._service, ready_only=request.ready)
+        found = await models.index(self._service, ready_only=request.ready)
         return ParseDict(
             {"models": [entry.model_dump() for entry in found]}, message("inference.RepositoryIndexResponse")()
         )
