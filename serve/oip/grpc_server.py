@@ -5,7 +5,7 @@ N batch, H height, W width.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any
@@ -25,7 +25,7 @@ from serve.keys import Keyring
 from serve.metrics import UNKNOWN_MODEL
 from serve.oip import models
 from serve.oip.call import Call, Context
-from serve.oip.inference import InferenceRequest, InputTensor, images_of
+from serve.oip.inference import InferenceRequest, InputTensor, RequestedOutput, images_of
 from serve.oip.messages import HEALTH, INFERENCE, message, methods
 from serve.pipeline import WholeWork
 from serve.policy import choice_of
@@ -322,18 +322,18 @@ def _asked(request: Any) -> InferenceRequest:
         contents = raw[index] if raw else list(getattr(given.contents, _CONTENTS.get(given.datatype, "bytes_contents")))
         if raw and given.HasField("contents"):
             raise ProblemError(400, "malformed", "values are given both as contents and as raw_input_contents")
-        tensors.append(InputTensor(given.name, given.datatype, tuple(given.shape), contents))
+        tensors.append(InputTensor(given.name, given.datatype, tuple(given.shape), contents, _values(given.parameters)))
     return InferenceRequest(
         inputs=tensors,
-        outputs=[output.name for output in request.outputs],
+        outputs=[RequestedOutput(output.name, _values(output.parameters)) for output in request.outputs],
         id=request.id,
-        parameters={name: _value(parameter) for name, parameter in request.parameters.items()},
+        parameters=_values(request.parameters),
     )
 
 
-def _value(parameter: Any) -> Any:
-    choice = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, choice) if choice else None
+def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    choices = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: getattr(parameters[name], choice) for name, choice in choices.items() if choice}
 
 
 def _filled(name: str, found: BaseModel) -> Any:

@@ -23,6 +23,10 @@ DATATYPES = ("UINT8", "FP32", "BYTES")
 """Of the image tensor: pixels; pixels in float, which must be whole numbers from 0 to 255; or image files."""
 
 _BYTES_OF: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
+
+_NOT_DONE = ("sequence_id", "shared_memory_region", "classification")
+"""Parameters of Triton's, whether of a request, an input or an output, without which the answer would be another."""
+
 _LENGTH = np.dtype("<u4")
 """Before each element of a BYTES tensor."""
 
@@ -36,6 +40,15 @@ class InputTensor:
     shape: tuple[int, ...]
     content: bytes | memoryview | Sequence[Any]
     """Raw bytes, little-endian and row by row; or values, nested or not."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """A tensor that is wanted."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,8 +56,8 @@ class InferenceRequest:
     """What is asked of one model."""
 
     inputs: Sequence[InputTensor]
-    outputs: Sequence[str] = ()
-    """Names of those that are wanted; none means all."""
+    outputs: Sequence[RequestedOutput] = ()
+    """Those that are wanted; none means all."""
     id: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,15 +91,17 @@ def images_of(request: InferenceRequest, manifest: Manifest, *, max_pixels: int)
 
 def _image_tensor(request: InferenceRequest) -> InputTensor:
     """Raises ProblemError 400 when the names are not those of the model, or something is asked that is not done."""
-    for name in ("sequence_id", "shared_memory_region"):
-        if request.parameters.get(name):
-            raise ProblemError(400, "parameter", f"parameter {name!r} is not taken; leave it out")
+    tensors: list[InputTensor | RequestedOutput] = [*request.inputs, *request.outputs]
+    for parameters in (request.parameters, *(tensor.parameters for tensor in tensors)):
+        for name in _NOT_DONE:
+            if parameters.get(name):
+                raise ProblemError(400, "parameter", f"parameter {name!r} is not taken; leave it out")
     names = [tensor.name for tensor in request.inputs]
     if names != [IMAGE]:
         raise ProblemError(400, "inputs", f"the model takes one input, {IMAGE!r}; the request has {names}")
-    unknown = [name for name in request.outputs if name != MASK]
-    if unknown or len(request.outputs) > 1:
-        raise ProblemError(400, "outputs", f"the model has one output, {MASK!r}; asked for {list(request.outputs)}")
+    names = [output.name for output in request.outputs]
+    if names not in ([], [MASK]):
+        raise ProblemError(400, "outputs", f"the model has one output, {MASK!r}; asked for {names}")
     return request.inputs[0]
 
 

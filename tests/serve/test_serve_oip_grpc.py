@@ -59,7 +59,7 @@ class Uploads:
 
     def __init__(self, port: int, method: str = "ModelInfer") -> None:
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-        self._begin = self._channel.stream_unary(f"/{messages.INFERENCE}/{method}")
+        self._begin: Any = self._channel.stream_unary(f"/{messages.INFERENCE}/{method}")
         self._end = threading.Event()
 
     def begin(self) -> Any:
@@ -157,7 +157,8 @@ def test_bytes_that_were_changed_never_break_the_server(ports: tuple[str, str], 
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(changed)))
     with grpc.insecure_channel(ports[1]) as channel:
-        call: Any = channel.unary_unary(f"/{messages.INFERENCE}/ModelInfer").future(bytes(changed[:cut]))
+        infer: Any = channel.unary_unary(f"/{messages.INFERENCE}/ModelInfer")
+        call = infer.future(bytes(changed[:cut]))
         assert call.code().name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND"), call.details()
 
 
@@ -200,6 +201,15 @@ def test_values_and_raw_contents_must_agree(ports: tuple[str, str]) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_would_be_ignored_is_refused(client: Any) -> None:
+    shared = triton.InferRequestedOutput("mask")
+    shared.set_shared_memory("region", 100)
+    for output in (shared, triton.InferRequestedOutput("mask", class_count=3)):
+        with pytest.raises(InferenceServerException, match="is not taken; leave it out") as caught:
+            client.infer("tiny", [image_input(triton, IMAGES, "UINT8")], outputs=[output])
+        assert code_of(caught.value) == "INVALID_ARGUMENT"
 
 
 def test_calls_are_counted_and_logged_like_requests(ports: tuple[str, str], client: Any) -> None:
