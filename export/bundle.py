@@ -65,7 +65,11 @@ class Verification:
 
 
 def is_bundle(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    """Also false for a folder that may not be looked into, such as a volume's lost+found."""
+    try:
+        return (path / MANIFEST).is_file()
+    except OSError:
+        return False
 
 
 def load(path: Path) -> Bundle:
@@ -79,6 +83,17 @@ def load(path: Path) -> Bundle:
     if manifest is None or problems:
         raise BundleError(path, problems)
     return Bundle(path, manifest)
+
+
+def load_manifest(path: Path) -> Manifest:
+    """What a bundle says about itself; its other files are not looked at.
+
+    Raises BundleError with everything that is wrong with the manifest.
+    """
+    manifest, problems = _read_manifest(path)
+    if manifest is None or problems:
+        raise BundleError(path, problems)
+    return manifest
 
 
 def verify(path: Path, *, threads: int | None = None) -> Verification:

@@ -51,18 +51,18 @@ class ModelFolders:
             found.update(_models_in(folder))
         return found
 
-    def verify(self, name: str, version: str, *, threads: int) -> Verification:
-        """The bundle of this name and version, golden answers included.
 
-        Raises BundleError for one that must not serve; KeyError for one that is not there.
-        """
-        path = self.models()[name][version]
-        verification = bundles.verify(path, threads=threads)
-        manifest = verification.bundle.manifest
-        if (manifest.name, manifest.version) != (name, version):
-            says = f"its manifest says {manifest.name} version {manifest.version}, its place {name} version {version}"
-            raise BundleError(path, [f"{says}; move it, or export it under that name and version"])
-        return verification
+def verify(path: Path, name: str, version: str, *, threads: int) -> Verification:
+    """The bundle in `path`, golden answers included, which is to be served under this name and version.
+
+    Raises BundleError for one that must not serve.
+    """
+    verification = bundles.verify(path, threads=threads)
+    manifest = verification.bundle.manifest
+    if (manifest.name, manifest.version) != (name, version):
+        says = f"its manifest says {manifest.name} version {manifest.version}, its place {name} version {version}"
+        raise BundleError(path, [f"{says}; move it, or export it under that name and version"])
+    return verification
 
 
 def newest(versions: Sequence[str]) -> str:
@@ -85,12 +85,15 @@ def _named(bundle: Path, *, otherwise: tuple[str, str]) -> tuple[str, str]:
     """Name and version in a manifest. What is wrong with one is told when the bundle is verified, not while others are
     looked for."""
     try:
-        manifest = bundles.load(bundle).manifest
+        manifest = bundles.load_manifest(bundle)
     except BundleError:
         return otherwise
     return manifest.name, manifest.version
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """Real folders: a link could lead anywhere."""
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+    """Real folders: a link could lead anywhere. What is gone, or cannot be looked into, has none."""
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+    except OSError:
+        return []

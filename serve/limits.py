@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -13,12 +14,15 @@ from export.images import FORMATS
 from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from serve.settings import ServeSettings
 
+T = TypeVar("T")
+
 IMAGE_TYPES = tuple(sorted(FORMATS.values()))
 MULTIPART = "multipart/form-data"
 
 _SMALL_BYTES = 65536
 _DISCARD_SECONDS = 2.0
 _DISCARD_BYTES = 256 * 2**20
+_MOMENT_SECONDS = 0.25
 
 
 class BodyReader:
@@ -29,6 +33,7 @@ class BodyReader:
         self._max_buffered_bytes = settings.max_buffered_bytes
         self._upload_seconds = settings.upload_seconds
         self.buffered_bytes = 0
+        self._unseen_bytes = 0
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -63,6 +68,44 @@ class BodyReader:
         finally:
             self.buffered_bytes -= size
 
+    async def received(self, receive: Coroutine[Any, Any, T]) -> T:
+        """What `receive` gives: a body that is received elsewhere, and of which nothing is seen until it is whole.
+
+        One that takes longer than a moment counts as the largest that is taken. Such have half of the memory, or
+        clients who send nothing could take it from all others.
+
+        Raises ProblemError 408 (too slow), 429 (too many at once), and whatever `receive` raises.
+        """
+        counted, refused = 0, False
+
+        def count() -> None:
+            nonlocal counted, refused
+            refused = not self._has_room_unseen()
+            if refused:
+                limit.reschedule(0)  # the past
+                return
+            counted = self._max_body_bytes
+            self.buffered_bytes += counted
+            self._unseen_bytes += counted
+
+        try:
+            async with asyncio.timeout(self._upload_seconds) as limit:
+                timer = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, count)
+                try:
+                    return await receive
+                finally:
+                    timer.cancel()
+        except TimeoutError:
+            raise (self._no_room() if refused else self._too_slow()) from None
+        finally:
+            self.buffered_bytes -= counted
+            self._unseen_bytes -= counted
+
+    def check_small(self, size: int) -> None:
+        """Raises ProblemError 413 for what is more than a few settings."""
+        if size > _SMALL_BYTES:
+            raise ProblemError(413, "body_too_large", f"at most {_SMALL_BYTES} bytes are taken here")
+
     async def small(self, request: Request) -> bytes:
         """A body of a few settings, which may be empty.
 
@@ -72,8 +115,7 @@ class BodyReader:
             return b""
         try:
             async with self.body(request) as content:
-                if len(content) > _SMALL_BYTES:
-                    raise ProblemError(413, "body_too_large", f"at most {_SMALL_BYTES} bytes are taken here")
+                self.check_small(len(content))
                 return content
         except ProblemError as problem:
             if problem.reason == "empty":
@@ -105,8 +147,7 @@ class BodyReader:
                 else:
                     return
         except TimeoutError:
-            detail = f"the body was not whole after {self._upload_seconds:g} s; send a smaller image, or send it faster"
-            raise ProblemError(408, "slow_upload", detail, headers={"Connection": "close"}) from None
+            raise self._too_slow() from None
         except ClientDisconnect:
             raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left during its upload") from None
         await self.discard(request)
@@ -118,12 +159,20 @@ class BodyReader:
 
     def _check_room(self, more: int) -> None:
         if self.buffered_bytes + more > self._max_buffered_bytes:
-            raise ProblemError(
-                429,
-                "memory",
-                f"the images being received fill the {self._max_buffered_bytes} bytes set aside for them; try again",
-                headers={"Retry-After": "1"},
-            )
+            raise self._no_room()
+
+    def _has_room_unseen(self) -> bool:
+        more = self._max_body_bytes
+        most = max(more, self._max_buffered_bytes // 2)
+        return self._unseen_bytes + more <= most and self.buffered_bytes + more <= self._max_buffered_bytes
+
+    def _no_room(self) -> ProblemError:
+        detail = f"the images being received fill the {self._max_buffered_bytes} bytes set aside for them; try again"
+        return ProblemError(429, "memory", detail, headers={"Retry-After": "1"})
+
+    def _too_slow(self) -> ProblemError:
+        detail = f"the body was not whole after {self._upload_seconds:g} s; send a smaller image, or send it faster"
+        return ProblemError(408, "slow_upload", detail, headers={"Connection": "close"})
 
     def _too_large(self) -> ProblemError:
         detail = f"the body is larger than {self._max_body_bytes} bytes; send a smaller image"

@@ -140,15 +140,14 @@ class Metrics:
         Gauge(name, documentation, registry=self.registry).set_function(read)
 
     @contextmanager
-    def request(self, model: str) -> Iterator[None]:
+    def request(self, model: str) -> Iterator["Counted"]:
         """Time and count one request, however it ends."""
         begun = time.perf_counter()
         code, reason = 500, "internal"
-        if (record := current_record()) is not None:
-            record.model = model
+        counted = Counted(model)
         self._in_flight.inc()
         try:
-            yield
+            yield counted
             code, reason = 200, ""
         except ProblemError as problem:
             code, reason = problem.status, problem.reason
@@ -159,7 +158,7 @@ class Metrics:
             raise
         finally:
             self._in_flight.dec()
-            seconds = time.perf_counter() - begun
+            seconds, model = time.perf_counter() - begun, counted.model
             self._duration.labels(model).observe(seconds)
             if code != HTTPStatus.OK:
                 self._unanswered_seconds.labels(model).inc(seconds)
@@ -189,6 +188,23 @@ class Metrics:
     def render(self) -> bytes:
         """Everything, in the text format that `MEDIA_TYPE` names."""
         return generate_latest(self.registry)
+
+
+class Counted:
+    """Under which model a request is counted and logged. It may be told later: over gRPC it stands in the message."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    @property
+    def model(self) -> str:
+        return self._model
+
+    @model.setter
+    def model(self, model: str) -> None:
+        self._model = model
+        if (record := current_record()) is not None:
+            record.model = model
 
 
 def buckets_around(objective_seconds: float | None) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from export.bundle import Bundle
@@ -12,7 +13,7 @@ from export.manifest import Manifest
 from export.refine import Figures
 from export.runtime import CPU, OnnxModel
 from export.sessions import MemoryPool
-from serve.folders import ModelFolders, newest
+from serve.folders import ModelFolders, newest, verify
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +77,12 @@ def _usual_pixels(manifest: Manifest) -> int:
     return 2 * height * width
 
 
-def open_bundle(folders: ModelFolders, name: str, version: str, session: SessionSettings) -> BundlePredictor:
-    """Verify a bundle and load it.
+def open_bundle(path: Path, name: str, version: str, session: SessionSettings) -> BundlePredictor:
+    """Verify the bundle in `path`, which is to have this name and version, and load it.
 
     Raises BundleError for one that must not serve.
     """
-    verified = folders.verify(name, version, threads=session.threads)
+    verified = verify(path, name, version, threads=session.threads)
     for warning in verified.warnings:
         logger.warning("%s: %s", verified.bundle.path, warning)
     return BundlePredictor(verified.bundle, session)
@@ -95,7 +96,8 @@ def open_newest(folders: ModelFolders, session: SessionSettings) -> list[BundleP
     opened, errors = [], []
     for name, versions in folders.models().items():
         try:
-            opened.append(open_bundle(folders, name, newest(list(versions)), session))
+            version = newest(list(versions))
+            opened.append(open_bundle(versions[version], name, version, session))
         except BundleError as error:
             errors.append(error)
     if len(errors) == 1:

@@ -4,6 +4,7 @@ Lives in the event loop's thread. A request takes its predictor once and keeps i
 entry in a dictionary: what is in work ends on the model that it began with, and what comes later finds the new one.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,9 +85,10 @@ class Repository:
         """Remember why a version was not taken; what is served stays."""
         self._refused[name, version] = reason
 
-    def index(self) -> list[Entry]:
+    async def index(self) -> list[Entry]:
         """Every version that is there, or is served."""
-        there = {(name, version) for name, versions in self.folders.models().items() for version in versions}
+        models = await asyncio.to_thread(self.folders.models)
+        there = {(name, version) for name, versions in models.items() for version in versions}
         served = {(name, version) for name, versions in self._served.items() for version in versions}
         return [
             Entry(name, version, "" if (name, version) in served else self._refused.get((name, version), NOT_LOADED))

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fastapi import Request
 
 from export.bands import counted_pixels
+from export.bundle import is_bundle
 from export.errors import BundleError, UsageError
 from export.images import encode_image
 from export.manifest import Manifest
@@ -109,7 +111,7 @@ class Service:
                 raise ProblemError(
                     404, "unknown_version", f"there is no version {missing[0]!r} of {name}; there is {', '.join(there)}"
                 )
-            opened = [await asyncio.to_thread(self._opened, name, version) for version in wanted]
+            opened = [await asyncio.to_thread(self._opened, there[version], name, version) for version in wanted]
             for gone in self.repository.switch(name, opened):
                 self.metrics.remove_model(gone.manifest)
             for predictor in sorted(opened, key=lambda predictor: predictor is self.repository.served[name]):
@@ -138,11 +140,14 @@ class Service:
         detail = "the models are not loaded yet; ask /v2/health/ready first"
         return ProblemError(503, "not_ready", detail, headers={"Retry-After": "1"})
 
-    def _opened(self, name: str, version: str) -> Predictor:
+    def _opened(self, path: Path, name: str, version: str) -> Predictor:
         try:
-            predictor = open_bundle(self.repository.folders, name, version, self.session)
+            predictor = open_bundle(path, name, version, self.session)
             _check_pixels(predictor.manifest, self.settings.max_pixels)
-        except (BundleError, UsageError) as error:
+        except (BundleError, UsageError, OSError) as error:
+            if not is_bundle(path):
+                detail = f"version {version!r} of {name} is gone from its folder; put it back, or load another"
+                raise ProblemError(404, "unknown_version", detail) from error
             self.repository.refuse(name, version, str(error))
             logger.warning("%s version %s is refused, what was served is served on: %s", name, version, error)
             raise ProblemError(422, "bundle_refused", str(error)) from error

@@ -53,7 +53,9 @@ class ServeSettings(BaseModel):
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
     """Of one request, also when it does not announce its length."""
     max_buffered_bytes: int = Field(default=512 * 2**20, ge=1)
-    """Of all request bodies held at once, received or being received; beyond it requests are answered 429."""
+    """Of all request bodies held at once, received or being received; beyond it requests are answered 429. A message
+    over gRPC is seen when it is whole: one that takes longer than a moment counts as the largest that is taken, and
+    such have half of this."""
     max_pixels: int = Field(default=16 * 2**20, ge=1)
     """Of one image, read from its header before decoding, and again as padded for the model. A model of more than four
     channels takes a page for each, and the pixels of every page count."""

@@ -5,13 +5,14 @@ N batch, H height, W width.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 
@@ -19,10 +20,12 @@ from export.errors import WorkFailedError
 from export.images import U8
 from export.runtime import MASK
 from serve.access import Caller, caller_of, check_may_administer
-from serve.dispatch import dispatch
+from serve.dispatch import dispatch, refuse_if_full
 from serve.keys import Keyring
+from serve.metrics import UNKNOWN_MODEL
 from serve.oip import models
-from serve.oip.inference import InferenceRequest, InputTensor, images_of
+from serve.oip.call import Call, Context
+from serve.oip.inference import InferenceRequest, InputTensor, RequestedOutput, images_of
 from serve.oip.messages import HEALTH, INFERENCE, message, methods
 from serve.pipeline import WholeWork
 from serve.policy import choice_of
@@ -33,8 +36,7 @@ from serve.tracing import CallSpan, Spans
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = Callable[[Any, "Call"], Awaitable[Any]]
+Handler = Callable[[Call], Awaitable[Any]]
 
 # Source: the HTTP mapping in google/rpc/code.proto.
 _CODES = {
@@ -43,6 +45,7 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     415: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.FAILED_PRECONDITION,
@@ -57,22 +60,15 @@ _OPEN = ("ServerLive", "ServerReady", "Check")
 """Asked by probes, which hold no secrets and would fill the log."""
 _ADMINISTERS = ("RepositoryModelLoad", "RepositoryModelUnload")
 
+_TOLD_HEADERS = ("retry-after", "www-authenticate")
+"""Of a problem's headers, those that mean something here. Connection would make the answer malformed HTTP/2.
+
+Source: RFC 9113, 8.2.2."""
+
 _CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents", "BYTES": "bytes_contents"}
 
 # Beside the tensors of a message stand its names and shapes.
 _ROOM_FOR_NAMES = 65536
-
-
-class Call:
-    """What a method may ask of the call that it answers."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Until the client's deadline; None when it named none."""
-        return self._context.time_remaining()
 
 
 class GrpcServer:
@@ -128,40 +124,40 @@ class GrpcServer:
         return grpc.method_handlers_generic_handler(
             service,
             {
-                name: grpc.unary_unary_rpc_method_handler(
-                    self._enveloped(service, name, getattr(methods_of, name)),
-                    request_deserializer=request.FromString,
+                name: grpc.stream_unary_rpc_method_handler(
+                    self._enveloped(service, name, request, getattr(methods_of, name)),
                     response_serializer=response.SerializeToString,
                 )
                 for name, (request, response) in methods(service).items()
             },
         )
 
-    def _enveloped(self, service: str, method: str, handler: Handler) -> Callable[[Any, Context], Awaitable[Any]]:
+    def _enveloped(
+        self, service: str, method: str, form: type[Message], handler: Handler
+    ) -> Callable[[AsyncIterator[Any], Context], Awaitable[Any]]:
         """`handler` with what the middlewares do around an HTTP request."""
 
-        async def answer(request: Any, context: Context) -> Any:
+        async def answer(_messages: AsyncIterator[Any], context: Context) -> Any:
             headers = Headers(raw=[_latin(pair) for pair in context.invocation_metadata() or ()])
             with self._span(service, method, headers) as span:
-                return await answer_in(span, headers, request, context)
+                return await answer_in(span, headers, context)
 
-        async def answer_in(span: CallSpan, headers: Headers, request: Any, context: Context) -> Any:
+        async def answer_in(span: CallSpan, headers: Headers, context: Context) -> Any:
             record = RequestRecord.of(headers)
             if self._spans is not None:
                 record.on_stage = self._spans.of_current_request()
-            record.received_bytes = request.ByteSize()
             set_current(record)
             status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
             with self._service.lifecycle.request():
                 try:
                     self._check(method, headers, record)
-                    response = await handler(request, Call(context))
+                    response = await handler(Call(context, form, self._service.bodies, record))
                     record.sent_bytes = response.ByteSize()
                     status = int(HTTPStatus.OK)
                     return response
                 except ProblemError as problem:
                     status = problem.status
-                    context.set_trailing_metadata([(name.lower(), value) for name, value in problem.headers.items()])
+                    context.set_trailing_metadata(_metadata(problem))
                     await context.abort(_code(status), problem.detail)
                 except asyncio.CancelledError:
                     status = CLIENT_CLOSED_REQUEST
@@ -205,7 +201,8 @@ class _Health:
         self._service = service
         self._response = message("grpc.health.v1.HealthCheckResponse")
 
-    async def Check(self, request: Any, _call: Call) -> Any:
+    async def Check(self, call: Call) -> Any:
+        request = await call.small()
         name = request.service
         if name and name != INFERENCE and not self._service.repository.versions(name):
             raise ProblemError(404, "unknown_model", f"no model {name!r} is served here")
@@ -218,52 +215,67 @@ class _Inference:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def ServerLive(self, _request: Any, _call: Call) -> Any:
+    async def ServerLive(self, call: Call) -> Any:
+        await call.small()
         return message("inference.ServerLiveResponse")(live=True)
 
-    async def ServerReady(self, _request: Any, _call: Call) -> Any:
+    async def ServerReady(self, call: Call) -> Any:
+        await call.small()
         return message("inference.ServerReadyResponse")(ready=self._service.lifecycle.is_ready)
 
-    async def ModelReady(self, request: Any, _call: Call) -> Any:
+    async def ModelReady(self, call: Call) -> Any:
+        request = await call.small()
         versions = self._service.repository.versions(request.name)
         served = request.version in versions if request.version else bool(versions)
         return message("inference.ModelReadyResponse")(ready=served and self._service.lifecycle.is_ready)
 
-    async def ServerMetadata(self, _request: Any, _call: Call) -> Any:
+    async def ServerMetadata(self, call: Call) -> Any:
+        await call.small()
         return _filled("inference.ServerMetadataResponse", models.server_metadata())
 
-    async def ModelMetadata(self, request: Any, _call: Call) -> Any:
+    async def ModelMetadata(self, call: Call) -> Any:
+        request = await call.small()
         found = models.metadata(self._service, request.name, request.version)
         return _filled("inference.ModelMetadataResponse", found)
 
-    async def ModelConfig(self, request: Any, _call: Call) -> Any:
+    async def ModelConfig(self, call: Call) -> Any:
+        request = await call.small()
         found = models.config(self._service, request.name, request.version)
         return ParseDict({"config": found}, message("inference.ModelConfigResponse")())
 
-    async def ModelStatistics(self, request: Any, _call: Call) -> Any:
+    async def ModelStatistics(self, call: Call) -> Any:
+        request = await call.small()
         found = models.statistics(self._service, request.name, request.version)
         return _filled("inference.ModelStatisticsResponse", found)
 
-    async def RepositoryIndex(self, request: Any, _call: Call) -> Any:
-        found = models.index(self._service, ready_only=request.ready)
+    async def RepositoryIndex(self, call: Call) -> Any:
+        request = await call.small()
+        found = await models.index(self._service, ready_only=request.ready)
         return ParseDict(
             {"models": [entry.model_dump() for entry in found]}, message("inference.RepositoryIndexResponse")()
         )
 
-    async def RepositoryModelLoad(self, request: Any, _call: Call) -> Any:
+    async def RepositoryModelLoad(self, call: Call) -> Any:
+        request = await call.small()
         config = request.parameters["config"].string_param if "config" in request.parameters else None
         await self._service.load(request.model_name, choice_of(config))
         return message("inference.RepositoryModelLoadResponse")()
 
-    async def RepositoryModelUnload(self, request: Any, _call: Call) -> Any:
+    async def RepositoryModelUnload(self, call: Call) -> Any:
+        request = await call.small()
         await self._service.unload(request.model_name)
         return message("inference.RepositoryModelUnloadResponse")()
 
-    async def ModelInfer(self, request: Any, call: Call) -> Any:
-        service, name = self._service, request.model_name
-        with service.metrics.request(service.label(name)), service.bodies.held(request.ByteSize()):
+    async def ModelInfer(self, call: Call) -> Any:
+        service = self._service
+        with service.metrics.request(UNKNOWN_MODEL) as counted:
             try:
-                return await self._infer(request, call)
+                if not service.lifecycle.takes_requests:
+                    raise service.unavailable()
+                refuse_if_full(service)
+                async with call.body() as request:
+                    counted.model = service.label(request.model_name)
+                    return await self._infer(request, call)
             except asyncio.CancelledError:
                 if service.lifecycle.is_ending:
                     raise
@@ -271,8 +283,6 @@ class _Inference:
 
     async def _infer(self, request: Any, call: Call) -> Any:
         service = self._service
-        if not service.lifecycle.takes_requests:
-            raise service.unavailable()
         predictor = service.repository.predictor(request.model_name, request.model_version)
         stages, sizes = service.metrics.stages(request.model_name), service.sizes
 
@@ -297,6 +307,11 @@ def _code(status: int) -> grpc.StatusCode:
     return _CODES.get(status, grpc.StatusCode.UNKNOWN)
 
 
+def _metadata(problem: ProblemError) -> list[tuple[str, str]]:
+    headers = [(name.lower(), value) for name, value in problem.headers.items()]
+    return [(name, value) for name, value in headers if name in _TOLD_HEADERS]
+
+
 def _asked(request: Any) -> InferenceRequest:
     """Raises ProblemError 400 for tensors without values, or with two sets of them."""
     raw = list(request.raw_input_contents)
@@ -307,18 +322,18 @@ def _asked(request: Any) -> InferenceRequest:
         contents = raw[index] if raw else list(getattr(given.contents, _CONTENTS.get(given.datatype, "bytes_contents")))
         if raw and given.HasField("contents"):
             raise ProblemError(400, "malformed", "values are given both as contents and as raw_input_contents")
-        tensors.append(InputTensor(given.name, given.datatype, tuple(given.shape), contents))
+        tensors.append(InputTensor(given.name, given.datatype, tuple(given.shape), contents, _values(given.parameters)))
     return InferenceRequest(
         inputs=tensors,
-        outputs=[output.name for output in request.outputs],
+        outputs=[RequestedOutput(output.name, _values(output.parameters)) for output in request.outputs],
         id=request.id,
-        parameters={name: _value(parameter) for name, parameter in request.parameters.items()},
+        parameters=_values(request.parameters),
     )
 
 
-def _value(parameter: Any) -> Any:
-    choice = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, choice) if choice else None
+def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    choices = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: getattr(parameters[name], choice) for name, choice in choices.items() if choice}
 
 
 def _filled(name: str, found: BaseModel) -> Any:

@@ -6,6 +6,7 @@ N batch, H height, W width, C channels.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ DATATYPES = ("UINT8", "FP32", "BYTES")
 """Of the image tensor: pixels; pixels in float, which must be whole numbers from 0 to 255; or image files."""
 
 _BYTES_OF: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
+
+_NOT_DONE = ("sequence_id", "shared_memory_region", "classification")
+"""Parameters of Triton's, whether of a request, an input or an output, without which the answer would be another."""
+
 _LENGTH = np.dtype("<u4")
 """Before each element of a BYTES tensor."""
 
@@ -35,6 +40,15 @@ class InputTensor:
     shape: tuple[int, ...]
     content: bytes | memoryview | Sequence[Any]
     """Raw bytes, little-endian and row by row; or values, nested or not."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """A tensor that is wanted."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,8 +56,8 @@ class InferenceRequest:
     """What is asked of one model."""
 
     inputs: Sequence[InputTensor]
-    outputs: Sequence[str] = ()
-    """Names of those that are wanted; none means all."""
+    outputs: Sequence[RequestedOutput] = ()
+    """Those that are wanted; none means all."""
     id: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -77,15 +91,17 @@ def images_of(request: InferenceRequest, manifest: Manifest, *, max_pixels: int)
 
 def _image_tensor(request: InferenceRequest) -> InputTensor:
     """Raises ProblemError 400 when the names are not those of the model, or something is asked that is not done."""
-    for name in ("sequence_id", "shared_memory_region"):
-        if request.parameters.get(name):
-            raise ProblemError(400, "parameter", f"parameter {name!r} is not taken; leave it out")
+    tensors: list[InputTensor | RequestedOutput] = [*request.inputs, *request.outputs]
+    for parameters in (request.parameters, *(tensor.parameters for tensor in tensors)):
+        for name in _NOT_DONE:
+            if parameters.get(name):
+                raise ProblemError(400, "parameter", f"parameter {name!r} is not taken; leave it out")
     names = [tensor.name for tensor in request.inputs]
     if names != [IMAGE]:
         raise ProblemError(400, "inputs", f"the model takes one input, {IMAGE!r}; the request has {names}")
-    unknown = [name for name in request.outputs if name != MASK]
-    if unknown or len(request.outputs) > 1:
-        raise ProblemError(400, "outputs", f"the model has one output, {MASK!r}; asked for {list(request.outputs)}")
+    names = [output.name for output in request.outputs]
+    if names not in ([], [MASK]):
+        raise ProblemError(400, "outputs", f"the model has one output, {MASK!r}; asked for {names}")
     return request.inputs[0]
 
 
@@ -107,13 +123,28 @@ def _values(tensor: InputTensor) -> NDArray[Any]:
             )
         values: NDArray[Any] = np.frombuffer(tensor.content, dtype=dtype)
         return values
+    _check_numbers(tensor.content, tensor.datatype)
     try:
         values = np.asarray(tensor.content)
     except ValueError as error:
         raise _bad_values("its rows are not all of one length") from error
     if values.dtype.kind not in ("iuf" if tensor.datatype == "FP32" else "iu"):
-        raise _bad_values(f"they are not all numbers that fit {tensor.datatype}")
+        raise _not_numbers(tensor.datatype)
     return values.ravel()
+
+
+def _check_numbers(content: Sequence[Any], datatype: str) -> None:
+    """NumPy gives every element the room of the longest: one string of a megabyte among numbers takes terabytes.
+
+    Raises ProblemError 400 for what is neither numbers nor rows of them.
+    """
+    level = content
+    while (types := set(map(type, level))) == {list}:
+        level = list(chain.from_iterable(level))
+    if list in types:
+        raise _bad_values("its rows are not all of one length")
+    if not types <= {int, float}:
+        raise _not_numbers(datatype)
 
 
 def _whole_bytes(values: NDArray[Any]) -> U8:
@@ -168,6 +199,10 @@ def _elements(tensor: InputTensor) -> Sequence[bytes]:
 
 def _bad_shape(detail: str) -> ProblemError:
     return ProblemError(400, "shape", f"input {IMAGE!r}: {detail}")
+
+
+def _not_numbers(datatype: str) -> ProblemError:
+    return _bad_values(f"they are not all numbers that fit {datatype}")
 
 
 def _bad_values(detail: str) -> ProblemError:

@@ -169,11 +169,11 @@ def statistics(service: Service, name: str = "", version: str = "") -> AllStats:
     )
 
 
-def index(service: Service, *, ready_only: bool = False) -> list[IndexEntry]:
+async def index(service: Service, *, ready_only: bool = False) -> list[IndexEntry]:
     """Every version that lies in the repository or is served, with its state."""
+    found, entries = await service.repository.index(), []
     up, phase = service.lifecycle.is_ready, service.lifecycle.phase.value
-    entries = []
-    for entry in service.repository.index():
+    for entry in found:
         ready = up and not entry.refused
         if ready or not ready_only:
             state, reason = ("READY", "") if ready else ("UNAVAILABLE", entry.refused or phase)

@@ -200,7 +200,7 @@ async def _infer(service: Service, name: str, request: Request) -> Response:
 @router.get("/v2/repository/index", summary="Which models there are")
 async def index(request: Request) -> list[models.IndexEntry]:
     """Every version of every model with its state, and why one is not served."""
-    return models.index(service_of(request))
+    return await models.index(service_of(request))
 
 
 @router.post(
@@ -212,7 +212,7 @@ async def index(request: Request) -> list[models.IndexEntry]:
 async def index_of(request: Request) -> list[models.IndexEntry]:
     """The same for clients of the protocol, who may ask for those alone that are served."""
     asked = await _asked(request, IndexRequest)
-    return models.index(service_of(request), ready_only=asked.ready)
+    return await models.index(service_of(request), ready_only=asked.ready)
 
 
 @router.post(

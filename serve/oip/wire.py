@@ -14,7 +14,7 @@ from starlette.requests import Request
 from export.images import U8
 from export.manifest import Manifest
 from export.runtime import MASK
-from serve.oip.inference import InferenceRequest, InputTensor
+from serve.oip.inference import InferenceRequest, InputTensor, RequestedOutput
 from serve.problems import ProblemError
 
 JSON = "application/json"
@@ -27,6 +27,8 @@ MAX_JSON_BYTES = 4 * 2**20
 
 _MAX_DIMENSIONS = 8
 _ENCODINGS = ("gzip", "deflate")
+# Source: RFC 9110, 8.4.1.3.
+_OTHER_NAMES = {"x-gzip": "gzip"}
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 Parameters = dict[str, bool | int | float | str]
@@ -100,7 +102,7 @@ class WireRequest:
         self._asked = _parsed(body[:length])
         self.request = InferenceRequest(
             inputs=_tensors(self._asked.inputs, memoryview(body)[length:]),
-            outputs=[output.name for output in self._asked.outputs or ()],
+            outputs=[RequestedOutput(output.name, output.parameters) for output in self._asked.outputs or ()],
             id=self._asked.id,
             parameters=self._asked.parameters,
         )
@@ -156,6 +158,7 @@ def content_encoding(request: Request) -> str | None:
     Raises ProblemError 415.
     """
     encoding = request.headers.get("content-encoding", "identity").lower()
+    encoding = _OTHER_NAMES.get(encoding, encoding)
     if encoding == "identity":
         return None
     if encoding not in _ENCODINGS:
@@ -209,7 +212,7 @@ def _tensors(inputs: Sequence[RequestInput], binary: memoryview) -> list[InputTe
         else:
             detail = f"input {json.dumps(given.name)}: give its values either as data or by binary_data_size"
             raise ProblemError(400, "malformed", detail)
-        tensors.append(InputTensor(given.name, given.datatype, tuple(given.shape), content))
+        tensors.append(InputTensor(given.name, given.datatype, tuple(given.shape), content, given.parameters))
     if at != len(binary):
         raise ProblemError(400, "malformed", f"{len(binary) - at} bytes follow that belong to no tensor")
     return tensors

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.bundles import expected_mask
 from support.logs import logged
 from support.oip import file_of, files_tensor, image_input, some_images
@@ -50,6 +52,30 @@ def ports(bundle: Bundle, grey_bundle: Bundle) -> Iterator[tuple[str, str]]:
 def client(ports: tuple[str, str]) -> Iterator[Any]:
     with triton.InferenceServerClient(ports[1]) as client:
         yield client
+
+
+class Uploads:
+    """Calls of one method whose message never comes, until the block is left."""
+
+    def __init__(self, port: int, method: str = "ModelInfer") -> None:
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self._begin: Any = self._channel.stream_unary(f"/{messages.INFERENCE}/{method}")
+        self._end = threading.Event()
+
+    def begin(self) -> Any:
+        """One more; gives its future."""
+        return self._begin.future(self._message())
+
+    def _message(self) -> Iterator[bytes]:
+        self._end.wait(30)
+        yield b""
+
+    def __enter__(self) -> "Uploads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+        self._end.set()
 
 
 def code_of(error: Any) -> str:
@@ -94,6 +120,48 @@ def test_values_may_stand_in_the_message(ports: tuple[str, str], datatype: str, 
     assert answer.raw_output_contents[0] == MASKS.tobytes()
 
 
+def test_more_values_than_json_would_hold_are_refused(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, grpc_port=0)
+    app = create_app([bundle.path], settings)
+    pixels = service_pb2.ModelInferRequest(model_name="tiny")
+    tensor = pixels.inputs.add(name="image", datatype="UINT8", shape=[1, 1024, 1024, 3])
+    tensor.contents.uint_contents.extend(bytes(1024 * 1024 * 3))
+    raw = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[bytes(1024 * 1024 * 3)])
+    raw.inputs.add(name="image", datatype="UINT8", shape=[1, 1024, 1024, 3])
+    empty = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[b""] * 5000)
+    with serving(app, settings), grpc.insecure_channel(f"127.0.0.1:{app.state.grpc_server.port}") as channel:
+        infer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        for request in (pixels, empty):
+            with pytest.raises(grpc.RpcError, match="send tensors in raw_input_contents") as caught:
+                infer(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert len(infer(raw).raw_output_contents[0]) == 1024 * 1024
+
+
+def test_files_may_stand_in_the_message(ports: tuple[str, str]) -> None:
+    request = service_pb2.ModelInferRequest(model_name="tiny")
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[len(IMAGES)])
+    tensor.contents.bytes_contents.extend(file_of(image) for image in IMAGES)
+    with grpc.insecure_channel(ports[1]) as channel:
+        answer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    assert answer.raw_output_contents[0] == MASKS.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_bytes_that_were_changed_never_break_the_server(ports: tuple[str, str], data: st.DataObject) -> None:
+    request = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[IMAGES[:1, :4, :4].tobytes()])
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, 4, 4, 3])
+    changed = bytearray(request.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(changed)))
+    with grpc.insecure_channel(ports[1]) as channel:
+        infer: Any = channel.unary_unary(f"/{messages.INFERENCE}/ModelInfer")
+        call = infer.future(bytes(changed[:cut]))
+        assert call.code().name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND"), call.details()
+
+
 def test_many_clients_at_once_get_their_own_masks(ports: tuple[str, str]) -> None:
     def ask(seed: int) -> bool:
         images = some_images(1, 10 + seed, 20, seed=seed)
@@ -133,6 +201,15 @@ def test_values_and_raw_contents_must_agree(ports: tuple[str, str]) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_would_be_ignored_is_refused(client: Any) -> None:
+    shared = triton.InferRequestedOutput("mask")
+    shared.set_shared_memory("region", 100)
+    for output in (shared, triton.InferRequestedOutput("mask", class_count=3)):
+        with pytest.raises(InferenceServerException, match="is not taken; leave it out") as caught:
+            client.infer("tiny", [image_input(triton, IMAGES, "UINT8")], outputs=[output])
+        assert code_of(caught.value) == "INVALID_ARGUMENT"
 
 
 def test_calls_are_counted_and_logged_like_requests(ports: tuple[str, str], client: Any) -> None:
@@ -228,6 +305,56 @@ def test_keys_open_this_door_too(bundle: Bundle, tmp_path: Path) -> None:
         client.load_model("tiny", headers={"authorization": f"Bearer {admin}"})
 
 
+def test_a_call_is_refused_before_its_message_comes(bundle: Bundle, tmp_path: Path) -> None:
+    add_key(tmp_path / "keys", "use", Role.USE)
+    predictor = GatedPredictor(bundle)
+    for keys, end, code in ((tmp_path / "keys", False, "UNAUTHENTICATED"), (None, True, "UNAVAILABLE")):
+        settings = ServeSettings(concurrency=1, grpc_port=0, api_keys=keys)
+        app = create_app([predictor], settings)
+        with serving(app, settings), Uploads(app.state.grpc_server.port) as uploads:
+            if end:
+                app.state.service.lifecycle.drain()
+            assert uploads.begin().code().name == code
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ServerLive"])
+def test_a_message_that_does_not_come_is_not_waited_for(bundle: Bundle, method: str) -> None:
+    settings = ServeSettings(concurrency=1, grpc_port=0, upload_seconds=0.3)
+    app = create_app([bundle.path], settings)
+    with serving(app, settings) as url, Uploads(app.state.grpc_server.port, method) as uploads:
+        late = uploads.begin()
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "not whole after 0.3 s" in late.details()
+        assert metric(url, "segpress_body_bytes") == 0
+
+
+def test_messages_on_their_way_have_half_of_the_memory(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, grpc_port=0, max_body_bytes=2**20, max_buffered_bytes=5 * 2**20)
+    app = create_app([bundle.path], settings)
+    with serving(app, settings) as url:
+        port = app.state.grpc_server.port
+        with Uploads(port) as uploads, triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            _kept = [uploads.begin() for _ in range(2)]  # gRPC cancels the call of a future that nobody holds
+            until(lambda: metric(url, "segpress_body_bytes") == 2 * 2**20)
+            refused = uploads.begin()
+            assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "set aside" in refused.details()
+            result = client.infer("tiny", [image_input(triton, IMAGES, "UINT8")])
+            assert np.array_equal(result.as_numpy("mask"), MASKS), "what comes at once needs no room of its own"
+        until(lambda: metric(url, "segpress_body_bytes") == 0)
+        assert metric(url, 'segpress_errors_total{model="",reason="memory"}') == 1
+
+
+def test_an_end_without_a_message_and_a_name_that_is_none_are_refused(ports: tuple[str, str], client: Any) -> None:
+    with grpc.insecure_channel(ports[1]) as channel:
+        assert channel.stream_unary(f"/{messages.INFERENCE}/ModelInfer").future(iter([])).code().name == (
+            "INVALID_ARGUMENT"
+        )
+    with pytest.raises(InferenceServerException, match="at most 65536 bytes") as caught:
+        client.get_model_metadata("x" * 70_000)
+    assert code_of(caught.value) == "INVALID_ARGUMENT"
+
+
 def test_tls_serves_this_door_too(bundle: Bundle) -> None:
     certificates = Path(__file__).parent / "certificates"
     certificate, key = certificates / "localhost.pem", certificates / "localhost.key.pem"
@@ -273,6 +400,18 @@ def test_a_drain_answers_what_was_accepted_on_both_doors(bundle: Bundle) -> None
         assert ends == ["UNAVAILABLE"]
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)
+
+
+def test_a_draining_server_says_when_to_come_back_in_sound_http2(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, grpc_port=0)
+    app = create_app([bundle.path], settings)
+    with serving(app, settings), grpc.insecure_channel(f"127.0.0.1:{app.state.grpc_server.port}") as channel:
+        app.state.service.lifecycle.drain()
+        with pytest.raises(grpc.RpcError) as caught:
+            triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(service_pb2.ModelInferRequest())
+        metadata: Any = caught.value.trailing_metadata()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert set(dict(metadata)) == {"retry-after"}, "headers of a connection are malformed in HTTP/2"
 
 
 def test_a_port_that_is_taken_is_said_before_bundles_are_loaded(bundle: Bundle) -> None:

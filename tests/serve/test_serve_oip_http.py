@@ -98,6 +98,11 @@ def test_bodies_may_be_compressed(client: Any, algorithm: str) -> None:
     assert np.array_equal(result.as_numpy("mask"), MASKS)
 
 
+def test_gzip_has_another_name(base_url: str) -> None:
+    answer = httpx.post(base_url + INFER, content=gzip.compress(body()), headers={"Content-Encoding": "x-gzip"})
+    assert answer.status_code == 200, answer.text
+
+
 @settings(max_examples=30, deadline=None)
 @given(images=arrays(np.uint8, st.tuples(*[st.integers(1, 40)] * 3, st.just(3)).map(lambda s: (1 + s[0] % 4, *s[1:]))))
 def test_a_batch_gives_what_its_images_give_alone(base_url: str, images: U8) -> None:
@@ -173,6 +178,9 @@ def body(**changes: Any) -> bytes:
         (body(data=[0, 0, 0, 0, 0, None]), {}, 400),
         (body(data=[0, 0, 0, 0, 0, "1"]), {}, 400),
         (body(data=[True] * 6), {}, 400),
+        (body(data=[True] * 5 + [0]), {}, 400),
+        (body(data=[[0, 0, 0], [0, 0, False]]), {}, 400),
+        (body(data=[0, [0, 0, 0, 0, 0]]), {}, 400),
         (body(data=None), {}, 400),
         (body(shape=[1, 1, -2, 3]), {}, 400),
         (body(shape=[2**40, 2**40, 2**40, 3]), {}, 413),
@@ -199,6 +207,24 @@ def test_what_is_malformed_is_refused(base_url: str, content: bytes, headers: di
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["error"] == answer.json()["detail"]
+
+
+def test_one_string_among_numbers_takes_no_memory_for_each_of_them(base_url: str) -> None:
+    for row in (["a" * 700_000] + [0] * 100_000, [[0]] * 50_000 + [["a" * 700_000]]):
+        answer = httpx.post(base_url + INFER, content=body(data=row))
+        assert (answer.status_code, answer.json()["reason"]) == (400, "values"), answer.text
+
+
+@pytest.mark.parametrize("name", ["shared_memory_region", "classification"])
+@pytest.mark.parametrize("of", ["request", "input", "output"])
+def test_what_would_be_ignored_is_refused(base_url: str, of: str, name: str) -> None:
+    parameters = {part: {name: "1"} if part == of else {} for part in ("request", "input", "output")}
+    request = json.loads(body(parameters=parameters["input"])) | {
+        "parameters": parameters["request"],
+        "outputs": [{"name": "mask", "parameters": parameters["output"]}],
+    }
+    answer = httpx.post(base_url + INFER, json=request)
+    assert (answer.status_code, answer.json()["reason"]) == (400, "parameter"), answer.text
 
 
 def test_lengths_of_elements_are_not_believed(base_url: str) -> None:

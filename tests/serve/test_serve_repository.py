@@ -16,7 +16,8 @@ from support.oip import image_input, some_images
 from support.servers import GatedPredictor, metric_lines, serving, until
 from tritonclient.utils import InferenceServerException
 
-from export.bundle import Bundle
+from export import bundle as bundles
+from export.bundle import Bundle, Verification
 from export.errors import BundleError, UsageError
 from export.images import U8
 from serve.app import create_app
@@ -231,6 +232,33 @@ def test_the_index_may_be_of_what_is_ready(server: tuple[str, Any]) -> None:
     ready = httpx.post(f"{url}/v2/repository/index", json={"ready": True}).json()
     assert [(entry["name"], entry["version"]) for entry in ready] == [("plain", "7"), ("tiny", "10")]
     assert httpx.post(f"{url}/v2/repository/index", content=b"{").status_code == 400
+
+
+def test_the_index_reads_what_manifests_say_and_no_models(server: tuple[str, Any], folder: Path) -> None:
+    _, client = server
+    damage_model(folder / "plain")
+    assert [version for name, version in states(client) if name == "plain"] == ["7"]
+
+
+def test_what_is_gone_from_its_folder_is_served_on_and_not_loaded(
+    server: tuple[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, client = server
+    verify = bundles.verify
+
+    def verify_too_late(path: Path, **how: Any) -> Verification:
+        shutil.rmtree(folder / "tiny" / "2")
+        return verify(path, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bundles, "verify", verify_too_late)
+        asked = {"parameters": {"config": policy(specific={"versions": [2]})}}
+        answer = httpx.post(f"{url}/v2/repository/models/tiny/load", json=asked)
+        assert (answer.status_code, answer.json()["reason"]) == (404, "unknown_version")
+    folder.rename(folder.with_name("away"))
+    assert states(client) == {("plain", "7"): "READY", ("tiny", "10"): "READY"}
+    assert httpx.post(f"{url}/v2/repository/models/tiny/load").status_code == 404
+    assert np.array_equal(mask(client), of(5))
 
 
 def test_a_folder_that_cannot_serve_is_refused_at_the_start(folder: Path, tmp_path: Path, bundle: Bundle) -> None:
