@@ -11,7 +11,7 @@ from benchmarks.report.results import Goals, GroupWidth, Report
 from compress.anymodel import evaluate
 from compress.budget import Budget
 from compress.data.check import require_sound
-from compress.data.folder import Dataset, open_dataset
+from compress.data.folder import Dataset
 from compress.data.lookup import lookup_table_miou
 from compress.data.sample import write_sample
 from compress.export_fp32 import export
@@ -60,11 +60,12 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
         raise UsageError(
             "the recipe does not say how much to prune; set prune.speedup, or another goal or budget of it"
         )
-    if recipe.data.path is not None:
-        _look_ahead(recipe, recipe.data.path)
+    data = recipe.data.path
+    if data is not None:
+        _look_ahead(recipe, data)
+    _require_ours(out / RECIPE)
     make_folder(out)
     write_atomic(out / RECIPE, recipe.to_toml())
-    data = recipe.data.path
     if data is None:
         say("data.path is not set: using the built-in sample set")
         data = write_sample(out / "data").path
@@ -102,16 +103,27 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
 
 
 def _look_ahead(recipe: Recipe, data: Path) -> None:
-    """What the later steps would refuse after hours of training.
+    """All that is wrong with the data, and what the later steps would refuse after hours of training.
 
     Raises DatasetError, UsageError.
     """
-    auto = recipe.data.channels == "auto"
-    classes = open_dataset(data, channels=1 if auto else recipe.data.channels).classes
+    classes = require_sound(data, recipe.data.channels).classes
     for settings in (recipe.prune, recipe.quantize):
         Budget(min_iou=settings.min_iou).require_classes(classes)
     if recipe.prune.latency_table is not None:
         LatencyTable.load(recipe.prune.latency_table)
+
+
+def _require_ours(path: Path) -> None:
+    """Raises UsageError for a recipe that no run has written: it is the user's, and all settings would replace it."""
+    if not path.exists():
+        return
+    try:
+        ours = Recipe.load(path).to_toml() == path.read_text(encoding="utf-8")
+    except UsageError:
+        ours = False
+    if not ours:
+        raise UsageError(f"{path} was not written by a run, and would be replaced; give another --out, or move it away")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from compress.checkpoint import Checkpoint
 from compress.cli.main import main
 from compress.data.folder import open_dataset
 from export.bundle import Bundle
+from export.errors import WorkFailedError
 from export.images import decode_indices, encode_image, encode_mask
 
 
@@ -241,6 +242,35 @@ def test_a_mistake_is_one_message_and_status_2(
     assert says in done.err
     assert "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+def test_a_run_leaves_a_recipe_of_the_users_own_as_it_is(
+    cli: Cli, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: object) -> None:
+        raise WorkFailedError("training began")
+
+    monkeypatch.setattr("compress.pipeline.train", begin)
+    own = tmp_path / "recipe.toml"
+    own.write_text(f"# mine\n[prune]\nspeedup = 2.0\n[data]\npath = {json.dumps(str(discs))}\n")
+    before = own.read_text()
+    done = cli("run", own, "--out", tmp_path)
+    assert done.status == 2
+    assert f"{own} was not written by a run" in done.err
+    assert own.read_text() == before
+    # What a run has written is taken up again, and follows the settings.
+    for speedup in ("2.0", "3.0"):
+        assert "training began" in cli("run", own, "--out", tmp_path / "r", "--set", f"prune.speedup={speedup}").err
+        assert f"speedup = {speedup}" in (tmp_path / "r" / "recipe.toml").read_text()
+
+
+def test_a_run_on_unsound_data_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    next((data / "val" / "masks").iterdir()).write_text("no mask")
+    done = cli("run", "default", "--set", f"data.path={data}", "--set", "prune.speedup=2", "--out", tmp_path / "run")
+    assert done.status == 2
+    assert "cannot be read" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_model_for_other_classes_is_refused(cli: Cli, int8_bundle: Bundle, tmp_path: Path) -> None:
