@@ -89,6 +89,11 @@ def test_what_is_missing_and_what_is_dead_is_named() -> None:
     assert "down.0" not in dead.says
 
 
+def test_rules_pass_over_a_look_back_that_saw_nothing() -> None:
+    for what in ("by heart", "too small", "vanishing"):
+        assert diagnosed(replace(SICK[what][0], miou_train=None)) == []
+
+
 def test_a_network_of_ones_own_is_not_told_to_change_what_it_does_not_have() -> None:
     settings = [
         setting
