@@ -210,6 +210,8 @@ MISTAKES = [
     (["predict", "{ckpt}", "--images", "nowhere", "--out", "x"], "nowhere"),
     (["bench", "latency", "nowhere"], "nowhere"),
     (["bench", "latency", "{ckpt}", "--size", "big"], "HEIGHTxWIDTH"),
+    (["bench", "latency", "{ckpt}", "--size", "2²x64"], "HEIGHTxWIDTH"),
+    (["train", "--data", "{data}", "--out", "x", "--set", "train.device=meta"], "train.device = 'meta'"),
     (["serve", "nowhere"], "nowhere"),
     (["serve", "nowhere", "--api-keys", "no-keys"], "API keys no-keys: No such file or directory"),
     (["serve", "nowhere", "--tls-cert", "cert.pem"], "give --tls-key, too"),
@@ -271,6 +273,23 @@ def test_a_run_on_unsound_data_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
     assert done.status == 2
     assert "cannot be read" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("where", ["torch", "numpy"])
+def test_what_does_not_fit_into_memory_is_one_message(
+    cli: Cli, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def too_large(*_: object) -> None:
+        np.empty((10**8, 10**8))
+
+    if where == "numpy":
+        monkeypatch.setattr("compress.models.build", too_large)
+    done = cli("train", "--data", discs, "--out", tmp_path / "out", "--set", "model.base=1000000")
+    assert done.status == 1
+    assert done.err.endswith(
+        "compress: out of memory; ask for less: smaller images, a smaller batch, a smaller model\n"
+    )
+    assert "Traceback" not in done.err
 
 
 def test_a_model_for_other_classes_is_refused(cli: Cli, int8_bundle: Bundle, tmp_path: Path) -> None:
