@@ -1,6 +1,6 @@
 """A stretch of gradient descent: what training, the recovery after pruning and training for INT8 have in common."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -97,6 +97,9 @@ class FreezeSettings(Settings):
 
 class FitSettings(Settings):
     """One stretch of gradient descent; training and the recovery after pruning both have one."""
+
+    SECTION: ClassVar[str] = "train"
+    """Where they stand in a recipe, for what is told of them."""
 
     epochs: Positive = 60
     batch_size: Positive = 8

@@ -1,6 +1,6 @@
 """The section `quantize`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ Target = Literal["auto", "vnni", "avx2", "arm", "tensorrt", "openvino"]
 
 class LearnSettings(FitSettings):
     """Quantization-aware training, which starts from what post-training quantization gave; the float parent teaches."""
+
+    SECTION: ClassVar[str] = "quantize.finetune"
 
     epochs: Positive = 10
     learning_rate: LearningRate = 1e-4

@@ -83,11 +83,11 @@ class Fit:
             module.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if teacher is not None and teacher.attention_weight:
             require_shared(network, teacher.network)
-        weights_K = class_weights(settings.loss, images.class_pixels(len(validation.classes)))
+        weights_K = class_weights(settings.loss, images.class_pixels(len(validation.classes)), settings.SECTION)
         weights_K = None if weights_K is None else weights_K.to(runtime.device)
         objective = Objective(settings.loss, weights_K, teacher, penalty)
         self._network = network
-        self._freezing = Freezing(network, settings.freeze)
+        self._freezing = Freezing(network, settings.freeze, settings.SECTION)
         self._swa = None if settings.swa.start is None else EqualAverage(network)
         self._stepper = Stepper(network, objective, settings, runtime)
         self._clock = Clock(runtime)
