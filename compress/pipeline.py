@@ -9,12 +9,12 @@ from typing import Any
 from benchmarks.latency import report_on
 from benchmarks.report.results import Goals, GroupWidth, Report
 from compress.anymodel import evaluate
-from compress.budget import Budget
 from compress.data.check import require_sound
 from compress.data.folder import Dataset
 from compress.data.lookup import lookup_table_miou
 from compress.data.sample import write_sample
 from compress.export_fp32 import export
+from compress.lookahead import look_ahead
 from compress.progress import say, task
 from compress.prune import prune
 from compress.quantize import quantize
@@ -25,7 +25,6 @@ from export import bundle
 from export.bundle import Bundle
 from export.errors import BudgetMissedError, ParityError, UsageError
 from export.files import make_folder, write_atomic
-from export.latency.table import LatencyTable
 
 REPORT = "report.json"
 PAGE = "report.html"
@@ -62,13 +61,14 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
         )
     data = recipe.data.path
     if data is not None:
-        _look_ahead(recipe, data)
+        look_ahead(recipe, data)
     _require_ours(out / RECIPE)
     make_folder(out)
     write_atomic(out / RECIPE, recipe.to_toml())
     if data is None:
         say("data.path is not set: using the built-in sample set")
         data = write_sample(out / "data").path
+        look_ahead(recipe, data)
 
     dense = train(data, out / "dense", recipe)
     dense_fp32 = export(dense.path, out / "dense-fp32", recipe, data=data)
@@ -100,18 +100,6 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     widths = [GroupWidth(layer=layer, **figures) for layer, figures in cut.items()]
     report = _report(out / "report", bundles, dataset, recipe, command, widths, without)
     return Finished(report, out / "report" / PAGE, out / "int8", tuple(missed))
-
-
-def _look_ahead(recipe: Recipe, data: Path) -> None:
-    """All that is wrong with the data, and what the later steps would refuse after hours of training.
-
-    Raises DatasetError, UsageError.
-    """
-    classes = require_sound(data, recipe.data.channels).classes
-    for settings in (recipe.prune, recipe.quantize):
-        Budget(min_iou=settings.min_iou).require_classes(classes)
-    if recipe.prune.latency_table is not None:
-        LatencyTable.load(recipe.prune.latency_table)
 
 
 def _require_ours(path: Path) -> None:

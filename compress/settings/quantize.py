@@ -1,8 +1,8 @@
 """The section `quantize`."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.settings.common import LearningRate, Positive, Settings, Share
 from compress.settings.fit import FitSettings
@@ -19,6 +19,12 @@ class LearnSettings(FitSettings):
     epochs: Positive = 10
     learning_rate: LearningRate = 1e-4
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+    @model_validator(mode="after")
+    def _of_a_graph(self) -> Self:
+        if self.freeze.epochs or self.attention_weight:
+            raise ValueError("what learns is a graph, without an encoder or layers: leave out freeze, attention_weight")
+        return self
 
 
 class OnnxSettings(Settings):

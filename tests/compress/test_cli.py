@@ -266,6 +266,35 @@ def test_a_run_leaves_a_recipe_of_the_users_own_as_it_is(
         assert f"speedup = {speedup}" in (tmp_path / "r" / "recipe.toml").read_text()
 
 
+TOO_LATE = {
+    "prune.finetune.loss.own=nofile.py:f": "no such file",
+    "prune.finetune.schedule.kind=nofile.py:f": "no such file",
+    "prune.finetune.loss.class_weights=[1.0]": "prune.finetune.loss.class_weights: 1 problem",
+    "prune.finetune.freeze.epochs=2": "no pretrained encoder",
+    "prune.speedup=none prune.levels=2": "no smaller network inside",
+    "quantize.mode=qat quantize.finetune.loss.own=nofile.py:f": "no such file",
+    "quantize.mode=qat quantize.finetune.loss.class_weights=[1.0]": "quantize.finetune.loss.class_weights: 1 problem",
+    "quantize.mode=qat quantize.target=tensorrt": "takes signed ones",
+    "quantize.finetune.freeze.epochs=2": "what learns is a graph",
+    "quantize.finetune.attention_weight=1.0": "what learns is a graph",
+}
+
+
+@pytest.mark.parametrize("settings", TOO_LATE)
+def test_a_run_is_refused_at_once_what_a_later_step_would_refuse(
+    cli: Cli, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str
+) -> None:
+    def begin(*_: object) -> None:
+        raise WorkFailedError("training began")
+
+    monkeypatch.setattr("compress.pipeline.train", begin)
+    words = [word for one in (f"data.path={discs}", *settings.split()) for word in ("--set", one)]
+    done = cli("run", "--out", tmp_path / "run", *words)
+    assert done.status == 2
+    assert TOO_LATE[settings] in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_on_unsound_data_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data")
     next((data / "val" / "masks").iterdir()).write_text("no mask")
