@@ -66,8 +66,9 @@ def on_one_line(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(name)} = {on_one_line(item)}" for name, item in value.items()) + "}"
-    return json.dumps(value)
+        return "{" + ", ".join(f"{on_one_line(name)} = {on_one_line(item)}" for name, item in value.items()) + "}"
+    # TOML has no pairs of surrogates, which JSON writes for characters beyond 16 bits.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def unusual(tree: Mapping[str, Any]) -> tuple[str, ...]:
