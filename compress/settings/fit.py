@@ -94,6 +94,12 @@ class FreezeSettings(Settings):
     """Epochs between its stages, which then begin to learn one after another, the deepest first; 0: all at once.
     Source: Howard and Ruder 2018 (arXiv:1801.06146)."""
 
+    @model_validator(mode="after")
+    def _wakes_what_stands_still(self) -> Self:
+        if self.stage_epochs and not self.epochs:
+            raise ValueError("stage_epochs is for what stands still at first: set epochs, or leave it out")
+        return self
+
 
 class FitSettings(Settings):
     """One stretch of gradient descent; training and the recovery after pruning both have one."""

@@ -51,6 +51,11 @@ FILES = {
         "[train.loss]\nclass_weights = [0, 0]",
         ["train.loss", "class_weights [0.0, 0.0] leave no class that counts"],
     ),
+    "rare crops of whole images": ("[data]\nrare_crops = 0.5", ["data", "set crop, or leave it out"]),
+    "stages of what never stands still": (
+        "[train.freeze]\nstage_epochs = 2",
+        ["train.freeze", "set epochs, or leave it out"],
+    ),
     "a seed below nought": ("[train]\nseed = -1", ["train.seed = -1: Input should be greater than or equal to 0"]),
     "a name that fits no URL": ("[export]\nname = 'my model'", ["export.name = 'my model'"]),
     "everything": (
