@@ -8,6 +8,7 @@ from compress import models
 from compress.budget import Budget
 from compress.data.check import require_sound
 from compress.data.folder import Dataset
+from compress.own import is_own
 from compress.prune.levels import require_levels
 from compress.quantize.workbench import require_unsigned
 from compress.recipe import Recipe
@@ -41,7 +42,7 @@ def _require_fit(settings: FitSettings, dataset: Dataset) -> None:
     """Its own parts are there, and its weights are those of the classes."""
     if settings.loss.own is not None:
         own.loss(settings.loss.own)
-    if own.is_own(settings.schedule.kind):
+    if is_own(settings.schedule.kind):
         own.schedule(settings.schedule.kind)
     class_weights(settings.loss, np.ones(len(dataset.classes), dtype=np.int64), settings.SECTION)
 

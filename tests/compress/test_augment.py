@@ -305,7 +305,7 @@ def test_a_policy_draws_as_many_operations_as_is_asked_and_none_is_wild(policy: 
 
 
 def test_operations_that_add_up_neither_end_a_training_nor_turn_light_to_dark() -> None:
-    settings = {"policy": "rand", "policy_strength": 2.0, "policy_operations": 4}
+    settings: dict[str, Any] = {"policy": "rand", "policy_strength": 2.0, "policy_operations": 4}
     torch.manual_seed(0)
     drawn = Change.drawn(AugmentSettings.model_validate({**NOTHING, **settings}), 4000, torch.device("cpu"))
     for field in ("gamma", "saturation", "contrast"):

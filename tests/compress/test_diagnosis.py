@@ -136,6 +136,7 @@ def test_channels_that_never_answer_are_counted(splits: Splits) -> None:
     network = HalfDead()
     miou, dead = look_back(network, splits[0], 2, 4)
     assert dead == {"relu": (1, 4)}
+    assert miou is not None
     assert 0 <= miou <= 1
     assert not network.relu._forward_hooks
 
