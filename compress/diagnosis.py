@@ -46,8 +46,8 @@ class Trained:
     best_epoch: int
     miou: float
     """Of what is kept, on the validation split."""
-    miou_train: float
-    """Of the same on some training images, not augmented."""
+    miou_train: float | None
+    """Of the same on some training images, not augmented; None where nothing counted in them."""
     dead: Mapping[str, tuple[int, int]]
     """By layer: channels that are zero on all these images, and all."""
     base: int | None = None
@@ -106,7 +106,7 @@ def _gradients(trained: Trained) -> Iterator[Finding]:
             f"{skipped} steps had a loss or a gradient that is no number, and were skipped",
             (f"train.learning_rate={rate / 3:.2g}", "train.precision=float32"),
         )
-    if late and fmean(late) < VANISHED and trained.miou_train < 1 - RISE:
+    if late and fmean(late) < VANISHED and trained.miou_train is not None and trained.miou_train < 1 - RISE:
         yield Finding(
             "vanishing gradients",
             f"their norm is {fmean(late):.1g} on the mean of the last epochs, and there is something left to learn",
@@ -130,9 +130,8 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
     settings = trained.settings
     decay = f"train.weight_decay={max(1e-3, settings.weight_decay * 10):.2g}"
     policy = ("train.augment.policy=trivial",) if settings.augment.policy == "none" else ("train.augment.cutmix=0.5",)
-    gap = trained.miou_train - trained.miou
     judged = [epoch for epoch in trained.history if epoch.get("miou") is not None]
-    if gap > GAP:
+    if trained.miou_train is not None and trained.miou_train - trained.miou > GAP:
         yield Finding(
             "overfitting",
             f"mIoU is {trained.miou_train:.3f} on its training images and {trained.miou:.3f} on others",
@@ -160,7 +159,7 @@ def _not_learned(trained: Trained) -> Iterator[Finding]:
             f"mIoU was still rising when training ended, by {trained.miou - max(before):.3f} in the last quarter",
             (longer,),
         )
-    elif trained.miou_train < LOW and trained.miou_train - trained.miou <= GAP:
+    elif trained.miou_train is not None and trained.miou_train < LOW and trained.miou_train - trained.miou <= GAP:
         wider = () if trained.base is None else (f"model.base={2 * trained.base}",)
         yield Finding(
             "underfitting",

@@ -9,12 +9,12 @@ from typing import Any
 from benchmarks.latency import report_on
 from benchmarks.report.results import Goals, GroupWidth, Report
 from compress.anymodel import evaluate
-from compress.budget import Budget
 from compress.data.check import require_sound
-from compress.data.folder import Dataset, open_dataset
+from compress.data.folder import Dataset
 from compress.data.lookup import lookup_table_miou
 from compress.data.sample import write_sample
 from compress.export_fp32 import export
+from compress.lookahead import look_ahead
 from compress.progress import say, task
 from compress.prune import prune
 from compress.quantize import quantize
@@ -25,7 +25,6 @@ from export import bundle
 from export.bundle import Bundle
 from export.errors import BudgetMissedError, ParityError, UsageError
 from export.files import make_folder, write_atomic
-from export.latency.table import LatencyTable
 
 REPORT = "report.json"
 PAGE = "report.html"
@@ -60,14 +59,16 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
         raise UsageError(
             "the recipe does not say how much to prune; set prune.speedup, or another goal or budget of it"
         )
-    if recipe.data.path is not None:
-        _look_ahead(recipe, recipe.data.path)
+    data = recipe.data.path
+    if data is not None:
+        look_ahead(recipe, data)
+    _require_ours(out / RECIPE)
     make_folder(out)
     write_atomic(out / RECIPE, recipe.to_toml())
-    data = recipe.data.path
     if data is None:
         say("data.path is not set: using the built-in sample set")
         data = write_sample(out / "data").path
+        look_ahead(recipe, data)
 
     dense = train(data, out / "dense", recipe)
     dense_fp32 = export(dense.path, out / "dense-fp32", recipe, data=data)
@@ -101,17 +102,16 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     return Finished(report, out / "report" / PAGE, out / "int8", tuple(missed))
 
 
-def _look_ahead(recipe: Recipe, data: Path) -> None:
-    """What the later steps would refuse after hours of training.
-
-    Raises DatasetError, UsageError.
-    """
-    auto = recipe.data.channels == "auto"
-    classes = open_dataset(data, channels=1 if auto else recipe.data.channels).classes
-    for settings in (recipe.prune, recipe.quantize):
-        Budget(min_iou=settings.min_iou).require_classes(classes)
-    if recipe.prune.latency_table is not None:
-        LatencyTable.load(recipe.prune.latency_table)
+def _require_ours(path: Path) -> None:
+    """Raises UsageError for a recipe that no run has written: it is the user's, and all settings would replace it."""
+    if not path.exists():
+        return
+    try:
+        ours = Recipe.load(path).to_toml() == path.read_text(encoding="utf-8")
+    except UsageError:
+        ours = False
+    if not ours:
+        raise UsageError(f"{path} was not written by a run, and would be replaced; give another --out, or move it away")
 
 
 @contextmanager

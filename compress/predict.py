@@ -29,9 +29,10 @@ def predict(
     `path` is a checkpoint or a bundle; `images` a folder or a single file. Masks have the size of their image;
     `refine` says how each is looked at.
 
-    Raises UsageError naming every file that is no image, or has not the bands that the model takes, before anything is
-    written.
+    Before anything is written, raises UsageError naming every file that is no image, or has not the bands that the
+    model takes, and where masks that somebody drew, or the images themselves, would be replaced.
     """
+    _require_nothing_lost(images, out)
     model = load_model(path, threads=threads, refine=refine)
     sources = _sources(images, model.channels)
     for folder in ("masks", "overlays"):
@@ -42,6 +43,15 @@ def predict(
             written.append(_predict_one(model, source, out))
             bar.advance()
     return written
+
+
+def _require_nothing_lost(images: Path, out: Path) -> None:
+    if (out / "images").exists() or (out / "classes.json").exists():
+        raise UsageError(f"{out} is a dataset, whose masks the predictions would replace; give another --out")
+    read = (images.parent if images.is_file() else images).resolve()
+    for folder in (out / "masks", out / "overlays"):
+        if read == folder.resolve():
+            raise UsageError(f"{images} lies where predictions are written ({folder}); give another --out")
 
 
 def _predict_one(model: AnyModel, source: Path, out: Path) -> Prediction:

@@ -66,8 +66,9 @@ def on_one_line(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(name)} = {on_one_line(item)}" for name, item in value.items()) + "}"
-    return json.dumps(value)
+        return "{" + ", ".join(f"{on_one_line(name)} = {on_one_line(item)}" for name, item in value.items()) + "}"
+    # TOML has no pairs of surrogates, which JSON writes for characters beyond 16 bits.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def unusual(tree: Mapping[str, Any]) -> tuple[str, ...]:
@@ -99,14 +100,16 @@ def builtin_recipes() -> dict[str, Path]:
 
 def _read(source: Path | str) -> tuple[str, dict[str, Any]]:
     path = Path(source)
-    # A folder of that name, such as the dataset's, is no recipe.
-    if not path.suffix and not path.is_file():
-        path = builtin_recipes().get(str(source), path)
     try:
+        # A folder of that name, such as the dataset's, is no recipe.
+        if not path.suffix and not path.is_file():
+            path = builtin_recipes().get(str(source), path)
         return str(path), tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         known = ", ".join(builtin_recipes())
         raise RecipeError(path, [f"no such file; give a TOML file or a built-in recipe ({known})"]) from error
+    except OSError as error:
+        raise RecipeError(path, [f"cannot be read: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(path, [f"not TOML: {error}"]) from error
 
@@ -140,6 +143,8 @@ def _explain(item: Any) -> str:
         near = difflib.get_close_matches(place[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"{'.'.join(place)}: no such setting; {hint}"
+    if item["type"] == "union_tag_invalid" and not isinstance(item["input"], Mapping):
+        return f"model = {item['input']!r}: a value for a section; write model.factory = 'unet'"
     if item["type"] == "union_tag_invalid":
         models = ", ".join(name for name in MODELS if name != "own")
         return (

@@ -63,7 +63,10 @@ class StepFolder:
         return json.loads((self.path / name).read_text()) if self.has(name) else None
 
     def record(self, plan: StepPlan, result: Mapping[str, Any]) -> None:
-        """Write step.json; a bundle does this before it seals, so that the manifest covers it."""
+        """Write step.json; a bundle does this before it seals, so that the manifest covers it.
+
+        Its `seconds` are, after an interruption, those of what was left.
+        """
         write_json(
             self.path / RECORD,
             {

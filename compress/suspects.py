@@ -14,7 +14,7 @@ from compress.data.evaluation import EvaluationImages
 from compress.data.folder import Split, open_dataset
 from compress.data.match import require_classes
 from compress.progress import task
-from export.errors import UsageError
+from export.errors import ShapeError, UsageError
 from export.images import U8
 from export.refine import Figures
 from export.scoring import VOID
@@ -44,7 +44,7 @@ def suspects(path: Path, data: Path, *, split: Split = "train", count: int = 20)
     A checkpoint or a bundle with logits says how sure it is; of a bundle with masks alone every answer is sure. A model
     that was trained on these images has learned some of their mistakes: one trained on others doubts better.
 
-    Raises UsageError, DatasetError and what `load_model` raises.
+    Raises UsageError, DatasetError, ShapeError and what `load_model` raises.
     """
     model = load_model(path)
     dataset = open_dataset(data, channels=model.channels)
@@ -66,7 +66,12 @@ def suspects(path: Path, data: Path, *, split: Split = "train", count: int = 20)
 
 
 def doubted(name: str, truth_HW: U8, probabilities_KHW: Figures, classes: tuple[str, ...]) -> Suspect | None:
-    """None where the model agrees with every pixel, or all of them are void."""
+    """None where the model agrees with every pixel, or all of them are void.
+
+    Raises ShapeError when mask and image differ in size.
+    """
+    if truth_HW.shape != probabilities_KHW.shape[1:]:
+        raise ShapeError(f"{name}: the mask has shape {truth_HW.shape}, the image {probabilities_KHW.shape[1:]}")
     counted = truth_HW != VOID
     truth_P, p_KP = truth_HW[counted].astype(np.intp), probabilities_KHW[:, counted]
     answer_P = p_KP.argmax(axis=0)

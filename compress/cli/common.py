@@ -108,6 +108,6 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise typer.BadParameter(f"{text!r} is not HEIGHTxWIDTH, such as 256x256")
     return int(height), int(width)

@@ -47,9 +47,19 @@ def main() -> None:
         raise
     except BrokenPipeError:
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _say("compress: out of memory; ask for less: smaller images, a smaller batch, a smaller model")
+        sys.exit(1)
     except OSError as error:
         _say(f"compress: {error}; what is finished is kept, and the same command continues")
         sys.exit(1)
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """By its words: what torch raises is known only where torch is installed."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("out of memory", "allocate memory"))
 
 
 def _log_to_stderr() -> None:

@@ -66,8 +66,8 @@ class Augment(nn.Module):
 
         is_rgb = images.shape[1] == RGB
         steps = [
-            (self._gamma, adjust_gamma, 1 + change["gamma"]),
-            (self._saturation and is_rgb, adjust_saturation, 1 + change["saturation"]),
+            (self._gamma, adjust_gamma, change.factor("gamma")),
+            (self._saturation and is_rgb, adjust_saturation, change.factor("saturation")),
             (self._hue and is_rgb, adjust_hue, 2 * math.pi * change["hue"]),
         ]
         for asked, adjust, amount in steps:
@@ -76,8 +76,8 @@ class Augment(nn.Module):
         return images
 
     def _lit(self, images: Tensor, change: Change) -> Tensor:
-        contrast, brightness = (change[field][:, None, None, None] for field in ("contrast", "brightness"))
-        return images * (1 + contrast) + brightness
+        contrast, brightness = change.factor("contrast"), change["brightness"]
+        return images * contrast[:, None, None, None] + brightness[:, None, None, None]
 
     def _noisy(self, images: Tensor, change: Change) -> Tensor:
         if not self._noise:

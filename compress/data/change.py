@@ -25,6 +25,8 @@ WIDEST: Mapping[str, float] = {
 """The widest that a policy changes an image by one operation, either way. Milder than the published lists, which are
 for classifiers: theirs shear by 17 degrees, shift by a third, and turn colours over."""
 
+SMALLEST_FACTOR = 0.05
+
 
 @dataclass(frozen=True)
 class Change:
@@ -35,6 +37,11 @@ class Change:
     def __getitem__(self, field: str) -> Tensor:
         """Of each image [N]."""
         return self.values_FN[FIELDS.index(field)]
+
+    def factor(self, field: str) -> Tensor:
+        """1 + the change, of each image [N]: what its pixels are multiplied by, or raised to. Changes that add up may
+        come below zero, where there is no such power and light would turn to dark."""
+        return (1 + self[field]).clamp(min=SMALLEST_FACTOR)
 
     def __add__(self, other: "Change") -> "Change":
         return Change(self.values_FN + other.values_FN)

@@ -32,7 +32,8 @@ class EvaluationImages:
 
 def nothing_counts(dataset: Dataset, split: str) -> DatasetError:
     """What to raise for a split that has no mIoU."""
-    return DatasetError(dataset.path, [f"{split}: every mask is void everywhere; nothing can be scored there"])
+    end = "learnt" if split == "train" else "scored"
+    return DatasetError(dataset.path, [f"{split}: every mask is void everywhere; nothing can be {end} there"])
 
 
 def usual_size(dataset: Dataset) -> tuple[int, int]:

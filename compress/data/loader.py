@@ -59,7 +59,10 @@ class TrainingImages:
         on_image: Callable[[], None] = lambda: None,
     ) -> None:
         """Decoded images are kept up to `cache_gb`, on `device` where it has room; see `DecodedImages`. `rare_crops`
-        and `rare_images` are what the recipe says of them."""
+        and `rare_images` are what the recipe says of them.
+
+        Raises DatasetError when every mask is void everywhere.
+        """
         self.crop = crop
         self._multiple = multiple
         self._device = device
@@ -68,6 +71,8 @@ class TrainingImages:
         self.decoded = DecodedImages(
             dataset, samples, size=size, budget_bytes=cache_gb * 1e9, device=device, on_image=on_image
         )
+        if not any((mask_HW != VOID).any() for mask_HW in self.decoded.masks()):
+            raise nothing_counts(dataset, "train")
         self._rare_crops = rare_crops
         self._repeats = self._repeats_of(rare_images) if rare_images > 0 else None
 

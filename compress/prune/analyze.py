@@ -16,7 +16,7 @@ from compress.sensitivity import Analysis, GroupSensitivity, SingleCut
 from compress.steps import StepPlan, finished, running
 from compress.train.batchnorm import reestimate
 from compress.train.precision import pick_device
-from compress.train.train import decoded
+from compress.train.train import decoded, shown
 from compress.train.validation import validate
 from export.files import write_json
 
@@ -49,7 +49,7 @@ def analyze(
             "importance": settings.importance,
             "multiple": settings.channel_multiple,
             "images": settings.analysis_images,
-            "crop": recipe.data.crop,
+            "data": shown(recipe),
             "loss": settings.finetune.loss.model_dump(mode="json"),
             "batch_size": settings.finetune.batch_size,
             "seed": settings.finetune.seed,

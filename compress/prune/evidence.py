@@ -81,7 +81,8 @@ class Evidence:
         return means.result()
 
     def _objective(self) -> Objective:
-        weights_K = class_weights(self.settings.loss, self.images.class_pixels(self.classes))
+        pixels_K = self.images.class_pixels(self.classes)
+        weights_K = class_weights(self.settings.loss, pixels_K, self.settings.SECTION)
         return Objective(self.settings.loss, None if weights_K is None else weights_K.to(self.device), teacher=None)
 
     def _batches(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

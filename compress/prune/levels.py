@@ -1,12 +1,13 @@
 """A UNet++ cut to a smaller depth: what its head at that depth has learned is served, exactly as it is."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from compress import models
 from compress.budget import Accuracy
-from compress.checkpoint import Checkpoint, ModelCard
+from compress.checkpoint import ModelCard
 from compress.data.loader import ValidationImages
 from compress.models.unetpp import UNetPlusPlus
 from compress.progress import say
@@ -24,7 +25,7 @@ def cut_levels(step: PruneStep) -> dict[str, Any]:
     parent, levels = step.parent, step.recipe.prune.levels
     assert levels is not None
     network = parent.network()
-    _require_levels(parent, network, levels)
+    require_levels(network, levels, parent.path)
     card = restricted(parent.card, levels)
     child = card.build()
     state = network.state_dict()
@@ -57,11 +58,12 @@ def restricted(card: ModelCard, levels: int) -> ModelCard:
     return card.model_copy(update={"arguments": arguments, "pruning": tuple(plans), "size_multiple": size_multiple})
 
 
-def _require_levels(parent: Checkpoint, network: torch.nn.Module, levels: int) -> None:
+def require_levels(network: torch.nn.Module, levels: int, name: Path | str) -> None:
+    """Raises UsageError when `network`, which is called `name`, cannot be cut to so many levels."""
     if not isinstance(network, UNetPlusPlus) or len(network.heads) < 2:
         raise UsageError(
-            f"{parent.path} has no smaller network inside; --levels cuts a UNet++ that was trained with deep "
+            f"{name} has no smaller network inside; --levels cuts a UNet++ that was trained with deep "
             "supervision (model.factory=unetpp); give --speedup or --ratio"
         )
     if levels >= network.levels:
-        raise UsageError(f"{parent.path} has {network.levels} levels; --levels takes 1 to {network.levels - 1}")
+        raise UsageError(f"{name} has {network.levels} levels; --levels takes 1 to {network.levels - 1}")

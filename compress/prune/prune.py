@@ -16,6 +16,7 @@ from compress.recipe import Recipe
 from compress.settings.prune import PruneSettings
 from compress.steps import StepPlan, finished, running
 from compress.train import own
+from compress.train.train import shown
 from export.errors import UsageError
 from export.files import sha256_file
 from export.latency.table import LatencyTable
@@ -52,7 +53,7 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
         },
         {
             "prune": settings.model_dump(mode="json", exclude={"analysis_images", "latency_table"}),
-            "crop": recipe.data.crop,
+            "data": shown(recipe),
             "augment": recipe.train.augment.model_dump(mode="json"),
             "precision": recipe.train.precision,
             "device": recipe.train.device,

@@ -21,6 +21,7 @@ from compress.quantize.workbench import Workbench, compared, inputs, opened
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from compress.train import own
+from compress.train.train import shown
 from export import bundle
 from export.bundle import Bundle
 from export.errors import ParityError, WorkFailedError
@@ -60,7 +61,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
         "name": model_name(recipe.export, out),
     }
     if recipe.quantize.mode == "qat":
-        settings["data"] = recipe.data.model_dump(mode="json", include={"crop"})
+        settings["data"] = shown(recipe)
         settings["train"] = recipe.train.model_dump(mode="json", include={"augment", "device", "precision"})
     learned = recipe.quantize.mode == "qat"
     parts = own.sources(recipe.quantize.finetune, recipe.train.augment) if learned else {}

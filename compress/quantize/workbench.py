@@ -24,7 +24,7 @@ from compress.quantize.rewrites import Rewriter
 from compress.quantize.source import Source, of_checkpoint, of_onnx
 from compress.quantize.targets import scheme_of
 from compress.recipe import Recipe
-from compress.settings.quantize import Calibration, OnnxSettings
+from compress.settings.quantize import Calibration, OnnxSettings, QuantizeSettings
 from compress.steps import StepFolder
 from export.errors import UsageError
 from export.files import write_json
@@ -48,10 +48,8 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
     model from elsewhere, or one with signed activations, is to be trained.
     """
     declared = recipe.quantize.onnx
-    if recipe.quantize.mode == "qat" and scheme_of(recipe.quantize.target).signed:
-        raise UsageError(
-            f"--mode qat trains unsigned activations, --for {recipe.quantize.target} takes signed ones; use --mode ptq"
-        )
+    if recipe.quantize.mode == "qat":
+        require_unsigned(recipe.quantize)
     if parent.suffix == ".onnx":
         if recipe.quantize.mode == "qat":
             raise UsageError(f"{parent} has no network that could be trained; --mode qat is for checkpoints")
@@ -66,6 +64,14 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
     dataset = require_sound(data, source.card.channels)
     require_classes(dataset, source.card.classes, parent)
     return of_checkpoint(source), dataset
+
+
+def require_unsigned(settings: QuantizeSettings) -> None:
+    """Raises UsageError when what is to be trained is for a runtime that takes signed activations."""
+    if scheme_of(settings.target).signed:
+        raise UsageError(
+            f"--mode qat trains unsigned activations, --for {settings.target} takes signed ones; use --mode ptq"
+        )
 
 
 def inputs(source: Source, dataset: Dataset) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """The section `data`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.settings.common import Settings, Share, SizeHW
 from export.manifest import Channels
@@ -28,3 +28,9 @@ class DataSettings(Settings):
     what it lacks; 0: every image once an epoch. Source: Gupta et al. 2019 (arXiv:1908.03195)."""
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
     """Decoded training images are kept in memory up to this; the rest is read from disk each epoch."""
+
+    @model_validator(mode="after")
+    def _crops_where_there_are_some(self) -> Self:
+        if self.rare_crops and self.crop is None:
+            raise ValueError("rare_crops is for crops, and whole images are shown: set crop, or leave it out")
+        return self

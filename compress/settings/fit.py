@@ -1,6 +1,6 @@
 """A stretch of gradient descent: what training, the recovery after pruning and training for INT8 have in common."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -94,9 +94,18 @@ class FreezeSettings(Settings):
     """Epochs between its stages, which then begin to learn one after another, the deepest first; 0: all at once.
     Source: Howard and Ruder 2018 (arXiv:1801.06146)."""
 
+    @model_validator(mode="after")
+    def _wakes_what_stands_still(self) -> Self:
+        if self.stage_epochs and not self.epochs:
+            raise ValueError("stage_epochs is for what stands still at first: set epochs, or leave it out")
+        return self
+
 
 class FitSettings(Settings):
     """One stretch of gradient descent; training and the recovery after pruning both have one."""
+
+    SECTION: ClassVar[str] = "train"
+    """Where they stand in a recipe, for what is told of them."""
 
     epochs: Positive = 60
     batch_size: Positive = 8

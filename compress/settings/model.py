@@ -92,18 +92,24 @@ class OwnModelSettings(NetworkSettings):
     factory: OwnName
     """`package.module:factory` or `path/to/file.py:factory`, called with channels=, classes= and `arguments`."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Passed on to the factory as keywords: `--set model.arguments.width=32`."""
+    """Passed on to the factory as keywords: `--set model.arguments.width=32`; `none` leaves one to the factory."""
 
     @field_validator("arguments")
     @classmethod
     def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         if taken := {"channels", "classes"} & arguments.keys():
             raise ValueError(f"{', '.join(sorted(taken))} comes from the dataset; leave it out")
-        return arguments
+        return _without_none(arguments)
 
     def keywords(self) -> dict[str, Any]:
         arguments: dict[str, Any] = self.model_dump(mode="json")["arguments"]
         return arguments
+
+
+def _without_none(arguments: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no such value: a run could not write down what it was made with."""
+    set_ones = {name: value for name, value in arguments.items() if value is not None}
+    return {name: _without_none(value) if isinstance(value, dict) else value for name, value in set_ones.items()}
 
 
 MODELS: dict[str, type[NetworkSettings]] = {

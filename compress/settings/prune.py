@@ -16,6 +16,8 @@ Scope = Literal["global", "local"]
 class DistillSettings(FitSettings):
     """Recovery after pruning: the parent teaches."""
 
+    SECTION: ClassVar[str] = "prune.finetune"
+
     epochs: Positive = 15
     learning_rate: LearningRate = 5e-4
 

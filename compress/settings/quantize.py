@@ -1,8 +1,8 @@
 """The section `quantize`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.settings.common import LearningRate, Positive, Settings, Share
 from compress.settings.fit import FitSettings
@@ -14,9 +14,17 @@ Target = Literal["auto", "vnni", "avx2", "arm", "tensorrt", "openvino"]
 class LearnSettings(FitSettings):
     """Quantization-aware training, which starts from what post-training quantization gave; the float parent teaches."""
 
+    SECTION: ClassVar[str] = "quantize.finetune"
+
     epochs: Positive = 10
     learning_rate: LearningRate = 1e-4
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+    @model_validator(mode="after")
+    def _of_a_graph(self) -> Self:
+        if self.freeze.epochs or self.attention_weight:
+            raise ValueError("what learns is a graph, without an encoder or layers: leave out freeze, attention_weight")
+        return self
 
 
 class OnnxSettings(Settings):

@@ -11,8 +11,13 @@ from compress.data.loader import TrainingImages
 
 
 @torch.no_grad()
-def reestimate(network: nn.Module, images: TrainingImages, *, batches: int = 20, batch_size: int = 8) -> None:
-    """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches."""
+def reestimate(
+    network: nn.Module, images: TrainingImages, *, batches: int = 20, batch_size: int = 8, seed: int = 0
+) -> None:
+    """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches.
+
+    What is random in it, such as dropout, is drawn from `seed`: a run that goes on takes the same statistics.
+    """
     device = next(network.parameters()).device
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -20,6 +25,7 @@ def reestimate(network: nn.Module, images: TrainingImages, *, batches: int = 20,
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     network.train()
+    torch.manual_seed(seed)
     for batch in images.drawn(batches, batch_size):
         network(normalised(batch.images_NCHW.to(device)))
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -8,20 +8,20 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from compress.settings.fit import FreezeSettings
+from compress.settings.fit import FitSettings, FreezeSettings
 from export.errors import RecipeError
 
 
 class Freezing:
     """What of `network` stands still in which epoch: its weights, and the statistics of its BatchNorm."""
 
-    def __init__(self, network: nn.Module, settings: FreezeSettings) -> None:
+    def __init__(self, network: nn.Module, settings: FreezeSettings, section: str = FitSettings.SECTION) -> None:
         """Raises RecipeError when something is to be frozen and there is no pretrained encoder."""
         self._settings = settings
         encoder = pretrained_encoder(network)
         if settings.epochs and encoder is None:
             raise RecipeError(
-                "freeze.epochs",
+                f"{section}.freeze.epochs",
                 ["the network has no pretrained encoder that could be frozen; leave it out, or set model.pretrained"],
             )
         self._stages = [] if encoder is None else list(stages(encoder))

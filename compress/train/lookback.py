@@ -20,9 +20,10 @@ BATCHES = 8
 @torch.inference_mode()
 def look_back(
     network: nn.Module, images: TrainingImages, classes: int, batch_size: int
-) -> tuple[float, dict[str, tuple[int, int]]]:
-    """mIoU on `BATCHES` batches that are not augmented, and of each layer the channels that are zero on all of them,
-    and all. Only what a ReLU module gives is looked at. Leaves `network` in eval mode."""
+) -> tuple[float | None, dict[str, tuple[int, int]]]:
+    """mIoU on `BATCHES` batches that are not augmented, None where all of their pixels are void, and of each layer the
+    channels that are zero on all of them, and all. Only what a ReLU module gives is looked at. Leaves `network` in eval
+    mode."""
     network.eval()
     device = next(network.parameters()).device
     matrix = ConfusionMatrix(classes)
@@ -32,7 +33,8 @@ def look_back(
             for truth, answer in zip(batch.masks_NHW.cpu().numpy(), answers, strict=True):
                 matrix.update(truth, answer)
     dead = {name: (int((high_C <= 0).sum()), width) for (name, width), high_C in highest.items()}
-    return matrix.miou, {name: found for name, found in dead.items() if found[0]}
+    miou = matrix.miou if matrix.counts.any() else None
+    return miou, {name: found for name, found in dead.items() if found[0]}
 
 
 @contextmanager

@@ -83,11 +83,11 @@ class Fit:
             module.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if teacher is not None and teacher.attention_weight:
             require_shared(network, teacher.network)
-        weights_K = class_weights(settings.loss, images.class_pixels(len(validation.classes)))
+        weights_K = class_weights(settings.loss, images.class_pixels(len(validation.classes)), settings.SECTION)
         weights_K = None if weights_K is None else weights_K.to(runtime.device)
         objective = Objective(settings.loss, weights_K, teacher, penalty)
         self._network = network
-        self._freezing = Freezing(network, settings.freeze)
+        self._freezing = Freezing(network, settings.freeze, settings.SECTION)
         self._swa = None if settings.swa.start is None else EqualAverage(network)
         self._stepper = Stepper(network, objective, settings, runtime)
         self._clock = Clock(runtime)
@@ -178,8 +178,7 @@ class Fit:
         A run that goes on after its last step comes here again, and to the same end.
         """
         done = self._progress
-        self._runtime.seed(self._settings.seed)  # of dropout, which BatchNorm sees
-        reestimate(swa.network, self._images, batch_size=self._settings.batch_size)
+        reestimate(swa.network, self._images, batch_size=self._settings.batch_size, seed=self._settings.seed)
         metrics = validate(swa.network, self._validation, self._runtime.device).metrics
         say(f"the average over {swa.steps} epochs: mIoU {metrics.miou:.4f}, the best epoch {done.miou:.4f}")
         done.history[-1]["swa"] = metrics.as_tree()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.settings.fit import LossSettings
+from compress.settings.fit import FitSettings, LossSettings
 from compress.train import own
 from compress.train.pixels import Pixels, counted, without_void
 from compress.train.regions import lovasz, soft_dice, tversky
@@ -136,22 +136,25 @@ def distillation(logits_NKHW: Tensor, teacher_NKHW: Tensor, target_NHW: Tensor, 
     return divergence_NHW.sum() / counted_NHW.sum().clamp(min=1) * temperature**2
 
 
-def class_weights(settings: LossSettings, pixels_K: NDArray[np.int64]) -> Tensor | None:
+def class_weights(
+    settings: LossSettings, pixels_K: NDArray[np.int64], section: str = FitSettings.SECTION
+) -> Tensor | None:
     """The weights [K] that `settings` ask for, of a training split with so many pixels of each class; None: equal.
 
     "balanced" lifts rare classes by the square root alone, so that a handful of pixels does not rule. A class that
     never occurs weighs 0; it is not in the mean of 1. Raises RecipeError when weights and classes differ in number,
     and when there is no pixel to balance.
     """
+    place = f"{section}.loss.class_weights"
     if settings.class_weights == "equal":
         return None
     if settings.class_weights == "balanced":
         occurs_K = pixels_K > 0
         if not occurs_K.any():
-            raise RecipeError("loss.class_weights", ["nothing to balance: every training mask is void everywhere"])
+            raise RecipeError(place, ["nothing to balance: every training mask is void everywhere"])
         rarity_K = np.divide(1.0, np.sqrt(pixels_K), out=np.zeros(len(pixels_K)), where=occurs_K)
         return torch.from_numpy(rarity_K / rarity_K[occurs_K].mean()).float()
     given, classes = len(settings.class_weights), len(pixels_K)
     if given != classes:
-        raise RecipeError("loss.class_weights", [f"{given} weights for {classes} classes; give one for each, in order"])
+        raise RecipeError(place, [f"{given} weights for {classes} classes; give one for each, in order"])
     return torch.tensor(settings.class_weights)

@@ -17,6 +17,7 @@ from export.errors import UsageError
 from export.machine import compute_threads
 
 Precision = Literal["float32", "bfloat16", "float16"]
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def pick_device(wanted: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
+        if device.type not in DEVICES:
+            raise UsageError(f"train.device = {wanted!r} trains nothing; known: auto, {', '.join(DEVICES)}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"train.device = {wanted!r} is not there: {error}") from error

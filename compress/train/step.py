@@ -39,6 +39,7 @@ class Stepper:
         self._network = network
         self._objective = objective
         self._clip_norm = settings.clip_norm
+        self._rate = f"{settings.SECTION}.learning_rate"
         self._runtime = runtime
         self._optimizer = adamw(network, settings)
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "float16")
@@ -155,7 +156,7 @@ class Stepper:
         if len(self._skipped) == NON_FINITE_IN_A_ROW:
             raise WorkFailedError(
                 f"the loss was not finite in {NON_FINITE_IN_A_ROW} steps in a row, last for "
-                f"{', '.join(names)}; lower train.learning_rate, or set train.precision=float32"
+                f"{', '.join(names)}; lower {self._rate}, or set train.precision=float32"
             )
 
     def _lower_scale(self) -> None:
@@ -166,7 +167,7 @@ class Stepper:
         if scale < SMALLEST_SCALE:
             raise WorkFailedError(
                 "gradients stay beyond float16 however small the loss is scaled; set train.precision=bfloat16 or "
-                "float32, or lower train.learning_rate"
+                f"float32, or lower {self._rate}"
             )
         say(f"a gradient is beyond float16; the step is skipped and the loss scaled by {scale:g} from here on")
 

@@ -66,7 +66,12 @@ def train(
             **({"factory": factory} if factory else {}),
             **own.sources(recipe.train, recipe.train.augment),
         },
-        {part: getattr(recipe, part).model_dump(mode="json", exclude={"path"}) for part in ("data", "model", "train")},
+        {
+            # Where the data lies, and how much of it is kept in memory, changes no result.
+            "data": recipe.data.model_dump(mode="json", exclude={"path", "cache_gb"}),
+            "model": recipe.model.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json"),
+        },
     )
     if finished(out, plan):
         say(f"{out} is up to date")
@@ -147,6 +152,12 @@ def decoded(
     `validated`, by default the whole split."""
     images = training_images(dataset, recipe, multiple, device)
     return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple, samples=validated)
+
+
+def shown(recipe: Recipe) -> dict[str, object]:
+    """What the recipe says of the data that decides which windows of which images are trained on, for a step's key;
+    their size is the model's."""
+    return recipe.data.model_dump(mode="json", include={"crop", "rare_crops", "rare_images"})
 
 
 def training_images(dataset: Dataset, recipe: Recipe, multiple: int, device: torch.device) -> TrainingImages:

@@ -304,6 +304,18 @@ def test_a_policy_draws_as_many_operations_as_is_asked_and_none_is_wild(policy: 
     assert (len(strengths) > 50) == (policy == "trivial")
 
 
+def test_operations_that_add_up_neither_end_a_training_nor_turn_light_to_dark() -> None:
+    settings: dict[str, Any] = {"policy": "rand", "policy_strength": 2.0, "policy_operations": 4}
+    torch.manual_seed(0)
+    drawn = Change.drawn(AugmentSettings.model_validate({**NOTHING, **settings}), 4000, torch.device("cpu"))
+    for field in ("gamma", "saturation", "contrast"):
+        assert (1 + drawn[field]).min() < 0
+        assert drawn.factor(field).min() > 0
+    masks = torch.zeros(4000, 4, 4, dtype=torch.uint8)
+    changed, _ = augmented(torch.full((4000, 3, 4, 4), -0.2), masks, **settings)
+    assert changed.isfinite().all()
+
+
 def test_what_is_shifted_leaves_void_behind() -> None:
     masks = blobs(2, side=40)
     values = torch.zeros(len(FIELDS), 2)

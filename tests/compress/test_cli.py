@@ -14,6 +14,7 @@ from compress.checkpoint import Checkpoint
 from compress.cli.main import main
 from compress.data.folder import open_dataset
 from export.bundle import Bundle
+from export.errors import WorkFailedError
 from export.images import decode_indices, encode_image, encode_mask
 
 
@@ -209,6 +210,8 @@ MISTAKES = [
     (["predict", "{ckpt}", "--images", "nowhere", "--out", "x"], "nowhere"),
     (["bench", "latency", "nowhere"], "nowhere"),
     (["bench", "latency", "{ckpt}", "--size", "big"], "HEIGHTxWIDTH"),
+    (["bench", "latency", "{ckpt}", "--size", "2²x64"], "HEIGHTxWIDTH"),
+    (["train", "--data", "{data}", "--out", "x", "--set", "train.device=meta"], "train.device = 'meta'"),
     (["serve", "nowhere"], "nowhere"),
     (["serve", "nowhere", "--api-keys", "no-keys"], "API keys no-keys: No such file or directory"),
     (["serve", "nowhere", "--tls-cert", "cert.pem"], "give --tls-key, too"),
@@ -241,6 +244,81 @@ def test_a_mistake_is_one_message_and_status_2(
     assert says in done.err
     assert "Traceback" not in done.err
     assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+def test_a_run_leaves_a_recipe_of_the_users_own_as_it_is(
+    cli: Cli, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: object) -> None:
+        raise WorkFailedError("training began")
+
+    monkeypatch.setattr("compress.pipeline.train", begin)
+    own = tmp_path / "recipe.toml"
+    own.write_text(f"# mine\n[prune]\nspeedup = 2.0\n[data]\npath = {json.dumps(str(discs))}\n")
+    before = own.read_text()
+    done = cli("run", own, "--out", tmp_path)
+    assert done.status == 2
+    assert f"{own} was not written by a run" in done.err
+    assert own.read_text() == before
+    # What a run has written is taken up again, and follows the settings.
+    for speedup in ("2.0", "3.0"):
+        assert "training began" in cli("run", own, "--out", tmp_path / "r", "--set", f"prune.speedup={speedup}").err
+        assert f"speedup = {speedup}" in (tmp_path / "r" / "recipe.toml").read_text()
+
+
+TOO_LATE = {
+    "prune.finetune.loss.own=nofile.py:f": "no such file",
+    "prune.finetune.schedule.kind=nofile.py:f": "no such file",
+    "prune.finetune.loss.class_weights=[1.0]": "prune.finetune.loss.class_weights: 1 problem",
+    "prune.finetune.freeze.epochs=2": "no pretrained encoder",
+    "prune.speedup=none prune.levels=2": "no smaller network inside",
+    "quantize.mode=qat quantize.finetune.loss.own=nofile.py:f": "no such file",
+    "quantize.mode=qat quantize.finetune.loss.class_weights=[1.0]": "quantize.finetune.loss.class_weights: 1 problem",
+    "quantize.mode=qat quantize.target=tensorrt": "takes signed ones",
+    "quantize.finetune.freeze.epochs=2": "what learns is a graph",
+    "quantize.finetune.attention_weight=1.0": "what learns is a graph",
+}
+
+
+@pytest.mark.parametrize("settings", TOO_LATE)
+def test_a_run_is_refused_at_once_what_a_later_step_would_refuse(
+    cli: Cli, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str
+) -> None:
+    def begin(*_: object) -> None:
+        raise WorkFailedError("training began")
+
+    monkeypatch.setattr("compress.pipeline.train", begin)
+    words = [word for one in (f"data.path={discs}", *settings.split()) for word in ("--set", one)]
+    done = cli("run", "--out", tmp_path / "run", *words)
+    assert done.status == 2
+    assert TOO_LATE[settings] in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_on_unsound_data_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    next((data / "val" / "masks").iterdir()).write_text("no mask")
+    done = cli("run", "default", "--set", f"data.path={data}", "--set", "prune.speedup=2", "--out", tmp_path / "run")
+    assert done.status == 2
+    assert "cannot be read" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("where", ["torch", "numpy"])
+def test_what_does_not_fit_into_memory_is_one_message(
+    cli: Cli, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def too_large(*_: object) -> None:
+        np.empty((10**8, 10**8))
+
+    if where == "numpy":
+        monkeypatch.setattr("compress.models.build", too_large)
+    done = cli("train", "--data", discs, "--out", tmp_path / "out", "--set", "model.base=1000000")
+    assert done.status == 1
+    assert done.err.endswith(
+        "compress: out of memory; ask for less: smaller images, a smaller batch, a smaller model\n"
+    )
+    assert "Traceback" not in done.err
 
 
 def test_a_model_for_other_classes_is_refused(cli: Cli, int8_bundle: Bundle, tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ def test_what_is_missing_and_what_is_dead_is_named() -> None:
     assert "down.0" not in dead.says
 
 
+def test_rules_pass_over_a_look_back_that_saw_nothing() -> None:
+    for what in ("by heart", "too small", "vanishing"):
+        assert diagnosed(replace(SICK[what][0], miou_train=None)) == []
+
+
 def test_a_network_of_ones_own_is_not_told_to_change_what_it_does_not_have() -> None:
     settings = [
         setting
@@ -131,6 +136,7 @@ def test_channels_that_never_answer_are_counted(splits: Splits) -> None:
     network = HalfDead()
     miou, dead = look_back(network, splits[0], 2, 4)
     assert dead == {"relu": (1, 4)}
+    assert miou is not None
     assert 0 <= miou <= 1
     assert not network.relu._forward_hooks
 

@@ -147,6 +147,34 @@ def test_every_file_that_is_no_image_is_named_and_nothing_is_written(tiny: Bundl
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("images", "out"),
+    [
+        ("data/test/images", "data/test"),
+        ("data/test/images", "data/nowhere/../test"),
+        ("heap/images", "heap"),
+        ("classes/mine", "classes"),
+        ("x/masks", "x"),
+        ("x/overlays", "x"),
+        ("x/masks/a.png", "x"),
+        ("link", "x"),
+    ],
+)
+def test_neither_drawn_masks_nor_images_are_replaced(tiny: Bundle, tmp_path: Path, images: str, out: str) -> None:
+    write_dataset(tmp_path / "data", channels=3)
+    write_dataset(tmp_path / "heap", channels=3, counts=2)
+    (tmp_path / "data" / "nowhere").mkdir()
+    for folder in ("x/masks", "x/overlays", "classes/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.png").write_bytes(encode_image(np.zeros((5, 5, 3), np.uint8)))
+    (tmp_path / "classes" / "classes.json").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "x" / "masks")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="give another --out"):
+        predict(tiny.path, tmp_path / images, tmp_path / out)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("what", ["nowhere", "empty", "only-text"])
 def test_a_folder_without_images(tiny: Bundle, tmp_path: Path, what: str) -> None:
     for name in ("empty", "only-text"):

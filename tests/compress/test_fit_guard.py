@@ -11,8 +11,11 @@ from support.fits import Pixelwise, Splits, before_each_step, fit
 from support.fits import splits as small_splits
 from torch import Tensor
 
+from compress.settings.fit import FitSettings
+from compress.settings.prune import DistillSettings
+from compress.settings.quantize import LearnSettings
 from compress.train.state import STATE
-from export.errors import WorkFailedError
+from export.errors import RecipeError, WorkFailedError
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,20 @@ def test_a_loss_that_stays_undefined_ends_the_run_and_names_the_files(
     lines = [line for line in capfd.readouterr().err.splitlines() if "not finite; the step is skipped" in line]
     assert len(lines) == 5
     assert network.forwards == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "section"), [(DistillSettings, "prune.finetune"), (LearnSettings, "quantize.finetune")]
+)
+def test_what_is_told_names_the_section_that_the_settings_stand_in(
+    splits: Splits, tmp_path: Path, kind: type[FitSettings], section: str
+) -> None:
+    network = Pixelwise()
+    network.broken = lambda _: True
+    with pytest.raises(WorkFailedError, match=rf"lower {section}\.learning_rate"):
+        fit(network, splits, tmp_path / "fit", epochs=50, kind=kind)
+    with pytest.raises(RecipeError, match=rf"recipe {section}\.loss\.class_weights"):
+        fit(network, splits, tmp_path / "fit", kind=kind, loss={"class_weights": [1.0]})
 
 
 class Steep(torch.autograd.Function):

@@ -11,6 +11,7 @@ from support.fits import splits as small_splits
 from torch import Tensor, nn
 
 from compress.models import encoders
+from compress.settings.prune import DistillSettings
 from compress.train.freeze import stages
 from export.errors import RecipeError
 
@@ -92,6 +93,8 @@ def test_a_network_without_a_pretrained_encoder_has_nothing_to_freeze(splits: Sp
     for network in (Pixelwise(), OnAnEncoder(pretrained=False)):
         with pytest.raises(RecipeError, match="no pretrained encoder"):
             fit(network, splits, tmp_path / "fit", freeze={"epochs": 1})
+    with pytest.raises(RecipeError, match=r"recipe prune\.finetune\.freeze\.epochs"):
+        fit(Pixelwise(), splits, tmp_path / "fit", freeze={"epochs": 1}, kind=DistillSettings)
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 5), ("efficientnet-lite0", 6)])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -124,6 +125,14 @@ def test_what_is_not_found_is_told(factory: str, write: Write, tmp_path: Path) -
     assert caught.value.exit_status == 2
     assert str(caught.value).startswith(f"model {factory}: 1 problem\n")
     sys.modules.pop("package", None)
+
+
+def test_an_argument_of_none_is_left_to_the_factory_and_to_no_recipe() -> None:
+    """TOML has no such value."""
+    settings = ["model.factory=net.py:f", "model.arguments.width=none", "model.arguments.block={deep=3}"]
+    recipe = Recipe.load(None, [*settings, "model.arguments.block.wide=none"])
+    assert recipe.model.keywords() == {"block": {"deep": 3}}
+    assert tomllib.loads(recipe.to_toml())["model"]["arguments"] == {"block": {"deep": 3}}
 
 
 def test_what_comes_from_the_dataset_is_no_argument() -> None:

@@ -63,6 +63,9 @@ def test_a_device_that_is_not_there_is_a_users_mistake() -> None:
     for wanted in ("gpu", "cuda:99", "tpu:0"):
         with pytest.raises(UsageError, match=f"train.device = '{wanted}' is not there"):
             pick_device(wanted)
+    for wanted in ("meta", "xla"):
+        with pytest.raises(UsageError, match=f"train.device = '{wanted}' trains nothing"):
+            pick_device(wanted)
 
 
 @pytest.mark.parametrize(("wanted", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])

@@ -1,6 +1,8 @@
 """What is rare is shown more often, and an epoch that is entered in the middle goes on with the batches it had."""
 
 from collections import Counter
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.datasets import write_dataset
 
+from compress.checkpoint import Checkpoint
 from compress.data import rare
 from compress.data.crop import Window
 from compress.data.folder import open_dataset
 from compress.data.loader import TrainingImages
+from compress.prune import analyze, prune
+from compress.quantize import quantize
+from compress.recipe import Recipe
+from compress.steps import StepPlan
+from compress.train import train
 from export.images import encode_mask
 
 SIDE, COUNT = 64, 16
@@ -105,6 +113,34 @@ def test_each_image_comes_as_often_as_its_factor_says(held: list[set[int]], thre
     counts = np.bincount(rare.order(np.random.default_rng(seed), repeats), minlength=len(held))
     assert counts.sum() == len(held)
     assert (np.abs(counts - repeats) < 1 + 1e-9).all()
+
+
+STEPS: dict[str, Callable[[Path, Path, Recipe], object]] = {
+    "compress.train.train": lambda _, data, recipe: train(data, Path("out"), recipe),
+    "compress.prune.prune": lambda parent, data, recipe: prune(parent, data, Path("out"), recipe),
+    "compress.prune.analyze": lambda parent, data, recipe: analyze(parent, data, Path("out"), recipe),
+    "compress.quantize.quantize": lambda parent, data, recipe: quantize(parent, data, Path("out"), recipe),
+}
+
+
+@pytest.mark.parametrize("module", STEPS)
+def test_what_a_step_sees_of_the_data_is_in_its_key_and_nothing_else(
+    module: str, trained: Checkpoint, discs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else other settings find a result up to date that is not theirs, or throw away one that is."""
+    keys = []
+
+    def asked(_: Path, plan: StepPlan) -> None:
+        keys.append(plan.key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module(module), "finished", asked)
+    settings = ["prune.ratio=0.5", "quantize.mode=qat", "data.crop=[16, 16]"]
+    for more in ([], ["data.cache_gb=1"], ["data.rare_crops=0.5"], ["data.rare_images=0.5"], ["data.crop=[24, 24]"]):
+        with pytest.raises(KeyboardInterrupt):
+            STEPS[module](trained.path, discs, Recipe.load(None, [*settings, *more]))
+    assert keys[0] == keys[1]
+    assert len(set(keys[1:])) == 4
 
 
 def test_a_mask_of_void_has_no_place() -> None:

@@ -155,6 +155,7 @@ def test_a_file_of_a_built_in_name_is_the_users(tmp_path: Path, monkeypatch: pyt
         (),
         ("data.crop=[64, 96]", "train.epochs=3", 'train.loss.class_weights="balanced"', "prune.speedup=4.5"),
         ('model.factory="unetpp"', "model.depth=3", 'quantize.min_iou={"a b" = 0.5}', "data.size=[10, 12]"),
+        ('data.path="\U0001f697"', 'quantize.min_iou={"\U0001f697" = 0.5}'),
         ('model.factory="file.py:Net"', 'model.arguments={"width" = 8}'),
     ],
 )

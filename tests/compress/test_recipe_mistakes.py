@@ -33,6 +33,10 @@ FILES = {
     ),
     "no gain": ("[prune]\nspeedup = 1.0", ["prune.speedup = 1.0: Input should be greater than 1"]),
     "a value for a section": ("train = 3", ["train = 3"]),
+    "a value for the model": (
+        "model = 'unet'",
+        ["model = 'unet': a value for a section; write model.factory = 'unet'"],
+    ),
     "infinite": ("[train]\nlearning_rate = inf", ["train.learning_rate = inf: Input should be a finite number"]),
     "no number": ("[train.loss]\ndice_weight = nan", ["train.loss.dice_weight = nan: Input should be a finite number"]),
     "a word for weights": (
@@ -46,6 +50,11 @@ FILES = {
     "weights without weight": (
         "[train.loss]\nclass_weights = [0, 0]",
         ["train.loss", "class_weights [0.0, 0.0] leave no class that counts"],
+    ),
+    "rare crops of whole images": ("[data]\nrare_crops = 0.5", ["data", "set crop, or leave it out"]),
+    "stages of what never stands still": (
+        "[train.freeze]\nstage_epochs = 2",
+        ["train.freeze", "set epochs, or leave it out"],
     ),
     "a seed below nought": ("[train]\nseed = -1", ["train.seed = -1: Input should be greater than or equal to 0"]),
     "a name that fits no URL": ("[export]\nname = 'my model'", ["export.name = 'my model'"]),
@@ -63,6 +72,7 @@ LINES = {
     "unknown": ("train.epocs=3", ["train.epocs: no such setting; did you mean 'epochs'?"]),
     "another type": ("train.epochs=many", ["train.epochs = 'many': Input should be a valid integer"]),
     "half a number": ("train.epochs=2.5", ["train.epochs = 2.5"]),
+    "a model": ("model=unet", ["model = 'unet': a value for a section; write model.factory = 'unet'"]),
     "a section": ("train=3", ["train = 3"]),
     "not finite": ("budget.speedup=inf", ["budget.speedup = inf: Input should be a finite number"]),
     "beyond 64 bits": (f"train.seed={2**64}", ["train.seed"]),
@@ -107,6 +117,14 @@ def test_a_recipe_that_is_not_there_names_the_built_in_ones(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=r"no such file; give a TOML file or a built-in recipe \(.*demo"):
+        Recipe.load(source)
+
+
+@pytest.mark.parametrize("source", ["file.json/mine.toml", "file.json/mine", "n" * 300])
+def test_a_recipe_that_cannot_be_there(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"no such file; give a TOML file|cannot be read: File name too long"):
         Recipe.load(source)
 
 

@@ -13,6 +13,7 @@ from compress.checkpoint import Checkpoint
 from compress.cli.main import main
 from compress.suspects import doubted, suspects
 from export.bundle import Bundle
+from export.errors import ShapeError
 from export.images import decode_indices, encode_mask
 
 CLASSES = ("background", "disc")
@@ -60,6 +61,13 @@ def test_what_is_agreed_with_or_void_is_no_suspect() -> None:
     p = np.array([[[0.9, 0.9]], [[0.1, 0.1]]], dtype=np.float32)
     for label in (0, 255):
         assert doubted("x", np.full((1, 2), label, dtype=np.uint8), p, CLASSES) is None
+
+
+def test_a_mask_of_another_size_is_refused_by_name() -> None:
+    p = np.full((2, 4, 6), 0.5, dtype=np.float32)
+    for size in ((4, 5), (5, 6), (6, 4)):
+        with pytest.raises(ShapeError, match=r"x: the mask has shape .*, the image \(4, 6\)"):
+            doubted("x", np.zeros(size, dtype=np.uint8), p, CLASSES)
 
 
 def test_the_command_names_them(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from compress.steps import read_record
 from compress.train import train
 from export.errors import CheckpointError, DatasetError, RecipeError, UsageError, WorkFailedError
 from export.files import sha256_file
+from export.images import encode_mask
 
 TWO_CLASSES = ("background", "disc")
 QUICK = ["model.base=8", "model.depth=2", "train.epochs=2", "train.batch_size=4", "train.precision=float32"]
@@ -294,6 +296,28 @@ def test_a_training_says_what_it_keeps_in_memory(data: Path, tmp_path: Path, cap
     read = train(data, tmp_path / "read", recipe("data.cache_gb=0"))
     assert "0 of 8 images are kept decoded in memory; the others are read" in capfd.readouterr().err
     assert read.weights_sha256 == kept.weights_sha256
+
+
+def mostly_void(path: Path, *, counted: int) -> Path:
+    """Of each training mask so many pixels are no void."""
+    write_dataset(path, counts={"train": 4, "val": 1, "test": 1}, size=(96, 96), table={"ignore_index": 9})
+    labels = np.full((96, 96), 9, np.uint8)
+    labels[0, :counted] = 1
+    for mask in (path / "train" / "masks").iterdir():
+        mask.write_bytes(encode_mask(labels))
+    return path
+
+
+def test_a_training_that_sees_nothing_but_void_comes_to_its_end(tmp_path: Path) -> None:
+    made = train(mostly_void(tmp_path / "data", counted=2), tmp_path / "out", recipe("data.crop=[16, 16]"))
+    assert (read_record(made.path) or {})["result"]["miou_train"] is None
+
+
+def test_images_of_which_nothing_counts_are_not_trained_on(tmp_path: Path) -> None:
+    data = mostly_void(tmp_path / "data", counted=0)
+    with pytest.raises(DatasetError, match="train: every mask is void everywhere; nothing can be learnt there"):
+        train(data, tmp_path / "out", recipe())
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_dataset_that_is_none(tmp_path: Path) -> None:

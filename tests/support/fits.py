@@ -59,11 +59,12 @@ def fit(
     teacher: Teacher | None = None,
     penalty: Penalty | None = None,
     augment: AugmentSettings | None = None,
+    kind: type[FitSettings] = FitSettings,
     **settings: Any,
 ) -> Fitted:
     """Two steps an epoch, unless `settings` say otherwise."""
     folder.mkdir(exist_ok=True)
-    chosen = FitSettings(**{"epochs": 4, "batch_size": 4, "learning_rate": 0.05, "ema_decay": 0.9, **settings})
+    chosen = kind(**{"epochs": 4, "batch_size": 4, "learning_rate": 0.05, "ema_decay": 0.9, **settings})
     augment = augment or AugmentSettings(flip_vertical=0.5)
     return Fit(network, CARD, *data, chosen, augment, Runtime(device, precision), folder, teacher, penalty).run("fit")
 

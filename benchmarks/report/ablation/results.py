@@ -23,8 +23,9 @@ class Run(Part):
     """mIoU of the best epoch, which this split chose."""
     test: float
     """mIoU of the same weights on the test split, which chose nothing."""
-    train: float
-    """mIoU on a few batches of its training images, as they are; far above `val`, it has learnt them by heart."""
+    train: float | None
+    """mIoU on a few batches of its training images, as they are; far above `val`, it has learnt them by heart. None
+    where nothing counted in them."""
     best_epoch: int
     seconds: float
     """Of the training; after an interruption, of what was left."""

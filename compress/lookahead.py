@@ -1,0 +1,59 @@
+"""What the later steps of a run would refuse after hours of training, found out before it begins."""
+
+from pathlib import Path
+
+import numpy as np
+
+from compress import models
+from compress.budget import Budget
+from compress.data.check import require_sound
+from compress.data.folder import Dataset
+from compress.own import is_own
+from compress.prune.levels import require_levels
+from compress.quantize.workbench import require_unsigned
+from compress.recipe import Recipe
+from compress.settings.fit import FitSettings
+from compress.train import own
+from compress.train.freeze import Freezing
+from compress.train.losses import class_weights
+from compress.train.precision import pick_device
+from export.latency.table import LatencyTable
+
+
+def look_ahead(recipe: Recipe, data: Path) -> None:
+    """All that is wrong with the data, and with what `recipe` says of pruning and quantization on it.
+
+    Raises DatasetError, UsageError.
+    """
+    dataset = require_sound(data, recipe.data.channels)
+    for settings in (recipe.prune, recipe.quantize):
+        Budget(min_iou=settings.min_iou).require_classes(dataset.classes)
+    if recipe.prune.latency_table is not None:
+        LatencyTable.load(recipe.prune.latency_table)
+    pick_device(recipe.train.device)
+    _require_fit(recipe.prune.finetune, dataset)
+    if recipe.quantize.mode == "qat":
+        require_unsigned(recipe.quantize)
+        _require_fit(recipe.quantize.finetune, dataset)
+    _require_network(recipe, dataset)
+
+
+def _require_fit(settings: FitSettings, dataset: Dataset) -> None:
+    """Its own parts are there, and its weights are those of the classes."""
+    if settings.loss.own is not None:
+        own.loss(settings.loss.own)
+    if is_own(settings.schedule.kind):
+        own.schedule(settings.schedule.kind)
+    class_weights(settings.loss, np.ones(len(dataset.classes), dtype=np.int64), settings.SECTION)
+
+
+def _require_network(recipe: Recipe, dataset: Dataset) -> None:
+    """The recipe's network, as it is before any training, is one that can be frozen and cut as is asked."""
+    levels, freeze = recipe.prune.levels, recipe.prune.finetune.freeze
+    if levels is None and not freeze.epochs:
+        return
+    arguments = {"channels": dataset.channels, "classes": len(dataset.classes), **recipe.model.keywords()}
+    network = models.build(recipe.model.factory, arguments)
+    Freezing(network, freeze, recipe.prune.finetune.SECTION)
+    if levels is not None:
+        require_levels(network, levels, "the recipe's network")
