@@ -202,7 +202,7 @@ def chunks(count: int, kind: bytes = b"quIt") -> bytes:
     return (bytes(4) + kind + zlib.crc32(kind).to_bytes(4, "big")) * count
 
 
-JPEG, PNG_FILE = file_of(Image.fromarray(GREY), "JPEG"), png(*GREY.shape, "grey")
+JPEG, PNG_FILE = file_of(Image.fromarray(GREY), "JPEG"), png(2, 2, "grey")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def _row(report: AblationReport, variant: Variant) -> tuple[str, ...]:
 
 def _scores(runs: Sequence[Run]) -> tuple[str, ...]:
     trained = [run.train for run in runs if run.train is not None]
-    return str(len(runs)), miou(fmean(trained)) if trained else DASH, spread(of_runs(runs, "val")), spread(of_runs(runs, "test"))
+    on_train = miou(fmean(trained)) if trained else DASH
+    return str(len(runs)), on_train, spread(of_runs(runs, "val")), spread(of_runs(runs, "test"))
 
 
 def _seconds(runs: Sequence[Run]) -> str:
