@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import HealthCheck, settings
 from support import shared
 
 from export.machine import usable_cores
@@ -16,6 +17,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_xdist_auto_num_workers() -> int:
     """Processes of `-n auto`: half as many again as cores, because tests of servers wait more than they work."""
     return usable_cores() * 3 // 2
+
+
+# How long an example takes is the machine's doing; a test that hangs meets pytest's timeout.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def _folder_for(variable: str) -> None:

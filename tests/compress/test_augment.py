@@ -62,7 +62,7 @@ def inside(masks: Tensor) -> Tensor:
     return ((high == low) & (known >= 0))[:, 0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(0, 1000),
     st.sampled_from([0.0, 10.0, 45.0, 180.0]),
@@ -96,7 +96,7 @@ def test_a_mask_follows_its_image(
 
 
 @given(st.integers(0, 100), st.booleans(), st.booleans(), st.integers(1, 9), st.integers(1, 9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_flips_are_exact(seed: int, horizontal: bool, vertical: bool, height: int, width: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(3, 2, height, width, generator=generator)
@@ -108,7 +108,7 @@ def test_flips_are_exact(seed: int, horizontal: bool, vertical: bool, height: in
 
 
 @given(st.integers(0, 100), st.integers(1, 9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_quarter_turns_are_exact_and_go_either_way(seed: int, side: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(40, 2, side, side, generator=generator)
@@ -167,7 +167,7 @@ def test_what_comes_from_outside_the_frame_is_void_and_padding() -> None:
     assert agreement.float().mean() > 0.95
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sets(st.sampled_from([0, 1, 2, 100, 253, 254, VOID]), min_size=1))
 def test_no_class_is_invented(seed: int, values: set[int]) -> None:
     held = torch.tensor(sorted(values), dtype=torch.uint8)

@@ -74,7 +74,7 @@ def test_what_is_beyond_a_small_image_is_void_and_padding(maps: TrainingImages) 
         assert (image[~there[:, None].expand_as(image)] == PAD_VALUE).all()
 
 
-@examples(max_examples=40, deadline=None)
+@examples(max_examples=40)
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 60), st.integers(0, 9))
 def test_resampling_agrees_with_torch(start: int, length: int, shown: int, beyond: int) -> None:
     full = 61

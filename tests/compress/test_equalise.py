@@ -40,7 +40,7 @@ def ranges(model: onnx.ModelProto, tensor: str) -> NDArray[np.float32]:
 KINDS = st.sampled_from(["plain", "grouped", "depthwise"])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(KINDS, KINDS, st.sampled_from(["Relu", "LeakyRelu", None]), st.booleans(), st.booleans(), st.integers(0, 9))
 def test_answers_stay_and_what_is_made_is_as_large_as_what_is_read(
     first: str, second: str, activation: str | None, pooled: bool, bias: bool, seed: int

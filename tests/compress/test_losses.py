@@ -95,7 +95,7 @@ def dice_by_hand(logits: Tensor, target: Tensor) -> float:
     return sum(losses) / len(losses) if losses else 0.0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cases(), WEIGHTS, SHARES)
 def test_cross_entropy_is_torchs_own(case: Case, weights: list[float], smoothing: float) -> None:
     logits, target = case
@@ -108,7 +108,7 @@ def test_cross_entropy_is_torchs_own(case: Case, weights: list[float], smoothing
         torch.testing.assert_close(loss, expected)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cases(), WEIGHTS, GAMMAS)
 def test_focal_loss_is_kornias(case: Case, weights: list[float], gamma: float) -> None:
     logits, target = case
@@ -121,14 +121,14 @@ def test_focal_loss_is_kornias(case: Case, weights: list[float], gamma: float) -
     torch.testing.assert_close(loss, costs.sum() / total, rtol=1e-4, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cases(), SHARES)
 def test_focal_loss_without_focus_is_cross_entropy(case: Case, smoothing: float) -> None:
     plain = weighing(label_smoothing=smoothing)(*case)
     assert torch.equal(weighing(label_smoothing=smoothing, pixel="focal", focal_gamma=0)(*case), plain)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cases(), GAMMAS)
 def test_focus_and_smoothing_go_together(case: Case, gamma: float) -> None:
     logits, target = case
@@ -140,13 +140,13 @@ def test_focus_and_smoothing_go_together(case: Case, gamma: float) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases())
 def test_soft_dice_is_the_formula(case: Case) -> None:
     assert float(dice(*case)) == pytest.approx(dice_by_hand(*case), abs=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cases())
 def test_dice_of_a_sure_network_is_torchmetrics_f1(case: Case) -> None:
     logits, target = case
@@ -158,7 +158,7 @@ def test_dice_of_a_sure_network_is_torchmetrics_f1(case: Case) -> None:
     assert float(dice(sure, target)) == pytest.approx(float(1 - scores[present].mean()), abs=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cases())
 def test_a_class_that_nobody_sees_leaves_dice_alone(case: Case) -> None:
     logits, target = case
@@ -166,14 +166,14 @@ def test_a_class_that_nobody_sees_leaves_dice_alone(case: Case) -> None:
     torch.testing.assert_close(dice(torch.cat([logits, unseen], 1), target), dice(logits, target))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cases(), st.sampled_from([0.0, 0.5, 3.0]))
 def test_dice_is_added_with_its_weight(case: Case, weight: float) -> None:
     expected = loss_of(dice_weight=0)(*case) + weight * dice(*case)
     torch.testing.assert_close(loss_of(dice_weight=weight)(*case), expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases(), st.sampled_from([0.05, 0.4, 0.9]), st.sampled_from([0.0, 0.3, 1.0]))
 def test_ohem_is_cross_entropy_of_the_pixels_that_are_hard(case: Case, threshold: float, share: float) -> None:
     logits, target = case
@@ -186,7 +186,7 @@ def test_ohem_is_cross_entropy_of_the_pixels_that_are_hard(case: Case, threshold
     assert float(loss) == pytest.approx(sum(hard) / len(hard), rel=1e-4, abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cases(), SHARES)
 @pytest.mark.parametrize("all_of_them", [{"ohem_threshold": 1.0}, {"ohem_share": 1.0}])
 def test_ohem_of_all_pixels_is_cross_entropy(all_of_them: dict[str, float], case: Case, smoothing: float) -> None:
@@ -207,7 +207,7 @@ def test_ohem_looks_where_the_network_is_wrong() -> None:
     assert logits.grad[0].any(0).nonzero().tolist() == [[0, 0]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cases(), st.sampled_from([0.2, 0.7]))
 def test_tversky_is_the_formula(case: Case, missed: float) -> None:
     logits, target = case
@@ -221,7 +221,7 @@ def test_tversky_is_the_formula(case: Case, missed: float) -> None:
     assert float(tversky(Pixels.of(logits, target), missed)) == pytest.approx(expected, abs=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases())
 def test_lovasz_is_the_extension_of_what_iou_loses(case: Case) -> None:
     """By its definition over sets: each pixel's error times what IoU loses when that pixel is wrong, too."""
@@ -242,7 +242,7 @@ def test_lovasz_is_the_extension_of_what_iou_loses(case: Case) -> None:
     assert float(lovasz(pixels)) == pytest.approx(sum(losses) / max(1, len(losses)), abs=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cases())
 def test_lovasz_of_a_sure_network_is_torchmetrics_iou(case: Case) -> None:
     logits, target = case
@@ -254,7 +254,7 @@ def test_lovasz_of_a_sure_network_is_torchmetrics_iou(case: Case) -> None:
     assert float(lovasz(Pixels.of(sure, target))) == pytest.approx(float(1 - iou[present].mean()), abs=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases(), st.sampled_from([1.0, 2.0, 5.0]))
 def test_distillation_is_the_divergence_of_two_categoricals(case: Case, temperature: float) -> None:
     logits, target = case
@@ -270,7 +270,7 @@ def test_distillation_is_the_divergence_of_two_categoricals(case: Case, temperat
 
 
 @EVERY
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=cases(), noise=st.sampled_from([50.0, torch.inf, torch.nan]))
 def test_void_never_contributes(loss: Loss, case: Case, noise: float) -> None:
     logits, target = case
@@ -295,7 +295,7 @@ def test_a_target_that_is_all_void_costs_nothing(loss: Loss) -> None:
 
 
 @EVERY_TRAINED
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(case=cases(), pad=st.tuples(*[st.integers(0, 3)] * 4))
 def test_padding_with_void_changes_nothing(loss: Loss, case: Case, pad: tuple[int, int, int, int]) -> None:
     logits, target = case
@@ -304,7 +304,7 @@ def test_padding_with_void_changes_nothing(loss: Loss, case: Case, pad: tuple[in
 
 
 @EVERY_TRAINED
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(case=cases(), seed=st.integers(0, 2**20))
 def test_where_a_pixel_is_does_not_matter(loss: Loss, case: Case, seed: int) -> None:
     logits, target = case
@@ -315,7 +315,7 @@ def test_where_a_pixel_is_does_not_matter(loss: Loss, case: Case, seed: int) -> 
 
 
 @pytest.mark.parametrize("pixel", ["cross-entropy", "focal", "ohem"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(case=cases(), seed=st.integers(0, 2**20))
 def test_what_number_a_class_has_does_not_matter(pixel: str, case: Case, seed: int) -> None:
     logits, target = case

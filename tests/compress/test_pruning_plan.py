@@ -43,7 +43,7 @@ def random_scores(network: nn.Module, channels: int, seed: int) -> Scores:
     return Scores({name: torch.rand(width, generator=generator) for name, width in widths.items()})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ARCHITECTURES, SEEDS, st.floats(0.05, 0.95), st.sampled_from([1, 2, 4, 16]))
 def test_a_pruned_network_is_the_dense_one_without_those_channels(
     arguments: dict[str, Any], seed: int, ratio: float, multiple: int
@@ -64,7 +64,7 @@ def test_a_pruned_network_is_the_dense_one_without_those_channels(
     assert not [layer for layer in plan.widths() if layer.startswith("head")]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(ARCHITECTURES, SEEDS, st.floats(0.05, 0.8), st.floats(0.05, 0.8))
 def test_two_plans_after_each_other_are_one(arguments: dict[str, Any], seed: int, one: float, two: float) -> None:
     channels = arguments["channels"]
@@ -139,7 +139,7 @@ def test_a_network_pruned_twice_is_rebuilt_to_the_bit(kind: str, tmp_path: Path)
         assert wanted.std() > 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 70), min_size=1),
     SEEDS,
@@ -164,7 +164,7 @@ def test_widths_are_multiples_and_the_least_important_channels_go(
             assert of_group[sorted(gone)].max() <= of_group[[i for i in range(width) if i not in gone]].min()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS, st.floats(0.05, 0.9))
 def test_a_ratio_is_the_share_of_the_channels_of_the_whole_network(seed: int, ratio: float) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -240,7 +240,7 @@ class Bench:
         return self.total / sum(cut.kept for cut in plan.cuts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.floats(1.05, 7.9), st.sampled_from([1, 8, 16]))
 def test_bisection_finds_the_lightest_plan_that_is_fast_enough(seed: int, wanted: float, multiple: int) -> None:
     generator = torch.Generator().manual_seed(seed)

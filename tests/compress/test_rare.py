@@ -66,7 +66,7 @@ def test_crops_are_taken_around_each_class_of_an_image_alike(
     assert share < 1 or shown > 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**20),
     st.lists(st.integers(8, 60), min_size=2, max_size=2),
@@ -105,7 +105,7 @@ def test_an_epoch_is_gone_on_with_where_it_was_left(data: Path) -> None:
     assert all((one.masks_NHW == other.masks_NHW).all() for one, other in zip(rest, whole[2:], strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sets(st.integers(0, 5)), min_size=1, max_size=30), st.floats(0.01, 1), st.integers(0, 1000))
 def test_each_image_comes_as_often_as_its_factor_says(held: list[set[int]], threshold: float, seed: int) -> None:
     repeats = rare.repeats(held, threshold)

@@ -62,7 +62,7 @@ RECIPES = trees(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(RECIPES)
 def test_a_recipe_that_is_written_and_read_is_the_same(tmp_path: Path, tree: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(tree)

@@ -42,14 +42,14 @@ def picture(height: int, width: int, seed: int = 0) -> U8:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 1), dtype=np.uint8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(*[st.integers(1, 70)] * 4)
 def test_windows_give_what_the_whole_gives_where_nothing_depends_on_them(h: int, w: int, high: int, wide: int) -> None:
     image = picture(h, w)
     np.testing.assert_allclose(windowed(by_pixel, (high, wide))(image), by_pixel(image), atol=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 300), st.integers(1, 100))
 def test_windows_cover_everything_and_overlap(length: int, window: int) -> None:
     found = list(places(length, window))

@@ -58,7 +58,7 @@ def run(model: onnx.ModelProto, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     return session.run(None, {"x": x})[0]  # type: ignore[no-any-return]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.integers(1, 5),
     st.integers(1, 5),

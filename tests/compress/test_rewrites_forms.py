@@ -140,7 +140,7 @@ def fits_here(model: onnx.ModelProto) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 7),
     st.integers(1, 20),
@@ -176,7 +176,7 @@ def test_so_do_those_of_a_1x1_convolution_and_the_views_cost_nothing(columns: in
     assert ran["Transpose"] <= 1  # of the result, which this graph gives with the channels first
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 6), st.integers(128, 140), st.booleans(), st.sampled_from([1, 3]), st.sampled_from(SIZES))
 def test_a_matrix_product_gives_the_same_integers(
     into: int, out: int, bias: bool, batch: int, size: tuple[int, int]
@@ -184,7 +184,7 @@ def test_a_matrix_product_gives_the_same_integers(
     check_equal(AsMatrix(), convolution(into, out, (3, 3), 1, bias=bias), batch, size)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.integers(1, 4),
     st.integers(1, 4),
@@ -201,7 +201,7 @@ def test_copies_of_pixels_and_rows_are_nearest_upsampling(
     check_equal(Repeated(), plain, batch, size)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 3]), st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_a_move_of_pixels_deals_out(block: int, out: int, batch: int, size: tuple[int, int]) -> None:
     check_equal(Dealt(), dealing_out(block, out), batch, size)

@@ -81,7 +81,7 @@ def run(model: onnx.ModelProto, feeds: Arrays) -> NDArray[np.float32]:
     return session.run(None, feeds)[0]  # type: ignore[no-any-return]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.integers(1, 4),
     st.lists(st.integers(1, 3), min_size=1, max_size=3),

@@ -20,7 +20,7 @@ def drawn(widths: dict[str, int], seed: int, **how: object) -> Scores:
     return Scores(raw, **how)  # type: ignore[arg-type]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(WIDTHS, SEEDS, st.booleans())
 def test_what_is_lost_is_the_sum_of_what_a_plan_removes(widths: dict[str, int], seed: int, comparable: bool) -> None:
     scores = drawn(widths, seed, comparable=comparable)
@@ -39,7 +39,7 @@ def test_what_is_lost_is_the_sum_of_what_a_plan_removes(widths: dict[str, int], 
         assert scores.lost(name, kept) == pytest.approx(float(removed))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(WIDTHS, SEEDS, st.booleans())
 def test_damage_begins_as_the_importance_and_rises_ever_faster(
     widths: dict[str, int], seed: int, comparable: bool
@@ -98,7 +98,7 @@ def test_what_is_comparable_is_compared_as_it_is() -> None:
     assert Scores(raw).plan(0.5, 1).widths() == {"weak": (10, 5), "strong": (10, 5)}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(WIDTHS, SEEDS, st.floats(0, 1), st.sampled_from([1, 4, 16]), st.booleans())
 def test_local_scope_cuts_the_same_share_of_every_group(
     widths: dict[str, int], seed: int, ratio: float, multiple: int, comparable: bool

@@ -55,7 +55,7 @@ def test_widths_double_down_to_eight_times_the_base(depth: int, widths: list[int
     assert size_multiple(network) == 2**depth
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(UPSAMPLINGS),
     st.sampled_from(SKIPS),

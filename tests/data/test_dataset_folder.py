@@ -70,7 +70,7 @@ def test_the_hash_gives_about_8_to_1_to_1() -> None:
     assert [round(splits.count(split) / 5000, 1) for split in SPLITS] == [0.8, 0.1, 0.1]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sets(NAMES, min_size=30, max_size=60))
 def test_a_heap_is_split_whole_and_by_name_alone(names: set[str]) -> None:
     stems = sorted(name.strip() or "x" for name in names)
@@ -85,7 +85,7 @@ def test_a_heap_is_split_whole_and_by_name_alone(names: set[str]) -> None:
     assert found == {stem: split_of(stem) for stem in stems}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 4), min_size=60, max_size=80))
 def test_kin_stay_together(family_sizes: list[int]) -> None:
     """The names of the first 60 families reach every split."""
@@ -177,7 +177,7 @@ def test_palette_image_goes_by_number_where_no_palette_is_declared(tmp_path: Pat
     assert any("palette images, read by the numbers stored" in note for note in check(tmp_path).notes)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.sampled_from([0, 1, 2, VOID]), min_size=12, max_size=12))
 def test_the_same_mask_in_any_spelling_reads_the_same(cells: list[int]) -> None:
     indices = np.array(cells, np.uint8).reshape(3, 4)

@@ -23,7 +23,7 @@ def score(table: tuple[int, ...], counts: np.ndarray) -> float:
     return float(mean_iou(confusion))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays.arrays(np.int64, (4, 3), elements=st.integers(0, 50)))
 def test_never_worse_than_the_majority_and_no_single_change_betters_it(counts: np.ndarray) -> None:
     table = tuple(fit_lookup_table(counts).tolist())

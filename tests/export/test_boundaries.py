@@ -58,7 +58,7 @@ def f1_by_hand(truth: Masks, answer: Masks, label: int, radius: int) -> float | 
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.booleans())
 def test_it_is_the_definition(seed: int, void: bool) -> None:
     truth, answer = masks(seed, void=void)
@@ -68,7 +68,7 @@ def test_it_is_the_definition(seed: int, void: bool) -> None:
         assert figure == pytest.approx(f1_by_hand(truth, answer, label, tolerance(*truth.shape)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 9))
 def test_near_is_within_a_disc(seed: int, radius: int) -> None:
     points = np.random.default_rng(seed).random((17, 29)) < 0.01

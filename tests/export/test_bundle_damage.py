@@ -121,7 +121,7 @@ def test_any_flipped_bit_of_the_manifest_is_seen(copy: Path, sound: Path, flip: 
     problems_of(load, copy)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(flipped_bits())
 def test_any_flipped_bit_of_the_model_is_seen_though_it_may_not_run(
     copy: Path, sound: Path, flip: tuple[float, int]

@@ -50,7 +50,7 @@ def metrics_of(classes: int, truth: U8, prediction: U8) -> Metrics:
     return Metrics(tuple(f"class{k}" for k in range(classes)), matrix.counts)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(masks())
 def test_every_figure_is_torchmetrics(case: tuple[int, U8, U8]) -> None:
     classes, truth, prediction = case

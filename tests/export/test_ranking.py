@@ -14,7 +14,7 @@ VOID = 255
 CLASSES = ("a", "b", "c")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 5.0]))
 def test_it_is_torchmetrics(seed: int, sureness: float) -> None:
     generator = torch.Generator().manual_seed(seed)

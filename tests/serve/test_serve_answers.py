@@ -31,7 +31,7 @@ def encoded(image_HWC: U8, form: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(height=st.integers(1, 70), width=st.integers(1, 70), seed=st.integers(0, 9))
 def test_a_mask_has_the_size_of_its_image_and_the_classes_of_its_pixels(
     client: httpx.Client, height: int, width: int, seed: int

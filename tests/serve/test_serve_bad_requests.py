@@ -172,7 +172,7 @@ def test_a_wrong_method_names_the_right_one(client: httpx.Client) -> None:
         assert client.post(path).headers["allow"] == "GET, HEAD"
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=400), content_type=st.one_of(IMAGE_TYPES, st.just(FORM)))
 def test_random_bytes_are_never_the_servers_fault(client: httpx.Client, body: bytes, content_type: str) -> None:
     response = client.post(SEGMENT, content=body, headers={"Content-Type": content_type})
@@ -180,7 +180,7 @@ def test_random_bytes_are_never_the_servers_fault(client: httpx.Client, body: by
     assert 400 <= response.status_code < 500
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60))
 @pytest.mark.parametrize("header", ["Accept", "Content-Type", "X-Request-ID", "Content-Encoding"])
 def test_strange_headers_are_never_the_servers_fault(client: httpx.Client, header: str, value: str) -> None:

@@ -23,7 +23,6 @@ from serve.settings import ServeSettings
 
 thorough = hypothesis_settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )

@@ -83,7 +83,7 @@ def work_on(predictor: BundlePredictor, image: U8, sizes: Sizes) -> WholeWork[U8
     return WholeWork(predictor, Stages(), sizes, lambda: [image], lambda masks_NHW: masks_NHW[0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=8),
     bucket=st.sampled_from([1, 16, 24, 64]),

@@ -31,9 +31,7 @@ Operation = APIOperation[Any, Any, Any, Any]
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 FORM = "multipart/form-data; boundary=cut"
 
-several = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+several = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def saved(form: str, mode: str = "RGB", **options: object) -> bytes:

@@ -112,7 +112,7 @@ def reference(bundle: Bundle, image: U8) -> NDArray[np.float32]:
     return found
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 9))
 def test_probabilities_are_the_softmax_of_the_logits_to_half_precision(
     client: httpx.Client, around: Bundle, height: int, width: int, seed: int
@@ -141,7 +141,7 @@ def edges(length: int, window: int) -> NDArray[np.bool_]:
     return near
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     size=st.tuples(st.integers(65, 128), st.integers(65, 128)),
     window=st.tuples(st.integers(64, 100), st.integers(64, 100)),

@@ -147,7 +147,7 @@ def test_files_may_stand_in_the_message(ports: tuple[str, str]) -> None:
     assert answer.raw_output_contents[0] == MASKS.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_bytes_that_were_changed_never_break_the_server(ports: tuple[str, str], data: st.DataObject) -> None:
     request = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[IMAGES[:1, :4, :4].tobytes()])

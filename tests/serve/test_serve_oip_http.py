@@ -103,7 +103,7 @@ def test_gzip_has_another_name(base_url: str) -> None:
     assert answer.status_code == 200, answer.text
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(images=arrays(np.uint8, st.tuples(*[st.integers(1, 40)] * 3, st.just(3)).map(lambda s: (1 + s[0] % 4, *s[1:]))))
 def test_a_batch_gives_what_its_images_give_alone(base_url: str, images: U8) -> None:
     def masks(some: U8) -> bytes:
@@ -247,7 +247,7 @@ def test_lengths_of_elements_are_not_believed(base_url: str) -> None:
         assert (answer.status_code, answer.json()["reason"]) == (400, "shape"), answer.text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_bytes_that_were_changed_never_break_the_server(base_url: str, data: st.DataObject) -> None:
     content, headers = raw_request(IMAGES[:1, :4, :4], binary_data_output=True)

@@ -182,7 +182,7 @@ def test_a_client_that_leaves_takes_all_of_them_along(held: tuple[GatedPredictor
     assert len(predictor.seen) == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.binary(max_size=40) | st.lists(st.sampled_from([b"\r\n", b"\n", b"\r", b"--"])).map(b"".join)))
 def test_any_bytes_come_through_a_part_unchanged(contents: list[bytes]) -> None:
     """Line ends are the separator's, and those of the content are its own."""

@@ -44,7 +44,7 @@ async def running(*, workers: int, limit: int, **batching: Any) -> AsyncIterator
         queue.close(timeout_seconds=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     workers=st.integers(1, 4),
     fates=st.lists(st.sampled_from(["result", "error", "cancelled", "deadline"]), max_size=30),
@@ -342,7 +342,7 @@ def test_who_would_wait_too_long_is_refused_at_once() -> None:
     assert asyncio.run(scenario()) == ["waits", "wait_too_long", "wait_too_long", "wait_too_long"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     turns=st.lists(st.integers(1, 4), min_size=1, max_size=12),
     workers=st.integers(1, 3),
