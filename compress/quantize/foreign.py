@@ -3,6 +3,7 @@
 N batch, C channels, K classes, H height, W width.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class Foreign:
     channels: int
     size: tuple[int, int] | None
     """Height and width, of a graph that takes no other."""
+    sha256: str
+    """Of all that was loaded, weights in files beside `path` included."""
 
 
 def read(path: Path, declared: OnnxSettings) -> Foreign:
@@ -54,6 +57,7 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
     Raises ModelError with what does not fit.
     """
     model = _loaded(path)
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     image = _input(path, model)
     dims = [dim.dim_value or None for dim in image.type.tensor_type.shape.dim]
     layout = declared.layout or _layout(path, image.name, dims)
@@ -65,7 +69,7 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
         raise ModelError(path, [f"of height and width one is fixed ({fixed}); free both or none"])
     logits, logits_layout = _logits(path, model, declared.output, layout)
     size = None if height is None or width is None else (height, width)
-    return Foreign(path, _raised(path, model), image.name, logits, layout, logits_layout, channels, size)
+    return Foreign(path, _raised(path, model), image.name, logits, layout, logits_layout, channels, size, digest)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:

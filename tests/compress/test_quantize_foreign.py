@@ -20,6 +20,7 @@ from compress.data.folder import open_dataset
 from compress.quantize import analyze, quantize
 from compress.quantize.adopt import Adopted, adopt
 from compress.quantize.foreign import read
+from compress.quantize.workbench import inputs, opened
 from compress.recipe import Recipe
 from compress.settings.quantize import OnnxSettings
 from compress.steps import read_record
@@ -226,6 +227,22 @@ def test_an_old_graph_is_raised(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def theirs(taught: Theirs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(taught, tmp_path_factory.mktemp("theirs") / "theirs.onnx", (2, 3, 32, 40))
+
+
+def test_weights_beside_the_file_are_part_of_what_it_is(theirs: Path, colours: Path, tmp_path: Path) -> None:
+    """Other weights are another model, for the record of a step and for the manifest."""
+    beside = tmp_path / "beside.onnx"
+    onnx.save(onnx.load(str(theirs)), str(beside), save_as_external_data=True, location="beside.data")
+
+    def known_as() -> tuple[dict[str, str], dict[str, str]]:
+        source, dataset = opened(beside, colours, Recipe.load(None, [*SETTINGS, "quantize.onnx.layout=nchw"]))
+        return inputs(source, dataset), dict(source.card.parents)
+
+    before = known_as()
+    assert before == known_as()
+    weights = np.fromfile(tmp_path / "beside.data", np.float32)
+    (weights / 2).tofile(tmp_path / "beside.data")
+    assert all(one["onnx"] != other["onnx"] for one, other in zip(before, known_as(), strict=True))
 
 
 def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_path: Path) -> None:
