@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.images import U8
-from export.runtime import tensors
+from export.runtime import LOGITS, tensors
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -32,6 +32,11 @@ def with_tensors(model: onnx.ModelProto, new: Mapping[str, NDArray[Any]]) -> onn
             array = np.asarray(new[tensor.name].reshape(tuple(tensor.dims)), order="C")
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     return copy
+
+
+def logits_of(model: onnx.ModelProto) -> str:
+    """The tensor whose largest value is a pixel's class: what ArgMax reads, or what a graph without a mask gives."""
+    return next((str(node.input[0]) for node in model.graph.node if node.op_type == "ArgMax"), LOGITS)
 
 
 def channels_of(model: onnx.ModelProto) -> dict[str, int]:

@@ -31,7 +31,15 @@ from export.to_onnx import with_outputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETTINGS = [*TINY_SETTINGS, "quantize.calibration=minmax", "quantize.max_drop=0.1"]
-NORMAL = Recipe.load(None, [*SETTINGS, f"quantize.onnx.mean={list(MEAN)}", f"quantize.onnx.std={list(STD)}"])
+
+
+def normal(*settings: str) -> Recipe:
+    """With `settings` besides."""
+    declared = [f"quantize.onnx.mean={list(MEAN)}", f"quantize.onnx.std={list(STD)}"]
+    return Recipe.load(None, [*SETTINGS, *declared, *settings])
+
+
+NORMAL = normal()
 
 
 class Theirs(nn.Module):
@@ -268,6 +276,13 @@ def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_pa
     assert (made.segmenter().segment(image) == expected).mean() > 0.95
 
 
+def test_it_may_give_logits_alone(theirs: Path, colours: Path, tmp_path: Path) -> None:
+    """Put in other forms, it keeps no ArgMax, which nothing reads."""
+    made = quantize(theirs, colours, tmp_path / "out", normal("quantize.rewrites=true", "export.outputs=logits"))
+    assert [output.name for output in made.manifest.outputs] == ["logits"]
+    verify(made.path)
+
+
 def test_what_cannot_be_is_refused(theirs: Path, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no network that could be trained; --mode qat is for checkpoints"):
         quantize(theirs, colours, tmp_path / "out", Recipe.load(None, [*SETTINGS, "quantize.mode=qat"]))
@@ -352,14 +367,16 @@ def test_the_command(
         "--max-drop",
         0.1,
     )
-    normal = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--layout", "nchw")
-    status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "out", *normal, *small)
+    declared = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--layout", "nchw")
+    status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "out", *declared, *small)
     assert status == 0
     assert "x faster than its float parent, mIoU " in out
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--mean", "grey")
     assert (status, "'grey' is not numbers with commas between" in " ".join(err.split())) == (2, True)
     swapped = ("--class-map", "disc, background", "--max-drop", 1)
-    status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "swapped", *normal, *small, *swapped, "--json")
+    status, out, _ = call(
+        theirs, "--data", colours, "--out", tmp_path / "swapped", *declared, *small, *swapped, "--json"
+    )
     assert status == 0
     assert json.loads(out)["miou_parent"] < 0.2
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")

@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from compress.quantize.graph import stored, with_tensors
+from compress.quantize.graph import logits_of, stored, with_tensors
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
 from compress.quantize.qat.operators import OPERATORS
 from export.errors import WorkFailedError
@@ -60,8 +60,7 @@ class QuantizedNetwork(nn.Module):
         self._tensors = stored(quantized)
         self._floats = stored(parent)
         self._makers = {name: node for node in quantized.graph.node for name in node.output}
-        argmax = next(node for node in quantized.graph.node if node.op_type == "ArgMax")
-        self._logits: str = argmax.input[0]
+        self._logits = logits_of(quantized)
         self._door = self._find_door()
         self._nodes = self._needed()
         self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.input}
