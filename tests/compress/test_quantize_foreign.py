@@ -283,6 +283,17 @@ def test_it_may_give_logits_alone(theirs: Path, colours: Path, tmp_path: Path) -
     verify(made.path)
 
 
+def test_one_that_takes_a_single_size_is_proven_at_that(taught: Theirs, colours: Path, tmp_path: Path) -> None:
+    """And put in other forms at that."""
+    path = write(taught, tmp_path / "fixed.onnx", (1, 3, 32, 48), free=False)
+    made = quantize(path, colours, tmp_path / "out", normal("quantize.rewrites=true"))
+    assert made.manifest.size == (32, 48)
+    cases = json.loads((made.path / "parity.json").read_text())["cases"]
+    assert {(case["height"], case["width"]) for case in cases} == {(32, 48)}
+    assert (read_record(made.path) or {})["result"]["miou"] > 0.8
+    verify(made.path)
+
+
 def test_what_cannot_be_is_refused(theirs: Path, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no network that could be trained; --mode qat is for checkpoints"):
         quantize(theirs, colours, tmp_path / "out", Recipe.load(None, [*SETTINGS, "quantize.mode=qat"]))
