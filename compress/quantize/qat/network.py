@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.quantize.graph import logits_of, stored, with_tensors
+from compress.quantize.qat.attributes import refused
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
 from compress.quantize.qat.operators import OPERATORS
 from export.errors import WorkFailedError
@@ -156,12 +157,8 @@ class QuantizedNetwork(nn.Module):
                 self.activations.append(Activation(float(scale), int(zero_point)))
         elif node.op_type == "DequantizeLinear":
             self._read_integers(node)
-        elif node.op_type not in OPERATORS:
-            raise WorkFailedError(
-                f"{node.op_type} ({node.name or node.output[0]}) cannot be trained through as it is in the INT8 graph; "
-                "use --mode ptq"
-            )
         else:
+            _require_operator(node)
             for place, name in enumerate(node.input):
                 if name in self._tensors:
                     self._read_float(node, place, name)
@@ -232,6 +229,17 @@ class QuantizedNetwork(nn.Module):
         if name in self._biases:
             return self.weights[self._biases[name].parameter]
         return inputs[0]
+
+
+def _require_operator(node: onnx.NodeProto) -> None:
+    is_known = node.op_type in OPERATORS
+    asked = refused(node) if is_known else []
+    if asked or not is_known:
+        how = f" with {', '.join(asked)}" if asked else ""
+        raise WorkFailedError(
+            f"{node.op_type} ({node.name or node.output[0]}){how} cannot be trained through as it is in the INT8 "
+            "graph; use --mode ptq"
+        )
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
