@@ -198,6 +198,35 @@ def test_trained_weights_run_as_they_were_trained() -> None:
     assert np.abs(found - expected).mean() < 0.3 * np.abs(found - before).mean()
 
 
+class Shared(nn.Module):
+    """A convolution with a bias that is used twice, and a sum that is halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size_multiple = 2
+        self.stem, self.shared = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        fine = F.relu(self.shared(F.relu(self.stem(image_NCHW))))
+        coarse = F.relu(self.shared(F.max_pool2d(fine, 2)))
+        out: Tensor = self.head((fine + F.interpolate(coarse, scale_factor=2.0)) * 0.5)
+        return out
+
+
+def test_a_layer_that_is_used_twice_has_one_bias() -> None:
+    graph, parent = made(randomised(Shared()))
+    network = QuantizedNetwork(graph, parent).eval()
+    assert len(network.weights) == 6
+    stacked, normalised = images()
+    (expected,) = values(graph, stacked, [logits_of(graph)])
+    with torch.inference_mode():
+        found = network(normalised).numpy()
+    assert np.abs(found - expected).mean() < 0.01 * np.abs(expected).max()
+    (back,) = values(network.graph(), stacked, [logits_of(graph)])
+    assert np.abs(back - expected).mean() < 0.01 * np.abs(expected).max()
+
+
 def test_a_users_own_network_can_be_trained_through() -> None:
     graph, parent = made(randomised(Mobile()))
     network = QuantizedNetwork(graph, parent)

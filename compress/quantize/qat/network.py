@@ -60,6 +60,7 @@ class QuantizedNetwork(nn.Module):
         self._model = quantized
         self._tensors = stored(quantized)
         self._floats = stored(parent)
+        self._parents = {node.name: node for node in parent.graph.node}
         self._makers = {name: node for node in quantized.graph.node for name in node.output}
         self._logits = logits_of(quantized)
         self._door = self._find_door()
@@ -169,17 +170,20 @@ class QuantizedNetwork(nn.Module):
         if array is None:
             return
         if self._tensors[scale].ndim == 0:
-            # What an activation is added to or multiplied by has its range, is on its grid, and is not trained.
+            # What an activation is added to or multiplied by has its range, is on its grid, and is not trained. It may be
+            # a single number, of which numpy's arithmetic makes no array.
             steps = array.astype(np.float32) - self._tensors[node.input[2]].astype(np.float32)
-            self._constant(name, steps * self._tensors[scale])
+            self._constant(name, np.asarray(steps * self._tensors[scale]))
             return
-        parameter = self._parameter(name.removesuffix(_QUANTIZED))
         if array.dtype == np.int32:
             reader = next(reader for reader in self._model.graph.node if node.output[0] in reader.input)
+            # For a layer that is used twice the quantizer makes two biases of one, each of its own name and scale.
+            parameter = self._parameter(self._parents[reader.name].input[2])
             input_scale = self._makers[reader.input[0]].input[1]
             weight = self._makers[reader.input[1]].input[0]
             self._biases[name] = _Bias(parameter, scale, input_scale, weight)
             return
+        parameter = self._parameter(name.removesuffix(_QUANTIZED))
         axis = attributes(node).get("axis", 0)
         tensor = self.weights[parameter].detach()
         unit = weight_scale(tensor, axis, 1) / torch.from_numpy(np.atleast_1d(self._tensors[scale]).copy())
