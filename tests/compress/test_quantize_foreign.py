@@ -321,6 +321,8 @@ def test_its_layers_are_analysed(theirs: Path, colours: Path, tmp_path: Path) ->
     [
         (OnnxSettings(layout="nhwc"), (), r"is \[any, 3, any, any\], which is no image in nhwc"),
         (OnnxSettings(mean=(0.5, 0.5)), (), "--mean has 2 values; give one, or 3"),
+        (OnnxSettings(std=(1e-60,)), (), "--mean and --std make no finite normalisation in float32; give those of"),
+        (OnnxSettings(mean=(0.5, 1e60, 0.5)), (), "--mean and --std make no finite normalisation"),
         (OnnxSettings(output="nowhere"), (), "it has no tensor 'nowhere'; its outputs are "),
         (OnnxSettings(), ("a", "b", "c"), r"logits of shape \[2, 2, .*\].*without --class-map they are .* 3"),
         (OnnxSettings(classes=("disc",)), (), r"logits of shape \[2, 2, .*\].*--class-map names 1"),

@@ -170,8 +170,8 @@ class QuantizedNetwork(nn.Module):
         if array is None:
             return
         if self._tensors[scale].ndim == 0:
-            # What an activation is added to or multiplied by has its range, is on its grid, and is not trained. It may be
-            # a single number, of which numpy's arithmetic makes no array.
+            # What an activation is added to or multiplied by has its range, is on its grid, and is not trained. Of a
+            # single number numpy's arithmetic makes no array.
             steps = array.astype(np.float32) - self._tensors[node.input[2]].astype(np.float32)
             self._constant(name, np.asarray(steps * self._tensors[scale]))
             return
