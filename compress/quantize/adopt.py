@@ -57,6 +57,8 @@ def _misfits(foreign: Foreign, declared: OnnxSettings, classes: Sequence[str]) -
     constants = () if miscounted else _normalisation(declared, foreign.channels)
     if not all(np.isfinite(constant).all() for constant in constants):
         yield "--mean and --std make no finite normalisation in float32; give those of pixels from 0 to 1"
+    if declared.classes is not None and len(declared.classes) < 2:
+        yield "--class-map names a single class; name two or more, of a single logit the class below 0 and that above"
     strange = [name for name in declared.classes or () if name not in classes]
     if strange:
         yield f"--class-map names {', '.join(strange)}; the classes are {', '.join(classes)}"

@@ -325,7 +325,12 @@ def test_its_layers_are_analysed(theirs: Path, colours: Path, tmp_path: Path) ->
         (OnnxSettings(mean=(0.5, 1e60, 0.5)), (), "--mean and --std make no finite normalisation"),
         (OnnxSettings(output="nowhere"), (), "it has no tensor 'nowhere'; its outputs are "),
         (OnnxSettings(), ("a", "b", "c"), r"logits of shape \[2, 2, .*\].*without --class-map they are .* 3"),
-        (OnnxSettings(classes=("disc",)), (), r"logits of shape \[2, 2, .*\].*--class-map names 1"),
+        (
+            OnnxSettings(classes=("disc", "background", "disc")),
+            (),
+            r"logits of shape \[2, 2, .*\].*--class-map names 3",
+        ),
+        (OnnxSettings(classes=("disc",)), (), "--class-map names a single class; name two or more"),
         (OnnxSettings(classes=("disc", "disk")), (), "--class-map names disk; the classes are background, disc"),
     ],
 )
