@@ -80,9 +80,14 @@ def _loaded(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's DecodeError, of a package that is not ours to import
         raise ModelError(path, [f"it is no ONNX file: {error}"]) from error
     opset = _opset(model)
+    if not opset:
+        raise ModelError(path, ["it does not say which opset it is written in (opset_import); export it again"])
     if opset > OPSET:
         raise ModelError(path, [f"it has opset {opset}, and {OPSET} is the newest here; export it with an older one"])
-    return inliner.inline_local_functions(model) if model.functions else model
+    try:
+        return inliner.inline_local_functions(model) if model.functions else model
+    except Exception as error:  # the inliner's binding has exceptions of its own
+        raise ModelError(path, [f"its functions cannot be inlined: {error}"]) from error
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -359,6 +359,10 @@ def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     onnx.save(model, str(tmp_path / "new.onnx"))
     with pytest.raises(ModelError, match="it has opset 99, and 21 is the newest here"):
         adopted_from(tmp_path / "new.onnx", OnnxSettings())
+    del model.opset_import[:]
+    onnx.save(model, str(tmp_path / "none.onnx"))
+    with pytest.raises(ModelError, match=r"it does not say which opset it is written in \(opset_import\)"):
+        adopted_from(tmp_path / "none.onnx", OnnxSettings())
 
 
 def test_the_command(
