@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from compress.models.contract import LARGEST_MULTIPLE
-from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, known_values, leading_to
+from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, known_values
 from compress.settings.quantize import OnnxSettings
 from export.errors import BundleError, ModelError, ShapeError
+from export.latency.graph import leading_to
 from export.runtime import IMAGE, LOGITS, MASK, OnnxModel
 from export.to_onnx import MEAN, OPSET, STD, with_outputs
 

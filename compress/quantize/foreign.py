@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, inliner, version_converter
 from compress.settings.quantize import OnnxSettings
 from export.bands import MAX_CHANNELS
 from export.errors import ModelError
-from export.latency.graph import attributes
+from export.latency.graph import attributes, leading_to
 from export.to_onnx import OPSET
 
 Layout = Literal["nchw", "nhwc"]
@@ -172,16 +172,6 @@ def known_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     """Type and shape of tensors by name, as far as they can be inferred."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {value.name: value for value in [*graph.value_info, *graph.output]}
-
-
-def leading_to(nodes: Sequence[onnx.NodeProto], tensors: set[str]) -> list[onnx.NodeProto]:
-    """Those of `nodes` that `tensors` are made from."""
-    wanted, kept = set(tensors), []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    return kept[::-1]
 
 
 def _shown(dims: Sequence[int | None]) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.images import U8
+from export.latency.graph import leading_to
 from export.runtime import LOGITS, tensors
 
 
@@ -49,12 +50,7 @@ def channels_of(model: onnx.ModelProto) -> dict[str, int]:
 def tapped(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
     """From an image HWC to what `model` has at `names`, operator by operator as it is written, and no further."""
     cut = copied(model)
-    wanted, needed = set(names), []
-    for node in reversed(model.graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            needed.append(node)
     del cut.graph.node[:], cut.graph.output[:]
-    cut.graph.node.extend(reversed(needed))
+    cut.graph.node.extend(leading_to(model.graph.node, names))
     cut.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     return tensors(cut.SerializeToString(), names)

@@ -14,7 +14,7 @@ from compress.quantize.qat.attributes import refused
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
 from compress.quantize.qat.operators import OPERATORS
 from export.errors import WorkFailedError
-from export.latency.graph import attributes
+from export.latency.graph import attributes, leading_to
 from export.runtime import IMAGE
 
 _QUANTIZED = "_quantized"
@@ -143,12 +143,8 @@ class QuantizedNetwork(nn.Module):
 
     def _needed(self) -> list[onnx.NodeProto]:
         """The nodes between the image and the logits."""
-        wanted, needed = {self._logits}, set()
-        for node in reversed(self._model.graph.node):
-            if wanted.intersection(node.output) and node.output[0] != self._door:
-                needed.add(node.output[0])
-                wanted.update(node.input)
-        return [node for node in self._model.graph.node if node.output[0] in needed]
+        nodes = [node for node in self._model.graph.node if node.output[0] != self._door]
+        return leading_to(nodes, {self._logits})
 
     def _read(self, node: onnx.NodeProto) -> None:
         if node.op_type == "QuantizeLinear":
