@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from export.errors import ShapeError
 from export.images import U8
+from export.scoring import VOID
 
 Bools = NDArray[np.bool_]
-VOID = 255
 TOLERANCE = 0.0075
 """Share of the diagonal."""
 

@@ -37,6 +37,8 @@ DEFAULT_MAX_PIXELS = 64 * 1024 * 1024
 Image.MAX_IMAGE_PIXELS = None
 
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_STRETCHED = {"L;4": 15, "L;2": 3}
+"""Raw modes of grey with fewer bits, which Pillow brings to 0 to 255, by the largest number that they store."""
 _GREY_MODES = frozenset({"1", "L", "LA"})
 
 
@@ -95,7 +97,9 @@ def decode_indices(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
         _check_work(image, source)
         if image.mode == "1":
             return np.asarray(image.convert("L"), dtype=np.uint8) // 255
-        return np.asarray(image, dtype=np.uint8)
+        # Asked before the pixels are read, which forgets it.
+        largest = next((_STRETCHED[mode] for mode in _raw_modes(image) if mode in _STRETCHED), 255)
+        return np.asarray(image, dtype=np.uint8) // (255 // largest)
 
 
 def encode_image(image_HWC: U8) -> bytes:
@@ -261,6 +265,12 @@ def _is_eight_bits(image: Image.Image) -> bool:
     """Pillow cuts 16-bit colour down to 8 by itself: its mode does not tell, the raw mode of its tiles does."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     return image.mode in _EIGHT_BIT_MODES and not any(";16" in str(tile.args) for tile in tiles)
+
+
+def _raw_modes(image: Image.Image) -> list[str]:
+    """How the pixels are stored, tile by tile."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return [str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in tiles if tile.args]
 
 
 def _unidentified(source: bytes | Path) -> str:

@@ -18,6 +18,8 @@ SATURATING: frozenset[InstructionSet] = frozenset({"avx512", "avx2", "generic"})
 
 _CPUINFO = Path("/proc/cpuinfo")
 _LIBRARIES = ("segpress", "numpy", "onnx", "onnxruntime", "pillow", "torch", "torch-pruning")
+_BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino")}
+"""Distributions of the same library under other names, for when it is not installed under its own."""
 
 
 class Machine(BaseModel):
@@ -84,10 +86,9 @@ def library_versions() -> dict[str, str]:
     """Versions of the libraries that can change a result; absent ones are left out."""
     versions = {}
     for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+        version = next(filter(None, map(_version, (name, *_BUILDS.get(name, ())))), None)
+        if version is not None:
+            versions[name] = version
     return versions
 
 
@@ -100,6 +101,13 @@ def peak_memory_mib() -> float:
             return int(value.split()[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _quota(cgroup: Path) -> int | None:

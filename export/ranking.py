@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from export.errors import ShapeError
 from export.images import U8
+from export.scoring import VOID
 
-VOID = 255
 BINS = 65536
 LIMIT = 20.0
 """Log-odds beyond it, either way, are equal; float32 tells no more of probabilities near 1."""

@@ -79,6 +79,12 @@ class OnnxModel:
         self.providers = tuple(self._session.get_providers())
         self._shrinks_above = usual_pixels if memory_pool == "shrink" else math.inf
 
+    @property
+    def only_size(self) -> tuple[int, int] | None:
+        """Height and width, of a graph that takes images of no other."""
+        height, width = self.inputs[0].shape[1:3]
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
     def masks(self, images_NHWC: U8) -> U8:
         """Class indices NHW; of a graph that gives logits alone, the best of them.
 

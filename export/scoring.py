@@ -39,11 +39,6 @@ class ConfusionMatrix:
         self.counts += pairs.reshape(classes, classes)
 
     @property
-    def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of each class; NaN for a class absent from truth and prediction."""
-        return iou_of(self.counts)
-
-    @property
     def miou(self) -> float:
         """Mean IoU over the classes that occur; NaN when none does."""
         return float(mean_iou(self.counts))

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from compress.models.contract import LARGEST_MULTIPLE
-from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, known_values, leading_to
+from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, known_values
 from compress.settings.quantize import OnnxSettings
 from export.errors import BundleError, ModelError, ShapeError
+from export.latency.graph import leading_to
 from export.runtime import IMAGE, LOGITS, MASK, OnnxModel
 from export.to_onnx import MEAN, OPSET, STD, with_outputs
 
@@ -50,9 +51,15 @@ def adopt(foreign: Foreign, declared: OnnxSettings, classes: Sequence[str]) -> A
 
 
 def _misfits(foreign: Foreign, declared: OnnxSettings, classes: Sequence[str]) -> Iterator[str]:
-    for name, values in (("--mean", declared.mean), ("--std", declared.std)):
-        if len(values) not in (1, foreign.channels):
-            yield f"{name} has {len(values)} values; give one, or {foreign.channels}"
+    given = {"--mean": declared.mean, "--std": declared.std}
+    miscounted = {name: len(values) for name, values in given.items() if len(values) not in (1, foreign.channels)}
+    for name, count in miscounted.items():
+        yield f"{name} has {count} values; give one, or {foreign.channels}"
+    constants = () if miscounted else _normalisation(declared, foreign.channels)
+    if not all(np.isfinite(constant).all() for constant in constants):
+        yield "--mean and --std make no finite normalisation in float32; give those of pixels from 0 to 1"
+    if declared.classes is not None and len(declared.classes) < 2:
+        yield "--class-map names a single class; name two or more, of a single logit the class below 0 and that above"
     strange = [name for name in declared.classes or () if name not in classes]
     if strange:
         yield f"--class-map names {', '.join(strange)}; the classes are {', '.join(classes)}"
@@ -67,12 +74,12 @@ def _in_our_form(
     """
     inner = compose.add_prefix(foreign.model, _PREFIX).graph
     channels = foreign.channels
-    mean, std = (np.broadcast_to(np.array(values, np.float32), channels) for values in (declared.mean, declared.std))
+    weight, bias = _normalisation(declared, channels)
     constants = {
         "mean": np.array(MEAN, np.float32),
         "std": np.array(STD, np.float32),
-        f"{_PREFIX}normalise.weight": (STD / _PIXELS / std).reshape(channels, 1, 1, 1).astype(np.float32),
-        f"{_PREFIX}normalise.bias": ((MEAN / _PIXELS - mean) / std).astype(np.float32),
+        f"{_PREFIX}normalise.weight": weight.reshape(channels, 1, 1, 1),
+        f"{_PREFIX}normalise.bias": bias,
     }
     before = [
         helper.make_node("Transpose", [IMAGE], ["permute"], perm=TO_NCHW),
@@ -116,6 +123,15 @@ def _in_our_form(
         [*inner.initializer, *(numpy_helper.from_array(array, name) for name, array in constants.items())],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+def _normalisation(declared: OnnxSettings, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Factor and summand of each channel."""
+    with np.errstate(all="ignore"):
+        mean, std = (
+            np.broadcast_to(np.array(values, np.float32), channels) for values in (declared.mean, declared.std)
+        )
+        return (STD / _PIXELS / std).astype(np.float32), ((MEAN / _PIXELS - mean) / std).astype(np.float32)
 
 
 def _logits_of(foreign: Foreign, count: int) -> tuple[Layout, bool]:

@@ -20,6 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import HistogramCollector, TensorsData, create_calibrator
 
 from compress.settings.quantize import Calibration
+from export.errors import WorkFailedError
 from export.images import U8
 from export.runtime import IMAGE
 
@@ -45,6 +46,27 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def get_next(self) -> dict[str, U8] | None:
         image = next(self._images, None)
         return None if image is None else {IMAGE: image[None]}
+
+
+class _Collector(HistogramCollector):  # type: ignore[misc]
+    """The library's, which counts no NaN after the first image, and cannot begin with one."""
+
+    def __init__(self, order: Sequence[str]) -> None:
+        """`order`: the tensors as they are computed, for the one where it begins to be told first."""
+        # By entropy, the method that counts by sign.
+        super().__init__("entropy", False, BINS, _ENTROPY_LEVELS, PERCENTILE, "same")
+        self._order = order
+
+    def collect(self, name_to_arr: Mapping[str, Sequence[NDArray[Any]]]) -> Any:
+        wrong = {name for name, arrays in name_to_arr.items() if not all(np.isfinite(array).all() for array in arrays)}
+        if wrong:
+            first, *others = [name for name in self._order if name in wrong]
+            more = f", nor are {len(others)} after it" if others else ""
+            raise WorkFailedError(
+                f"on calibration images the activation {first} is not finite{more}; look for NaN or infinity in the "
+                "weights, and for a layer or a normalisation whose results are too large for float32"
+            )
+        return super().collect(name_to_arr)
 
 
 @dataclass(frozen=True)
@@ -90,9 +112,9 @@ def observe(graph: onnx.ModelProto, images_HWC: Iterator[U8], op_types: Sequence
             path,
             list(op_types),
             augmented_model_path=str(Path(scratch) / "augmented.onnx"),
-            calibrate_method=CalibrationMethod.Entropy,  # the one that counts by sign
-            extra_options={"num_bins": BINS},
+            calibrate_method=CalibrationMethod.Entropy,
         )
+        calibrator.collector = _Collector([name for node in graph.graph.node for name in node.output])
         # It prints what it does; standard output is for results.
         with contextlib.redirect_stdout(io.StringIO()):
             for image in images_HWC:

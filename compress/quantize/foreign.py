@@ -3,6 +3,7 @@
 N batch, C channels, K classes, H height, W width.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, inliner, version_converter
 from compress.settings.quantize import OnnxSettings
 from export.bands import MAX_CHANNELS
 from export.errors import ModelError
-from export.latency.graph import attributes
+from export.latency.graph import attributes, leading_to
 from export.to_onnx import OPSET
 
 Layout = Literal["nchw", "nhwc"]
@@ -46,6 +47,8 @@ class Foreign:
     channels: int
     size: tuple[int, int] | None
     """Height and width, of a graph that takes no other."""
+    sha256: str
+    """Of all that was loaded, weights in files beside `path` included."""
 
 
 def read(path: Path, declared: OnnxSettings) -> Foreign:
@@ -54,6 +57,7 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
     Raises ModelError with what does not fit.
     """
     model = _loaded(path)
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     image = _input(path, model)
     dims = [dim.dim_value or None for dim in image.type.tensor_type.shape.dim]
     layout = declared.layout or _layout(path, image.name, dims)
@@ -65,7 +69,7 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
         raise ModelError(path, [f"of height and width one is fixed ({fixed}); free both or none"])
     logits, logits_layout = _logits(path, model, declared.output, layout)
     size = None if height is None or width is None else (height, width)
-    return Foreign(path, _raised(path, model), image.name, logits, layout, logits_layout, channels, size)
+    return Foreign(path, _raised(path, model), image.name, logits, layout, logits_layout, channels, size, digest)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
@@ -76,9 +80,14 @@ def _loaded(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's DecodeError, of a package that is not ours to import
         raise ModelError(path, [f"it is no ONNX file: {error}"]) from error
     opset = _opset(model)
+    if not opset:
+        raise ModelError(path, ["it does not say which opset it is written in (opset_import); export it again"])
     if opset > OPSET:
         raise ModelError(path, [f"it has opset {opset}, and {OPSET} is the newest here; export it with an older one"])
-    return inliner.inline_local_functions(model) if model.functions else model
+    try:
+        return inliner.inline_local_functions(model) if model.functions else model
+    except Exception as error:  # the inliner's binding has exceptions of its own
+        raise ModelError(path, [f"its functions cannot be inlined: {error}"]) from error
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -163,16 +172,6 @@ def known_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     """Type and shape of tensors by name, as far as they can be inferred."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {value.name: value for value in [*graph.value_info, *graph.output]}
-
-
-def leading_to(nodes: Sequence[onnx.NodeProto], tensors: set[str]) -> list[onnx.NodeProto]:
-    """Those of `nodes` that `tensors` are made from."""
-    wanted, kept = set(tensors), []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    return kept[::-1]
 
 
 def _shown(dims: Sequence[int | None]) -> str:

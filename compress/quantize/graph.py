@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.images import U8
-from export.runtime import tensors
+from export.latency.graph import leading_to
+from export.runtime import LOGITS, tensors
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -34,6 +35,11 @@ def with_tensors(model: onnx.ModelProto, new: Mapping[str, NDArray[Any]]) -> onn
     return copy
 
 
+def logits_of(model: onnx.ModelProto) -> str:
+    """The tensor whose largest value is a pixel's class: what ArgMax reads, or what a graph without a mask gives."""
+    return next((str(node.input[0]) for node in model.graph.node if node.op_type == "ArgMax"), LOGITS)
+
+
 def channels_of(model: onnx.ModelProto) -> dict[str, int]:
     """How many channels every map of `model` has, NCHW; 0 where that is not known."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
@@ -44,12 +50,7 @@ def channels_of(model: onnx.ModelProto) -> dict[str, int]:
 def tapped(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
     """From an image HWC to what `model` has at `names`, operator by operator as it is written, and no further."""
     cut = copied(model)
-    wanted, needed = set(names), []
-    for node in reversed(model.graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            needed.append(node)
     del cut.graph.node[:], cut.graph.output[:]
-    cut.graph.node.extend(reversed(needed))
+    cut.graph.node.extend(leading_to(model.graph.node, names))
     cut.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     return tensors(cut.SerializeToString(), names)

@@ -17,7 +17,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
 from compress.quantize.equalise import equalised
-from compress.quantize.graph import copied
+from compress.quantize.graph import copied, logits_of
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
@@ -156,8 +156,10 @@ class Quantizer:
 
 def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, float]:
     """The same graph giving its logits too, and the step of their quantization (0 when they are in float)."""
-    argmax = next(node for node in model.graph.node if node.op_type == "ArgMax")
-    source = next((node for node in model.graph.node if node.output[0] == argmax.input[0]), None)
+    makers = {node.output[0]: node for node in model.graph.node}
+    source = makers.get(logits_of(model))
+    while source is not None and source.op_type == "Identity":
+        source = makers.get(source.input[0])
     step = 0.0
     if source is not None and source.op_type == "DequantizeLinear":
         scales = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -168,8 +170,8 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
         for node in both.graph.node:
             node.input[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.input]
             node.output[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.output]
-        last = next(node for node in both.graph.node if node.op_type == "ArgMax")
-        both.graph.node.append(onnx.helper.make_node("Identity", [last.input[0]], [LOGITS], name="logits_of_argmax"))
+        node = onnx.helper.make_node("Identity", [logits_of(both)], [LOGITS], name="logits_of_argmax")
+        both.graph.node.append(node)
         both.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
     return both, step
 

@@ -108,10 +108,11 @@ def _quantize(
     images, whence = parity_images(dataset, source.card)
     as_written, logit_step = with_quantized_logits(graph)
     multiple = source.card.size_multiple
+    sizes = sizes_to_prove((latency.height, latency.width), multiple) if child.only_size is None else (child.only_size,)
     parity = int8_parity(
         child,
         OnnxModel(as_written.SerializeToString(), optimised=False),
-        batches(images, multiple, sizes_to_prove((latency.height, latency.width), multiple)),
+        batches(images, multiple, sizes),
         logit_step=logit_step,
         images=whence,
     )

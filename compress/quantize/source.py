@@ -15,7 +15,6 @@ from compress.quantize.adopt import adopt
 from compress.quantize.foreign import Foreign
 from compress.settings.quantize import OnnxSettings
 from compress.steps import StepFolder
-from export.files import sha256_file
 from export.latency.graph import SizedGraph
 from export.to_onnx import export_onnx
 
@@ -64,14 +63,13 @@ def of_onnx(foreign: Foreign, declared: OnnxSettings, dataset: Dataset) -> Sourc
     Raises ModelError with what does not fit.
     """
     adopted = adopt(foreign, declared, dataset.classes)
-    digest = sha256_file(foreign.path)
     card = Subject(
         channels=dataset.channels,
         classes=dataset.classes,
         colours=dataset.colours,
         size=foreign.size,
         size_multiple=adopted.size_multiple,
-        parents={"onnx": digest},
+        parents={"onnx": foreign.sha256},
     )
     weights = [tensor for tensor in adopted.model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
 
@@ -82,7 +80,7 @@ def of_onnx(foreign: Foreign, declared: OnnxSettings, dataset: Dataset) -> Sourc
     return Source(
         foreign.path,
         card,
-        {"onnx": digest},
+        {"onnx": foreign.sha256},
         lambda _: adopted.model,
         lambda: sum(prod(tensor.dims) for tensor in weights),
         count,

@@ -15,7 +15,7 @@ the layers, at any choice of widths, is a prediction; what it is good for is the
 - `export.latency.measure`: `measure_table(keys, path=, ...)` and `cached_table(keys, ...)` measure what is missing;
   `reference_now(precision, threads)` times the reference again, for milliseconds of the moment.
 - `export.latency.table`: `LatencyTable.load(path)`, `.require(layers, choices, precision=, size=)`,
-  `.ratio(key)`, `.predict(layers, widths)`, `.breakdown(layers, widths)`.
+  `.ratio(key)`, `.predict(layers, widths)`.
 - `export.latency.dense`: `dense_layers(graph, size)`: every width that a network may be cut to, where nobody knows
   its groups.
 

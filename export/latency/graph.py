@@ -1,6 +1,7 @@
 """A float graph at one image size: its nodes that lead to the mask, and the shape of every tensor."""
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import Any
 
@@ -62,6 +63,16 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
+def leading_to(nodes: Sequence[onnx.NodeProto], tensors: Collection[str]) -> list[onnx.NodeProto]:
+    """Those of `nodes` that `tensors` are made from, in their order."""
+    wanted, kept = set(tensors), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
 def layer_name(weight: str) -> str:
     """What a layer is called, by the name that the exporter gives its weight, and the quantizer after it."""
     return weight.removesuffix("_quantized").removeprefix("model.").removesuffix(".weight")
@@ -90,9 +101,4 @@ def _leading_to_the_end(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Of a graph that gives logits beside the mask, the nodes that are served."""
     outputs = {output.name for output in graph.output}
     wanted = {MASK} if MASK in outputs else outputs
-    nodes = []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            nodes.append(node)
-    return nodes[::-1]
+    return leading_to(graph.node, wanted)

@@ -118,14 +118,6 @@ class LatencyTable(_Part):
         """
         return sum(self._ratios(layers, widths)) * (self.reference_ms if reference_ms is None else reference_ms)
 
-    def breakdown(
-        self, layers: Sequence[Layer], widths: Mapping[str, int], *, reference_ms: float | None = None
-    ) -> tuple[tuple[str, float], ...]:
-        """(name, milliseconds) of every layer, in order; their sum is what `predict` gives."""
-        unit = self.reference_ms if reference_ms is None else reference_ms
-        ratios = self._ratios(layers, widths)
-        return tuple((layer.name, unit * ratio) for layer, ratio in zip(layers, ratios, strict=True))
-
     def require(
         self,
         layers: Sequence[Layer],

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from support.networks import exported, random_unet
 
 from compress.quantize import calibration
 from compress.quantize.calibration import BINS, F64, METHODS, Histogram, Statistics, observe
+from compress.quantize.graph import copied
 from compress.quantize.ptq import OP_TYPES
 from compress.settings.quantize import Calibration
+from export.errors import WorkFailedError
 from export.images import U8
 from export.to_onnx import with_outputs
 
@@ -85,6 +88,19 @@ def test_what_the_quantizer_does_to_its_ranges_stays_with_it(graph: onnx.ModelPr
     for name in before:
         given[name] = next(iter(given.values()))
     assert {name: found.range_value for name, found in seen.ranges("mse").items()} == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_named_where_it_begins(graph: onnx.ModelProto, value: float) -> None:
+    """The first activation alone, and how many come after."""
+    spoilt = copied(graph)
+    first = next(node for node in spoilt.graph.node if node.op_type == "Conv")
+    weight = next(tensor for tensor in spoilt.graph.initializer if tensor.name == first.input[1])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(value), weight.name))
+    with pytest.raises(
+        WorkFailedError, match=rf"the activation {first.output[0]} is not finite, nor are \d+ after it; look "
+    ):
+        observe(spoilt, iter(IMAGES), OP_TYPES)
 
 
 def test_nothing_is_printed(graph: onnx.ModelProto, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compress.quantize.ptq import Quantizer
 from compress.quantize.qat import QuantizedNetwork
+from compress.quantize.qat.attributes import refused
 from compress.quantize.qat.fake import Activation, rounded_weight
 from compress.quantize.qat.operators import OPERATORS
 from compress.settings.quantize import Target
@@ -197,6 +198,35 @@ def test_trained_weights_run_as_they_were_trained() -> None:
     assert np.abs(found - expected).mean() < 0.3 * np.abs(found - before).mean()
 
 
+class Shared(nn.Module):
+    """A convolution with a bias that is used twice, and a sum that is halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size_multiple = 2
+        self.stem, self.shared = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        fine = F.relu(self.shared(F.relu(self.stem(image_NCHW))))
+        coarse = F.relu(self.shared(F.max_pool2d(fine, 2)))
+        out: Tensor = self.head((fine + F.interpolate(coarse, scale_factor=2.0)) * 0.5)
+        return out
+
+
+def test_a_layer_that_is_used_twice_has_one_bias() -> None:
+    graph, parent = made(randomised(Shared()))
+    network = QuantizedNetwork(graph, parent).eval()
+    assert len(network.weights) == 6
+    stacked, normalised = images()
+    (expected,) = values(graph, stacked, [logits_of(graph)])
+    with torch.inference_mode():
+        found = network(normalised).numpy()
+    assert np.abs(found - expected).mean() < 0.01 * np.abs(expected).max()
+    (back,) = values(network.graph(), stacked, [logits_of(graph)])
+    assert np.abs(back - expected).mean() < 0.01 * np.abs(expected).max()
+
+
 def test_a_users_own_network_can_be_trained_through() -> None:
     graph, parent = made(randomised(Mobile()))
     network = QuantizedNetwork(graph, parent)
@@ -272,6 +302,8 @@ W = np.random.default_rng(1).normal(size=(8, 4, 3, 3)).astype(np.float32)
         ("MaxPool", {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 1]}, []),
         ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}, []),
         ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}, []),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 1, 1, 0]}, []),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 1, 1, 0], "count_include_pad": 1}, []),
         ("ReduceMean", {"keepdims": 0}, [np.array([2, 3])]),
         ("GlobalAveragePool", {}, []),
         ("DepthToSpace", {"blocksize": 2, "mode": "DCR"}, []),
@@ -283,18 +315,28 @@ W = np.random.default_rng(1).normal(size=(8, 4, 3, 3)).astype(np.float32)
         ("LeakyRelu", {"alpha": 0.2}, []),
         ("Softmax", {"axis": 1}, []),
         ("Pad", {}, [np.array([0, 0, 1, 2, 0, 0, 3, 0]), np.float32(2)]),
+        ("Pad", {"mode": "reflect"}, [np.array([0, 0, 1, 2, 0, 0, 3, 0])]),
+        ("Pad", {"mode": "edge"}, [np.array([0, 0, 1, 2, 0, 0, 3, 0])]),
+        ("Pad", {"mode": "wrap"}, [np.array([0, 0, 1, 2, 0, 0, 3, 0])]),
         ("Slice", {}, [np.array([1, 0]), np.array([2**40, -1]), np.array([2, 3]), np.array([2, 1])]),
         ("Reshape", {}, [np.array([0, -1, 20])]),
         ("Flatten", {"axis": 2}, []),
         ("Transpose", {"perm": [0, 2, 3, 1]}, []),
         ("Unsqueeze", {}, [np.array([0, 3])]),
         ("Gather", {"axis": 1}, [np.array([[3, 1], [0, 0]])]),
+        ("Gather", {"axis": -1}, [np.array([[3, 1], [-1, 0]])]),
         (
             "Resize",
             {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
             [None, np.array([1, 1, 2, 3], np.float32)],
         ),
         ("Resize", {"mode": "linear"}, [None, np.array([1, 1, 2, 2], np.float32)]),
+        ("Resize", {"mode": "cubic"}, [None, np.array([1, 1, 2, 2], np.float32)]),
+        (
+            "Resize",
+            {"mode": "cubic", "coordinate_transformation_mode": "align_corners"},
+            [None, None, np.array([2, 8, 9, 15])],
+        ),
     ],
 )
 def test_operators_are_those_of_the_specification(operator: str, attributes: dict[str, Any], others: list[Any]) -> None:
@@ -304,5 +346,35 @@ def test_operators_are_those_of_the_specification(operator: str, attributes: dic
     node = helper.make_node(operator, names, ["y"], **attributes)
     expected = reference(node, inputs)
     given = [torch.from_numpy(inputs[name]) if name else None for name in names]
+    assert refused(node) == []
     found = OPERATORS[operator](*given, **attributes)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "named"),
+    [
+        ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}, ["dilations=[2, 2]"]),
+        ("Conv", {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}, ["auto_pad=SAME_UPPER"]),
+        ("ConvTranspose", {"output_shape": [9, 9]}, ["output_shape=[9, 9]"]),
+        ("Cast", {"to": TensorProto.BOOL}, ["to=9"]),
+        ("Resize", {"mode": "linear", "antialias": 1, "nearest_mode": "floor"}, ["antialias=1"]),
+        (
+            "Resize",
+            {"mode": "cubic", "coordinate_transformation_mode": "asymmetric", "cubic_coeff_a": -0.5},
+            ["coordinate_transformation_mode=asymmetric", "cubic_coeff_a=-0.5"],
+        ),
+        ("Resize", {}, ["coordinate_transformation_mode=half_pixel", "nearest_mode=round_prefer_floor"]),
+    ],
+)
+def test_what_an_operator_does_not_heed_is_refused(operator: str, attributes: dict[str, Any], named: list[str]) -> None:
+    """Else another function would be trained than the one that is served."""
+    assert refused(helper.make_node(operator, ["x"], ["y"], **attributes)) == named
+
+
+def test_what_is_not_heeded_is_named_before_training() -> None:
+    graph, parent = made(random_network("unet"))
+    node = next(node for node in graph.graph.node if node.op_type == "Resize")
+    node.attribute.append(helper.make_attribute("exclude_outside", 1))
+    with pytest.raises(WorkFailedError, match=r"Resize \(.*\) with exclude_outside=1 cannot be .* use --mode ptq"):
+        QuantizedNetwork(graph, parent)

@@ -20,6 +20,7 @@ from compress.data.folder import open_dataset
 from compress.quantize import analyze, quantize
 from compress.quantize.adopt import Adopted, adopt
 from compress.quantize.foreign import read
+from compress.quantize.workbench import inputs, opened
 from compress.recipe import Recipe
 from compress.settings.quantize import OnnxSettings
 from compress.steps import read_record
@@ -30,7 +31,15 @@ from export.to_onnx import with_outputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETTINGS = [*TINY_SETTINGS, "quantize.calibration=minmax", "quantize.max_drop=0.1"]
-NORMAL = Recipe.load(None, [*SETTINGS, f"quantize.onnx.mean={list(MEAN)}", f"quantize.onnx.std={list(STD)}"])
+
+
+def normal(*settings: str) -> Recipe:
+    """With `settings` besides."""
+    declared = [f"quantize.onnx.mean={list(MEAN)}", f"quantize.onnx.std={list(STD)}"]
+    return Recipe.load(None, [*SETTINGS, *declared, *settings])
+
+
+NORMAL = normal()
 
 
 class Theirs(nn.Module):
@@ -228,6 +237,22 @@ def theirs(taught: Theirs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(taught, tmp_path_factory.mktemp("theirs") / "theirs.onnx", (2, 3, 32, 40))
 
 
+def test_weights_beside_the_file_are_part_of_what_it_is(theirs: Path, colours: Path, tmp_path: Path) -> None:
+    """Other weights are another model, for the record of a step and for the manifest."""
+    beside = tmp_path / "beside.onnx"
+    onnx.save(onnx.load(str(theirs)), str(beside), save_as_external_data=True, location="beside.data")
+
+    def known_as() -> tuple[dict[str, str], dict[str, str]]:
+        source, dataset = opened(beside, colours, Recipe.load(None, [*SETTINGS, "quantize.onnx.layout=nchw"]))
+        return inputs(source, dataset), dict(source.card.parents)
+
+    before = known_as()
+    assert before == known_as()
+    weights = np.fromfile(tmp_path / "beside.data", np.float32)
+    (weights / 2).tofile(tmp_path / "beside.data")
+    assert all(one["onnx"] != other["onnx"] for one, other in zip(before, known_as(), strict=True))
+
+
 def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_path: Path) -> None:
     made = quantize(theirs, colours, tmp_path / "out", NORMAL)
     verify(made.path)
@@ -249,6 +274,24 @@ def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_pa
     with torch.inference_mode():
         expected = taught(normalised(image[None])).argmax(1)[0].numpy()
     assert (made.segmenter().segment(image) == expected).mean() > 0.95
+
+
+def test_it_may_give_logits_alone(theirs: Path, colours: Path, tmp_path: Path) -> None:
+    """Put in other forms, it keeps no ArgMax, which nothing reads."""
+    made = quantize(theirs, colours, tmp_path / "out", normal("quantize.rewrites=true", "export.outputs=logits"))
+    assert [output.name for output in made.manifest.outputs] == ["logits"]
+    verify(made.path)
+
+
+def test_one_that_takes_a_single_size_is_proven_at_that(taught: Theirs, colours: Path, tmp_path: Path) -> None:
+    """And put in other forms at that."""
+    path = write(taught, tmp_path / "fixed.onnx", (1, 3, 32, 48), free=False)
+    made = quantize(path, colours, tmp_path / "out", normal("quantize.rewrites=true"))
+    assert made.manifest.size == (32, 48)
+    cases = json.loads((made.path / "parity.json").read_text())["cases"]
+    assert {(case["height"], case["width"]) for case in cases} == {(32, 48)}
+    assert (read_record(made.path) or {})["result"]["miou"] > 0.8
+    verify(made.path)
 
 
 def test_what_cannot_be_is_refused(theirs: Path, colours: Path, tmp_path: Path) -> None:
@@ -278,9 +321,16 @@ def test_its_layers_are_analysed(theirs: Path, colours: Path, tmp_path: Path) ->
     [
         (OnnxSettings(layout="nhwc"), (), r"is \[any, 3, any, any\], which is no image in nhwc"),
         (OnnxSettings(mean=(0.5, 0.5)), (), "--mean has 2 values; give one, or 3"),
+        (OnnxSettings(std=(1e-60,)), (), "--mean and --std make no finite normalisation in float32; give those of"),
+        (OnnxSettings(mean=(0.5, 1e60, 0.5)), (), "--mean and --std make no finite normalisation"),
         (OnnxSettings(output="nowhere"), (), "it has no tensor 'nowhere'; its outputs are "),
         (OnnxSettings(), ("a", "b", "c"), r"logits of shape \[2, 2, .*\].*without --class-map they are .* 3"),
-        (OnnxSettings(classes=("disc",)), (), r"logits of shape \[2, 2, .*\].*--class-map names 1"),
+        (
+            OnnxSettings(classes=("disc", "background", "disc")),
+            (),
+            r"logits of shape \[2, 2, .*\].*--class-map names 3",
+        ),
+        (OnnxSettings(classes=("disc",)), (), "--class-map names a single class; name two or more"),
         (OnnxSettings(classes=("disc", "disk")), (), "--class-map names disk; the classes are background, disc"),
     ],
 )
@@ -309,6 +359,10 @@ def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     onnx.save(model, str(tmp_path / "new.onnx"))
     with pytest.raises(ModelError, match="it has opset 99, and 21 is the newest here"):
         adopted_from(tmp_path / "new.onnx", OnnxSettings())
+    del model.opset_import[:]
+    onnx.save(model, str(tmp_path / "none.onnx"))
+    with pytest.raises(ModelError, match=r"it does not say which opset it is written in \(opset_import\)"):
+        adopted_from(tmp_path / "none.onnx", OnnxSettings())
 
 
 def test_the_command(
@@ -335,14 +389,16 @@ def test_the_command(
         "--max-drop",
         0.1,
     )
-    normal = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--layout", "nchw")
-    status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "out", *normal, *small)
+    declared = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--layout", "nchw")
+    status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "out", *declared, *small)
     assert status == 0
     assert "x faster than its float parent, mIoU " in out
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--mean", "grey")
     assert (status, "'grey' is not numbers with commas between" in " ".join(err.split())) == (2, True)
     swapped = ("--class-map", "disc, background", "--max-drop", 1)
-    status, out, _ = call(theirs, "--data", colours, "--out", tmp_path / "swapped", *normal, *small, *swapped, "--json")
+    status, out, _ = call(
+        theirs, "--data", colours, "--out", tmp_path / "swapped", *declared, *small, *swapped, "--json"
+    )
     assert status == 0
     assert json.loads(out)["miou_parent"] < 0.2
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")

@@ -99,6 +99,14 @@ def test_a_mask_gives_its_stored_numbers() -> None:
     np.testing.assert_array_equal(decode_indices(file_of(Image.fromarray(RGB))), RGB)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_numbers_of_few_bits_are_those_that_are_stored(bits: int) -> None:
+    """Pillow spreads grey of 1, 2 and 4 bits over 0 to 255."""
+    stored = np.arange(8, dtype=np.uint8).reshape(1, 8) % 2 ** min(bits, 2)
+    packed = np.packbits(np.unpackbits(stored[..., None], axis=2)[..., 8 - bits :]).tobytes()
+    np.testing.assert_array_equal(decode_indices(png(1, 8, "grey", bits=bits, pixels=packed)), stored)
+
+
 @pytest.mark.parametrize("kind", sorted(FORMATS))
 def test_every_format_is_read_from_bytes_and_from_a_file(kind: str, tmp_path: Path) -> None:
     flat = np.full((24, 40, 3), (200, 90, 30), dtype=np.uint8)

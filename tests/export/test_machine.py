@@ -111,6 +111,17 @@ def test_absent_libraries_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert versions["onnxruntime"] == real("onnxruntime")
 
 
+@pytest.mark.parametrize("build", ["onnxruntime-gpu", "onnxruntime-openvino"])
+def test_the_runtime_may_be_installed_under_another_name(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only(name: str) -> str:
+        if name == build:
+            return "1.30.0"
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", only)
+    assert library_versions() == {"onnxruntime": "1.30.0"}
+
+
 def test_peak_memory_is_that_of_this_process_alone() -> None:
     """A child starts with nothing of its parent's peak, and keeps its own after it let go."""
     script = (

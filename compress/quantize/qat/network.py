@@ -9,11 +9,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from compress.quantize.graph import stored, with_tensors
+from compress.quantize.graph import logits_of, stored, with_tensors
+from compress.quantize.qat.attributes import refused
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
 from compress.quantize.qat.operators import OPERATORS
 from export.errors import WorkFailedError
-from export.latency.graph import attributes
+from export.latency.graph import attributes, leading_to
 from export.runtime import IMAGE
 
 _QUANTIZED = "_quantized"
@@ -59,9 +60,9 @@ class QuantizedNetwork(nn.Module):
         self._model = quantized
         self._tensors = stored(quantized)
         self._floats = stored(parent)
+        self._parents = {node.name: node for node in parent.graph.node}
         self._makers = {name: node for node in quantized.graph.node for name in node.output}
-        argmax = next(node for node in quantized.graph.node if node.op_type == "ArgMax")
-        self._logits: str = argmax.input[0]
+        self._logits = logits_of(quantized)
         self._door = self._find_door()
         self._nodes = self._needed()
         self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.input}
@@ -142,12 +143,8 @@ class QuantizedNetwork(nn.Module):
 
     def _needed(self) -> list[onnx.NodeProto]:
         """The nodes between the image and the logits."""
-        wanted, needed = {self._logits}, set()
-        for node in reversed(self._model.graph.node):
-            if wanted.intersection(node.output) and node.output[0] != self._door:
-                needed.add(node.output[0])
-                wanted.update(node.input)
-        return [node for node in self._model.graph.node if node.output[0] in needed]
+        nodes = [node for node in self._model.graph.node if node.output[0] != self._door]
+        return leading_to(nodes, {self._logits})
 
     def _read(self, node: onnx.NodeProto) -> None:
         if node.op_type == "QuantizeLinear":
@@ -157,12 +154,8 @@ class QuantizedNetwork(nn.Module):
                 self.activations.append(Activation(float(scale), int(zero_point)))
         elif node.op_type == "DequantizeLinear":
             self._read_integers(node)
-        elif node.op_type not in OPERATORS:
-            raise WorkFailedError(
-                f"{node.op_type} ({node.name or node.output[0]}) cannot be trained through as it is in the INT8 graph; "
-                "use --mode ptq"
-            )
         else:
+            _require_operator(node)
             for place, name in enumerate(node.input):
                 if name in self._tensors:
                     self._read_float(node, place, name)
@@ -173,17 +166,20 @@ class QuantizedNetwork(nn.Module):
         if array is None:
             return
         if self._tensors[scale].ndim == 0:
-            # What an activation is added to or multiplied by has its range, is on its grid, and is not trained.
+            # What an activation is added to or multiplied by has its range, is on its grid, and is not trained. Of a
+            # single number numpy's arithmetic makes no array.
             steps = array.astype(np.float32) - self._tensors[node.input[2]].astype(np.float32)
-            self._constant(name, steps * self._tensors[scale])
+            self._constant(name, np.asarray(steps * self._tensors[scale]))
             return
-        parameter = self._parameter(name.removesuffix(_QUANTIZED))
         if array.dtype == np.int32:
             reader = next(reader for reader in self._model.graph.node if node.output[0] in reader.input)
+            # For a layer that is used twice the quantizer makes two biases of one, each of its own name and scale.
+            parameter = self._parameter(self._parents[reader.name].input[2])
             input_scale = self._makers[reader.input[0]].input[1]
             weight = self._makers[reader.input[1]].input[0]
             self._biases[name] = _Bias(parameter, scale, input_scale, weight)
             return
+        parameter = self._parameter(name.removesuffix(_QUANTIZED))
         axis = attributes(node).get("axis", 0)
         tensor = self.weights[parameter].detach()
         unit = weight_scale(tensor, axis, 1) / torch.from_numpy(np.atleast_1d(self._tensors[scale]).copy())
@@ -233,6 +229,17 @@ class QuantizedNetwork(nn.Module):
         if name in self._biases:
             return self.weights[self._biases[name].parameter]
         return inputs[0]
+
+
+def _require_operator(node: onnx.NodeProto) -> None:
+    is_known = node.op_type in OPERATORS
+    asked = refused(node) if is_known else []
+    if asked or not is_known:
+        how = f" with {', '.join(asked)}" if asked else ""
+        raise WorkFailedError(
+            f"{node.op_type} ({node.name or node.output[0]}){how} cannot be trained through as it is in the INT8 "
+            "graph; use --mode ptq"
+        )
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:

@@ -1,8 +1,8 @@
 """What the operators of an INT8 graph do, in torch: those that stand between its Q/DQ pairs, and their neighbours.
 
 Each takes the ONNX inputs in order (None for one that is left out) and the ONNX attributes by name, and gives the first
-output. The meaning is that of the ONNX specification, opset 21; those that are named `_` are defaults that no exporter
-changes, or that only matter elsewhere.
+output. The meaning is that of the ONNX specification, opset 21; attributes that a function here does not name have a
+value that changes nothing, which `attributes.py` sees to.
 """
 
 import math
@@ -17,8 +17,11 @@ Operator = Callable[..., Any]
 
 _NO_PADS = (0, 0, 0, 0)
 _ONES = (1, 1)
-_INTEGERS = (6, 7)
+INTEGERS = (6, 7)
 """INT32 and INT64 of onnx.TensorProto."""
+PADS = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+"""ONNX's names of what an image is padded with, and torch's."""
+_RESIZES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 
 
 def _padded(values: Tensor, pads: Sequence[int], fill: float = 0.0) -> Tensor:
@@ -86,8 +89,14 @@ def _average_pool(
     count_include_pad: int = 0,
     **_: Any,
 ) -> Tensor:
-    padding, ceil, counted = list(pads[:2]), bool(ceil_mode), bool(count_include_pad)
-    return F.avg_pool2d(values, list(kernel_shape), list(strides), padding, ceil, counted)
+    def pooled(values: Tensor, padding: Sequence[int] = (0, 0)) -> Tensor:
+        counted = bool(count_include_pad)
+        return F.avg_pool2d(values, list(kernel_shape), list(strides), list(padding), bool(ceil_mode), counted)
+
+    if tuple(pads[:2]) == tuple(pads[2:]):
+        return pooled(values, pads[:2])
+    found = pooled(_padded(values, pads))
+    return found if count_include_pad else found / pooled(_padded(torch.ones_like(values), pads))
 
 
 def _reduce_mean(values: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, **_: Any) -> Tensor:
@@ -107,10 +116,8 @@ def _resize(
 ) -> Tensor:
     size = None if sizes is None else sizes.tolist()[2:]
     factors = None if size is not None or scales is None else scales.tolist()[2:]
-    if mode == "nearest":
-        return F.interpolate(values, size=size, scale_factor=factors, mode="nearest")
-    aligned = coordinate_transformation_mode == "align_corners"
-    return F.interpolate(values, size=size, scale_factor=factors, mode="bilinear", align_corners=aligned)
+    aligned = None if mode == "nearest" else coordinate_transformation_mode == "align_corners"
+    return F.interpolate(values, size=size, scale_factor=factors, mode=_RESIZES[mode], align_corners=aligned)
 
 
 def _depth_to_space(values: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
@@ -129,10 +136,12 @@ def _space_to_depth(values: Tensor, *, blocksize: int) -> Tensor:
     return dealt.reshape(count, channels * blocksize**2, rows, columns)
 
 
-def _pad(values: Tensor, pads: Tensor, fill: Tensor | None = None, **_: Any) -> Tensor:
-    """By a constant, over all axes; torch counts them from the last."""
+def _pad(values: Tensor, pads: Tensor, fill: Tensor | None = None, *, mode: str = "constant") -> Tensor:
+    """By a constant, over all axes, or by what is there, over height and width; torch counts them from the last."""
     before, after = pads.tolist()[: values.ndim], pads.tolist()[values.ndim :]
     pairs = [amount for pair in zip(before[::-1], after[::-1], strict=True) for amount in pair]
+    if mode != "constant":
+        return F.pad(values, pairs[:4], PADS[mode])
     return F.pad(values, pairs, value=0.0 if fill is None else fill.item())
 
 
@@ -153,7 +162,8 @@ def _reshape(values: Tensor, shape: Tensor, **_: Any) -> Tensor:
 
 
 def _gather(values: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
-    taken = values.index_select(axis, index.reshape(-1))
+    axis %= values.ndim
+    taken = values.index_select(axis, index.reshape(-1) % values.shape[axis])
     return taken.reshape(*values.shape[:axis], *index.shape, *values.shape[axis + 1 :])
 
 
@@ -183,7 +193,7 @@ def _gemm(
 
 def _cast(values: Tensor, *, to: int, **_: Any) -> Tensor:
     """The integers of shapes; activations keep the type that autocast gives them."""
-    if to in _INTEGERS:
+    if to in INTEGERS:
         return values.to(torch.int64)
     return values if values.is_floating_point() else values.float()
 

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from export.latency.graph import attributes
+from export.latency.graph import attributes, leading_to
 
 Array = NDArray[Any]
 
@@ -72,16 +72,12 @@ class Editor:
     def done(self) -> onnx.ModelProto:
         """Without what nothing reads any more, and without shapes that may no longer be true."""
         graph = self._model.graph
-        read = set(self.outputs)
-        nodes = []
-        for node in reversed(self.nodes):
-            if read.intersection(node.output):
-                read.update(node.input)
-                nodes.append(_copied(node))
+        nodes = [_copied(node) for node in leading_to(self.nodes, self.outputs)]
+        read = self.outputs.union(*(node.input for node in nodes))
         kept = [tensor for tensor in graph.initializer if tensor.name in read and tensor.name not in self._added]
         kept += [_stored(array, name) for name, array in self._added.items() if name in read]
         del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(reversed(nodes))
+        graph.node.extend(nodes)
         graph.initializer.extend(kept)
         return self._model
 

@@ -102,8 +102,13 @@ def _nothing(conv: IntegerConv, shape: tuple[int, ...]) -> Array:
 
 
 def _widths(model: onnx.ModelProto, multiple: int) -> dict[str, int]:
-    """Columns of every tensor for the narrowest image, where those of wider ones are a multiple of these."""
-    narrow, wide = (SizedGraph(model, (multiple, factor * multiple)) for factor in (1, 3))
+    """Columns of every tensor for the narrowest image, where those of wider ones are a multiple of these; of a graph
+    that takes one size alone, for that."""
     names = [name for node in model.graph.node for name in node.output]
+    height, width = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:3])
+    if height and width:
+        only = SizedGraph(model, (height, width))
+        return {name: only.size(name)[1] for name in names}
+    narrow, wide = (SizedGraph(model, (multiple, factor * multiple)) for factor in (1, 3))
     found = {name: (narrow.size(name)[1], wide.size(name)[1]) for name in names}
     return {name: width for name, (width, other) in found.items() if other == 3 * width}
