@@ -320,6 +320,7 @@ W = np.random.default_rng(1).normal(size=(8, 4, 3, 3)).astype(np.float32)
         ("Pad", {"mode": "wrap"}, [np.array([0, 0, 1, 2, 0, 0, 3, 0])]),
         ("Slice", {}, [np.array([1, 0]), np.array([2**40, -1]), np.array([2, 3]), np.array([2, 1])]),
         ("Reshape", {}, [np.array([0, -1, 20])]),
+        ("Reshape", {"allowzero": 1}, [np.array([2, -1, 20])]),
         ("Flatten", {"axis": 2}, []),
         ("Transpose", {"perm": [0, 2, 3, 1]}, []),
         ("Unsqueeze", {}, [np.array([0, 3])]),

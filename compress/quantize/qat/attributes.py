@@ -15,7 +15,6 @@ from export.latency.graph import attributes
 _FLOATS = (1, 10, 11, 16)
 """FLOAT, FLOAT16, DOUBLE and BFLOAT16 of onnx.TensorProto."""
 _ONLY: Mapping[str, Collection[Any]] = {
-    "allowzero": (0,),
     "antialias": (0,),
     "auto_pad": ("NOTSET",),
     "cubic_coeff_a": (-0.75,),

@@ -156,9 +156,10 @@ def _slice(
     return values[tuple(index)]
 
 
-def _reshape(values: Tensor, shape: Tensor, **_: Any) -> Tensor:
-    """0 stands for the size that is there."""
-    return values.reshape([values.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())])
+def _reshape(values: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
+    """0 stands for the size that is there, unless it is allowed for itself."""
+    sizes = enumerate(shape.tolist())
+    return values.reshape([values.shape[i] if size == 0 and not allowzero else size for i, size in sizes])
 
 
 def _gather(values: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
