@@ -29,8 +29,10 @@ def test_a_damaged_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
         create_app([damaged(bundle, tmp_path / "damaged")])
 
 
-def test_everything_wrong_in_several_bundles_is_said_at_once(bundle: Bundle, tmp_path: Path) -> None:
-    paths = [damaged(bundle, tmp_path / "one"), bundle.path, tmp_path / "two"]
+def test_everything_wrong_in_several_bundles_is_said_at_once(
+    bundle: Bundle, grey_bundle: Bundle, tmp_path: Path
+) -> None:
+    paths = [damaged(bundle, tmp_path / "one"), grey_bundle.path, tmp_path / "two"]
     with pytest.raises(BundleError) as caught:
         create_app(paths)
     assert any("one" in problem and "hash" in problem for problem in caught.value.problems)
