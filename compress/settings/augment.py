@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.settings.common import OwnName, Positive, Settings, Share
+from compress.settings.common import OwnName, Settings, Share
 
 
 class AugmentSettings(Settings):
@@ -52,8 +52,8 @@ class AugmentSettings(Settings):
     policy: Literal["none", "trivial", "rand"] = "none"
     """Operations of a list (`compress/data/change.py`) that each image draws for itself, beside the settings above.
     trivial: one, of any strength; rand: several, of one strength."""
-    policy_operations: Positive = 2
-    """Of rand."""
+    policy_operations: Annotated[int, Field(ge=1, le=4)] = 2
+    """Of rand; those that are the same add up, and five could shear an image by a right angle."""
     policy_strength: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Over the widest change that the list has, which is mild: 15 degrees, a tenth of the side, brightness by 0.3."""
 
