@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 from support import shared
 
@@ -14,6 +15,7 @@ from export.machine import usable_cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Processes of `-n auto`: half as many again as cores, because tests of servers wait more than they work."""
     return usable_cores() * 3 // 2
