@@ -36,7 +36,8 @@ def summary(report: OpsReport) -> Table:
 
     size = f"{report.height}x{report.width}"
     caption = (
-        f"{threads(report.threads)}, batch {report.batch}, {size}. ms: whole runs; profiled ms: with the profiler; "
+        f"{threads(report.threads)}, batch {report.batch}, {size}. ms: whole runs, the bundles in turns; "
+        "profiled ms: with the profiler, several of one bundle in a row; "
         "nodes ms: the medians of the nodes, summed; conv: convolutions alone; all: their multiply-accumulates over ms"
     )
     return Table(caption, headers, tuple(map(row, report.bundles)))
