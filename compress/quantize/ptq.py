@@ -11,9 +11,9 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quant_pre_process
 from onnxruntime.quantization.operators.direct_q8 import QDQDirect8BitOp
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
 
+from compress.quantize.biases import RoomyQuantizer
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
 from compress.quantize.equalise import equalised
@@ -111,7 +111,7 @@ class Quantizer:
         reasons = {**self._always_float, **(in_float or {})}
         left = [*self._fixed, *(layer for layer in self.layers if layer.name in reasons)]
         scheme = self._scheme
-        quantizer = QDQQuantizer(
+        quantizer = RoomyQuantizer(
             copied(self.parent),
             per_channel=True,
             reduce_range=scheme.seven_bits == "all layers",
@@ -122,8 +122,6 @@ class Quantizer:
             nodes_to_exclude=[node for layer in left for node in layer.nodes],
             op_types_to_quantize=list(OP_TYPES),
             extra_options={
-                # Else a small scale of a bias silently changes the weights beside it.
-                "QDQDisableWeightAdjustForInt32Bias": True,
                 "ActivationSymmetric": scheme.signed,
                 "QuantizeBias": scheme.integer_biases,
                 "TensorQuantOverrides": dict(self._overrides()),

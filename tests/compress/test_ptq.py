@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from support.handmade import blocks, small_unet
 from support.networks import Mixer, exported, random_unet, randomised
+from torch import nn
 
 from compress.quantize import targets
 from compress.quantize.door import normalised_tensor, remove_door
@@ -168,6 +170,22 @@ def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, instructions: str
     assert (scheme_of("auto").seven_bits == "all layers") == expected
     assert scheme_of("vnni").seven_bits == "no layer"
     assert scheme_of("avx2").seven_bits == "all layers"
+
+
+def test_a_bias_beside_weights_of_next_to_nothing_fits_into_32_bits() -> None:
+    """A channel that BatchNorm has switched off; its bias, cut off or gone round, would be another one."""
+    network = random_unet()
+    norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.weight[0], norm.bias[0] = 1e-12, 3.0
+    graph = exported(network)
+    both, _ = with_quantized_logits(Quantizer(graph, pictures(4), target="avx2").quantized("minmax").graph)
+    biases = [array for tensor in both.graph.initializer if (array := numpy_helper.to_array(tensor)).dtype == np.int32]
+    largest = max(int(np.abs(array.astype(np.int64)).max()) for array in biases if array.ndim)
+    assert 2**29 < largest <= 2**30 + 2**10, "half of the range is left for the products"
+    images = np.stack(list(pictures(2, seed=1)))
+    in_float, in_integers = (OnnxModel(model.SerializeToString()).masks(images) for model in (graph, both))
+    assert (in_float == in_integers).mean() > 0.9
 
 
 def test_int8_says_nearly_what_float_says(int8: Quantized) -> None:

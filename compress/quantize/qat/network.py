@@ -9,6 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from compress.quantize.biases import roomy
 from compress.quantize.graph import logits_of, stored, with_tensors
 from compress.quantize.qat.attributes import refused
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
@@ -109,24 +110,33 @@ class QuantizedNetwork(nn.Module):
             activation = self.activations[index]
             assert isinstance(activation, Activation)
             new[name] = _array(activation.scale)
+        scales = self._weight_scales(new)
         for name, weight in self._rounded.items():
             tensor = self.weights[weight.parameter].detach().cpu()
-            scale = weight_scale(tensor, weight.axis, weight.limit).numpy()
             shape = [-1 if i == weight.axis else 1 for i in range(tensor.ndim)]
-            integers = np.rint(tensor.numpy() / scale.reshape(shape))
+            integers = np.rint(tensor.numpy() / scales[name].reshape(shape))
             new[name] = np.clip(integers, -weight.limit, weight.limit).astype(np.int8)
-            new[weight.scale] = scale
+            new[weight.scale] = scales[name]
         for name, bias in self._biases.items():
             input_scale = new.get(bias.input_scale, self._tensors[bias.input_scale])
-            scale = (input_scale * new[self._rounded[bias.weight].scale]).astype(np.float32)
-            integers = np.rint(self.weights[bias.parameter].detach().cpu().numpy() / scale)
-            limits = np.iinfo(np.int32)
-            new[name] = np.clip(integers, limits.min, limits.max).astype(np.int32)
+            scale = (input_scale * scales[bias.weight]).astype(np.float32)
+            new[name] = np.rint(_array(self.weights[bias.parameter]) / scale).astype(np.int32)
             new[bias.scale] = scale
         for name, index in self._parameters_by_name.items():
             if name in self._tensors:  # in float in the graph, too
                 new[name] = _array(self.weights[index])
         return with_tensors(self._model, new)
+
+    def _weight_scales(self, new: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        """Of all rounded weights, by their names, beside the scales of activations in `new`."""
+        found = {
+            name: weight_scale(self.weights[weight.parameter].detach().cpu(), weight.axis, weight.limit).numpy()
+            for name, weight in self._rounded.items()
+        }
+        for bias in self._biases.values():
+            input_scale = new.get(bias.input_scale, self._tensors[bias.input_scale])
+            found[bias.weight] = roomy(found[bias.weight], _array(self.weights[bias.parameter]), input_scale)
+        return found
 
     def _find_door(self) -> str:
         """What dequantizes the image."""
