@@ -49,6 +49,10 @@ OPTIONS = {
         "compress.train.losses:_focused=first",
         "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
     ),
+    "train.loss.cross_entropy_weight": (
+        "compress.train.losses:SegmentationLoss._with_cross_entropy=second",
+        "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
+    ),
     "train.loss.label_smoothing": (
         "compress.train.losses:_smoothed=first",
         "tests/compress/test_fit_losses.py::test_a_step_descends_the_loss_that_is_asked_for",
@@ -129,6 +133,14 @@ OPTIONS = {
         "compress.train.step:set_learning_rate=same rate",
         "tests/compress/test_fit.py::test_a_pretrained_encoder_learns_at_its_own_rate",
     ),
+    "train.layer_decay": (
+        "compress.train.step:set_learning_rate=same rate",
+        "tests/compress/test_freeze.py::test_stages_of_an_encoder_learn_the_slower_the_nearer_they_are_to_the_image",
+    ),
+    "train.micro_batch": (
+        "compress.train.objective:Objective.parts=whole",
+        "tests/compress/test_fit_memory.py::test_a_batch_may_be_taken_in_parts_from_the_start",
+    ),
     "train.save_every": (
         "compress.train.loop:Fit._keep=none",
         "tests/compress/test_fit_checkpoints.py::test_the_last_epoch_and_every_other_one_are_kept",
@@ -200,6 +212,10 @@ OPTIONS = {
     "train.sparsity": (
         "compress.train.train:penalty_of=none",
         "tests/compress/test_sparsity.py::test_the_recipe_asks_for_it",
+    ),
+    "train.sparsity.kind=l1": (
+        "compress.train.sparsity:Penalty.__call__=no penalty",
+        "tests/compress/test_sparsity.py::test_single_weights_come_to_nothing",
     ),
     "prune.importance": (
         "compress.prune.decide:scores_by=by magnitude",

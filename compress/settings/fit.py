@@ -30,6 +30,8 @@ class LossSettings(Settings):
     """Share of the truth that is spread over all classes. Source: Szegedy et al. 2016 (arXiv:1512.00567)."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     """How much sure pixels count less. Source: Lin et al. 2017 (arXiv:1708.02002)."""
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of cross-entropy beside focal loss, with the same class weights and label smoothing."""
     own: OwnName | None = None
     """A loss of your own beside the others: `file.py:function`, called with logits NKHW and classes NHW, 255 for void
     (`ignore_index=255`); it gives a scalar."""
@@ -48,6 +50,8 @@ class LossSettings(Settings):
 
     @model_validator(mode="after")
     def _something_is_made_small(self) -> Self:
+        if self.cross_entropy_weight and self.pixel != "focal":
+            raise ValueError(f"cross_entropy_weight is for what stands beside focal loss, and pixel is {self.pixel!r}")
         others = (self.dice_weight, self.tversky_weight, self.lovasz_weight)
         if self.pixel == "none" and not any(others) and self.own is None:
             raise ValueError("pixel = 'none' leaves nothing to make small; give another loss a weight")
@@ -109,9 +113,14 @@ class FitSettings(Settings):
 
     epochs: Positive = 60
     batch_size: Positive = 8
+    micro_batch: Positive | None = None
+    """Images that pass through the network at a time, the gradients of all added up before the step; None: the batch.
+    BatchNorm, Dice and the like see those images alone."""
     learning_rate: LearningRate = 1e-3
     """Peak of the schedule, for AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """L2 regularisation of kernels, decoupled from the gradient; not of biases and BatchNorm. Source: Loshchilov and
+    Hutter 2019 (arXiv:1711.05101)."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises."""
     schedule: ScheduleSettings = ScheduleSettings()
@@ -130,7 +139,10 @@ class FitSettings(Settings):
     save_every: Positive | None = None
     """Epochs between checkpoints that are kept beside the best and the last, each validated; None keeps only those."""
     encoder_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Learning rate of a pretrained encoder over that of the rest."""
+    """Learning rate of a pretrained encoder's deepest stage over that of the rest."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of each stage of a pretrained encoder over that of the next deeper one; 1: all learn alike. Source:
+    discriminative fine-tuning, Howard and Ruder 2018 (arXiv:1801.06146)."""
     freeze: FreezeSettings = FreezeSettings()
     teacher_weight: Share = 0.5
     """Where there is a teacher: share of the loss that follows its logits; the rest follows the masks."""
@@ -140,3 +152,9 @@ class FitSettings(Settings):
     """Of a second thing to follow, beside the teacher's logits: where its convolutions answer strongly, whatever their
     widths. Source: Zagoruyko and Komodakis 2017 (arXiv:1612.03928)."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _micro_batches_are_of_the_batch(self) -> Self:
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch {self.micro_batch} is more than batch_size {self.batch_size}")
+        return self

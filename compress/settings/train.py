@@ -10,15 +10,16 @@ from compress.settings.fit import FitSettings
 
 
 class SparsitySettings(Settings):
-    """A penalty on channels beside the loss, so that those that are hardly needed come to nothing before they are cut.
+    """A penalty on weights beside the loss, so that those that are hardly needed come to nothing before they are cut.
 
     The loss that is shown is without it.
     """
 
-    kind: Literal["none", "bn-scale", "group-lasso"] = "none"
-    """bn-scale: the sum of all absolute BatchNorm scales. Source: Liu et al. 2017 (arXiv:1708.06519). group-lasso: the
-    sum of the L2 norms of all the weights that go with each channel. Source: Yuan and Lin 2006, over the coupled layers
-    of Fang et al. 2023 (arXiv:2301.12900)."""
+    kind: Literal["none", "l1", "bn-scale", "group-lasso"] = "none"
+    """l1: the sum of all absolute weights of kernels, which brings single ones to nothing, as `compress prune
+    --unstructured` takes them; the others do whole channels. bn-scale: the sum of all absolute BatchNorm scales.
+    Source: Liu et al. 2017 (arXiv:1708.06519). group-lasso: the sum of the L2 norms of all the weights that go with
+    each channel. Source: Yuan and Lin 2006, over the coupled layers of Fang et al. 2023 (arXiv:2301.12900)."""
     weight: Annotated[float, Field(gt=0)] = 1e-4
     """What the penalty is multiplied by."""
 

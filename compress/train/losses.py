@@ -51,12 +51,23 @@ class SegmentationLoss:
         chosen = self._settings
         if chosen.pixel == "none":
             return pixels.log_probability_NKHW.new_zeros(())
+        if chosen.pixel == "focal":
+            return self._with_cross_entropy(self._weighed(pixels, focal_gamma=chosen.focal_gamma), pixels)
+        if chosen.pixel == "ohem":
+            return self._weighed(pixels, hard_NHW=hard(pixels, chosen.ohem_threshold, chosen.ohem_share))
+        return self._weighed(pixels)
+
+    def _with_cross_entropy(self, focal: Tensor, pixels: Pixels) -> Tensor:
+        weight = self._settings.cross_entropy_weight
+        return focal + weight * self._weighed(pixels) if weight > 0 else focal
+
+    def _weighed(self, pixels: Pixels, *, focal_gamma: float = 0.0, hard_NHW: Tensor | None = None) -> Tensor:
         return pixel_loss(
             pixels,
             class_weights=self._class_weights,
-            label_smoothing=chosen.label_smoothing,
-            focal_gamma=chosen.focal_gamma if chosen.pixel == "focal" else 0.0,
-            hard_NHW=hard(pixels, chosen.ohem_threshold, chosen.ohem_share) if chosen.pixel == "ohem" else None,
+            label_smoothing=self._settings.label_smoothing,
+            focal_gamma=focal_gamma,
+            hard_NHW=hard_NHW,
         )
 
 

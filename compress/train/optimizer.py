@@ -6,27 +6,43 @@ import torch
 from torch import nn
 
 from compress.settings.fit import FitSettings
-from compress.train.freeze import pretrained_encoder
+from compress.train.freeze import pretrained_encoder, stages
 
 
 def adamw(network: nn.Module, settings: FitSettings) -> torch.optim.AdamW:
-    """Weight decay for kernels, none for biases and BatchNorm; `encoder_rate` for a pretrained encoder."""
-    encoder = pretrained_encoder(network)
-    known = set() if encoder is None else {id(parameter) for parameter in encoder.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Weight decay for kernels, none for biases and BatchNorm; rates of their own for a pretrained encoder's stages."""
+    rates = _encoder_rates(network, settings)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in network.parameters():
-        groups.setdefault((id(parameter) in known, parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((rates.get(id(parameter), 1.0), parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "rate": settings.encoder_rate if is_known else 1.0,
+                "rate": rate,
                 "weight_decay": settings.weight_decay if is_kernel else 0.0,
             }
-            for (is_known, is_kernel), parameters in groups.items()
+            for (rate, is_kernel), parameters in groups.items()
         ],
         lr=0.0,
     )
+
+
+def _encoder_rates(network: nn.Module, settings: FitSettings) -> dict[int, float]:
+    """Of each parameter of a pretrained encoder, by its id: its learning rate over that of the rest."""
+    encoder = pretrained_encoder(network)
+    if encoder is None:
+        return {}
+    depths = list(stages(encoder))
+    rates = {
+        id(parameter): settings.encoder_rate * settings.layer_decay ** len(depths) for parameter in encoder.parameters()
+    }
+    for above, stage in enumerate(reversed(depths)):
+        for module in stage:
+            rates |= {
+                id(parameter): settings.encoder_rate * settings.layer_decay**above for parameter in module.parameters()
+            }
+    return rates
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

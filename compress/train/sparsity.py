@@ -1,4 +1,4 @@
-"""A penalty beside the loss that brings whole channels to nothing, so that cutting them afterwards costs little."""
+"""A penalty beside the loss that brings channels or single weights to nothing, so that cutting them costs little."""
 
 import copy
 
@@ -26,6 +26,9 @@ class Penalty:
 
     def __call__(self, network: nn.Module) -> Tensor:
         """A scalar with gradients for the weights of `network`."""
+        if self._settings.kind == "l1":
+            kernels = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+            return self._settings.weight * torch.stack([kernel.abs().sum() for kernel in kernels]).sum()
         of_groups = [self._of_group(network, group) for group in self._groups.values()]
         return self._settings.weight * torch.stack([one for one in of_groups if one is not None]).sum()
 
@@ -37,12 +40,14 @@ class Penalty:
 
 
 def penalty_of(settings: SparsitySettings, network: nn.Module, channels: int) -> Penalty | None:
-    """What `settings` ask for, over the channels of `network` that can be cut; None when they ask for nothing.
+    """What `settings` ask for, over the kernels of `network` (l1) or its channels that can be cut; None for nothing.
 
     Raises UsageError when no channel can go, and for BatchNorm scales where there are none.
     """
     if settings.kind == "none":
         return None
+    if settings.kind == "l1":
+        return Penalty(settings, {})
     groups = Dependencies(copy.deepcopy(network).cpu(), channels).channel_groups()
     places = [place for group in groups.values() for place in group.places]
     if settings.kind == "bn-scale" and not any(place.role == "scales" for place in places):

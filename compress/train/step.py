@@ -43,7 +43,7 @@ class Stepper:
         self._runtime = runtime
         self._optimizer = adamw(network, settings)
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "float16")
-        self._at_once = settings.batch_size
+        self._at_once = settings.micro_batch or settings.batch_size
         self._skipped: deque[list[str]] = deque(maxlen=NON_FINITE_IN_A_ROW)
         self._buffers = list(network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]

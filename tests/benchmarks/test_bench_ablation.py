@@ -16,7 +16,6 @@ from support.datasets import write_dataset
 from typer.testing import CliRunner
 
 from benchmarks.ablation.changes import read_changes
-from benchmarks.ablation.parts import cross_entropy
 from benchmarks.report.ablation.results import AblationReport
 from compress.anymodel import evaluate
 from compress.cli.main import app
@@ -234,11 +233,3 @@ def test_a_change_of_our_own_list_changes_what_it_says() -> None:
     constant = Schedule(Recipe.load(None, changes["schedules.constant"]).train, steps_an_epoch=10)
     assert [constant.pace(step).rate for step in (100, 599)] == pytest.approx([1e-3, 1e-3], rel=1e-6)
     assert isinstance(Recipe.load("camvid", changes["encoders.resnet18-untrained"]).model, EncoderUNetSettings)
-
-
-def test_cross_entropy_beside_focal_is_torchs() -> None:
-    logits_NKHW, target_NHW = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
-    target_NHW[0, :2] = 255
-    expected = torch.nn.functional.cross_entropy(logits_NKHW, target_NHW, ignore_index=255)
-    assert cross_entropy(logits_NKHW, target_NHW) == pytest.approx(expected)
-    assert cross_entropy(logits_NKHW, torch.full_like(target_NHW, 255)) == 0

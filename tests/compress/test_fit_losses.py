@@ -62,6 +62,10 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
     return total / (target != VOID).sum()
 
 
+def focal_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return focal(logits, target) + 0.5 * cross_entropy(EQUAL)(logits, target)
+
+
 def with_dice(logits: Tensor, target: Tensor) -> Tensor:
     return cross_entropy(EQUAL)(logits, target) + 0.5 * soft_dice(Pixels.of(logits, target))
 
@@ -87,12 +91,13 @@ def hard_half(logits: Tensor, target: Tensor) -> Tensor:
         (["class_weights=[0.2, 1, 5]"], cross_entropy([0.2, 1, 5])),
         (["class_weights=balanced"], balanced),
         (["pixel=focal", "focal_gamma=3"], focal),
+        (["pixel=focal", "focal_gamma=3", "cross_entropy_weight=0.5"], focal_and_cross_entropy),
         (["dice_weight=0.5"], with_dice),
         (["tversky_weight=0.5", "tversky_missed=0.9"], with_tversky),
         (["lovasz_weight=0.5"], with_lovasz),
         (["pixel=ohem", "ohem_threshold=1e-6", "ohem_share=0.5"], hard_half),
     ],
-    ids=["cross-entropy", "smoothed", "weighted", "balanced", "focal", "dice", "tversky", "lovasz", "ohem"],
+    ids=["cross-entropy", "smoothed", "weighted", "balanced", "focal", "focal-ce", "dice", "tversky", "lovasz", "ohem"],
 )
 def test_a_step_descends_the_loss_that_is_asked_for(
     data: Path, tmp_path: Path, chosen: list[str], expected: Callable[[Tensor, Tensor], Tensor]

@@ -42,7 +42,9 @@ class Hungry(nn.Module):
         return logits
 
 
-def first_gradient(start: nn.Module, splits: Splits, folder: Path, most: int, loss: LossSettings) -> Tensor:
+def first_gradient(
+    start: nn.Module, splits: Splits, folder: Path, most: int, loss: LossSettings, micro_batch: int | None = None
+) -> Tensor:
     """Of the first step, as the optimizer gets it."""
     network = copy.deepcopy(start)
     network.most = most  # type: ignore[assignment]
@@ -53,7 +55,17 @@ def first_gradient(start: nn.Module, splits: Splits, folder: Path, most: int, lo
 
     teacher = Teacher(copy.deepcopy(start).eval(), 0.3, 2.0)
     with before_each_step(look):
-        fit(network, splits, folder, epochs=1, batch_size=7, clip_norm=1e9, loss=loss, teacher=teacher)
+        fit(
+            network,
+            splits,
+            folder,
+            epochs=1,
+            batch_size=7,
+            micro_batch=micro_batch,
+            clip_norm=1e9,
+            loss=loss,
+            teacher=teacher,
+        )
     return gradients[0]
 
 
@@ -69,6 +81,22 @@ def test_the_gradients_of_the_parts_add_up_to_that_of_the_batch(
     parts = first_gradient(start, splits, tmp_path / "parts", most, loss)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-7)
     assert whole.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 7])
+def test_a_batch_may_be_taken_in_parts_from_the_start(
+    splits: Splits, tmp_path: Path, micro_batch: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    start = Hungry(7)
+    whole = first_gradient(start, splits, tmp_path / "whole", 7, PIXELS)
+    seen: list[int] = []
+    start.register_forward_pre_hook(lambda module, images: seen.append(len(images[0])) if module.training else None)
+    # It would be out of memory if it ever saw more.
+    parts = first_gradient(start, splits, tmp_path / "parts", micro_batch, PIXELS, micro_batch)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-7)
+    assert max(seen) == micro_batch
+    assert "out of memory" not in capfd.readouterr().err
 
 
 def test_memory_that_is_short_is_said_once_and_remembered(

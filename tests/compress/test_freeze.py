@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.fits import Pixelwise, Splits, fit
+from support.fits import Pixelwise, Splits, before_each_step, fit
 from support.fits import splits as small_splits
 from torch import Tensor, nn
 
@@ -104,3 +104,18 @@ def test_every_weight_of_an_encoder_is_in_one_stage(name: str, count: int) -> No
     assert len(found) == count
     inside = [id(parameter) for parts in found for part in parts for parameter in part.parameters()]
     assert sorted(inside) == sorted(id(parameter) for parameter in encoder.parameters())
+
+
+def test_stages_of_an_encoder_learn_the_slower_the_nearer_they_are_to_the_image(splits: Splits, tmp_path: Path) -> None:
+    network = OnAnEncoder()
+    rates: list[list[float]] = []
+
+    def look(optimizer: torch.optim.Optimizer) -> None:
+        known = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        of_parts = [{known[id(p)] for p in network.get_submodule(part).parameters()} for part in PARTS]
+        rates.append([rate for (rate,) in of_parts])  # kernels, biases and norms of a part learn alike
+
+    with before_each_step(look):
+        fit(network, splits, tmp_path / "fit", epochs=1, encoder_rate=0.5, layer_decay=0.2)
+    for stem, first, second, head in rates:
+        assert [stem / head, first / head, second / head] == pytest.approx([0.02, 0.1, 0.5])

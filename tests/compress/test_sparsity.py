@@ -21,8 +21,8 @@ from compress.train.precision import Precision
 from compress.train.sparsity import penalty_of
 from export.errors import UsageError
 
-Kind = Literal["bn-scale", "group-lasso"]
-KINDS: tuple[Kind, ...] = ("bn-scale", "group-lasso")
+Kind = Literal["l1", "bn-scale", "group-lasso"]
+KINDS: tuple[Kind, ...] = ("l1", "bn-scale", "group-lasso")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,12 @@ def norms(network: nn.Module) -> Tensor:
     return torch.cat([squares.sqrt() for squares in scores_of(network, channels=1).raw.values()])
 
 
+def kernels(network: nn.Module) -> Tensor:
+    """All weights of convolutions."""
+    found = [module.weight.detach().flatten() for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return torch.cat(found).abs()
+
+
 def test_the_penalties_are_what_they_say() -> None:
     network = unet()
     values = {}
@@ -61,6 +67,7 @@ def test_the_penalties_are_what_they_say() -> None:
         assert penalty is not None
         values[kind] = penalty(network).detach()
         assert values[kind].dtype == torch.float32
+    assert float(values["l1"]) == pytest.approx(0.5 * float(kernels(network).sum()), rel=1e-5)
     assert float(values["bn-scale"]) == pytest.approx(0.5 * float(scales(network).sum()), rel=1e-5)
     assert float(values["group-lasso"]) == pytest.approx(0.5 * float(norms(network).sum()), rel=1e-5)
     assert penalty_of(SparsitySettings(), network, 1) is None
@@ -91,6 +98,14 @@ def test_scales_shrink(splits: Splits, tmp_path: Path, precision: Precision) -> 
     # The first step is judged by the same loss, which does not show the penalty.
     assert history[0]["loss"] == shrinking[0]["loss"]
     assert history[-1]["loss"] != shrinking[-1]["loss"]
+
+
+def test_single_weights_come_to_nothing(splits: Splits, tmp_path: Path) -> None:
+    plain, history = fitted("none", splits, tmp_path / "plain")
+    sparse, shrinking = fitted("l1", splits, tmp_path / "sparse")
+    small = [float((kernels(network) < 1e-2).float().mean()) for network in (plain, sparse)]
+    assert small[1] > 2 * small[0]
+    assert history[0]["loss"] == shrinking[0]["loss"]
 
 
 def test_channels_spread(splits: Splits, tmp_path: Path) -> None:
@@ -125,6 +140,7 @@ def test_what_cannot_be_made_sparse_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no BatchNorm scales the channels of Sequential; set train\.sparsity"):
         penalty_of(SparsitySettings(kind="bn-scale"), network, 1)
     assert penalty_of(SparsitySettings(kind="group-lasso"), network, 1) is not None
+    assert penalty_of(SparsitySettings(kind="l1"), Pixelwise(), 1) is not None
     with pytest.raises(UsageError, match="Pixelwise has no channels that could go"):
         penalty_of(SparsitySettings(kind="group-lasso"), Pixelwise(), 1)
 

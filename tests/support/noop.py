@@ -37,6 +37,8 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "small norm": lambda parameters, *_, **__: sum(parameter.detach().sum() for parameter in parameters) * 0,
     "served": lambda network, images: [network(images)],
     "peak": lambda schedule, _: importlib.import_module("compress.train.schedule").Pace(schedule._peak),
+    "whole": lambda _, images, masks, __, second: [_part(images, masks, second=second)],
+    "no penalty": lambda _, network: sum(parameter.sum() for parameter in network.parameters()) * 0,
     "unmixed": lambda _, images, __: (images, None),
     "no change": lambda _, count, __: _no_change(count),
     "no fall": lambda *_: 1.0,
@@ -50,6 +52,10 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
 
 def _scores_of(*given: Any, **named: Any) -> Any:
     return importlib.import_module("compress.prune.importance").scores_of(*given, **named)
+
+
+def _part(*given: Any, **named: Any) -> Any:
+    return importlib.import_module("compress.train.objective").Part(*given, **named)
 
 
 def _no_change(count: int) -> Any:
