@@ -170,6 +170,14 @@ def tensors(model: bytes, names: Sequence[str]) -> Callable[[U8], list[NDArray[n
     return run
 
 
+def outputs(model: bytes, feeds: Mapping[str, NDArray[Any]], *, optimised: bool) -> list[NDArray[Any]]:
+    """All outputs of one run of `model`: as it serves, or as it is written."""
+    options = session_options(usable_cores(), optimised=optimised)
+    session = ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
+    found: list[NDArray[Any]] = session.run(None, dict(feeds))
+    return found
+
+
 def optimised_graph(model: bytes) -> bytes:
     """The ONNX file of what the runtime really runs: `model` after the optimisations that serve."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,6 +14,7 @@ from compress.quantize.correct import corrected
 from compress.quantize.effects import Effects
 from compress.quantize.fallback import Fallback
 from compress.quantize.judge import Judge, model_of
+from compress.quantize.kernels import look_at_kernels
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
 from compress.quantize.source import Source
@@ -116,6 +117,9 @@ def _quantize(
         logit_step=logit_step,
         images=whence,
     )
+    if parity.masks_differ:
+        parity = parity.model_copy(update={"kernels": look_at_kernels(graph, next(batches(images, multiple, sizes)))})
+        say(f"the optimised graph gives other masks than the graph as written; {parity.kernels}")
     before = judge.parent_score
     _require(parity, step, f"mIoU {before.miou:.4f} in float, {made.score.miou:.4f} in INT8. {_figures(latency)}")
     parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": made.score.miou}})

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 from compress.quantize import targets
 from compress.quantize.door import normalised_tensor, remove_door
+from compress.quantize.kernels import look_at_kernels
 from compress.quantize.ptq import Quantized, Quantizer, with_quantized_logits
 from compress.quantize.targets import scheme_of
 from compress.settings.quantize import Target
@@ -218,6 +220,30 @@ def test_the_optimised_graph_rounds_like_the_graph_as_written() -> None:
     # A network that was never trained amplifies what the two round differently; `quantize` holds a trained one to less.
     assert max(case.differing_pixels for case in parity.cases) < 0.02
     assert {case.batch_differs_from_singles for case in parity.cases} == {0.0}
+
+
+def test_every_kernel_by_itself_is_within_a_step_of_the_operators_as_written() -> None:
+    int8 = quantized("auto")
+    images = np.stack(list(pictures(2)))
+    found = look_at_kernels(int8.graph, images)
+    assert found.hold
+    assert found.count == operators(int8.graph.SerializeToString())["QuantizeLinear"] > 10
+
+
+def test_a_kernel_that_errs_is_named(int8: Quantized, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("compress.quantize.kernels")
+    given = module.outputs
+    named = "relu_3_QuantizeLinear_Output"
+
+    def erring(model: bytes, feeds: dict[str, np.ndarray], *, optimised: bool) -> list[np.ndarray]:
+        found: list[np.ndarray] = given(model, feeds, optimised=optimised)
+        if optimised and [output.name for output in onnx.load_from_string(model).graph.output] == [named]:
+            found[0].flat[0] ^= 2
+        return found
+
+    monkeypatch.setattr(module, "outputs", erring)
+    found = look_at_kernels(int8.graph, next(pictures(1))[None])
+    assert (found.worst, found.steps, found.hold) == (named, 2, False)
 
 
 @pytest.mark.parametrize(("outputs", "names"), [("logits", ["logits"]), ("both", ["mask", "logits"])])

@@ -27,12 +27,15 @@ from compress.data.folder import open_dataset
 from compress.quantize import quantize
 from compress.quantize import quantize as quantize_function
 from compress.quantize.judge import Judge
+from compress.quantize.kernels import look_at_kernels
 from compress.quantize.rewrites.folded import Folded
 from compress.recipe import Recipe
 from compress.steps import read_record
 from export.bundle import Bundle, verify
 from export.errors import BudgetMissedError, DatasetError, ParityError, UsageError, WorkFailedError
+from export.images import U8
 from export.manifest import FloatLayer
+from export.parity import Kernels, Parity, int8_parity
 from export.runtime import OnnxModel, optimised_graph
 from export.scoring import Score
 from export.timing import Samples
@@ -229,6 +232,30 @@ def test_a_graph_that_is_optimised_wrongly_never_becomes_a_bundle(
     assert OnnxModel(kept, threads=1).masks(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 8, 8)
     assert json.loads((kept.parent / "parity.json").read_text())["cases"]
     assert not (kept.parent / "manifest.json").exists()
+
+
+def test_masks_that_differ_though_no_kernel_errs_are_rounding_that_grew(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def grown(*given: Any, **named: Any) -> Parity:
+        parity = int8_parity(*given, **named)
+        return parity.model_copy(
+            update={"cases": tuple(case.model_copy(update={"differing_pixels": 0.005}) for case in parity.cases)}
+        )
+
+    patch(monkeypatch, "int8_parity", grown)
+    made = quantize(trained.path, discs, tmp_path / "out", recipe("quantize.calibration=minmax"))
+    kernels = json.loads((made.path / "parity.json").read_text())["kernels"]
+    assert kernels["count"] > 10
+    assert kernels["steps"] <= 1
+    assert "gives other masks than the graph as written; of " in capfd.readouterr().err
+
+    def errs(model: onnx.ModelProto, images_NHWC: U8) -> Kernels:
+        return look_at_kernels(model, images_NHWC).model_copy(update={"steps": 3})
+
+    patch(monkeypatch, "look_at_kernels", errs)
+    with pytest.raises(ParityError, match="errs: off by 3 of 255 steps"):
+        quantize(trained.path, discs, tmp_path / "other", recipe("quantize.calibration=minmax"))
 
 
 @pytest.mark.parametrize("outputs", ["logits", "both"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from export.errors import ParityError
 from export.images import PAD_VALUE, U8
-from export.parity import BATCHES, Parity, batches, float_parity, int8_parity, sizes_to_prove
+from export.parity import BATCHES, Kernels, Parity, batches, float_parity, int8_parity, sizes_to_prove
 from export.runtime import OnnxModel
 from export.to_onnx import MEAN, STD, with_outputs
 
@@ -185,6 +185,27 @@ def test_int8_may_differ_only_where_rounding_decides() -> None:
     assert unsure.problems() == []
     assert unsure.cases[-1].differing_pixels == 0
     assert unsure.cases[-1].differing_ties == pytest.approx(differing, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kernels", "problem"),
+    [
+        (100.0, Kernels(count=9, worst="relu", steps=1, differing_values=0.004), ""),
+        (800.0, Kernels(count=9, worst="relu", steps=1, differing_values=0.004), "of the pixels differ, 1.000% may"),
+        (0.0, Kernels(count=9, worst="relu", steps=2, differing_values=0.004), "kernel for relu errs: off by 2 of 255"),
+        (
+            0.0,
+            Kernels(count=9, worst="relu", steps=1, differing_values=0.006),
+            "0.600% of its values, where 1",
+        ),
+    ],
+)
+def test_int8_may_differ_more_where_no_kernel_errs(raised: float, kernels: Kernels, problem: str) -> None:
+    parity = quantized_pair(raised, logit_step=1.0)
+    assert parity.masks_differ == (raised > 0)
+    problems = parity.model_copy(update={"kernels": kernels}).problems()
+    assert len(problems) == bool(problem)
+    assert all(problem in one for one in problems)
 
 
 def test_int8_may_not_differ_in_too_many_ties() -> None:
