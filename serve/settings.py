@@ -35,7 +35,7 @@ class ServeSettings(BaseModel):
     """Requests that may wait for their turn; one more is answered 429."""
     max_wait_seconds: float = Field(default=10.0, gt=0)
     """A request that would wait longer than this for its turn, or longer than its own deadline, is answered 429 at
-    once. Estimated from what is waiting and how long the last runs took."""
+    once. Estimated from what is waiting and how long the last runs of each one's model took."""
     max_batch: int = Field(default=1, ge=1)
     """Requests for one model that wait when a worker comes free, at most so many, are run together where they have the
     same padded size. On a CPU that gains little and makes the first of them wait for the last."""

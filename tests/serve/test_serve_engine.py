@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -170,6 +171,24 @@ def test_who_would_wait_too_long_is_told_so_before_it_waits(bundle: Bundle) -> N
         assert (refused.status_code, refused.json()["reason"]) == (429, "wait_too_long")
         assert int(refused.headers["retry-after"]) >= 1
         assert metric(url, 'segpress_errors_total{model="tiny",reason="wait_too_long"}') == 1
+
+
+def test_files_that_are_no_images_do_not_shorten_the_estimated_wait(bundle: Bundle) -> None:
+    class Slow(GatedPredictor):
+        def predict(self, images_NHWC: U8) -> U8:
+            time.sleep(0.1)
+            return super().predict(images_NHWC)
+
+    predictor = Slow(bundle)
+    with serving([predictor], ServeSettings(concurrency=1)) as url, httpx.Client(base_url=url) as client:
+        for _ in range(40):
+            assert client.post(SEGMENT, content=b"garbage", headers=PNG).status_code == 415
+        with predictor.closed(), ThreadPoolExecutor(1) as pool:
+            pool.submit(httpx.post, url + SEGMENT, content=encode_image(some_images(1, 16, 16)[0]), headers=PNG)
+            until(lambda: metric(url, "segpress_workers_busy") == 1)
+            estimate = metric(url, "segpress_queue_wait_estimate_seconds")
+            predictor.gate.set()
+    assert estimate >= 0.1
 
 
 MEMORY = """
