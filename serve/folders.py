@@ -4,12 +4,13 @@ A folder holds its models as NAME/VERSION, each a bundle, or as NAME where there
 request brings are only ever compared with what is found here; none becomes part of a path.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from export import bundle as bundles
-from export.bundle import Verification
+from export.bundle import Bundle, Verification
 from export.errors import BundleError, UsageError
+from export.runtime import OnnxModel
 
 Versions = Mapping[str, Path]
 """Bundle folders by version."""
@@ -52,12 +53,13 @@ class ModelFolders:
         return found
 
 
-def verify(path: Path, name: str, version: str, *, threads: int) -> Verification:
-    """The bundle in `path`, golden answers included, which is to be served under this name and version.
+def verify(path: Path, name: str, version: str, *, open_model: Callable[[Bundle], OnnxModel]) -> Verification:
+    """The bundle in `path`, which is to be served under this name and version by the model that `open_model` gives,
+    golden answers of that one included.
 
     Raises BundleError for one that must not serve.
     """
-    verification = bundles.verify(path, threads=threads)
+    verification = bundles.verify(path, open_model=open_model)
     manifest = verification.bundle.manifest
     if (manifest.name, manifest.version) != (name, version):
         says = f"its manifest says {manifest.name} version {manifest.version}, its place {name} version {version}"

@@ -46,7 +46,8 @@ class ServeSettings(BaseModel):
     together and memory settles sooner. The model sees more padding, which may change masks near the lower and the right
     border by a little."""
     memory_pool: MemoryPool = "shrink"
-    """Memory between runs: keep all that was ever needed; shrink after runs that were larger than usual; or no pool."""
+    """Memory between runs: keep all that was ever needed; shrink after runs that were larger than usual; or no pool.
+    Of the CPU: what a GPU's provider sets aside is its own."""
     deadline_seconds: float = Field(default=30.0, gt=0)
     """A request that has waited this long since it was received whole is answered 504 and never computed."""
 

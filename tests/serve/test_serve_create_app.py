@@ -9,7 +9,9 @@ from support.bundles import tiny_bundle
 
 from export.bundle import Bundle
 from export.errors import BundleError, UsageError
+from export.images import U8
 from export.machine import usable_cores
+from export.runtime import OnnxModel
 from serve.app import create_app
 from serve.predictor import BundlePredictor, SessionSettings
 from serve.settings import ServeSettings
@@ -27,6 +29,19 @@ def damaged(bundle: Bundle, path: Path) -> Path:
 def test_a_damaged_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"model\.onnx does not match its hash"):
         create_app([damaged(bundle, tmp_path / "damaged")])
+
+
+def test_golden_answers_are_those_of_what_will_serve(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider may run the graph and give other masks."""
+
+    class OnAProviderThatIsWrong(OnnxModel):
+        def masks(self, images_NHWC: U8) -> U8:
+            return (super().masks(images_NHWC) + 1) % 4
+
+    create_app([bundle.path])
+    monkeypatch.setattr("serve.predictor.OnnxModel", OnAProviderThatIsWrong)
+    with pytest.raises(BundleError, match=r"golden example ramp-0: 100\.00% .* \(CPUExecutionProvider\)"):
+        create_app([bundle.path])
 
 
 def test_everything_wrong_in_several_bundles_is_said_at_once(
