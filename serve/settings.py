@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from export.errors import UsageError
@@ -105,14 +106,21 @@ class ServeSettings(BaseModel):
     tls_key: Path | None = None
     """Private key (PEM) of `tls_cert`, not encrypted."""
 
-    def with_given(self, settings: Sequence[str]) -> "ServeSettings":
-        """These settings with each `NAME=VALUE` in place of its own.
+    @field_validator("grpc_port")
+    @classmethod
+    def _is_a_port_of_its_own(cls, grpc_port: int | None, others: ValidationInfo) -> int | None:
+        if grpc_port and grpc_port == others.data.get("port"):
+            raise ValueError("that is the port of HTTP; give gRPC another one, or 0 for any that is free")
+        return grpc_port
+
+    def with_given(self, settings: Sequence[str], **values: Any) -> "ServeSettings":
+        """These settings with `values` in place of their own, and then each `NAME=VALUE`.
 
         Raises UsageError with everything that is wrong.
         """
         given = dict(setting.partition("=")[::2] for setting in settings)
         try:
-            return ServeSettings.model_validate(self.model_dump() | given)
+            return ServeSettings.model_validate(self.model_dump() | values | given)
         except ValidationError as error:
             raise UsageError("settings of the server:" + "".join(map(_problem, error.errors()))) from error
 
@@ -123,4 +131,4 @@ def _problem(found: ErrorDetails) -> str:
         near = get_close_matches(name, ServeSettings.model_fields, n=1)
         known = f"did you mean {near[0]}?" if near else f"known are {', '.join(ServeSettings.model_fields)}"
         return f"\n  - {name}: no such setting; {known}"
-    return f"\n  - {name}={found['input']}: {found['msg']}"
+    return f"\n  - {name}={found['input']}: {found['msg'].removeprefix('Value error, ')}"

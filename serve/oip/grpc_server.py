@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 
-from export.errors import WorkFailedError
+from export.errors import UsageError
 from export.images import U8
 from export.runtime import MASK
 from serve.access import Caller, caller_of, check_may_administer
@@ -83,7 +83,7 @@ class GrpcServer:
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
-        """Listen. Raises WorkFailedError when the port cannot be had."""
+        """Listen. Raises UsageError when the port cannot be had."""
         settings = self._service.settings
         limit = settings.max_body_bytes + _ROOM_FOR_NAMES
         server = grpc.aio.server(
@@ -110,7 +110,7 @@ class GrpcServer:
             else:
                 self.port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise WorkFailedError(f"cannot listen for gRPC on {address}; choose another port") from error
+            raise UsageError(f"cannot listen for gRPC on {address}; choose another host or port") from error
         await server.start()
         self._server = server
         logger.info("gRPC on %s:%d", host, self.port)

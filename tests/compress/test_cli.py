@@ -217,6 +217,7 @@ MISTAKES = [
     (["serve", "nowhere", "--tls-cert", "cert.pem"], "give --tls-key, too"),
     (["serve", "nowhere", "--set", "max_pixel=9"], "max_pixel: no such setting; did you mean max_pixels?"),
     (["serve", "nowhere", "--set", "max_pixels=many"], "max_pixels=many: Input should be a valid integer"),
+    (["serve", "nowhere", "--port", "8001", "--grpc-port", "8001"], "grpc_port=8001: that is the port of HTTP"),
     (["serve", "nowhere", "--set", "port"], "port=: Input should be a valid integer"),
     (["serve-key", "keys", "two words"], "cannot name a key"),
     (["run", "--out", "x", "--set", "prune.speedup=0.5", "--set", "data.path={data}"], "prune.speedup"),

@@ -93,5 +93,14 @@ def test_every_setting_can_be_given_by_name() -> None:
         assert named in str(caught.value)
 
 
+def test_two_doors_have_two_ports() -> None:
+    assert ServeSettings(port=0, grpc_port=0).grpc_port == 0
+    for given in (ServeSettings(), ServeSettings(port=9000)):
+        with pytest.raises(UsageError, match=r"grpc_port=\d+: that is the port of HTTP; give gRPC another one"):
+            given.with_given([f"grpc_port={given.port}"])
+        with pytest.raises(UsageError, match="that is the port of HTTP"):
+            given.with_given([], grpc_port=given.port)
+
+
 def test_as_many_requests_are_computed_at_once_as_there_are_usable_cores() -> None:
     assert ServeSettings().concurrency == usable_cores()

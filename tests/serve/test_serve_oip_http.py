@@ -82,7 +82,7 @@ def test_the_output_that_is_told_is_the_one_that_is_given(tmp_path: Path, output
             with protocol.InferenceServerClient(address) as client:
                 how = {} if protocol is triton else {"as_json": True}
                 told, config = client.get_model_metadata("tiny", **how), client.get_model_config("tiny", **how)
-                found = (config["config"] if "config" in config else config)["output"]
+                found = config.get("config", config)["output"]
                 assert [output["name"] for output in found] == ["mask"]
                 [output] = told["outputs"]
                 assert (output["datatype"], list(map(int, output["shape"]))) == ("UINT8", [-1, -1, -1])
