@@ -178,9 +178,10 @@ async def index(service: Service, *, ready_only: bool = False) -> list[IndexEntr
     found, entries = await service.repository.index(), []
     up, phase = service.lifecycle.is_ready, service.lifecycle.phase.value
     for entry in found:
-        ready = up and not entry.refused
+        ready = up and entry.is_served
         if ready or not ready_only:
-            state, reason = ("READY", "") if ready else ("UNAVAILABLE", entry.refused or phase)
+            reason = phase if entry.is_served and not up else entry.reason
+            state = "READY" if ready else "UNAVAILABLE"
             entries.append(IndexEntry(name=entry.name, version=entry.version, state=state, reason=reason))
     return entries
 

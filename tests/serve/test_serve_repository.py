@@ -156,6 +156,28 @@ def test_a_bad_bundle_is_refused_while_the_old_one_serves(
     assert (entry["state"], says in entry["reason"]) == ("UNAVAILABLE", True)
 
 
+def test_a_replacement_that_is_refused_is_told_beside_what_serves_on(server: tuple[str, Any], folder: Path) -> None:
+    """In the same folder, under the same version."""
+    url, client = server
+
+    def entry() -> tuple[str, str]:
+        [found] = [e for e in client.get_model_repository_index() if (e["name"], e["version"]) == ("tiny", "10")]
+        return found["state"], found["reason"]
+
+    assert entry() == ("READY", "")
+    damage_model(folder / "tiny" / "10")
+    assert httpx.post(f"{url}/v2/repository/models/tiny/load", timeout=60).status_code == 422
+    state, reason = entry()
+    assert state == "READY"
+    assert "model.onnx does not match its hash" in reason
+    assert np.array_equal(mask(client), of(5))
+    shutil.rmtree(folder / "tiny" / "10")
+    tiny_bundle(folder / "tiny" / "10", classes=6, version="10")
+    client.load_model("tiny")
+    assert entry() == ("READY", "")
+    assert np.array_equal(mask(client), of(6))
+
+
 def test_a_switch_loses_no_request_and_mixes_no_versions(server: tuple[str, Any]) -> None:
     url, client = server
     stop, wrong, count = threading.Event(), list[str](), [0]
