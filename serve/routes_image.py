@@ -233,7 +233,7 @@ async def _segment(
     # Whether there are several shows only in the body, and what can be refused is refused before.
     negotiate(asked.accept, among=[*asked.of_one, *(asked.of_several if content_type.boundary else ())])
     refuse_if_full(service)
-    deadline_seconds = deadline_of(request)
+    deadline_seconds = deadline_of(request.headers)
     request_id = request_id_of(request)
     async with service.bodies.body(request) as body:
 
@@ -263,7 +263,7 @@ async def _files(body: bytes, boundary: bytes | None, *, most: int) -> tuple[lis
 
 
 async def _of_one(
-    service: Service, predictor: Predictor, file: bytes, asked: _Asked, deadline_seconds: float | None
+    service: Service, predictor: Predictor, file: bytes, asked: _Asked, deadline_seconds: float
 ) -> tuple[Answer, str]:
     media_type = negotiate(asked.accept, among=asked.of_one)
     manifest = predictor.manifest
@@ -279,7 +279,7 @@ async def _of_several(
     predictor: Predictor,
     files: Sequence[bytes],
     asked: _Asked,
-    deadline_seconds: float | None,
+    deadline_seconds: float,
     request_id: str,
 ) -> tuple[Answer, str]:
     """A list; what is wrong with one file stands in its place, and the others are answered."""
