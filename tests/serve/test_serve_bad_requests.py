@@ -129,6 +129,7 @@ def test_a_good_body_without_a_length_is_taken(client: httpx.Client) -> None:
         ("POST", "/v1/models/%00%ff/segment", {}, 404, "unknown_model"),
         ("GET", "/v2/models/other", {}, 404, "unknown_model"),
         ("GET", "/nothing/here", {}, 404, "unknown_route"),
+        ("POST", f"{SEGMENT}/", {"Host": "elsewhere"}, 404, "unknown_route"),
         ("GET", SEGMENT, {}, 405, "method"),
         ("DELETE", "/v2/models/tiny", {}, 405, "method"),
         ("POST", SEGMENT, {"Accept": "text/html"}, 406, "not_acceptable"),
