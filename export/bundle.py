@@ -159,6 +159,11 @@ def _golden_paths(folder: Path, name: str, channels: int) -> tuple[Path, Path]:
 
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
+    if path.is_file():
+        return None, [
+            f"a file; a bundle is the folder with {MODEL} and {MANIFEST} that `compress export` or "
+            "`compress quantize` writes, so give that folder"
+        ]
     if not path.is_dir():
         return None, ["no such folder"]
     try:

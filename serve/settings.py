@@ -106,6 +106,11 @@ class ServeSettings(BaseModel):
     tls_key: Path | None = None
     """Private key (PEM) of `tls_cert`, not encrypted."""
 
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _may_be_a_list_with_commas(cls, providers: Any) -> Any:
+        return [name.strip() for name in providers.split(",")] if isinstance(providers, str) else providers
+
     @field_validator("grpc_port")
     @classmethod
     def _is_a_port_of_its_own(cls, grpc_port: int | None, others: ValidationInfo) -> int | None:
@@ -118,6 +123,11 @@ class ServeSettings(BaseModel):
 
         Raises UsageError with everything that is wrong.
         """
+        unsaid = [setting for setting in settings if "=" not in setting]
+        if unsaid:
+            raise UsageError(
+                f"settings of the server: {', '.join(unsaid)}: write NAME=VALUE, such as max_pixels=4000000"
+            )
         given = dict(setting.partition("=")[::2] for setting in settings)
         try:
             return ServeSettings.model_validate(self.model_dump() | values | given)

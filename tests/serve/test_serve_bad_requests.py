@@ -167,6 +167,22 @@ def test_what_fastapi_itself_refuses_is_a_problem_too(bundle: Bundle, body: str)
         assert "secret" not in httpx.post(url + "/take", json={"number": "secret"}).text
 
 
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("overlays=true", "known are overlay, probabilities, window"),
+        ("overlay=true&x", ""),
+        ("window=512", "HEIGHTxWIDTH"),
+        ("window=1e3x64", "HEIGHTxWIDTH"),
+    ],
+)
+def test_a_query_that_is_not_understood_is_refused_with_what_is(client: httpx.Client, query: str, says: str) -> None:
+    response = client.post(f"{SEGMENT}?{query}", content=GOOD, headers={"Content-Type": "image/png"})
+    assert_problem(response, 400, response.json()["reason"])
+    assert says in response.json()["detail"]
+    assert "[0-9]" not in response.text
+
+
 def test_a_wrong_method_names_the_right_one(client: httpx.Client) -> None:
     assert client.get(SEGMENT).headers["allow"] == "POST"
     for path in ("/", "/v2/health/live", "/openapi.json"):

@@ -12,6 +12,7 @@ from export.errors import BundleError, UsageError
 from export.images import U8
 from export.machine import usable_cores
 from export.runtime import OnnxModel
+from export.sessions import Provider
 from serve.app import create_app
 from serve.predictor import BundlePredictor, SessionSettings
 from serve.settings import ServeSettings
@@ -87,6 +88,7 @@ def test_every_setting_can_be_given_by_name() -> None:
     given = ServeSettings(port=1).with_given(["max_pixels=99", "otel=true", "api_keys=a=b", "objective_seconds=0.05"])
     assert (given.port, given.max_pixels, given.otel, given.objective_seconds) == (1, 99, True, 0.05)
     assert given.api_keys == Path("a=b")
+    assert ServeSettings().with_given(["providers=cuda, cpu"]).providers == (Provider.CUDA, Provider.CPU)
     with pytest.raises(UsageError) as caught:
         ServeSettings().with_given(["max_pixels=0", "queue=1", "header_seconds=soon"])
     for named in ("max_pixels=0", "queue: no such setting; did you mean queue_limit?", "header_seconds=soon"):
