@@ -68,7 +68,7 @@ class ServeSettings(BaseModel):
     """Classes times pixels, where a request asks for probabilities; also of what the model gives of one window. Each
     takes two bytes in the answer, and some twelve while it is made."""
     max_images: int = Field(default=16, ge=1)
-    """In one request. Each takes a place in the queue, so no more are taken than have a place."""
+    """In one request. Each is computed or waits, so no more are taken than `concurrency` and `queue_limit` together."""
     upload_seconds: float = Field(default=30.0, gt=0)
     """A body that is not whole after this long is answered 408."""
 
