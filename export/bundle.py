@@ -24,6 +24,11 @@ from export.runtime import OnnxModel, Segmenter
 MODEL = "model.onnx"
 MANIFEST = "manifest.json"
 
+_A_FILE = (
+    f"a file; a bundle is the folder with {MODEL} and {MANIFEST} that `compress export` or `compress quantize` writes, "
+    "so give that folder"
+)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -159,13 +164,8 @@ def _golden_paths(folder: Path, name: str, channels: int) -> tuple[Path, Path]:
 
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
-    if path.is_file():
-        return None, [
-            f"a file; a bundle is the folder with {MODEL} and {MANIFEST} that `compress export` or "
-            "`compress quantize` writes, so give that folder"
-        ]
     if not path.is_dir():
-        return None, ["no such folder"]
+        return None, [_A_FILE if path.is_file() else "no such folder"]
     try:
         content = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:

@@ -306,7 +306,8 @@ def test_answers_carry_the_ids_of_request_and_trace(ports: tuple[str, str]) -> N
         with pytest.raises(grpc.RpcError) as refused:
             infer(request, metadata=sent)
         for call in (answered, refused.value):
-            told: Any = dict(call.trailing_metadata())  # type: ignore[attr-defined]
+            metadata: Any = call.trailing_metadata()
+            told = dict(metadata)
             assert told["x-request-id"] == "mine"
             assert told["traceparent"].split("-")[1] == trace
 
