@@ -70,6 +70,7 @@ def write_bundle(
     return bundle.seal(
         step.path,
         name=name,
+        version=str(plan.settings["export"]["version"]),
         inputs=model.inputs,
         outputs=model.outputs,
         channels=card.channels,

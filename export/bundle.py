@@ -5,7 +5,7 @@ all that can be checked without running the model; verifying also runs the golde
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ from export.runtime import OnnxModel, Segmenter
 
 MODEL = "model.onnx"
 MANIFEST = "manifest.json"
+
+_A_FILE = (
+    f"a file; a bundle is the folder with {MODEL} and {MANIFEST} that `compress export` or `compress quantize` writes, "
+    "so give that folder"
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Verification:
     """A bundle that passed, with what is worth knowing all the same."""
 
     bundle: Bundle
+    model: OnnxModel
+    """The one that gave the golden answers."""
     golden_differing: dict[str, float]
     """Share of pixels of each golden example that differ from the stored mask."""
     warnings: tuple[str, ...]
@@ -96,8 +103,13 @@ def load_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def verify(path: Path, *, threads: int | None = None) -> Verification:
+def verify(
+    path: Path, *, threads: int | None = None, open_model: Callable[[Bundle], OnnxModel] | None = None
+) -> Verification:
     """Check everything: what `load` checks, the graph's signature, and the golden answers.
+
+    They are proven of the model that `open_model` gives: whoever is going to use the bundle opens it as it will be
+    used, since another provider may give other answers. Default: on the CPU, with so many `threads`.
 
     Raises BundleError with all that is wrong at once, golden answers included where the model still runs.
     """
@@ -107,18 +119,19 @@ def verify(path: Path, *, threads: int | None = None) -> Verification:
     problems += _file_problems(path, manifest)
     bundle = Bundle(path, manifest)
     differing: dict[str, float] = {}
+    model: OnnxModel | None = None
     if bundle.model_path.is_file():
         try:
-            model = bundle.model(threads=threads)
+            model = open_model(bundle) if open_model else bundle.model(threads=threads)
         except BundleError as error:
             problems += error.problems
         else:
             problems += _signature_problems(manifest, model)
             differing, found = _golden_problems(bundle, model)
             problems += found
-    if problems:
+    if model is None or problems:
         raise BundleError(path, problems)
-    return Verification(bundle, differing, tuple(_warnings(manifest)))
+    return Verification(bundle, model, differing, tuple(_warnings(manifest)))
 
 
 def seal(folder: Path, **fields: Any) -> Bundle:
@@ -152,7 +165,7 @@ def _golden_paths(folder: Path, name: str, channels: int) -> tuple[Path, Path]:
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     if not path.is_dir():
-        return None, ["no such folder"]
+        return None, [_A_FILE if path.is_file() else "no such folder"]
     try:
         content = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -233,7 +246,7 @@ def _golden_problems(bundle: Bundle, model: OnnxModel) -> tuple[dict[str, float]
         if share > tolerance:
             problems.append(
                 f"golden example {name}: {share:.2%} of its pixels differ, at most {tolerance:.2%} may; "
-                "this runtime does not give the answers that were proven"
+                f"this runtime ({model.providers[0]}) does not give the answers that were proven"
             )
     return differing, problems
 

@@ -15,7 +15,11 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 """Of an image: 1 is grey, 3 is RGB, anything else is that many bands or pages of one file."""
 
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_SEGMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What may stand in a URL and name a folder: models are looked for as NAME/VERSION."""
+
+ModelName = Annotated[str, Field(pattern=_SEGMENT)]
+ModelVersion = Annotated[str, Field(pattern=_SEGMENT)]
 Precision = Literal["fp32", "int8"]
 Side = Annotated[int, Field(ge=1)]
 
@@ -80,7 +84,7 @@ class Manifest(_Part):
 
     schema_version: Literal[1] = 1
     name: ModelName
-    version: str = "1"
+    version: ModelVersion = "1"
     files: dict[str, Sha256]
     """Every other file of the folder, by relative path."""
     inputs: tuple[TensorSignature, ...]

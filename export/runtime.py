@@ -242,7 +242,8 @@ def session_options(threads: int, *, optimised: bool = True, memory_pool: Memory
 
 
 def _shrinking() -> ort.RunOptions:
-    """Of a run that gives back what the pool does not need any more."""
+    """Of a run that gives back what the CPU's pool does not need any more. A device whose session has no such pool is
+    refused here, so a GPU's is not named."""
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options

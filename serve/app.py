@@ -68,6 +68,8 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # It would answer with an address made of what the client calls this server, and with no problem.
+        redirect_slashes=False,
         **tracing.fastapi_options(tracer_provider),
     )
     app.state.service = service

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.datastructures import Headers
 
 from serve.pipeline import Work
 from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
@@ -34,14 +35,14 @@ DEADLINE_PARAMETER = {
 }
 
 
-def deadline_of(request: Request) -> float | None:
-    """Seconds that the request gives itself; None when it does not say.
+def deadline_of(headers: Headers) -> float:
+    """Seconds that the request gives itself; infinite when it does not say.
 
     Raises ProblemError 400.
     """
-    given = request.headers.get(DEADLINE)
+    given = headers.get(DEADLINE)
     if given is None:
-        return None
+        return math.inf
     try:
         milliseconds = float(given)
     except ValueError:
@@ -62,7 +63,7 @@ def refuse_if_full(service: Service) -> None:
         raise _overloaded(error) from error
 
 
-async def dispatch(service: Service, work: Work[T], *, deadline_seconds: float | None = None) -> T:
+async def dispatch(service: Service, work: Work[T], *, deadline_seconds: float = math.inf) -> T:
     """What `work` gives, or raises, on a worker thread when its turn has come; the wait is the stage "queue".
 
     `deadline_seconds` from now, at most those of the settings. A caller that is cancelled takes its work along, if
@@ -78,14 +79,13 @@ async def dispatch(service: Service, work: Work[T], *, deadline_seconds: float |
 
 
 async def dispatch_all(
-    service: Service, works: Sequence[Work[T]], *, deadline_seconds: float | None = None
+    service: Service, works: Sequence[Work[T]], *, deadline_seconds: float = math.inf
 ) -> list[T | Exception]:
     """The same for several works that have one answer: of each what it gives, or what is wrong with it alone.
 
     Raises ProblemError 429 when not all of them may wait, 504 when the deadline passed before all were done.
     """
-    longest = service.settings.deadline_seconds
-    seconds = longest if deadline_seconds is None else min(longest, deadline_seconds)
+    seconds = min(service.settings.deadline_seconds, deadline_seconds)
     try:
         outcomes: list[T | Exception] = await service.queue.run_all(works, deadline_seconds=seconds)
     except QueueFullError as error:

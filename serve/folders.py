@@ -2,14 +2,20 @@
 
 A folder holds its models as NAME/VERSION, each a bundle, or as NAME where there is one version alone. Names that a
 request brings are only ever compared with what is found here; none becomes part of a path.
+
+A link is followed to what lies in the same folder, however deep, as Kubernetes' volumes and atomic releases have it
+(`tiny/2 -> ../.releases/a`). One that leads out of the folder is not: whoever may write into the folder could otherwise
+have any other place read.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from export import bundle as bundles
-from export.bundle import Verification
+from export.bundle import Bundle, Verification
 from export.errors import BundleError, UsageError
+from export.runtime import OnnxModel
 
 Versions = Mapping[str, Path]
 """Bundle folders by version."""
@@ -38,7 +44,7 @@ class ModelFolders:
                 if not _models_in(path):
                     raise UsageError(
                         f"{path} is no bundle, and no folder of models: bundles are looked for in it as NAME/VERSION "
-                        "and as NAME"
+                        "and as NAME, and links are followed to what lies in it alone"
                     )
         twice = [name for name in self._bundles if any(name in _models_in(folder) for folder in self._folders)]
         if twice:
@@ -52,12 +58,13 @@ class ModelFolders:
         return found
 
 
-def verify(path: Path, name: str, version: str, *, threads: int) -> Verification:
-    """The bundle in `path`, golden answers included, which is to be served under this name and version.
+def verify(path: Path, name: str, version: str, *, open_model: Callable[[Bundle], OnnxModel]) -> Verification:
+    """The bundle in `path`, which is to be served under this name and version by the model that `open_model` gives,
+    golden answers of that one included.
 
     Raises BundleError for one that must not serve.
     """
-    verification = bundles.verify(path, threads=threads)
+    verification = bundles.verify(path, open_model=open_model)
     manifest = verification.bundle.manifest
     if (manifest.name, manifest.version) != (name, version):
         says = f"its manifest says {manifest.name} version {manifest.version}, its place {name} version {version}"
@@ -72,12 +79,13 @@ def newest(versions: Sequence[str]) -> str:
 
 def _models_in(folder: Path) -> dict[str, Versions]:
     found: dict[str, Versions] = {}
-    for path in _folders_in(folder):
-        versions = {child.name: child for child in _folders_in(path) if bundles.is_bundle(child)}
+    root = Path(os.path.realpath(folder))
+    for name, path in _folders_in(folder, root).items():
+        versions = {version: child for version, child in _folders_in(path, root).items() if bundles.is_bundle(child)}
         if bundles.is_bundle(path):
-            versions = {_named(path, otherwise=(path.name, "1"))[1]: path}
+            versions = {_named(path, otherwise=(name, "1"))[1]: path}
         if versions:
-            found[path.name] = versions
+            found[name] = versions
     return found
 
 
@@ -91,9 +99,24 @@ def _named(bundle: Path, *, otherwise: tuple[str, str]) -> tuple[str, str]:
     return manifest.name, manifest.version
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    """Real folders: a link could lead anywhere. What is gone, or cannot be looked into, has none."""
+def _folders_in(folder: Path, root: Path) -> dict[str, Path]:
+    """By name; those of links that stay in `root`, too. What is gone, or cannot be looked into, has none.
+
+    No model or version has a name with a dot in front: such are the folders that links lead to, and those of others.
+    """
     try:
-        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+        children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
+        return {child.name: path for child in children if (path := _followed(child, root)) and path.is_dir()}
     except OSError:
-        return []
+        return {}
+
+
+def _followed(child: Path, root: Path) -> Path | None:
+    """Where a link leads, once and for all: it may be set anew while its bundle is read."""
+    if not child.is_symlink():
+        return child
+    named = Path(os.path.normpath(child.parent / child.readlink()))
+    if named.parent == child.parent and not named.name.startswith("."):
+        return None  # latest -> 2: a second name of its neighbour, and no manifest says it
+    path = Path(os.path.realpath(child))
+    return path if path.is_relative_to(root) else None

@@ -3,6 +3,7 @@
 K classes, H height, W width, N batch, C channels.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from serve.queue import UNFINISHED
 T = TypeVar("T")
 
 Halves = NDArray[np.float16]
+
+WINDOW_PATTERN = r"^[0-9]{1,5}x[0-9]{1,5}$"
 
 LEAST_WINDOW = 64
 """Of either side. In smaller ones a network sees next to nothing, and a run costs more than its pixels."""
@@ -52,11 +55,11 @@ class Look:
 
     @classmethod
     def asked(cls, manifest: Manifest, *, probabilities: bool, window: str | None) -> "Look":
-        """Of a request for this model; `window` is HEIGHTxWIDTH in digits.
+        """Of a request for this model; `window` is to be HEIGHTxWIDTH.
 
-        Raises ProblemError 400 for what the model cannot give.
+        Raises ProblemError 400 for one that is not, and for what the model cannot give.
         """
-        look = cls(probabilities, _parsed(window) if window else None)
+        look = cls(probabilities, None if window is None else _parsed(window))
         if (look.probabilities or look.window) and not gives_logits(manifest):
             detail = f"{manifest.name} gives masks alone, and this takes probabilities"
             raise ProblemError(400, "no_logits", f"{detail}; serve a bundle that was exported with --outputs both")
@@ -195,6 +198,10 @@ def _best(figures_KHW: Figures) -> U8:
 
 
 def _parsed(window: str) -> tuple[int, int]:
+    if not re.fullmatch(WINDOW_PATTERN, window):
+        # What was sent is not repeated: it may be long.
+        detail = "the window is not HEIGHTxWIDTH in pixels, such as 512x512"
+        raise ProblemError(400, "window", f"{detail}; leave it out to have the image looked at as a whole")
     height, _, width = window.partition("x")
     sides = int(height), int(width)
     if min(sides) < LEAST_WINDOW:

@@ -90,6 +90,8 @@ class Work(ABC, Generic[T]):
 
     wants_logits = False
     """Whether the model is run for its logits NKHW instead of masks NHW."""
+    has_run = False
+    """Whether the model was run for it: not when it was refused before."""
 
     def __init__(self, predictor: Predictor, stages: Stages, sizes: Sizes) -> None:
         self.predictor = predictor
@@ -200,6 +202,7 @@ def _run(works: Sequence[Work[Any]], group: list[tuple[int, U8]]) -> dict[int, A
     outcomes: dict[int, Any] = {}
     at = 0
     for index, images_NHWC in group:
+        works[index].has_run = True
         works[index].stages.record("inference", seconds)
         try:
             outcomes[index] = works[index].finished(given[at : at + len(images_NHWC)])

@@ -49,15 +49,10 @@ class Predictor(Protocol):
 class BundlePredictor:
     """A bundle's graph in one ONNX Runtime session, shared by all threads."""
 
-    def __init__(self, bundle: Bundle, session: SessionSettings) -> None:
+    def __init__(self, bundle: Bundle, session: SessionSettings, model: OnnxModel | None = None) -> None:
+        """`model` is the bundle's where it has been opened already, with `session`."""
         self.manifest = bundle.manifest
-        self._model = OnnxModel(
-            bundle.model_path,
-            threads=session.threads,
-            providers=session.providers,
-            memory_pool=session.memory_pool,
-            usual_pixels=_usual_pixels(bundle.manifest),
-        )
+        self._model = model or _opened(bundle, session)
         runs_on = [name for name in session.providers if name in self._model.providers]
         if runs_on[:1] != list(session.providers[:1]):
             logger.warning("%s: %s could not be started; %s serves", bundle.path, session.providers[0], runs_on[0])
@@ -69,6 +64,16 @@ class BundlePredictor:
         return self._model.logits(images_NHWC)
 
 
+def _opened(bundle: Bundle, session: SessionSettings) -> OnnxModel:
+    return OnnxModel(
+        bundle.model_path,
+        threads=session.threads,
+        providers=session.providers,
+        memory_pool=session.memory_pool,
+        usual_pixels=_usual_pixels(bundle.manifest),
+    )
+
+
 def _usual_pixels(manifest: Manifest) -> int:
     """Twice those that the bundle is fed with, or was measured at."""
     height, width = manifest.size or (
@@ -78,14 +83,15 @@ def _usual_pixels(manifest: Manifest) -> int:
 
 
 def open_bundle(path: Path, name: str, version: str, session: SessionSettings) -> BundlePredictor:
-    """Verify the bundle in `path`, which is to have this name and version, and load it.
+    """Load the bundle in `path`, which is to have this name and version, and verify it as it will serve: it is the
+    session behind the predictor that gives the golden answers.
 
     Raises BundleError for one that must not serve.
     """
-    verified = verify(path, name, version, threads=session.threads)
+    verified = verify(path, name, version, open_model=lambda bundle: _opened(bundle, session))
     for warning in verified.warnings:
         logger.warning("%s: %s", verified.bundle.path, warning)
-    return BundlePredictor(verified.bundle, session)
+    return BundlePredictor(verified.bundle, session, verified.model)
 
 
 def open_newest(folders: ModelFolders, session: SessionSettings) -> list[BundlePredictor]:

@@ -19,8 +19,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Final, Generic, TypeVar
 
 from export.errors import WorkFailedError
@@ -66,9 +67,12 @@ class WorkQueue(Generic[W]):
         max_batch: int = 1,
         batch_delay_seconds: float = 0.0,
         mates: Callable[[W, W], bool] = lambda _one, _other: False,
+        kind: Callable[[W], Hashable] = lambda _work: None,
+        took_its_time: Callable[[W], bool] = lambda _work: True,
     ) -> None:
         """`run_together` gives of each work what came of it, exceptions and `UNFINISHED` included, for works that are
-        all `mates`."""
+        all `mates`, and so of one `kind`. Service time is estimated for each kind by itself, from works that
+        `took_its_time`: what was refused in a moment says nothing of how long the next one takes."""
         self.workers = workers
         self.limit = limit
         self.max_wait_seconds = max_wait_seconds
@@ -76,14 +80,16 @@ class WorkQueue(Generic[W]):
         self._max_batch = max_batch
         self._batch_delay_seconds = batch_delay_seconds
         self._mates = mates
+        self._kind = kind
+        self._took_its_time = took_its_time
         self._lock = threading.RLock()
         self._arrived = threading.Condition(self._lock)
         self._waiting: deque[_Job[W]] = deque()
-        self._running = 0
+        self._in_work: set[_Job[W]] = set()
         self._idle: list[threading.Condition] = []
         self._called = 0
         self._closed = False
-        self._service_seconds = 0.0
+        self._service_seconds: dict[Hashable, float] = {}
         self._threads: list[threading.Thread] = []
 
     @property
@@ -92,12 +98,12 @@ class WorkQueue(Generic[W]):
 
     @property
     def running(self) -> int:
-        return self._running
+        return len(self._in_work)
 
     @property
     def estimated_wait_seconds(self) -> float:
-        """How long a newcomer would wait for its turn, from the running mean of service time."""
-        return self._wait_seconds(of=1)
+        """How long a newcomer would wait for its turn, from the running means of service time."""
+        return self._wait_seconds()
 
     @property
     def retry_after_seconds(self) -> int:
@@ -109,13 +115,13 @@ class WorkQueue(Generic[W]):
         """Works that can be in the queue's hands at once, running or waiting."""
         return self.workers + self.limit
 
-    def check_room(self, deadline_seconds: float = math.inf, *, works: int = 1) -> None:
-        """Raises QueueFullError when so many newcomers could not wait, or the last of them would wait too long, or
-        beyond its own deadline."""
+    def check_room(self, deadline_seconds: float = math.inf, *, works: Sequence[W] = ()) -> None:
+        """Raises QueueFullError when these newcomers, or one without them, could not wait, or the last of them would
+        wait too long, or beyond its own deadline."""
         # Whatever idle workers are about to take is on its way out of the queue and does not count against it.
-        if self.waiting + self._running + works > self.capacity:
+        if self.waiting + self.running + max(1, len(works)) > self.capacity:
             raise QueueFullError("queue_full", f"{self.waiting} requests are waiting already", self.retry_after_seconds)
-        wait, longest = self._wait_seconds(of=works), min(self.max_wait_seconds, deadline_seconds)
+        wait, longest = self._wait_seconds(works), min(self.max_wait_seconds, deadline_seconds)
         if wait > longest:
             over = math.ceil(wait - longest)
             detail = f"the request would wait about {wait:.2g} s for its turn, and may wait {longest:g} s"
@@ -158,9 +164,9 @@ class WorkQueue(Generic[W]):
         """
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + deadline_seconds
-        jobs = [_Job(work, loop, loop.create_future(), deadline) for work in works]
+        jobs = [_Job(work, self._kind(work), loop, loop.create_future(), deadline) for work in works]
         with self._lock:
-            self.check_room(deadline_seconds, works=len(jobs))
+            self.check_room(deadline_seconds, works=works)
             self._waiting.extend(jobs)
             self._call(len(jobs))
         timer = loop.call_later(deadline_seconds, self._expire, jobs)
@@ -198,10 +204,20 @@ class WorkQueue(Generic[W]):
             self._called += 1
         self._arrived.notify_all()
 
-    def _wait_seconds(self, *, of: int) -> float:
-        """How long the last of so many newcomers would wait."""
-        ahead = self.waiting + self._running - self.workers + of
-        return max(0, ahead) * self._service_seconds / self.workers
+    def _wait_seconds(self, newcomers: Sequence[W] = ()) -> float:
+        """How long the last of the newcomers would wait: until one that runs has ended, and all in front of it have."""
+        with self._lock:
+            ahead = [*(job.kind for job in self._waiting), *map(self._kind, newcomers[:-1])]
+            turns = len(ahead) + 1 + self.running - self.workers
+            if turns <= 0 or not self._service_seconds:
+                return 0.0
+            unknown = fmean(self._service_seconds.values())
+
+            def mean(kind: Hashable) -> float:
+                return self._service_seconds.get(kind, unknown)
+
+            one_that_runs = fmean(mean(job.kind) for job in self._in_work) if self._in_work else unknown
+            return turns * fmean([one_that_runs, *map(mean, ahead)]) / self.workers
 
     def _serve(self) -> None:
         called = threading.Condition(self._lock)
@@ -213,11 +229,11 @@ class WorkQueue(Generic[W]):
         left = self._take(called)
         if not left:
             return False
-        begun, taken = time.perf_counter(), len(left)
+        begun, taken = time.perf_counter(), left
         while left:
             outcomes = self._outcomes(left)
             ended = [(job, outcome) for job, outcome in zip(left, outcomes, strict=True) if outcome is not UNFINISHED]
-            self._ran(len(ended), (time.perf_counter() - begun) / taken)
+            self._ran([job for job, _ in ended], taken, time.perf_counter() - begun)
             for job, outcome in ended:
                 job.deliver(outcome)
             left = self._wanted([job for job, outcome in zip(left, outcomes, strict=True) if outcome is UNFINISHED])
@@ -235,7 +251,7 @@ class WorkQueue(Generic[W]):
         """Those of the taken `jobs` that somebody still waits for; the others run no more."""
         with self._lock:
             wanted = [job for job in jobs if not job.is_dropped and self._is_in_time(job)]
-            self._running -= len(jobs) - len(wanted)
+            self._in_work.difference_update(set(jobs).difference(wanted))
             return wanted
 
     def _take(self, called: threading.Condition) -> "list[_Job[W]]":
@@ -246,7 +262,7 @@ class WorkQueue(Generic[W]):
                 if first is None:
                     return []
                 jobs = [first]
-                self._running += 1
+                self._in_work.add(first)
                 if self._max_batch > 1:
                     self._add_mates(jobs)
                 # While a batch waited for more, some may have gone, or have become too late.
@@ -278,20 +294,22 @@ class WorkQueue(Generic[W]):
             for job in mates[: min(spare, self._max_batch - wanted)]:
                 self._waiting.remove(job)
                 jobs.append(job)
-                self._running += 1
+                self._in_work.add(job)
                 wanted += 1
             left = end - time.monotonic()
             if left <= 0 or wanted >= self._max_batch:
                 return
             self._arrived.wait(left)
 
-    def _ran(self, jobs: int, seconds_each: float) -> None:
-        if not jobs:
-            return
+    def _ran(self, ended: "list[_Job[W]]", taken: "list[_Job[W]]", seconds: float) -> None:
+        """Those that `ended`, of those that were `taken` together so many seconds ago."""
+        share = seconds / max(1, sum(self._took_its_time(job.work) for job in taken))
         with self._lock:
-            self._running -= jobs
-            previous = self._service_seconds or seconds_each
-            self._service_seconds = previous + _NEWEST * (seconds_each - previous)
+            self._in_work.difference_update(ended)
+            # What ends at once counts once: its time is that of all.
+            for kind in {job.kind for job in ended if self._took_its_time(job.work)}:
+                previous = self._service_seconds.get(kind, share)
+                self._service_seconds[kind] = previous + _NEWEST * (share - previous)
 
 
 @dataclass(eq=False)
@@ -299,6 +317,7 @@ class _Job(Generic[W]):
     """Work, and the future through which the event loop hears how it went."""
 
     work: W
+    kind: Hashable
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[Any]"
     deadline: float

@@ -22,8 +22,9 @@ class Entry:
 
     name: str
     version: str
-    refused: str
-    """Why it is not served; empty when it is."""
+    is_served: bool
+    reason: str
+    """Why it is not served, or why what lies in its folder now is not; empty when there is nothing to say."""
 
 
 class Repository:
@@ -90,7 +91,8 @@ class Repository:
         models = await asyncio.to_thread(self.folders.models)
         there = {(name, version) for name, versions in models.items() for version in versions}
         served = {(name, version) for name, versions in self._served.items() for version in versions}
-        return [
-            Entry(name, version, "" if (name, version) in served else self._refused.get((name, version), NOT_LOADED))
-            for name, version in sorted(there | served)
-        ]
+        found = []
+        for which in sorted(there | served):
+            is_served = which in served
+            found.append(Entry(*which, is_served, self._refused.get(which, "" if is_served else NOT_LOADED)))
+        return found

@@ -33,7 +33,7 @@ from serve.dispatch import (
     unless_the_client_leaves,
 )
 from serve.limits import IMAGE_TYPES, MULTIPART, ContentType
-from serve.looks import Found, Look
+from serve.looks import WINDOW_PATTERN, Found, Look
 from serve.metrics import Stages
 from serve.multipart import no_form, uploads
 from serve.openapi import problems, schema_of
@@ -59,6 +59,9 @@ class _QueryOnDemand(APIRoute):
 
         return handle
 
+
+QUERY = ("overlay", "probabilities", "window")
+"""All that may stand behind the address."""
 
 router = APIRouter(tags=["segmentation"], route_class=_QueryOnDemand)
 
@@ -194,7 +197,8 @@ async def segment_image(
     window: Annotated[
         str | None,
         Query(
-            pattern=r"^[0-9]{1,5}x[0-9]{1,5}$",
+            # Told to readers of the document alone: of what does not match it, a sentence says more than the pattern.
+            json_schema_extra={"pattern": WINDOW_PATTERN},
             description=(
                 "HEIGHTxWIDTH: look at the image in windows of this size that overlap by a quarter, and blend their "
                 "probabilities; for images that are larger than the model, or one run of it, takes. For a model that "
@@ -215,6 +219,11 @@ async def segment_image(
         if not service.lifecycle.takes_requests:
             await service.bodies.discard(request)
             raise service.unavailable()
+        unknown = set(request.query_params).difference(QUERY) if request.scope["query_string"] else ()
+        if unknown:
+            # Not which: it is the client's text, and may be long.
+            detail = "the query has a parameter that is not known here, and would not be heeded"
+            raise ProblemError(400, "invalid", f"{detail}; known are {', '.join(QUERY)}")
         if picture and probabilities:
             raise ProblemError(400, "invalid", "overlay and probabilities are two answers; ask for one of them")
         predictor = service.repository.predictor(name)
@@ -233,7 +242,7 @@ async def _segment(
     # Whether there are several shows only in the body, and what can be refused is refused before.
     negotiate(asked.accept, among=[*asked.of_one, *(asked.of_several if content_type.boundary else ())])
     refuse_if_full(service)
-    deadline_seconds = deadline_of(request)
+    deadline_seconds = deadline_of(request.headers)
     request_id = request_id_of(request)
     async with service.bodies.body(request) as body:
 
@@ -263,7 +272,7 @@ async def _files(body: bytes, boundary: bytes | None, *, most: int) -> tuple[lis
 
 
 async def _of_one(
-    service: Service, predictor: Predictor, file: bytes, asked: _Asked, deadline_seconds: float | None
+    service: Service, predictor: Predictor, file: bytes, asked: _Asked, deadline_seconds: float
 ) -> tuple[Answer, str]:
     media_type = negotiate(asked.accept, among=asked.of_one)
     manifest = predictor.manifest
@@ -279,7 +288,7 @@ async def _of_several(
     predictor: Predictor,
     files: Sequence[bytes],
     asked: _Asked,
-    deadline_seconds: float | None,
+    deadline_seconds: float,
     request_id: str,
 ) -> tuple[Answer, str]:
     """A list; what is wrong with one file stands in its place, and the others are answered."""

@@ -15,8 +15,9 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from export.errors import UsageError, WorkFailedError
+from export.errors import SegpressError, UsageError, WorkFailedError
 from export.machine import usable_cores
 from serve.app import create_app
 from serve.connections import guarded
@@ -55,13 +56,16 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
         app = create_app(bundles, settings)
         service: Service = app.state.service
         _log_choices(service)
-        config = server_config(app, settings, tls)
+        start = _Start(app)
+        config = server_config(start, settings, tls)
         server = _Server(config, service.lifecycle, settings)
         try:
             server.run(sockets=[listener])
         except OSError as error:
             raise _cannot_listen(settings.host, settings.port, error) from error
         except SystemExit as error:
+            if start.error is not None:
+                raise start.error from None
             raise WorkFailedError("the server did not start; the log above says why") from error
     if server.cut_off:
         raise WorkFailedError(
@@ -71,7 +75,7 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
     logger.info("every accepted request is answered; stopped")
 
 
-def server_config(app: FastAPI, settings: ServeSettings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+def server_config(app: ASGIApp, settings: ServeSettings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How uvicorn serves `app`: over HTTPS when there is a `tls` context."""
     return uvicorn.Config(
         app,
@@ -87,6 +91,38 @@ def server_config(app: FastAPI, settings: ServeSettings, tls: ssl.SSLContext | N
         timeout_keep_alive=settings.keep_alive_seconds,
         ssl_context_factory=(lambda _config, _default: tls) if tls else None,
     )
+
+
+class _Start:
+    """An application whose start may fail for a reason that is told in one message, where uvicorn logs a traceback."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self.error: SegpressError | None = None
+        """Why it did not start."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        failed: Message | None = None
+
+        async def send_unless_failed(message: Message) -> None:
+            nonlocal failed
+            if message["type"] == "lifespan.startup.failed":
+                failed = message  # why, is known only when the exception has come up to here
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_unless_failed)
+        except SegpressError as error:
+            self.error = error
+            await send({"type": "lifespan.startup.failed", "message": ""})
+        except BaseException:
+            if failed is not None:
+                await send(failed)
+            raise
 
 
 class _Server(uvicorn.Server):

@@ -60,6 +60,9 @@ class Service:
             max_batch=settings.max_batch,
             batch_delay_seconds=settings.batch_delay_seconds,
             mates=lambda one, other: one.predictor is other.predictor,
+            # Not the predictor itself: what is served no more would stay in memory for its figure.
+            kind=lambda work: work.predictor.manifest.digest,
+            took_its_time=lambda work: work.has_run,
         )
         self.bodies = BodyReader(settings)
         self.metrics = self._metrics()

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from export.errors import UsageError
@@ -35,7 +36,7 @@ class ServeSettings(BaseModel):
     """Requests that may wait for their turn; one more is answered 429."""
     max_wait_seconds: float = Field(default=10.0, gt=0)
     """A request that would wait longer than this for its turn, or longer than its own deadline, is answered 429 at
-    once. Estimated from what is waiting and how long the last runs took."""
+    once. Estimated from what is waiting and how long the last runs of each one's model took."""
     max_batch: int = Field(default=1, ge=1)
     """Requests for one model that wait when a worker comes free, at most so many, are run together where they have the
     same padded size. On a CPU that gains little and makes the first of them wait for the last."""
@@ -46,7 +47,8 @@ class ServeSettings(BaseModel):
     together and memory settles sooner. The model sees more padding, which may change masks near the lower and the right
     border by a little."""
     memory_pool: MemoryPool = "shrink"
-    """Memory between runs: keep all that was ever needed; shrink after runs that were larger than usual; or no pool."""
+    """Memory between runs: keep all that was ever needed; shrink after runs that were larger than usual; or no pool.
+    Of the CPU: what a GPU's provider sets aside is its own."""
     deadline_seconds: float = Field(default=30.0, gt=0)
     """A request that has waited this long since it was received whole is answered 504 and never computed."""
 
@@ -66,7 +68,7 @@ class ServeSettings(BaseModel):
     """Classes times pixels, where a request asks for probabilities; also of what the model gives of one window. Each
     takes two bytes in the answer, and some twelve while it is made."""
     max_images: int = Field(default=16, ge=1)
-    """In one request. Each takes a place in the queue, so no more are taken than have a place."""
+    """In one request. Each is computed or waits, so no more are taken than `concurrency` and `queue_limit` together."""
     upload_seconds: float = Field(default=30.0, gt=0)
     """A body that is not whole after this long is answered 408."""
 
@@ -104,14 +106,31 @@ class ServeSettings(BaseModel):
     tls_key: Path | None = None
     """Private key (PEM) of `tls_cert`, not encrypted."""
 
-    def with_given(self, settings: Sequence[str]) -> "ServeSettings":
-        """These settings with each `NAME=VALUE` in place of its own.
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _may_be_a_list_with_commas(cls, providers: Any) -> Any:
+        return [name.strip() for name in providers.split(",")] if isinstance(providers, str) else providers
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _is_a_port_of_its_own(cls, grpc_port: int | None, others: ValidationInfo) -> int | None:
+        if grpc_port and grpc_port == others.data.get("port"):
+            raise ValueError("that is the port of HTTP; give gRPC another one, or 0 for any that is free")
+        return grpc_port
+
+    def with_given(self, settings: Sequence[str], **values: Any) -> "ServeSettings":
+        """These settings with `values` in place of their own, and then each `NAME=VALUE`.
 
         Raises UsageError with everything that is wrong.
         """
+        unsaid = [setting for setting in settings if "=" not in setting]
+        if unsaid:
+            raise UsageError(
+                f"settings of the server: {', '.join(unsaid)}: write NAME=VALUE, such as max_pixels=4000000"
+            )
         given = dict(setting.partition("=")[::2] for setting in settings)
         try:
-            return ServeSettings.model_validate(self.model_dump() | given)
+            return ServeSettings.model_validate(self.model_dump() | values | given)
         except ValidationError as error:
             raise UsageError("settings of the server:" + "".join(map(_problem, error.errors()))) from error
 
@@ -122,4 +141,4 @@ def _problem(found: ErrorDetails) -> str:
         near = get_close_matches(name, ServeSettings.model_fields, n=1)
         known = f"did you mean {near[0]}?" if near else f"known are {', '.join(ServeSettings.model_fields)}"
         return f"\n  - {name}: no such setting; {known}"
-    return f"\n  - {name}={found['input']}: {found['msg']}"
+    return f"\n  - {name}={found['input']}: {found['msg'].removeprefix('Value error, ')}"

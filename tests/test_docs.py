@@ -12,6 +12,7 @@ import typer.main
 
 from compress.cli.main import app
 from compress.recipe import Recipe
+from serve.settings import ServeSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "compress/README.md", "serve/README.md")
@@ -191,3 +192,17 @@ def test_output_and_pictures_are_no_commands() -> None:
     picture = "```\ndata -> compress train | compress fly\n```\n"
     transcript = "```console\n$ A=1 compress run \\\n    --out x 2> log >&1 &\ncompress: it's a line of output\n```\n"
     assert typed(picture + transcript, "compress") == [["run", "--out", "x"]]
+
+
+def test_the_table_of_limits_has_all_of_them_with_their_defaults() -> None:
+    table = text_of("serve/README.md").partition("## Limits")[2].partition("## What it bears")[0]
+    rows = [re.findall(r"`([a-z_]+)(?:=([0-9]+))?`", line) for line in table.splitlines() if line.startswith("| ")]
+    told = dict(found[0] for found in rows if found)
+    defaults = ServeSettings().model_dump()
+    # How the server works and ends, and not what it refuses.
+    others = {"threads_per_run", "port", "max_batch", "batch_delay_seconds", "size_bucket", "grace_seconds"}
+    limits = {name for name, value in defaults.items() if type(value) in (int, float)} - others
+    assert told.keys() == limits
+    assert {name: float(value) for name, value in told.items() if value} == {
+        name: defaults[name] for name in limits - {"concurrency"}
+    }

@@ -21,6 +21,12 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as train.epochs=20; may be repeated."),
 ]
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Model name in the manifest and in URLs.")
+]
+VersionOption = Annotated[
+    str | None, typer.Option("--version", metavar="VERSION", help="Version of the model beside its name; default: 1.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of one run; default: all cores that may be used.")

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, OutOption, RecipeOption, SetOption, emit, recipe_of
+from compress.cli.common import (
+    JsonOption,
+    NameOption,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    VersionOption,
+    emit,
+    recipe_of,
+)
 from export.errors import require
 
 
@@ -19,7 +28,8 @@ def command(
     outputs: Annotated[
         str | None, typer.Option("--outputs", help="What the graph gives: mask (default), logits, both.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Model name in the manifest and in URLs.")] = None,
+    name: NameOption = None,
+    version: VersionOption = None,
     golden: Annotated[
         str | None,
         typer.Option("--golden", help="Golden inputs: calibration (default) or synthetic."),
@@ -32,11 +42,19 @@ def command(
     require("torch", extra="train", purpose="compress export")
     from compress.export_fp32 import export
 
-    chosen = recipe_of(recipe, settings, export__outputs=outputs, export__name=name, export__golden=golden)
+    chosen = recipe_of(
+        recipe,
+        settings,
+        export__outputs=outputs,
+        export__name=name,
+        export__version=version,
+        export__golden=golden,
+    )
     bundle = export(checkpoint, out, chosen, data=data)
     manifest = bundle.manifest
     result = {
         "name": manifest.name,
+        "version": manifest.version,
         "digest": manifest.digest,
         "size_bytes": bundle.size_bytes,
         "params": manifest.params,

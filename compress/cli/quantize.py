@@ -12,9 +12,11 @@ from compress.cli.common import (
     MaxDropOption,
     MinIouOption,
     Missed,
+    NameOption,
     OutOption,
     RecipeOption,
     SetOption,
+    VersionOption,
     emit,
     floors,
     recipe_of,
@@ -37,6 +39,8 @@ def command(
     ] = None,
     max_drop: MaxDropOption = None,
     min_iou: MinIouOption = None,
+    name: NameOption = None,
+    version: VersionOption = None,
     target: Annotated[
         str | None,
         typer.Option("--for", help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino."),
@@ -78,14 +82,16 @@ def command(
     help, or is not faster than float any more.
     """
     require("torch", extra="train", purpose="compress quantize")
-    if analyze and (mode is not None or max_drop is not None or min_iou or force):
-        raise UsageError("--analyze keeps nothing; leave out --mode, --max-drop, --min-iou, --force")
+    if analyze and (mode is not None or max_drop is not None or min_iou or force or name or version):
+        raise UsageError("--analyze keeps nothing; leave out --mode, --max-drop, --min-iou, --name, --version, --force")
     chosen = recipe_of(
         recipe,
         settings,
         quantize__mode=mode,
         quantize__max_drop=max_drop,
         quantize__min_iou=floors(min_iou),
+        export__name=name,
+        export__version=version,
         quantize__target=target,
         quantize__force=force or None,
         quantize__onnx__layout=layout,

@@ -96,7 +96,8 @@ def command(
 
     form = log_format or LogFormat.here()
     try:
-        given = ServeSettings(
+        given = ServeSettings().with_given(
+            more or [],
             host=host,
             port=port,
             grpc_port=grpc_port,
@@ -121,7 +122,7 @@ def command(
             tls_key=tls_key,
         )
         with logs_as(form):
-            run(bundles, given.with_given(more or []))
+            run(bundles, given)
     except SegpressError as error:
         if form is LogFormat.TEXT:
             raise

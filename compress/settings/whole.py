@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.settings.common import Positive, Settings, Share
-from export.manifest import ModelName
+from export.manifest import ModelName, ModelVersion
 
 
 class ExportSettings(Settings):
@@ -13,6 +13,9 @@ class ExportSettings(Settings):
 
     name: ModelName | None = None
     """Model name in the manifest and in URLs; None: that of the bundle's folder."""
+    version: Annotated[ModelVersion, Field(coerce_numbers_to_str=True)] = "1"
+    """Of the model in the manifest and in URLs, and of its folder in a folder of models, NAME/VERSION. The server takes
+    the greatest number for the newest."""
     outputs: Literal["mask", "logits", "both"] = "mask"
     golden: Literal["calibration", "synthetic"] = "calibration"
     """Where the golden inputs come from; synthetic when pixels must not leave the house."""

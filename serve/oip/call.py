@@ -6,12 +6,14 @@ whoever sends it, however slowly, and with whatever key.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from starlette.datastructures import Headers
 
 from serve.limits import BodyReader
 from serve.oip.unparsed import check_unparsed, malformed
@@ -26,17 +28,21 @@ _LEAVING_SECONDS = 0.25
 class Call:
     """What a method may ask of the call that it answers."""
 
-    def __init__(self, context: Context, form: type[Message], bodies: BodyReader, record: RequestRecord) -> None:
-        """`form` is the class of its message."""
+    def __init__(
+        self, context: Context, form: type[Message], bodies: BodyReader, record: RequestRecord, headers: Headers
+    ) -> None:
+        """`form` is the class of its message; `headers` is what gRPC calls metadata."""
+        self.headers = headers
         self._context = context
         self._form = form
         self._bodies = bodies
         self._record = record
 
     @property
-    def seconds_left(self) -> float | None:
-        """Until the client's deadline; None when it named none."""
-        return self._context.time_remaining()
+    def seconds_left(self) -> float:
+        """Until gRPC's own deadline; infinite when the client named none."""
+        left: float | None = self._context.time_remaining()
+        return math.inf if left is None else left
 
     @asynccontextmanager
     async def body(self) -> AsyncIterator[Any]:

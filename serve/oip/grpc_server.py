@@ -16,22 +16,23 @@ from google.protobuf.message import Message
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 
-from export.errors import WorkFailedError
+from export.errors import UsageError
 from export.images import U8
 from export.runtime import MASK
 from serve.access import Caller, caller_of, check_may_administer
-from serve.dispatch import dispatch, refuse_if_full
+from serve.dispatch import deadline_of, dispatch, refuse_if_full
 from serve.keys import Keyring
 from serve.metrics import UNKNOWN_MODEL
 from serve.oip import models
 from serve.oip.call import Call, Context
-from serve.oip.inference import InferenceRequest, InputTensor, RequestedOutput, images_of
+from serve.oip.inference import InferenceRequest, InputTensor, RequestedOutput, images_of, timeout_of
 from serve.oip.messages import HEALTH, INFERENCE, message, methods
 from serve.pipeline import WholeWork
 from serve.policy import choice_of
 from serve.problems import CLIENT_CLOSED_REQUEST, ProblemError
-from serve.record import RequestRecord, set_current
+from serve.record import REQUEST_ID, RequestRecord, set_current
 from serve.service import Service
+from serve.trace import TRACEPARENT
 from serve.tracing import CallSpan, Spans
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class GrpcServer:
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
-        """Listen. Raises WorkFailedError when the port cannot be had."""
+        """Listen. Raises UsageError when the port cannot be had."""
         settings = self._service.settings
         limit = settings.max_body_bytes + _ROOM_FOR_NAMES
         server = grpc.aio.server(
@@ -110,7 +111,7 @@ class GrpcServer:
             else:
                 self.port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise WorkFailedError(f"cannot listen for gRPC on {address}; choose another port") from error
+            raise UsageError(f"cannot listen for gRPC on {address}; choose another host or port") from error
         await server.start()
         self._server = server
         logger.info("gRPC on %s:%d", host, self.port)
@@ -147,17 +148,19 @@ class GrpcServer:
             if self._spans is not None:
                 record.on_stage = self._spans.of_current_request()
             set_current(record)
+            told = [(REQUEST_ID.lower(), record.request_id), (TRACEPARENT, record.trace.header())]
+            context.set_trailing_metadata(told)
             status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
             with self._service.lifecycle.request():
                 try:
                     self._check(method, headers, record)
-                    response = await handler(Call(context, form, self._service.bodies, record))
+                    response = await handler(Call(context, form, self._service.bodies, record, headers))
                     record.sent_bytes = response.ByteSize()
                     status = int(HTTPStatus.OK)
                     return response
                 except ProblemError as problem:
                     status = problem.status
-                    context.set_trailing_metadata(_metadata(problem))
+                    context.set_trailing_metadata([*told, *_metadata(problem)])
                     await context.abort(_code(status), problem.detail)
                 except asyncio.CancelledError:
                     status = CLIENT_CLOSED_REQUEST
@@ -273,15 +276,17 @@ class _Inference:
                 if not service.lifecycle.takes_requests:
                     raise service.unavailable()
                 refuse_if_full(service)
+                deadline_seconds = deadline_of(call.headers)
                 async with call.body() as request:
                     counted.model = service.label(request.model_name)
-                    return await self._infer(request, call)
+                    deadline_seconds = min(deadline_seconds, call.seconds_left, timeout_of(_values(request.parameters)))
+                    return await self._infer(request, deadline_seconds)
             except asyncio.CancelledError:
                 if service.lifecycle.is_ending:
                     raise
                 raise ProblemError(CLIENT_CLOSED_REQUEST, "disconnected", "the client left before its answer") from None
 
-    async def _infer(self, request: Any, call: Call) -> Any:
+    async def _infer(self, request: Any, deadline_seconds: float) -> Any:
         service = self._service
         predictor = service.repository.predictor(request.model_name, request.model_version)
         stages, sizes = service.metrics.stages(request.model_name), service.sizes
@@ -300,7 +305,7 @@ class _Inference:
             return response
 
         work = WholeWork(predictor, stages, sizes, read, finish)
-        return await dispatch(service, work, deadline_seconds=call.seconds_left)
+        return await dispatch(service, work, deadline_seconds=deadline_seconds)
 
 
 def _code(status: int) -> grpc.StatusCode:

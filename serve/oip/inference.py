@@ -27,6 +27,11 @@ _BYTES_OF: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": n
 _NOT_DONE = ("sequence_id", "shared_memory_region", "classification")
 """Parameters of Triton's, whether of a request, an input or an output, without which the answer would be another."""
 
+_TIMEOUT = "timeout"
+"""Parameter of Triton's: microseconds that a request may take until it is computed; 0 means that none is named.
+
+Source: Triton Inference Server, docs/user_guide/model_configuration.md (queue policy), and tritonclient's `timeout`."""
+
 _LENGTH = np.dtype("<u4")
 """Before each element of a BYTES tensor."""
 
@@ -60,6 +65,18 @@ class InferenceRequest:
     """Those that are wanted; none means all."""
     id: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def timeout_of(parameters: Mapping[str, Any]) -> float:
+    """Seconds that a request with these parameters gives itself, like `serve.dispatch.DEADLINE`; infinite when it names
+    none.
+
+    Raises ProblemError 400.
+    """
+    given = parameters.get(_TIMEOUT, 0)
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise ProblemError(400, "parameter", f"parameter {_TIMEOUT!r} is no positive number of microseconds")
+    return given / 1e6 or math.inf
 
 
 def images_of(request: InferenceRequest, manifest: Manifest, *, max_pixels: int) -> Sequence[U8]:

@@ -6,8 +6,12 @@ from pydantic import BaseModel, ConfigDict
 
 from export.machine import library_versions
 from export.manifest import Manifest, TensorSignature
+from export.runtime import MASK
 from serve.service import Service
 from serve.statistics import ModelStatistics, Spent
+
+_OUTPUTS = (TensorSignature(name=MASK, dtype="uint8", shape=("batch", "height", "width")),)
+"""Of every model, whatever its graph gives: the server makes masks of logits, and each has the size of its image."""
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 PLATFORM = "onnxruntime_onnx"
@@ -127,7 +131,7 @@ def metadata(service: Service, name: str, version: str = "") -> ModelMetadata:
         versions=list(service.repository.versions(name)),
         platform=PLATFORM,
         inputs=[_tensor(signature) for signature in manifest.inputs],
-        outputs=[_tensor(signature) for signature in manifest.outputs],
+        outputs=[_tensor(signature) for signature in _OUTPUTS],
         parameters=_parameters(manifest),
     )
 
@@ -149,7 +153,7 @@ def config(service: Service, name: str, version: str = "") -> dict[str, Any]:
         # The dimensions below have the batch as their first, which is what 0 says.
         "max_batch_size": 0,
         "input": [_config_tensor(signature) for signature in manifest.inputs],
-        "output": [_config_tensor(signature) for signature in manifest.outputs],
+        "output": [_config_tensor(signature) for signature in _OUTPUTS],
         "instance_group": [{"name": manifest.name, "kind": "KIND_CPU", "count": service.settings.concurrency}],
         "parameters": {"digest": {"string_value": manifest.digest}},
     }
@@ -174,9 +178,10 @@ async def index(service: Service, *, ready_only: bool = False) -> list[IndexEntr
     found, entries = await service.repository.index(), []
     up, phase = service.lifecycle.is_ready, service.lifecycle.phase.value
     for entry in found:
-        ready = up and not entry.refused
+        ready = up and entry.is_served
         if ready or not ready_only:
-            state, reason = ("READY", "") if ready else ("UNAVAILABLE", entry.refused or phase)
+            reason = phase if entry.is_served and not up else entry.reason
+            state = "READY" if ready else "UNAVAILABLE"
             entries.append(IndexEntry(name=entry.name, version=entry.version, state=state, reason=reason))
     return entries
 

@@ -12,7 +12,7 @@ from export.images import U8
 from serve.access import may_administer
 from serve.dispatch import DEADLINE_PARAMETER, deadline_of, dispatch, refuse_if_full, unless_the_client_leaves
 from serve.oip import models, wire
-from serve.oip.inference import images_of
+from serve.oip.inference import images_of, timeout_of
 from serve.oip.wire import WireRequest
 from serve.openapi import problems, reference
 from serve.pipeline import WholeWork
@@ -177,14 +177,21 @@ async def _infer(service: Service, name: str, request: Request) -> Response:
     predictor = service.repository.predictor(name, _version(request))
     json_bytes, encoding = wire.json_bytes(request), wire.content_encoding(request)
     refuse_if_full(service)
-    deadline_seconds = deadline_of(request)
+    deadline_seconds = deadline_of(request.headers)
     stages, sizes = service.metrics.stages(name), service.sizes
     async with service.bodies.body(request) as body:
         asked: list[WireRequest] = []
+        if encoding is None and wire.may_name_a_timeout(body, json_bytes):
+            asked.append(WireRequest(body, json_bytes))
+            deadline_seconds = min(deadline_seconds, timeout_of(asked[0].request.parameters))
 
         def read() -> Sequence[U8]:
-            content = wire.decompressed(body, encoding, max_bytes=service.settings.max_body_bytes)
-            asked.append(WireRequest(content, json_bytes))
+            if not asked:
+                content = wire.decompressed(body, encoding, max_bytes=service.settings.max_body_bytes)
+                asked.append(WireRequest(content, json_bytes))
+            if work.seconds_since_asked > timeout_of(asked[0].request.parameters):
+                detail = "the timeout passed while the request waited for its turn; nothing was computed"
+                raise ProblemError(504, "deadline", f"{detail}, send it again when the server is less busy")
             return images_of(asked[0].request, predictor.manifest, max_pixels=sizes.max_pixels)
 
         def finish(masks_NHW: U8) -> tuple[bytes, dict[str, str]]:

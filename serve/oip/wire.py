@@ -26,6 +26,7 @@ MAX_JSON_BYTES = 4 * 2**20
 """Of a request or an answer. Numbers in JSON take the interpreter for as long as they are read, and with it health."""
 
 _MAX_DIMENSIONS = 8
+_READ_AT_ONCE_BYTES = 65536
 _ENCODINGS = ("gzip", "deflate")
 # Source: RFC 9110, 8.4.1.3.
 _OTHER_NAMES = {"x-gzip": "gzip"}
@@ -150,6 +151,13 @@ def json_bytes(request: Request) -> int | None:
     if not (given.isascii() and given.isdigit() and len(given) < 12):
         raise ProblemError(400, "malformed", f"{JSON_BYTES}: {given!r} is no number of bytes")
     return int(given)
+
+
+def may_name_a_timeout(body: bytes, json_bytes: int | None) -> bool:
+    """Whether to read the request's JSON before it waits for its turn: only short JSON is, in the event loop. What is
+    longer, or compressed, tells its timeout when its turn comes."""
+    content = body if json_bytes is None else body[: min(json_bytes, _READ_AT_ONCE_BYTES + 1)]
+    return len(content) <= _READ_AT_ONCE_BYTES and b'"timeout"' in content
 
 
 def content_encoding(request: Request) -> str | None:

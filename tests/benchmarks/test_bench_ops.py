@@ -385,7 +385,7 @@ def a_file(folder: Path) -> Path:
     ("make", "flags", "message"),
     [
         (lambda folder: folder / "missing", (), r"bundle .*missing: 1 problem\n  - no such folder"),
-        (a_file, (), r"bundle .*model.onnx: 1 problem\n  - no such folder"),
+        (a_file, (), r"bundle .*model.onnx: 1 problem\n  - a file; a bundle is the folder"),
         (lambda folder: folder, (), "manifest.json is missing"),
         (lambda folder: tiny_bundle(folder / "a").path, ("--size", "48"), "'48' is not HEIGHTxWIDTH"),
         (

@@ -283,6 +283,7 @@ def test_a_damaged_checkpoint_is_refused_by_every_command_that_reads_one(
         (("train", "--data", "{data}", "--out", "x", "--set", "train.learning_rate=inf"), 2, "finite"),
         (("train", "--data", "{data}", "--out", "x", "--set", "data.crop=[4, 4]"), 2, "too small"),
         (("export", "{ckpt}", "--out", "x", "--name", "my model"), 2, "export.name = 'my model'"),
+        (("export", "{ckpt}", "--out", "x", "--version", "../1"), 2, "export.version = '../1'"),
         (("run", "--out", "{data}/classes.json", "--set", "data.path={data}"), 2, "classes.json"),
         (("predict", "{ckpt}", "--images", "{data}/test/images", "--out", "/dev/null/x"), 2, "Not a directory"),
         (("verify", "{ckpt}"), 2, "manifest.json is missing"),

@@ -275,7 +275,8 @@ def test_a_schema_that_cannot_be_read_is_told_with_all_its_fields(copy: Path) ->
 @BOTH
 def test_what_is_no_folder(tmp_path: Path, sound: Path, check: Check) -> None:
     assert problems_of(check, tmp_path / "nowhere") == ["no such folder"]
-    assert problems_of(check, sound / "model.onnx") == ["no such folder"]
+    [problem] = problems_of(check, sound / "model.onnx")
+    assert problem.startswith("a file; a bundle is the folder with model.onnx and manifest.json")
     (tmp_path / "empty").mkdir()
     assert "manifest.json is missing; a bundle comes from" in problems_of(check, tmp_path / "empty")[0]
 

@@ -129,6 +129,7 @@ def test_a_good_body_without_a_length_is_taken(client: httpx.Client) -> None:
         ("POST", "/v1/models/%00%ff/segment", {}, 404, "unknown_model"),
         ("GET", "/v2/models/other", {}, 404, "unknown_model"),
         ("GET", "/nothing/here", {}, 404, "unknown_route"),
+        ("POST", f"{SEGMENT}/", {"Host": "elsewhere"}, 404, "unknown_route"),
         ("GET", SEGMENT, {}, 405, "method"),
         ("DELETE", "/v2/models/tiny", {}, 405, "method"),
         ("POST", SEGMENT, {"Accept": "text/html"}, 406, "not_acceptable"),
@@ -164,6 +165,22 @@ def test_what_fastapi_itself_refuses_is_a_problem_too(bundle: Bundle, body: str)
         )
         assert_problem(response, 400, response.json()["reason"])
         assert "secret" not in httpx.post(url + "/take", json={"number": "secret"}).text
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("overlays=true", "known are overlay, probabilities, window"),
+        ("overlay=true&x", ""),
+        ("window=512", "HEIGHTxWIDTH"),
+        ("window=1e3x64", "HEIGHTxWIDTH"),
+    ],
+)
+def test_a_query_that_is_not_understood_is_refused_with_what_is(client: httpx.Client, query: str, says: str) -> None:
+    response = client.post(f"{SEGMENT}?{query}", content=GOOD, headers={"Content-Type": "image/png"})
+    assert_problem(response, 400, response.json()["reason"])
+    assert says in response.json()["detail"]
+    assert "[0-9]" not in response.text
 
 
 def test_a_wrong_method_names_the_right_one(client: httpx.Client) -> None:

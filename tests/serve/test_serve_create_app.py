@@ -9,7 +9,10 @@ from support.bundles import tiny_bundle
 
 from export.bundle import Bundle
 from export.errors import BundleError, UsageError
+from export.images import U8
 from export.machine import usable_cores
+from export.runtime import OnnxModel
+from export.sessions import Provider
 from serve.app import create_app
 from serve.predictor import BundlePredictor, SessionSettings
 from serve.settings import ServeSettings
@@ -27,6 +30,19 @@ def damaged(bundle: Bundle, path: Path) -> Path:
 def test_a_damaged_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"model\.onnx does not match its hash"):
         create_app([damaged(bundle, tmp_path / "damaged")])
+
+
+def test_golden_answers_are_those_of_what_will_serve(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider may run the graph and give other masks."""
+
+    class OnAProviderThatIsWrong(OnnxModel):
+        def masks(self, images_NHWC: U8) -> U8:
+            return (super().masks(images_NHWC) + 1) % 4
+
+    create_app([bundle.path])
+    monkeypatch.setattr("serve.predictor.OnnxModel", OnAProviderThatIsWrong)
+    with pytest.raises(BundleError, match=r"golden example ramp-0: 100\.00% .* \(CPUExecutionProvider\)"):
+        create_app([bundle.path])
 
 
 def test_everything_wrong_in_several_bundles_is_said_at_once(
@@ -72,10 +88,20 @@ def test_every_setting_can_be_given_by_name() -> None:
     given = ServeSettings(port=1).with_given(["max_pixels=99", "otel=true", "api_keys=a=b", "objective_seconds=0.05"])
     assert (given.port, given.max_pixels, given.otel, given.objective_seconds) == (1, 99, True, 0.05)
     assert given.api_keys == Path("a=b")
+    assert ServeSettings().with_given(["providers=cuda, cpu"]).providers == (Provider.CUDA, Provider.CPU)
     with pytest.raises(UsageError) as caught:
         ServeSettings().with_given(["max_pixels=0", "queue=1", "header_seconds=soon"])
     for named in ("max_pixels=0", "queue: no such setting; did you mean queue_limit?", "header_seconds=soon"):
         assert named in str(caught.value)
+
+
+def test_two_doors_have_two_ports() -> None:
+    assert ServeSettings(port=0, grpc_port=0).grpc_port == 0
+    for given in (ServeSettings(), ServeSettings(port=9000)):
+        with pytest.raises(UsageError, match=r"grpc_port=\d+: that is the port of HTTP; give gRPC another one"):
+            given.with_given([f"grpc_port={given.port}"])
+        with pytest.raises(UsageError, match="that is the port of HTTP"):
+            given.with_given([], grpc_port=given.port)
 
 
 def test_as_many_requests_are_computed_at_once_as_there_are_usable_cores() -> None:

@@ -1,8 +1,10 @@
 """How the server spends its workers and its memory: batches of what waits, deadlines, sizes, what runs the models."""
 
+import gzip
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -162,6 +164,37 @@ def test_a_request_may_bring_its_own_deadline(bundle: Bundle, path: str) -> None
     assert len(predictor.seen) == 1, "what nobody waited for was computed"
 
 
+@pytest.mark.parametrize("form", ["short", "long", "compressed"])
+def test_a_request_of_the_protocol_may_name_a_timeout(bundle: Bundle, form: str) -> None:
+    """The parameter of Triton's clients, in microseconds."""
+    predictor = GatedPredictor(bundle)
+    side = 100 if form == "long" else 1
+
+    def asking(timeout: object) -> bytes:
+        tensor = {"name": "image", "shape": [1, side, side, 3], "datatype": "UINT8", "data": [0] * (3 * side * side)}
+        content = json.dumps({"inputs": [tensor], "parameters": {"timeout": timeout}}, indent=2).encode()
+        return gzip.compress(content) if form == "compressed" else content
+
+    headers = {"Content-Encoding": "gzip"} if form == "compressed" else {}
+    with held_up(predictor, ServeSettings(concurrency=1)) as (url, pool):
+        late = pool.submit(httpx.post, url + "/v2/models/tiny/infer", content=asking(50_000), headers=headers)
+        if form == "short":
+            assert late.result().status_code == 504, "it is answered when its time has come"
+        else:
+            until(lambda: metric(url, "segpress_queue_depth") == 1)
+            time.sleep(0.1)
+        predictor.gate.set()
+        assert (late.result().status_code, late.result().json()["reason"]) == (504, "deadline")
+        assert "nothing was computed" in late.result().json()["detail"]
+        assert len(predictor.seen) == 1, "what nobody waited for was computed"
+        for wrong in (-1, 0.5, "soon", True):
+            answer = httpx.post(url + "/v2/models/tiny/infer", content=asking(wrong), headers=headers)
+            assert (answer.status_code, answer.json()["reason"]) == (400, "parameter"), wrong
+        for enough in (0, 30_000_000):
+            answer = httpx.post(url + "/v2/models/tiny/infer", content=asking(enough), headers=headers)
+            assert answer.status_code == 200
+
+
 def test_who_would_wait_too_long_is_told_so_before_it_waits(bundle: Bundle) -> None:
     predictor = GatedPredictor(bundle)
     limit = ServeSettings(concurrency=1, max_wait_seconds=1e-9)
@@ -170,6 +203,24 @@ def test_who_would_wait_too_long_is_told_so_before_it_waits(bundle: Bundle) -> N
         assert (refused.status_code, refused.json()["reason"]) == (429, "wait_too_long")
         assert int(refused.headers["retry-after"]) >= 1
         assert metric(url, 'segpress_errors_total{model="tiny",reason="wait_too_long"}') == 1
+
+
+def test_files_that_are_no_images_do_not_shorten_the_estimated_wait(bundle: Bundle) -> None:
+    class Slow(GatedPredictor):
+        def predict(self, images_NHWC: U8) -> U8:
+            time.sleep(0.1)
+            return super().predict(images_NHWC)
+
+    predictor = Slow(bundle)
+    with serving([predictor], ServeSettings(concurrency=1)) as url, httpx.Client(base_url=url) as client:
+        for _ in range(40):
+            assert client.post(SEGMENT, content=b"garbage", headers=PNG).status_code == 415
+        with predictor.closed(), ThreadPoolExecutor(1) as pool:
+            pool.submit(httpx.post, url + SEGMENT, content=encode_image(some_images(1, 16, 16)[0]), headers=PNG)
+            until(lambda: metric(url, "segpress_workers_busy") == 1)
+            estimate = metric(url, "segpress_queue_wait_estimate_seconds")
+            predictor.gate.set()
+    assert estimate >= 0.1
 
 
 MEMORY = """

@@ -265,6 +265,53 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_compute(bundle: Bundle) ->
         assert len(predictor.seen) == seen + 1, "what nobody waited for was computed"
 
 
+def test_a_request_may_bring_its_own_deadline(bundle: Bundle) -> None:
+    predictor = GatedPredictor(bundle)
+    settings = ServeSettings(concurrency=1, grpc_port=0)
+    app = create_app([predictor], settings)
+    with (
+        serving(app, settings),
+        triton.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}") as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        image = [image_input(triton, IMAGES, "UINT8")]
+        seen = len(predictor.seen)
+        for wrong in ("0", "-1", "soon", "nan", "inf", ""):
+            with pytest.raises(InferenceServerException, match="no positive number of milliseconds") as caught:
+                client.infer("tiny", image, headers={"x-deadline-ms": wrong})
+            assert code_of(caught.value) == "INVALID_ARGUMENT"
+        with pytest.raises(InferenceServerException, match="no positive number of microseconds"):
+            client.infer("tiny", image, timeout=-1)
+        with predictor.closed():
+            first = pool.submit(client.infer, "tiny", image)
+            until(lambda: len(predictor.seen) == seen + 1)
+            for how in ({"headers": {"x-deadline-ms": "50"}}, {"timeout": 50_000}):
+                with pytest.raises(InferenceServerException, match="nothing was computed") as caught:
+                    client.infer("tiny", image, **how)
+                assert code_of(caught.value) == "DEADLINE_EXCEEDED"
+        first.result()
+        client.infer("tiny", image, timeout=30_000_000)
+    assert len(predictor.seen) == seen + 2
+
+
+def test_answers_carry_the_ids_of_request_and_trace(ports: tuple[str, str]) -> None:
+    request = service_pb2.ModelInferRequest(model_name="tiny", raw_input_contents=[b"\0\0\0"])
+    request.inputs.add(name="image", datatype="UINT8", shape=[1, 1, 1, 3])
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    sent = (("x-request-id", "mine"), ("traceparent", f"00-{trace}-00f067aa0ba902b7-01"))
+    with grpc.insecure_channel(ports[1]) as channel:
+        infer: Any = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        _, answered = infer.with_call(request, metadata=sent)
+        request.model_name = "x"
+        with pytest.raises(grpc.RpcError) as refused:
+            infer(request, metadata=sent)
+        for call in (answered, refused.value):
+            metadata: Any = call.trailing_metadata()
+            told = dict(metadata)
+            assert told["x-request-id"] == "mine"
+            assert told["traceparent"].split("-")[1] == trace
+
+
 def test_what_no_more_may_wait_is_turned_away_with_a_time(bundle: Bundle) -> None:
     predictor = GatedPredictor(bundle)
     settings = ServeSettings(concurrency=1, grpc_port=0, queue_limit=0)
@@ -411,7 +458,9 @@ def test_a_draining_server_says_when_to_come_back_in_sound_http2(bundle: Bundle)
             triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(service_pb2.ModelInferRequest())
         metadata: Any = caught.value.trailing_metadata()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert set(dict(metadata)) == {"retry-after"}, "headers of a connection are malformed in HTTP/2"
+        assert set(dict(metadata)) == {"retry-after", "x-request-id", "traceparent"}, (
+            "headers of a connection are malformed in HTTP/2"
+        )
 
 
 def test_a_port_that_is_taken_is_said_before_bundles_are_loaded(bundle: Bundle) -> None:

@@ -5,24 +5,28 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from support.bundles import expected_mask
+from support.bundles import expected_mask, tiny_bundle, tiny_graph
 from support.oip import file_of, files_tensor, image_input, some_images
-from support.servers import metric
+from support.servers import metric, serving
 from tritonclient.utils import InferenceServerException
 
 from export.bundle import Bundle
 from export.images import U8
+from serve.app import create_app
 from serve.oip.wire import JSON_BYTES, MAX_JSON_BYTES, WireRequest
 from serve.problems import ProblemError
+from serve.settings import ServeSettings
 
 INFER = "/v2/models/tiny/infer"
 IMAGES = some_images(3, 21, 37)
@@ -58,6 +62,36 @@ def test_the_server_and_its_models_describe_themselves(client: Any, bundle: Bund
     assert config["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [-1, -1, -1, 3]}]
     assert config["max_batch_size"] == 0, "the dimensions have the batch in them"
     assert {entry["name"] for entry in client.get_model_repository_index()} == {"tiny", "grey"}
+
+
+@pytest.mark.parametrize("outputs", [["logits"], ["mask", "logits"]])
+def test_the_output_that_is_told_is_the_one_that_is_given(tmp_path: Path, outputs: list[str]) -> None:
+    graph = tiny_graph(classes=4, channels=3, size_multiple=16, logits=True)
+    kept = [output for output in graph.graph.output if output.name in outputs]
+    del graph.graph.output[:]
+    graph.graph.output.extend(kept)
+    made = tiny_bundle(tmp_path / "tiny", classes=4, graph=graph)
+    assert [output.name for output in made.manifest.outputs] == outputs
+    settings = ServeSettings(concurrency=1, grpc_port=0)
+    app = create_app([made.path], settings)
+    with serving(app, settings) as url:
+        for protocol, address in (
+            (triton, url.removeprefix("http://")),
+            (triton_grpc, f"127.0.0.1:{app.state.grpc_server.port}"),
+        ):
+            with protocol.InferenceServerClient(address) as client:
+                how = {} if protocol is triton else {"as_json": True}
+                told, config = client.get_model_metadata("tiny", **how), client.get_model_config("tiny", **how)
+                found = config.get("config", config)["output"]
+                assert [output["name"] for output in found] == ["mask"]
+                [output] = told["outputs"]
+                assert (output["datatype"], list(map(int, output["shape"]))) == ("UINT8", [-1, -1, -1])
+                result = client.infer(
+                    "tiny",
+                    [image_input(protocol, IMAGES, "UINT8")],
+                    outputs=[protocol.InferRequestedOutput(output["name"])],
+                )
+                assert np.array_equal(result.as_numpy(output["name"]), MASKS)
 
 
 @pytest.mark.parametrize("binary_in", [True, False])

@@ -21,6 +21,7 @@ from export.bundle import Bundle, Verification
 from export.errors import BundleError, UsageError
 from export.images import U8
 from serve.app import create_app
+from serve.folders import ModelFolders
 from serve.settings import ServeSettings
 
 IMAGES = some_images(1, 20, 30)
@@ -156,6 +157,28 @@ def test_a_bad_bundle_is_refused_while_the_old_one_serves(
     assert (entry["state"], says in entry["reason"]) == ("UNAVAILABLE", True)
 
 
+def test_a_replacement_that_is_refused_is_told_beside_what_serves_on(server: tuple[str, Any], folder: Path) -> None:
+    """In the same folder, under the same version."""
+    url, client = server
+
+    def entry() -> tuple[str, str]:
+        [found] = [e for e in client.get_model_repository_index() if (e["name"], e["version"]) == ("tiny", "10")]
+        return found["state"], found["reason"]
+
+    assert entry() == ("READY", "")
+    damage_model(folder / "tiny" / "10")
+    assert httpx.post(f"{url}/v2/repository/models/tiny/load", timeout=60).status_code == 422
+    state, reason = entry()
+    assert state == "READY"
+    assert "model.onnx does not match its hash" in reason
+    assert np.array_equal(mask(client), of(5))
+    shutil.rmtree(folder / "tiny" / "10")
+    tiny_bundle(folder / "tiny" / "10", classes=6, version="10")
+    client.load_model("tiny")
+    assert entry() == ("READY", "")
+    assert np.array_equal(mask(client), of(6))
+
+
 def test_a_switch_loses_no_request_and_mixes_no_versions(server: tuple[str, Any]) -> None:
     url, client = server
     stop, wrong, count = threading.Event(), list[str](), [0]
@@ -205,6 +228,44 @@ def test_no_name_leads_out_of_the_folder(server: tuple[str, Any], folder: Path, 
     (folder / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
     answer = httpx.post(f"{url}/v2/repository/models/{name}/load")
     assert answer.status_code in (404, 405)
+
+
+def test_links_within_the_folder_are_followed(folder: Path, tmp_path: Path) -> None:
+    """As Kubernetes mounts volumes, and as releases are switched."""
+    tiny_bundle(folder / "..2024" / "mounted" / "3", name="mounted", classes=2, version="3")
+    (folder / "..data").symlink_to("..2024")
+    (folder / "mounted").symlink_to("..data/mounted")
+    tiny_bundle(folder / ".releases" / "a", classes=6, version="11")
+    (folder / "tiny" / "11").symlink_to("../.releases/a")
+    (folder / "tiny" / "latest").symlink_to("11")
+    (folder / "tiny" / "2" / "self").symlink_to("..")
+    (folder / "round").symlink_to("round")
+    tiny_bundle(tmp_path / "outside" / "1", name="outside", classes=2)
+    (folder / "outside").symlink_to(tmp_path / "outside")
+    (folder / "tiny" / "12").symlink_to(tmp_path / "outside" / "1")
+    (tmp_path / "mount").symlink_to(folder)
+    found = ModelFolders([tmp_path / "mount"]).models()
+    assert {name: sorted(versions) for name, versions in found.items()} == {
+        "mounted": ["3"],
+        "plain": ["7"],
+        "tiny": ["1", "10", "11", "2"],
+    }
+    with serving([tmp_path / "mount"], SETTINGS) as url:
+        entries = httpx.get(f"{url}/v2/repository/index").json()
+        assert {(e["name"], e["version"]) for e in entries if e["state"] == "READY"} == {
+            ("mounted", "3"),
+            ("plain", "7"),
+            ("tiny", "11"),
+        }
+        answer = httpx.post(f"{url}/v2/repository/models/outside/load")
+        assert answer.status_code == 404
+
+
+def test_a_folder_of_links_out_of_it_is_told_why_it_has_none(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "tiny").symlink_to(folder / "tiny")
+    with pytest.raises(UsageError, match="links are followed to what lies in it alone"):
+        ModelFolders([tmp_path / "links"])
 
 
 @pytest.mark.parametrize(

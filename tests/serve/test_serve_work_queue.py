@@ -167,6 +167,54 @@ def test_the_estimate_follows_the_service_time() -> None:
     assert 5 * 0.05 / 2 <= busy < 5 * 0.5 / 2
 
 
+def test_what_is_refused_in_a_moment_does_not_shorten_the_estimate() -> None:
+    def garbage() -> None:
+        raise ValueError("no image")
+
+    async def scenario() -> tuple[float, float]:
+        async with running(workers=1, limit=10, took_its_time=lambda call: call is not garbage) as queue:
+
+            async def estimate() -> float:
+                async with held(queue, []):
+                    return queue.estimated_wait_seconds
+
+            for _ in range(3):
+                await queue.run(lambda: time.sleep(0.05), deadline_seconds=60)
+            before = await estimate()
+            for _ in range(50):
+                with pytest.raises(ValueError, match="no image"):
+                    await queue.run(garbage, deadline_seconds=60)
+            assert queue.running == 0
+            return before, await estimate()
+
+    before, after = asyncio.run(scenario())
+    assert before >= 0.05
+    assert after >= 0.8 * before, "at most the call that held the worker up counts beside the three"
+
+
+def test_what_waits_is_estimated_by_its_own_kind() -> None:
+    async def scenario() -> dict[str, float]:
+        async with running(workers=1, limit=20, kind=lambda call: getattr(call, "args", ("gate",))) as queue:
+            slow, fast, new = partial(time.sleep, 0.2), partial(time.sleep, 0.002), partial(time.sleep, 0.0)
+            for call in (slow, fast) * 2:
+                await queue.run(call, deadline_seconds=60)
+            found = {}
+            for name, calls in {"slow": [slow] * 3, "fast": [fast] * 3, "both": [slow, fast], "new": [new]}.items():
+                async with held(queue, calls):
+                    found[name] = queue.estimated_wait_seconds
+            async with held(queue, []):
+                found["gate"] = queue.estimated_wait_seconds
+            return found
+
+    found = asyncio.run(scenario())
+    # Each is behind one that holds the worker up, of a third kind that takes next to nothing after the first.
+    ahead = {name: seconds - found["gate"] for name, seconds in found.items()}
+    assert 0.6 <= ahead["slow"] < 0.9
+    assert ahead["fast"] < 0.2
+    assert 0.2 <= ahead["both"] < 0.4
+    assert ahead["new"] > 0.01, "of what has not run yet, what is known of the others is supposed"
+
+
 @asynccontextmanager
 async def held(queue: WorkQueue[Call], calls: Sequence[Call]) -> AsyncIterator[list["asyncio.Task[Any]"]]:
     """Calls that wait in `queue` until the block is left, behind one for each of its workers."""
