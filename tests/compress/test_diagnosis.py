@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,55 @@ def test_channels_that_never_answer_are_counted(splits: Splits) -> None:
     assert miou is not None
     assert 0 <= miou <= 1
     assert not network.relu._forward_hooks
+
+
+class Mixed(nn.Module):
+    """ReLUs over vectors, tokens and rows of channels beside one over a convolution; all but one channel is dead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(1, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 4))
+        self.tokens = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.rows = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.turned = nn.ReLU()
+        self.head = nn.Conv2d(4, 2, 1)
+        with torch.no_grad():
+            for layer in (self.gate[2], self.tokens[0], self.rows[0], self.norm):
+                nn.init.zeros_(layer.get_parameter("weight"))
+                nn.init.constant_(layer.get_parameter("bias"), -1.0)
+            self.norm.bias[0] = 1.0
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.spread(image)) + 0 * image)
+        x = x * self.gate(x)[:, :, None, None].sigmoid()
+        x = x + self.tokens(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
+        x = self.rows(x.movedim(1, -1)).movedim(-1, 1)
+        x = self.turned(self.norm(x).movedim(1, -1)).movedim(-1, 1)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def test_channels_are_those_of_convolutions_alone(splits: Splits) -> None:
+    _, dead = look_back(Mixed(), splits[0], 2, 4)
+    assert dead == {"relu": (3, 4)}
+
+
+def test_a_finished_training_is_kept_whatever_becomes_of_its_diagnosis(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("no such dimension")
+
+    monkeypatch.setattr(import_module("compress.train.train"), "look_back", fail)
+    small = ["model.base=8", "model.depth=1", "train.epochs=1", "train.precision=float32"]
+    made = train(discs, tmp_path / "out", Recipe.load(None, small))
+    result = (read_record(made.path) or {})["result"]
+    assert (result["miou_train"], result["diagnosis"]) == (None, [])
+    assert result["miou"] > 0
+    assert "no diagnosis of this training: IndexError: no such dimension" in capfd.readouterr().err
 
 
 def test_a_training_that_learns_nothing_is_told_so(
