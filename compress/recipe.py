@@ -77,17 +77,18 @@ def unusual(tree: Mapping[str, Any]) -> tuple[str, ...]:
     A tree of another version is taken as it is: settings that are not known any more are unusual, too.
     """
     factory = tree.get("model", {}).get("factory", "unet")
-    usual = dict(_leaves(Recipe.model_validate({"model": {"factory": factory}}).model_dump(mode="json")))
-    found = {name: value for name, value in _leaves(tree) if name not in usual or usual[name] != value}
+    usual = dict(leaves(Recipe.model_validate({"model": {"factory": factory}}).model_dump(mode="json")))
+    found = {name: value for name, value in leaves(tree) if name not in usual or usual[name] != value}
     if factory != "unet":
         found = {"model.factory": factory, **found}
     return tuple(f"{name}={on_one_line(value)}" for name, value in found.items())
 
 
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a tree with their dotted names."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{above}{name}.")
+            yield from leaves(value, f"{above}{name}.")
         else:
             yield above + name, value
 
