@@ -126,7 +126,8 @@ class FitSettings(Settings):
     keep_from: Share = 0.0
     """Share of the epochs after which the best one is looked for: a small split ranks unripe ones by chance."""
     patience: Positive | None = None
-    """Validations without a better epoch after which training ends; counted from `keep_from` on. None: all epochs."""
+    """Validations without a better epoch after which training ends; counted from `keep_from` on, and from `swa.start`
+    where there is one: nothing ends before there is an average. None: all epochs."""
     save_every: Positive | None = None
     """Epochs between checkpoints that are kept beside the best and the last, each validated; None keeps only those."""
     encoder_rate: Annotated[float, Field(gt=0, le=1)] = 0.1

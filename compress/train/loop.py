@@ -169,7 +169,9 @@ class Fit:
         patience, done = self._settings.patience, self._progress
         if patience is None:
             return False
-        since = max(done.best_epoch, self._settings.keep_from * self._settings.epochs)
+        # Before averaging begins the learning rate has not come to where it stays, and there would be no average.
+        shares = self._settings.keep_from, self._settings.swa.start or 0.0
+        since = max(done.best_epoch, max(shares) * self._settings.epochs)
         return len([epoch for epoch in done.history if "miou" in epoch and epoch["epoch"] > since]) >= patience
 
     def _judge(self, swa: EqualAverage) -> None:

@@ -113,6 +113,8 @@ def test_what_was_stopped_is_not_gone_on_with(splits: Splits, tmp_path: Path) ->
     first = fit(Stuck(), splits, tmp_path / "fit", epochs=12, patience=2)
     steps: list[int] = []
     with before_each_step(lambda _: steps.append(1)):
+        ({"patience": 3, "swa": {"start": 0.5}}, 9),
+        ({"patience": 3, "swa": {"start": 0.25}, "keep_from": 0.5}, 10),
         again = fit(Stuck(), splits, tmp_path / "fit", epochs=12, patience=2)
     assert not steps
     assert again.history == first.history
