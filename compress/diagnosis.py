@@ -50,10 +50,25 @@ class Trained:
     """Of the same on some training images, not augmented; None where nothing counted in them."""
     dead: Mapping[str, tuple[int, int]]
     """By layer: channels that are zero on all these images, and all."""
+    averaged: bool = False
+    """What is kept is no epoch's but the equal average's, whose metrics the last entry has as `swa`."""
     base: int | None = None
     """Width of the network's first level, where it has one."""
     model_settings: frozenset[str] = frozenset()
     """What the recipe can say of this kind of network; of one of the user's own little."""
+
+    @property
+    def judged(self) -> list[Mapping[str, Any]]:
+        """The epochs that were validated."""
+        return [epoch for epoch in self.history if epoch.get("miou") is not None]
+
+    @property
+    def kept(self) -> Mapping[str, Any]:
+        """Metrics of what is kept, empty where nothing was."""
+        if self.averaged:
+            metrics: Mapping[str, Any] = self.history[-1]["swa"]
+            return metrics
+        return next((epoch for epoch in self.judged if epoch["epoch"] == self.best_epoch), {})
 
 
 def diagnosed(trained: Trained) -> list[Finding]:
@@ -73,11 +88,9 @@ def _possible(finding: Finding, model_settings: frozenset[str]) -> Finding:
 
 
 def _never_predicted(trained: Trained) -> Iterator[Finding]:
-    judged = [epoch for epoch in trained.history if "confusion" in epoch]
-    kept = next((epoch for epoch in judged if epoch["epoch"] == trained.best_epoch), None)
-    if kept is None:
+    if "confusion" not in trained.kept:
         return
-    names, confusion = list(kept["iou_per_class"]), kept["confusion"]
+    names, confusion = list(trained.kept["iou_per_class"]), trained.kept["confusion"]
     seen = [name for name, row in zip(names, confusion, strict=True) if sum(row)]
     predicted = {name for name, column in zip(names, zip(*confusion, strict=True), strict=True) if sum(column)}
     missing = [name for name in seen if name not in predicted]
@@ -130,7 +143,7 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
     settings = trained.settings
     decay = f"train.weight_decay={max(1e-3, settings.weight_decay * 10):.2g}"
     policy = ("train.augment.policy=trivial",) if settings.augment.policy == "none" else ("train.augment.cutmix=0.5",)
-    judged = [epoch for epoch in trained.history if epoch.get("miou") is not None]
+    judged = trained.judged
     if trained.miou_train is not None and trained.miou_train - trained.miou > GAP:
         yield Finding(
             "overfitting",
@@ -149,14 +162,16 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
 
 
 def _not_learned(trained: Trained) -> Iterator[Finding]:
-    judged = [epoch for epoch in trained.history if epoch.get("miou") is not None]
+    judged = trained.judged
     epochs = len(trained.history)
     before = [epoch["miou"] for epoch in judged if epoch["epoch"] <= epochs * 3 / 4]
     longer = f"train.epochs={2 * epochs}"
-    if judged and before and trained.best_epoch == judged[-1]["epoch"] and trained.miou - max(before) > RISE:
+    # Of the last epoch itself: an average that is better than every epoch is no sign that these were getting better.
+    rise = judged[-1]["miou"] - max(before) if before else 0.0
+    if rise > RISE and trained.best_epoch == judged[-1]["epoch"]:
         yield Finding(
             "underfitting",
-            f"mIoU was still rising when training ended, by {trained.miou - max(before):.3f} in the last quarter",
+            f"mIoU was still rising when training ended, by {rise:.3f} in the last quarter",
             (longer,),
         )
     elif trained.miou_train is not None and trained.miou_train < LOW and trained.miou_train - trained.miou <= GAP:

@@ -140,6 +140,7 @@ def _looked_at(
             fitted.miou,
             miou_train,
             dead,
+            averaged=fitted.averaged,
             base=getattr(recipe.model, "base", None),
             model_settings=frozenset(type(recipe.model).model_fields),
         )

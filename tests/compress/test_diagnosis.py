@@ -106,6 +106,15 @@ def test_a_network_of_ones_own_is_not_told_to_change_what_it_does_not_have() -> 
     assert not any(setting.startswith("model.") for setting in settings)
 
 
+def test_of_an_average_that_won_its_own_answers_are_judged() -> None:
+    """The last epoch predicted one class only, and the average is much better than it."""
+    one, both = [[60, 0], [40, 0]], [[50, 5], [5, 40]]
+    for epochs, average, kinds in ((one, both, []), (both, one, ["classes never predicted"])):
+        history = [epoch(n, loss=1 / n, miou=0.6, confusion=epochs) for n in range(1, 21)]
+        history[-1]["swa"] = {**history[-1], "miou": 0.79, "confusion": average}
+        assert [finding.kind for finding in diagnosed(replace(HEALTHY, history=history, averaged=True))] == kinds
+
+
 def test_a_class_that_does_not_occur_need_not_be_predicted() -> None:
     history = [epoch(n, loss=1 / n, miou=0.79, confusion=[[60, 0], [0, 0]]) for n in range(1, 21)]
     assert diagnosed(replace(HEALTHY, history=history)) == []
