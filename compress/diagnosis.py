@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,8 @@ LOW = 0.5
 """mIoU on its own training images, of a network that could not learn them."""
 DEAD = 0.1
 """Share of a layer's channels."""
+DIVERGED = 2.0
+"""Times the loss of a network that knows nothing: no end of a training that went downhill."""
 EXPLODED = 10.0
 """Times `clip_norm`: the direction is then all that is left of most gradients."""
 VANISHED = 1e-5
@@ -72,9 +75,10 @@ class Trained:
 
 
 def diagnosed(trained: Trained) -> list[Finding]:
-    """What is worst first."""
+    """What is worst first; of one that diverged only that, whatever else follows from it."""
     rules = (_never_predicted, _gradients, _dead_channels, _learned_by_heart, _not_learned)
-    return [_possible(finding, trained.model_settings) for rule in rules for finding in rule(trained)]
+    found = [*_diverged(trained)] or [finding for rule in rules for finding in rule(trained)]
+    return [_possible(finding, trained.model_settings) for finding in found]
 
 
 def _possible(finding: Finding, model_settings: frozenset[str]) -> Finding:
@@ -85,6 +89,25 @@ def _possible(finding: Finding, model_settings: frozenset[str]) -> Finding:
         if not setting.startswith("model.") or setting.removeprefix("model.").partition("=")[0] in model_settings
     ]
     return replace(finding, tries=tuple(tries))
+
+
+def _diverged(trained: Trained) -> Iterator[Finding]:
+    settings, loss = trained.settings, trained.settings.loss
+    classes = max((len(epoch.get("iou_per_class", ())) for epoch in trained.history), default=0)
+    losses = [epoch["loss"] for epoch in trained.history]
+    if not losses or not classes or loss.own is not None:  # nobody knows what one of the user's own comes to
+        return
+    late = fmean(losses[-max(1, len(losses) // 4) :])
+    pixel = 0.0 if loss.pixel == "none" else log(classes)
+    blind = pixel + loss.dice_weight + loss.tversky_weight + loss.lovasz_weight
+    if late > DIVERGED * blind:
+        clipped = () if settings.clip_norm <= 1 else ("train.clip_norm=1",)
+        yield Finding(
+            "divergence",
+            f"the training loss is {late:.3g} on the mean of the last epochs, and {blind:.2g} for a network that knows "
+            "nothing: its steps are too long",
+            (f"train.learning_rate={min(settings.learning_rate / 10, 1e-3):.2g}", *clipped, "train.warmup=0.2"),
+        )
 
 
 def _never_predicted(trained: Trained) -> Iterator[Finding]:
@@ -144,6 +167,8 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
     decay = f"train.weight_decay={max(1e-3, settings.weight_decay * 10):.2g}"
     policy = ("train.augment.policy=trivial",) if settings.augment.policy == "none" else ("train.augment.cutmix=0.5",)
     judged = trained.judged
+    if trained.miou_train is not None and trained.miou_train < LOW:
+        return
     if trained.miou_train is not None and trained.miou_train - trained.miou > GAP:
         yield Finding(
             "overfitting",
@@ -174,7 +199,7 @@ def _not_learned(trained: Trained) -> Iterator[Finding]:
             f"mIoU was still rising when training ended, by {rise:.3f} in the last quarter",
             (longer,),
         )
-    elif trained.miou_train is not None and trained.miou_train < LOW and trained.miou_train - trained.miou <= GAP:
+    elif trained.miou_train is not None and trained.miou_train < LOW:
         wider = () if trained.base is None else (f"model.base={2 * trained.base}",)
         yield Finding(
             "underfitting",

@@ -13,7 +13,7 @@ from support.fits import splits as small_splits
 from torch import Tensor, nn
 
 from compress.diagnosis import Trained, diagnosed
-from compress.recipe import Recipe
+from compress.recipe import Recipe, unusual
 from compress.settings.train import TrainSettings
 from compress.steps import read_record
 from compress.train import train
@@ -44,6 +44,17 @@ def with_norm(norm: float) -> Trained:
 
 
 SICK: dict[str, tuple[Trained, str]] = {
+    "diverging": (
+        replace(
+            HEALTHY,
+            history=[epoch(n, loss=5000.0, miou=0.1 + 0.02 * n, norm=20.0) for n in range(1, 21)],
+            settings=TrainSettings(learning_rate=500, clip_norm=1e6),
+            miou=0.5,
+            miou_train=0.7,
+        ),
+        "divergence",
+    ),
+    "neither known nor learned by heart": (replace(HEALTHY, miou=0.2, miou_train=0.4, best_epoch=3), "underfitting"),
     "by heart": (replace(HEALTHY, miou_train=0.95), "overfitting"),
     "worse in the end": (
         replace(HEALTHY, history=[*HEALTHY.history, epoch(21, loss=0.01, miou=0.6)], best_epoch=20),
@@ -77,8 +88,9 @@ def test_each_illness_is_found_alone_and_its_remedies_exist(trained: Trained, ki
     (finding,) = diagnosed(trained)
     assert finding.kind == kind
     assert finding.tries
+    had = unusual({"train": trained.settings.model_dump(mode="json")})
     for setting in finding.tries:
-        assert Recipe.load(None, [setting]) != Recipe(), setting
+        assert Recipe.load(None, [*had, setting]) != Recipe.load(None, [*had]), setting
         assert f"--set {setting}" in str(finding)
 
 
@@ -104,6 +116,14 @@ def test_a_network_of_ones_own_is_not_told_to_change_what_it_does_not_have() -> 
     ]
     assert settings
     assert not any(setting.startswith("model.") for setting in settings)
+
+
+def test_a_high_loss_is_no_divergence_where_it_is_made_of_more() -> None:
+    history = [{**entry, "loss": 5.0} for entry in HEALTHY.history]
+    assert [finding.kind for finding in diagnosed(replace(HEALTHY, history=history))] == ["divergence"]
+    for loss in ({"own": "file.py:loss"}, {"lovasz_weight": 3.0}):
+        settings = TrainSettings.model_validate({"loss": loss})
+        assert diagnosed(replace(HEALTHY, history=history, settings=settings)) == []
 
 
 def test_of_an_average_that_won_its_own_answers_are_judged() -> None:
