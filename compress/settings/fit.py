@@ -34,6 +34,7 @@ class LossSettings(Settings):
     """A loss of your own beside the others: `file.py:function`, called with logits NKHW and classes NHW, 255 for void
     (`ignore_index=255`); it gives a scalar."""
     own_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of that."""
     ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
     """A pixel is hard where its true class has at most this probability; 1 keeps all."""
     ohem_share: Share = 0.1
@@ -108,10 +109,13 @@ class FitSettings(Settings):
     """Where they stand in a recipe, for what is told of them."""
 
     epochs: Positive = 60
+    """Times that every training image is shown."""
     batch_size: Positive = 8
+    """Images of one step."""
     learning_rate: LearningRate = 1e-3
     """Peak of the schedule, for AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Of AdamW, for kernels; biases and BatchNorm have none."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises."""
     schedule: ScheduleSettings = ScheduleSettings()
@@ -141,3 +145,4 @@ class FitSettings(Settings):
     """Of a second thing to follow, beside the teacher's logits: where its convolutions answer strongly, whatever their
     widths. Source: Zagoruyko and Komodakis 2017 (arXiv:1612.03928)."""
     seed: Seed = 0
+    """Of all that is drawn: the first weights, the order of the images, what augmentation does."""
