@@ -156,11 +156,11 @@ class Fit:
 
     def _compare(self, number: int, metrics: Metrics) -> None:
         """Remember the weights of the epoch `number` if they are the best so far among those that may be kept."""
-        epochs = self._settings.epochs
-        if number <= self._settings.keep_from * epochs and number != epochs:
-            return
-        if metrics.miou > self._progress.miou:
+        if self._may_be_kept(number) and metrics.miou > self._progress.miou:
             self._take(number, metrics, self._stepper.average.network)
+
+    def _may_be_kept(self, number: int) -> bool:
+        return number > self._settings.keep_from * self._settings.epochs or number == self._settings.epochs
 
     def _take(self, number: int, metrics: Metrics, network: nn.Module) -> None:
         self._progress.miou, self._progress.best_epoch = metrics.miou, number
