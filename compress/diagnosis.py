@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,8 @@ LOW = 0.5
 """mIoU on its own training images, of a network that could not learn them."""
 DEAD = 0.1
 """Share of a layer's channels."""
+DIVERGED = 2.0
+"""Times the loss of a network that knows nothing: no end of a training that went downhill."""
 EXPLODED = 10.0
 """Times `clip_norm`: the direction is then all that is left of most gradients."""
 VANISHED = 1e-5
@@ -50,16 +53,32 @@ class Trained:
     """Of the same on some training images, not augmented; None where nothing counted in them."""
     dead: Mapping[str, tuple[int, int]]
     """By layer: channels that are zero on all these images, and all."""
+    averaged: bool = False
+    """What is kept is no epoch's but the equal average's, whose metrics the last entry has as `swa`."""
     base: int | None = None
     """Width of the network's first level, where it has one."""
     model_settings: frozenset[str] = frozenset()
     """What the recipe can say of this kind of network; of one of the user's own little."""
 
+    @property
+    def judged(self) -> list[Mapping[str, Any]]:
+        """The epochs that were validated."""
+        return [epoch for epoch in self.history if epoch.get("miou") is not None]
+
+    @property
+    def kept(self) -> Mapping[str, Any]:
+        """Metrics of what is kept, empty where nothing was."""
+        if self.averaged:
+            metrics: Mapping[str, Any] = self.history[-1]["swa"]
+            return metrics
+        return next((epoch for epoch in self.judged if epoch["epoch"] == self.best_epoch), {})
+
 
 def diagnosed(trained: Trained) -> list[Finding]:
-    """What is worst first."""
+    """What is worst first; of one that diverged only that, whatever else follows from it."""
     rules = (_never_predicted, _gradients, _dead_channels, _learned_by_heart, _not_learned)
-    return [_possible(finding, trained.model_settings) for rule in rules for finding in rule(trained)]
+    found = [*_diverged(trained)] or [finding for rule in rules for finding in rule(trained)]
+    return [_possible(finding, trained.model_settings) for finding in found]
 
 
 def _possible(finding: Finding, model_settings: frozenset[str]) -> Finding:
@@ -72,12 +91,29 @@ def _possible(finding: Finding, model_settings: frozenset[str]) -> Finding:
     return replace(finding, tries=tuple(tries))
 
 
-def _never_predicted(trained: Trained) -> Iterator[Finding]:
-    judged = [epoch for epoch in trained.history if "confusion" in epoch]
-    kept = next((epoch for epoch in judged if epoch["epoch"] == trained.best_epoch), None)
-    if kept is None:
+def _diverged(trained: Trained) -> Iterator[Finding]:
+    settings, loss = trained.settings, trained.settings.loss
+    classes = max((len(epoch.get("iou_per_class", ())) for epoch in trained.history), default=0)
+    losses = [epoch["loss"] for epoch in trained.history]
+    if not losses or not classes or loss.own is not None:  # nobody knows what one of the user's own comes to
         return
-    names, confusion = list(kept["iou_per_class"]), kept["confusion"]
+    late = fmean(losses[-max(1, len(losses) // 4) :])
+    pixel = 0.0 if loss.pixel == "none" else log(classes)
+    blind = pixel + loss.dice_weight + loss.tversky_weight + loss.lovasz_weight
+    if late > DIVERGED * blind:
+        clipped = () if settings.clip_norm <= 1 else ("train.clip_norm=1",)
+        yield Finding(
+            "divergence",
+            f"the training loss is {late:.3g} on the mean of the last epochs, and {blind:.2g} for a network that knows "
+            "nothing: its steps are too long",
+            (f"train.learning_rate={min(settings.learning_rate / 10, 1e-3):.2g}", *clipped, "train.warmup=0.2"),
+        )
+
+
+def _never_predicted(trained: Trained) -> Iterator[Finding]:
+    if "confusion" not in trained.kept:
+        return
+    names, confusion = list(trained.kept["iou_per_class"]), trained.kept["confusion"]
     seen = [name for name, row in zip(names, confusion, strict=True) if sum(row)]
     predicted = {name for name, column in zip(names, zip(*confusion, strict=True), strict=True) if sum(column)}
     missing = [name for name in seen if name not in predicted]
@@ -130,7 +166,9 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
     settings = trained.settings
     decay = f"train.weight_decay={max(1e-3, settings.weight_decay * 10):.2g}"
     policy = ("train.augment.policy=trivial",) if settings.augment.policy == "none" else ("train.augment.cutmix=0.5",)
-    judged = [epoch for epoch in trained.history if epoch.get("miou") is not None]
+    judged = trained.judged
+    if trained.miou_train is not None and trained.miou_train < LOW:
+        return
     if trained.miou_train is not None and trained.miou_train - trained.miou > GAP:
         yield Finding(
             "overfitting",
@@ -149,17 +187,19 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
 
 
 def _not_learned(trained: Trained) -> Iterator[Finding]:
-    judged = [epoch for epoch in trained.history if epoch.get("miou") is not None]
+    judged = trained.judged
     epochs = len(trained.history)
     before = [epoch["miou"] for epoch in judged if epoch["epoch"] <= epochs * 3 / 4]
     longer = f"train.epochs={2 * epochs}"
-    if judged and before and trained.best_epoch == judged[-1]["epoch"] and trained.miou - max(before) > RISE:
+    # Of the last epoch itself: an average that is better than every epoch is no sign that these were getting better.
+    rise = judged[-1]["miou"] - max(before) if before else 0.0
+    if rise > RISE and trained.best_epoch == judged[-1]["epoch"]:
         yield Finding(
             "underfitting",
-            f"mIoU was still rising when training ended, by {trained.miou - max(before):.3f} in the last quarter",
+            f"mIoU was still rising when training ended, by {rise:.3f} in the last quarter",
             (longer,),
         )
-    elif trained.miou_train is not None and trained.miou_train < LOW and trained.miou_train - trained.miou <= GAP:
+    elif trained.miou_train is not None and trained.miou_train < LOW:
         wider = () if trained.base is None else (f"model.base={2 * trained.base}",)
         yield Finding(
             "underfitting",

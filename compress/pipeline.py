@@ -19,7 +19,7 @@ from compress.progress import say, task
 from compress.prune import prune
 from compress.quantize import quantize
 from compress.recipe import Recipe
-from compress.steps import StepPlan, finished, read_record, running
+from compress.steps import StepPlan, differences, finished, in_short, interrupted_training, read_record, running
 from compress.train import train
 from export import bundle
 from export.bundle import Bundle
@@ -29,6 +29,13 @@ from export.files import make_folder, write_atomic
 REPORT = "report.json"
 PAGE = "report.html"
 RECIPE = "recipe.toml"
+TRAINED = {
+    "dense": ("data", "model", "train"),
+    "dense-int8": ("data", "model", "train", "quantize"),
+    "pruned": ("data", "model", "train", "prune"),
+    "int8": ("data", "model", "train", "prune", "quantize"),
+}
+"""Folders of steps that train, and what of a recipe decides what becomes of them."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     if data is not None:
         look_ahead(recipe, data)
     _require_ours(out / RECIPE)
+    _require_nothing_lost(recipe, out)
     make_folder(out)
     write_atomic(out / RECIPE, recipe.to_toml())
     if data is None:
@@ -112,6 +120,30 @@ def _require_ours(path: Path) -> None:
         ours = False
     if not ours:
         raise UsageError(f"{path} was not written by a run, and would be replaced; give another --out, or move it away")
+
+
+def _require_nothing_lost(recipe: Recipe, out: Path) -> None:
+    """Raises UsageError where an interrupted training in `out` could not be gone on with: before anything is made, as
+    the step itself would say so hours later where an earlier one is made anew."""
+    if not (out / RECIPE).exists():
+        return
+    earlier, now = (_deciding(each) for each in (Recipe.load(out / RECIPE), recipe))
+    for name, sections in TRAINED.items():
+        partial = interrupted_training(out / name)
+        changed = differences(*({section: tree[section] for section in sections} for tree in (earlier, now)))
+        if partial is not None and changed:
+            raise UsageError(
+                f"{partial} holds an interrupted training of another recipe: {in_short(changed)}. "
+                f"compress run {out / RECIPE} --out {out} continues it; to start anew, remove that folder, or give "
+                "another --out"
+            )
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, without settings that change no result."""
+    return recipe.model_dump(
+        mode="json", exclude={"data": {"path", "cache_gb"}, "prune": {"analysis_images", "latency_table"}}
+    )
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from compress.settings.common import Settings
 from compress.settings.data import DataSettings
@@ -36,6 +36,20 @@ class Recipe(Settings):
     export: ExportSettings = ExportSettings()
     budget: BudgetSettings = BudgetSettings()
     bench: BenchSettings = BenchSettings()
+
+    @model_validator(mode="after")
+    def _batches_can_be_mixed(self) -> Self:
+        sizes = {"train": self.train.batch_size, "prune.finetune": self.prune.finetune.batch_size}
+        if self.quantize.mode == "qat":
+            sizes["quantize.finetune"] = self.quantize.finetune.batch_size
+        alone = [f"{section}.batch_size" for section, size in sizes.items() if size == 1]
+        mixing = [f"train.augment.{name}" for name in ("cutmix", "mixup") if getattr(self.train.augment, name)]
+        if alone and mixing:
+            raise ValueError(
+                f"nothing could be mixed for {' and '.join(mixing)}, because a batch is one image with "
+                f"{' and '.join(alone)} = 1: set that to 2 or more, or {' and '.join(mixing)} to 0"
+            )
+        return self
 
     @classmethod
     def load(cls, source: Path | str | None = None, overrides: list[str] | None = None) -> "Recipe":
@@ -77,17 +91,18 @@ def unusual(tree: Mapping[str, Any]) -> tuple[str, ...]:
     A tree of another version is taken as it is: settings that are not known any more are unusual, too.
     """
     factory = tree.get("model", {}).get("factory", "unet")
-    usual = dict(_leaves(Recipe.model_validate({"model": {"factory": factory}}).model_dump(mode="json")))
-    found = {name: value for name, value in _leaves(tree) if name not in usual or usual[name] != value}
+    usual = dict(leaves(Recipe.model_validate({"model": {"factory": factory}}).model_dump(mode="json")))
+    found = {name: value for name, value in leaves(tree) if name not in usual or usual[name] != value}
     if factory != "unet":
         found = {"model.factory": factory, **found}
     return tuple(f"{name}={on_one_line(value)}" for name, value in found.items())
 
 
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a tree with their dotted names."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{above}{name}.")
+            yield from leaves(value, f"{above}{name}.")
         else:
             yield above + name, value
 

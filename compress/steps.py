@@ -1,8 +1,9 @@
 """Steps that are whole or absent, that a kill cannot spoil, and that are not run twice.
 
 A step writes into `.NAME.partial/` beside its target and renames it when it is whole. What a killed run left
-there is used again when it belongs to the same inputs and settings, and thrown away otherwise. A lock
-gives a second run on the same folder a plain refusal. `step.json` says what the folder was made from.
+there is used again when it belongs to the same inputs and settings. Otherwise it is thrown away, and the user told; but
+a training that can go on is left, and the step refused. A lock gives a second run on the same folder a plain refusal.
+`step.json` says what the folder was made from.
 """
 
 import contextlib
@@ -12,12 +13,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from compress.recipe import leaves, on_one_line
 from export.errors import BusyError, UsageError
 from export.files import make_folder, sha256_json, write_json
 from export.machine import library_versions
@@ -25,6 +27,8 @@ from export.machine import library_versions
 log = logging.getLogger(__name__)
 
 RECORD = "step.json"
+TRAINING_STATE = "training_state.pt"
+"""What a training goes on from, wherever it lies in a step's folder."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,14 @@ class StepPlan:
 
     @property
     def key(self) -> str:
-        return sha256_json({"name": self.name, "inputs": dict(self.inputs), "settings": dict(self.settings)})
+        return sha256_json(self._as_tree())
+
+    def signed(self) -> str:
+        """The key, and below it what it is made from."""
+        return f"{self.key}\n{json.dumps(self._as_tree())}\n"
+
+    def _as_tree(self) -> dict[str, Any]:
+        return {"name": self.name, "inputs": dict(self.inputs), "settings": dict(self.settings)}
 
 
 @dataclass
@@ -109,7 +120,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
     """The partial folder of `out`, locked; renamed to `out` when the block ends without an exception.
 
-    Raises BusyError when another run holds it, UsageError when `out` holds something else or cannot be written.
+    Raises BusyError when another run holds it, UsageError when `out` holds something else or cannot be written, or an
+    interrupted training that was started otherwise would be lost.
     """
     _require_free(out, plan)
     partial = _partial(out)
@@ -126,6 +138,25 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
         # Without its key a partial folder is whole: from here on a kill loses nothing.
         (partial / _KEY).unlink()
         _replace(partial, out)
+
+
+def interrupted_training(out: Path) -> Path | None:
+    """The folder of a training for `out` that was interrupted and can go on, None where there is none."""
+    partial = _partial(out)
+    return partial if _holds_training(partial) else None
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not the same in two trees of settings."""
+    before, after = dict(leaves(earlier)), dict(leaves(now))
+    names = [name for name in {**after, **before} if before.get(name) != after.get(name)]
+    return [f"{name} was {on_one_line(before.get(name))} and is {on_one_line(after.get(name))}" for name in names]
+
+
+def in_short(lines: Sequence[str], at_most: int = 6) -> str:
+    """On one line."""
+    more = f", and {len(lines) - at_most} more" if len(lines) > at_most else ""
+    return ", ".join(lines[:at_most]) + more
 
 
 def require_apart(out: Path, source: Path) -> None:
@@ -168,19 +199,57 @@ def _is_whole(partial: Path) -> bool:
 
 
 def _prepare(partial: Path, plan: StepPlan) -> bool:
-    """Whether what an earlier run left is gone on with."""
+    """Whether what an earlier run left is gone on with; what belongs to another plan is removed.
+
+    Raises UsageError where that would lose a training.
+    """
     key = partial / _KEY
-    if key.exists() and key.read_text() == plan.key:
+    earlier = key.read_text() if key.exists() else ""
+    if earlier.partition("\n")[0] == plan.key:
         log.info("continuing what an earlier run left in %s", partial)
         return True
+    left = sorted(path.name for path in partial.iterdir() if path != key)
+    if left:
+        why = _changed(_plan_of(earlier), plan)
+        if _holds_training(partial):
+            raise UsageError(
+                f"{partial} holds an interrupted training that was started otherwise: {why}. The command that it was "
+                "started with continues it; to start anew, remove that folder, or give another --out"
+            )
+        log.info("throwing away what an interrupted run left in %s (%s): %s", partial, ", ".join(left), why)
     # The key goes last: without it, what is left after a kill would pass for whole.
     for path in sorted(partial.iterdir(), key=lambda path: path == key):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    key.write_text(plan.key)
+    key.write_text(plan.signed())
     return False
+
+
+def _holds_training(partial: Path) -> bool:
+    return any(partial.rglob(TRAINING_STATE))
+
+
+def _changed(earlier: Mapping[str, Any], plan: StepPlan) -> str:
+    """How `plan` differs from an earlier one, on one line."""
+    if not earlier:
+        return "by a version that did not note its settings"
+    inputs = earlier["inputs"]
+    lines = [] if earlier["name"] == plan.name else [f"the step was {earlier['name']} and is {plan.name}"]
+    lines += [
+        f"the {role} is not the same" for role in {**plan.inputs, **inputs} if inputs.get(role) != plan.inputs.get(role)
+    ]
+    return in_short([*lines, *differences(earlier["settings"], plan.settings)])
+
+
+def _plan_of(signed: str) -> Mapping[str, Any]:
+    """What `StepPlan.signed` says, nothing where it is from before it said that."""
+    try:
+        tree = json.loads(signed.partition("\n")[2])
+    except ValueError:
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _replace(partial: Path, out: Path) -> None:

@@ -61,12 +61,12 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
         server = _Server(config, service.lifecycle, settings)
         try:
             server.run(sockets=[listener])
-        except OSError as error:
-            raise _cannot_listen(settings.host, settings.port, error) from error
         except SystemExit as error:
             if start.error is not None:
                 raise start.error from None
             raise WorkFailedError("the server did not start; the log above says why") from error
+    if server.deaf is not None:
+        raise _cannot_listen(settings.host, settings.port, server.deaf) from server.deaf
     if server.cut_off:
         raise WorkFailedError(
             f"{server.cut_off} accepted requests were cut off after draining for {settings.drain_seconds:g} s; "
@@ -139,9 +139,18 @@ class _Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
         self.cut_off = 0
         """Requests that were accepted and not answered within the drain."""
+        self.deaf: OSError | None = None
+        """Why it cannot listen."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            # Out of here it would cancel the application's lifespan, which logs a traceback.
+            self.deaf = error
+            await self.lifespan.shutdown()
+            self.should_exit = True
+            return
         if self._lifecycle.is_ready:
             for listener in sockets or []:
                 logger.info("ready on %s", _url(listener, self.config.is_ssl))

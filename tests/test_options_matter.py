@@ -129,6 +129,18 @@ OPTIONS = {
         "compress.train.freeze:Freezing.apply=none",
         "tests/compress/test_freeze.py::test_stages_wake_when_they_are_asked_to",
     ),
+    "train.freeze.stage_epochs": (
+        "compress.train.freeze:Freezing.learning=all at once",
+        "tests/compress/test_freeze.py::test_stages_wake_when_they_are_asked_to",
+    ),
+    "train.keep_from": (
+        "compress.train.loop:Fit._may_be_kept=true",
+        "tests/compress/test_fit.py::test_the_best_is_looked_for_among_the_later_epochs",
+    ),
+    "train.weight_decay": (
+        "compress.train.step:adamw=without decay",
+        "tests/compress/test_fit.py::test_weight_decay_is_for_kernels_alone",
+    ),
     "train.encoder_rate": (
         "compress.train.step:set_learning_rate=same rate",
         "tests/compress/test_fit.py::test_a_pretrained_encoder_learns_at_its_own_rate",
@@ -157,6 +169,14 @@ OPTIONS = {
         "compress.data.augment:warped=last two",
         "tests/compress/test_augment.py::test_each_image_of_a_batch_is_drawn_for_itself_and_the_seed_decides",
     ),
+    "train.augment.shear_degrees": (
+        "compress.data.augment:warped=last two",
+        "tests/compress/test_augment.py::test_shear_leans_as_far_as_is_asked_and_no_further",
+    ),
+    "train.augment.quarter_turn": (
+        "compress.data.augment:_rotated=first two",
+        "tests/compress/test_augment.py::test_quarter_turns_are_exact_and_go_either_way",
+    ),
     "train.augment.noise": (
         "compress.data.augment:Augment._noisy=second",
         "tests/compress/test_augment.py::test_noise_is_gaussian_and_leaves_the_mask",
@@ -168,6 +188,10 @@ OPTIONS = {
     "train.augment.cutmix": (
         "compress.train.feed:cutmixed=last two",
         "tests/compress/test_feed.py::test_cutmix_takes_a_rectangle_of_the_image_before_with_its_mask",
+    ),
+    "train.augment.cutmix_alpha": (
+        "compress.data.mixing:_beta=any share",
+        "tests/compress/test_feed.py::test_boxes_are_as_large_as_the_beta_distribution_says",
     ),
     "train.augment.mixup": (
         "compress.train.feed:mixed=unmixed",
@@ -185,9 +209,17 @@ OPTIONS = {
         "compress.data.augment:Augment._lit=second",
         "tests/compress/test_augment.py::test_light_changes_the_image_and_not_the_mask",
     ),
-    "train.augment.hue": (
-        "compress.data.augment:Augment._coloured=second",
+    "train.augment.gamma": (
+        "kornia.enhance:adjust_gamma=first",
         "tests/compress/test_augment.py::test_gamma_is_a_power_of_the_pixels_from_0_to_1",
+    ),
+    "train.augment.hue": (
+        "kornia.enhance:adjust_hue=first",
+        "tests/compress/test_augment.py::test_hue_and_saturation_move_within_their_range_and_nothing_else_does",
+    ),
+    "train.augment.saturation": (
+        "kornia.enhance:adjust_saturation=first",
+        "tests/compress/test_augment.py::test_hue_and_saturation_move_within_their_range_and_nothing_else_does",
     ),
     "train.augment.scale": (
         "compress.data.loader:resample=first two",

@@ -19,7 +19,11 @@ RecipeOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as train.epochs=20; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="One setting, such as train.epochs=20; may be repeated. All stand in compress settings.",
+    ),
 ]
 NameOption = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Model name in the manifest and in URLs.")

@@ -6,7 +6,21 @@ import warnings
 
 import typer
 
-from compress.cli import bench, data, evaluate, export, predict, prune, quantize, run, serve, serve_key, train, verify
+from compress.cli import (
+    bench,
+    data,
+    evaluate,
+    export,
+    predict,
+    prune,
+    quantize,
+    run,
+    serve,
+    serve_key,
+    settings,
+    train,
+    verify,
+)
 from export.errors import SegpressError
 
 app = typer.Typer(
@@ -23,6 +37,7 @@ app.command("train")(train.command)
 app.command("prune")(prune.command)
 app.command("quantize")(quantize.command)
 app.command("export")(export.command)
+app.command("settings")(settings.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 app.command("predict")(predict.command)

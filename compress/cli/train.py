@@ -71,11 +71,8 @@ def _train(data: Path, out: Path, recipe: Recipe, init: Path | None, teacher: Pa
 
     train(data, out, recipe, init=init, teacher=teacher)
     result = (read_record(out) or {})["result"]
-    emit(
-        result,
-        f"{out}: mIoU {result['miou']:.4f} on the validation split, epoch {result['best_epoch']}",
-        as_json=as_json,
-    )
+    kept = "average of the last epochs" if result.get("averaged") else f"epoch {result['best_epoch']}"
+    emit(result, f"{out}: mIoU {result['miou']:.4f} on the validation split, {kept}", as_json=as_json)
 
 
 def _find_rate(data: Path, out: Path, recipe: Recipe, init: Path | None, *, as_json: bool) -> None:

@@ -39,11 +39,12 @@ class AugmentSettings(Settings):
     cutout_side: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Its height and width over those of the image, at most; at least half of it."""
     cutmix: Share = 0.0
-    """Probability that a rectangle is taken from another image of the batch, with its mask."""
+    """Probability that a rectangle is taken from another image of the batch, with its mask; not with batches of one."""
     cutmix_alpha: Annotated[float, Field(gt=0)] = 1.0
     """The share of the picture that stays is drawn from Beta(this, this); with 1 all are alike."""
     mixup: Share = 0.0
-    """Probability that each image of a batch is blended with another one, and the loss with the loss of that mask."""
+    """Probability that each image of a batch is blended with another one, and the loss with the loss of that mask; not
+    with batches of one."""
     mixup_alpha: Annotated[float, Field(gt=0)] = 0.2
     """The share of the blend is drawn from Beta(this, this): with little of the other image mostly."""
     own: OwnName | None = None

@@ -36,6 +36,7 @@ class LossSettings(Settings):
     """A loss of your own beside the others: `file.py:function`, called with logits NKHW and classes NHW, 255 for void
     (`ignore_index=255`); it gives a scalar."""
     own_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of that."""
     ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
     """A pixel is hard where its true class has at most this probability; 1 keeps all."""
     ohem_share: Share = 0.1
@@ -112,7 +113,9 @@ class FitSettings(Settings):
     """Where they stand in a recipe, for what is told of them."""
 
     epochs: Positive = 60
+    """Times that every training image is shown."""
     batch_size: Positive = 8
+    """Images of one step."""
     micro_batch: Positive | None = None
     """Images that pass through the network at a time, the gradients of all added up before the step; None: the batch.
     BatchNorm, Dice and the like see those images alone."""
@@ -135,7 +138,8 @@ class FitSettings(Settings):
     keep_from: Share = 0.0
     """Share of the epochs after which the best one is looked for: a small split ranks unripe ones by chance."""
     patience: Positive | None = None
-    """Validations without a better epoch after which training ends; counted from `keep_from` on. None: all epochs."""
+    """Validations without a better epoch after which training ends; counted from `keep_from` on, and from `swa.start`
+    where there is one: nothing ends before there is an average. None: all epochs."""
     save_every: Positive | None = None
     """Epochs between checkpoints that are kept beside the best and the last, each validated; None keeps only those."""
     encoder_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -152,6 +156,7 @@ class FitSettings(Settings):
     """Of a second thing to follow, beside the teacher's logits: where its convolutions answer strongly, whatever their
     widths. Source: Zagoruyko and Komodakis 2017 (arXiv:1612.03928)."""
     seed: Seed = 0
+    """Of all that is drawn: the first weights, the order of the images, what augmentation does."""
 
     @model_validator(mode="after")
     def _micro_batches_are_of_the_batch(self) -> Self:

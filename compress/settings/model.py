@@ -7,10 +7,8 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from compress.settings.common import OwnName, Positive, Settings
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-"""Probability with which a channel of a block's result is zero in training (spatial dropout)."""
 Upsampling = Literal["nearest", "bilinear", "transposed"]
 Block = Literal["plain", "residual"]
-"""Two 3x3 convolutions, or the same with the block's input added before the last activation."""
 
 ENCODERS = ("resnet18", "resnet34", "efficientnet-lite0", "efficientnet-lite1")
 """Without torch nobody can ask `compress.models.encoders` for them; a test compares."""
@@ -20,7 +18,7 @@ class NetworkSettings(Settings):
     """A network: who makes it, and the rest is what its maker is told."""
 
     factory: str
-    """One of `compress.models.FACTORIES`, or a user's own."""
+    """Which network: unet, unetpp, encoder-unet, or one of your own."""
 
     def keywords(self) -> dict[str, Any]:
         """What the factory is called with, beside channels= and classes=; plain values."""
@@ -38,10 +36,13 @@ class UNetSettings(NetworkSettings):
     upsampling: Upsampling = "nearest"
     """Nearest stays in integers at INT8; bilinear runs in float there, transposed never fuses."""
     skip: Literal["concat", "add", "none"] = "concat"
+    """How the decoder takes in the encoder's maps of the same size."""
     block: Block = "plain"
+    """Two 3x3 convolutions, or the same with the block's input added before the last activation."""
     squeeze_excite: bool = False
     """Channel attention at the end of each block; its sigmoid and product cost INT8 more than they cost float."""
     dropout: Dropout = 0.0
+    """Probability with which a channel of a block's result is zero in training (spatial dropout)."""
 
 
 class UNetPlusPlusSettings(NetworkSettings):
@@ -53,11 +54,15 @@ class UNetPlusPlusSettings(NetworkSettings):
     depth: Annotated[int, Field(ge=1, le=6)] = 4
     """Number of poolings; sizes are multiples of 2 ** depth."""
     upsampling: Upsampling = "nearest"
+    """Nearest stays in integers at INT8; bilinear runs in float there, transposed never fuses."""
     deep_supervision: bool = True
     """Every depth has a head that learns the mask; without it the network cannot be cut to a smaller depth."""
     block: Block = "plain"
+    """Two 3x3 convolutions, or the same with the block's input added before the last activation."""
     squeeze_excite: bool = False
+    """Channel attention at the end of each block; its sigmoid and product cost INT8 more than they cost float."""
     dropout: Dropout = 0.0
+    """Probability with which a channel of a block's result is zero in training (spatial dropout)."""
 
 
 class EncoderUNetSettings(NetworkSettings):
@@ -72,11 +77,13 @@ class EncoderUNetSettings(NetworkSettings):
     base: Positive = 16
     """Width of the decoder at full resolution; each level down doubles it, to 16 times at most."""
     upsampling: Upsampling = "nearest"
+    """Nearest stays in integers at INT8; bilinear runs in float there, transposed never fuses."""
     block: Block = "plain"
+    """Two 3x3 convolutions, or the same with the block's input added before the last activation."""
     squeeze_excite: bool = False
-    """In the decoder."""
+    """Channel attention at the end of each block of the decoder."""
     dropout: Dropout = 0.0
-    """In the decoder."""
+    """Probability with which a channel of a decoder block's result is zero in training."""
 
     @field_validator("encoder")
     @classmethod

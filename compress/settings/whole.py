@@ -17,9 +17,11 @@ class ExportSettings(Settings):
     """Of the model in the manifest and in URLs, and of its folder in a folder of models, NAME/VERSION. The server takes
     the greatest number for the newest."""
     outputs: Literal["mask", "logits", "both"] = "mask"
+    """Of the graph: the class of each pixel, the logits that it comes from (windows and probabilities need them)."""
     golden: Literal["calibration", "synthetic"] = "calibration"
     """Where the golden inputs come from; synthetic when pixels must not leave the house."""
     golden_images: Positive = 4
+    """How many golden inputs a bundle carries."""
 
 
 class BudgetSettings(Settings):
@@ -37,5 +39,6 @@ class BenchSettings(Settings):
     """The latency part of the report."""
 
     rounds: Positive = 50
+    """Times that each model is timed, in turns."""
     threads: Positive | None = None
     """None: all cores that the process may use."""

@@ -15,6 +15,8 @@ from compress.data.loader import TrainingImages
 from export.scoring import ConfusionMatrix
 
 BATCHES = 8
+CONVOLVES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+"""What answers in NCHW."""
 
 
 @torch.inference_mode()
@@ -22,8 +24,8 @@ def look_back(
     network: nn.Module, images: TrainingImages, classes: int, batch_size: int
 ) -> tuple[float | None, dict[str, tuple[int, int]]]:
     """mIoU on `BATCHES` batches that are not augmented, None where all of their pixels are void, and of each layer the
-    channels that are zero on all of them, and all. Only what a ReLU module gives is looked at. Leaves `network` in eval
-    mode."""
+    channels that are zero on all of them, and all. Only what a ReLU module makes of a convolution is looked at. Leaves
+    `network` in eval mode."""
     network.eval()
     device = next(network.parameters()).device
     matrix = ConfusionMatrix(classes)
@@ -40,22 +42,34 @@ def look_back(
 @contextmanager
 def _highest(network: nn.Module) -> Iterator[dict[tuple[str, int], Tensor]]:
     """The highest value of each channel after each ReLU in all calls until now, by its name and width: a module that is
-    used in several places is told apart by these alone."""
+    used in several places is told apart by these alone.
+
+    Tokens, rows and vectors have no channels at the second place. So the module with weights that ran last must have
+    been one of `CONVOLVES`, and what the ReLU gives have its channels: sums and pooling in between change none.
+    """
     highest: dict[tuple[str, int], Tensor] = {}
+    convolved = torch.Size()
+
+    def note(module: nn.Module, _: Any, answer: Any) -> None:
+        nonlocal convolved
+        convolved = answer.shape if isinstance(module, CONVOLVES) else torch.Size()
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, __: Any, answer: Tensor) -> None:
+            if answer.ndim != 4 or answer.shape[:2] != convolved[:2]:
+                return
             high_C = answer.amax((0, 2, 3))
             key = name, len(high_C)
             highest[key] = torch.maximum(highest[key], high_C) if key in highest else high_C
 
         return hook
 
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ReLU | nn.ReLU6)
-    ]
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ReLU | nn.ReLU6):
+            handles.append(module.register_forward_hook(watch(name)))
+        elif isinstance(module, CONVOLVES) or any(True for _ in module.parameters(recurse=False)):
+            handles.append(module.register_forward_hook(note))
     try:
         yield highest
     finally:

@@ -44,13 +44,16 @@ class Fitted:
     miou: float
     best_epoch: int
     history: list[dict[str, Any]]
+    averaged: bool
+    """Whether they are no epoch's but the equal average's, whose metrics the last entry has as `swa`."""
     throughput: Throughput | None
     """Of what was trained since the last resume; None when that was a step or less."""
 
     def figures(self) -> dict[str, Any]:
         """What a step's record says of it, as plain values."""
         throughput = None if self.throughput is None else asdict(self.throughput)
-        return {"miou": self.miou, "best_epoch": self.best_epoch, "throughput": throughput}
+        figures = {"miou": self.miou, "best_epoch": self.best_epoch, "averaged": self.averaged}
+        return {**figures, "throughput": throughput}
 
 
 class Fit:
@@ -114,13 +117,12 @@ class Fit:
                     self._save()
         if done.epoch < epochs:
             say(f"stopped after epoch {done.epoch} of {epochs}: none has been better since epoch {done.best_epoch}")
-        if self._swa is not None and self._swa.steps:
-            self._judge(self._swa)
+        averaged = self._swa is not None and self._swa.steps > 0 and self._judge(self._swa)
         self._keep(LAST, done.history[-1]["miou"])
         throughput = self._clock.throughput()
         if throughput is not None:
             say(str(throughput))
-        return Fitted(self._best, done.miou, done.best_epoch, done.history, throughput)
+        return Fitted(self._best, done.miou, done.best_epoch, done.history, averaged, throughput)
 
     def _train_epoch(self, bar: Task) -> None:
         done = self._progress
@@ -154,11 +156,11 @@ class Fit:
 
     def _compare(self, number: int, metrics: Metrics) -> None:
         """Remember the weights of the epoch `number` if they are the best so far among those that may be kept."""
-        epochs = self._settings.epochs
-        if number <= self._settings.keep_from * epochs and number != epochs:
-            return
-        if metrics.miou > self._progress.miou:
+        if self._may_be_kept(number) and metrics.miou > self._progress.miou:
             self._take(number, metrics, self._stepper.average.network)
+
+    def _may_be_kept(self, number: int) -> bool:
+        return number > self._settings.keep_from * self._settings.epochs or number == self._settings.epochs
 
     def _take(self, number: int, metrics: Metrics, network: nn.Module) -> None:
         self._progress.miou, self._progress.best_epoch = metrics.miou, number
@@ -169,11 +171,13 @@ class Fit:
         patience, done = self._settings.patience, self._progress
         if patience is None:
             return False
-        since = max(done.best_epoch, self._settings.keep_from * self._settings.epochs)
+        # Before averaging begins the learning rate has not come to where it stays, and there would be no average.
+        shares = self._settings.keep_from, self._settings.swa.start or 0.0
+        since = max(done.best_epoch, max(shares) * self._settings.epochs)
         return len([epoch for epoch in done.history if "miou" in epoch and epoch["epoch"] > since]) >= patience
 
-    def _judge(self, swa: EqualAverage) -> None:
-        """Validate the equal average with statistics of its own; it is taken where it is better than every epoch.
+    def _judge(self, swa: EqualAverage) -> bool:
+        """Validate the equal average with statistics of its own; whether it is better than every epoch, and taken.
 
         A run that goes on after its last step comes here again, and to the same end.
         """
@@ -182,8 +186,10 @@ class Fit:
         metrics = validate(swa.network, self._validation, self._runtime.device).metrics
         say(f"the average over {swa.steps} epochs: mIoU {metrics.miou:.4f}, the best epoch {done.miou:.4f}")
         done.history[-1]["swa"] = metrics.as_tree()
-        if metrics.miou > done.miou:
+        wins = metrics.miou > done.miou
+        if wins:
             self._take(done.epoch, metrics, swa.network)
+        return wins
 
     def _keep(self, name: str, miou: float) -> None:
         folder = self._folder / name

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from compress.steps import TRAINING_STATE
 from export.files import write_atomic
 
-STATE = "training_state.pt"
+STATE = TRAINING_STATE
 SECONDS_BETWEEN_SAVES = 20.0
 SHARE_OF_THE_TIME = 0.02
 """That saving may take; where writing is slow, saves come less often."""

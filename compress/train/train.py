@@ -14,13 +14,13 @@ from compress.data.check import require_sound
 from compress.data.folder import Dataset, Sample
 from compress.data.loader import TrainingImages, ValidationImages
 from compress.data.match import require_classes
-from compress.diagnosis import Trained, diagnosed
+from compress.diagnosis import Finding, Trained, diagnosed
 from compress.progress import say, task
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train import own
 from compress.train.lookback import look_back
-from compress.train.loop import Fit
+from compress.train.loop import Fit, Fitted
 from compress.train.objective import Teacher
 from compress.train.precision import Choice, choose, pick_device
 from compress.train.rehearsal import rehearse
@@ -118,26 +118,39 @@ def _train(
         penalty=penalty_of(recipe.train.sparsity, network, dataset.channels),
     ).run("train")
     network.load_state_dict(fitted.weights)
-    miou_train, dead = look_back(network, images, len(dataset.classes), recipe.train.batch_size)
-    trained = Trained(
-        recipe.train,
-        fitted.history,
-        fitted.best_epoch,
-        fitted.miou,
-        miou_train,
-        dead,
-        base=getattr(recipe.model, "base", None),
-        model_settings=frozenset(type(recipe.model).model_fields),
-    )
-    findings = diagnosed(trained)
-    for finding in findings:
-        say(str(finding))
+    miou_train, findings = _looked_at(network, images, dataset, recipe, fitted)
     network.cpu()
     checkpoint.save(step.path, network, card.model_copy(update={"miou_val": fitted.miou}))
     write_json(step.path / "history.json", fitted.history)
     step.record(
         plan, {**fitted.figures(), "miou_train": miou_train, "diagnosis": [asdict(finding) for finding in findings]}
     )
+
+
+def _looked_at(
+    network: nn.Module, images: TrainingImages, dataset: Dataset, recipe: Recipe, fitted: Fitted
+) -> tuple[float | None, list[Finding]]:
+    """mIoU on training images, and what is wrong with the training; nothing where they cannot be looked at."""
+    try:
+        miou_train, dead = look_back(network, images, len(dataset.classes), recipe.train.batch_size)
+        trained = Trained(
+            recipe.train,
+            fitted.history,
+            fitted.best_epoch,
+            fitted.miou,
+            miou_train,
+            dead,
+            averaged=fitted.averaged,
+            base=getattr(recipe.model, "base", None),
+            model_settings=frozenset(type(recipe.model).model_fields),
+        )
+        findings = diagnosed(trained)
+    except Exception as error:  # a network of the user's own may raise anything; hours of training are worth more
+        say(f"no diagnosis of this training: {type(error).__name__}: {error}")
+        return None, []
+    for finding in findings:
+        say(str(finding))
+    return miou_train, findings
 
 
 def decoded(

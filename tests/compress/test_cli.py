@@ -298,6 +298,45 @@ def test_a_run_is_refused_at_once_what_a_later_step_would_refuse(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("folder", "setting", "refused"),
+    [
+        ("dense", "train.save_every=10", True),
+        ("dense", "prune.speedup=3.0", False),
+        ("dense", "data.cache_gb=1.0", False),
+        ("pruned", "prune.speedup=3.0", True),
+        ("pruned", "train.epochs=7", True),
+        ("pruned", "quantize.max_drop=0.5", False),
+        ("int8", "quantize.max_drop=0.5", True),
+        ("dense-int8", "prune.speedup=3.0", False),
+        ("report", "train.epochs=7", False),
+    ],
+)
+def test_a_run_with_another_recipe_loses_no_interrupted_training(
+    cli: Cli, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, setting: str, refused: bool
+) -> None:
+    def begin(*_: object) -> None:
+        raise WorkFailedError("training began")
+
+    monkeypatch.setattr("compress.pipeline.train", begin)
+    out = tmp_path / "run"
+    words = ["run", "--out", out, "--set", f"data.path={discs}"]
+    cli(*words)
+    before = (out / "recipe.toml").read_text()
+    state = out / f".{folder}.partial" / ".scratch" / "training_state.pt"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    done = cli(*words, "--set", setting)
+    if refused:
+        assert done.status == 2
+        assert f"{setting.partition('=')[0]} was " in done.err
+        assert f"compress run {out / 'recipe.toml'} --out {out} continues it" in done.err
+        assert (out / "recipe.toml").read_text() == before
+    else:
+        assert "training began" in done.err
+    assert state.exists()
+
+
 def test_a_run_on_unsound_data_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data")
     next((data / "val" / "masks").iterdir()).write_text("no mask")

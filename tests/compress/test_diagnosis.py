@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from support.fits import splits as small_splits
 from torch import Tensor, nn
 
 from compress.diagnosis import Trained, diagnosed
-from compress.recipe import Recipe
+from compress.recipe import Recipe, unusual
 from compress.settings.train import TrainSettings
 from compress.steps import read_record
 from compress.train import train
@@ -43,6 +44,17 @@ def with_norm(norm: float) -> Trained:
 
 
 SICK: dict[str, tuple[Trained, str]] = {
+    "diverging": (
+        replace(
+            HEALTHY,
+            history=[epoch(n, loss=5000.0, miou=0.1 + 0.02 * n, norm=20.0) for n in range(1, 21)],
+            settings=TrainSettings(learning_rate=500, clip_norm=1e6),
+            miou=0.5,
+            miou_train=0.7,
+        ),
+        "divergence",
+    ),
+    "neither known nor learned by heart": (replace(HEALTHY, miou=0.2, miou_train=0.4, best_epoch=3), "underfitting"),
     "by heart": (replace(HEALTHY, miou_train=0.95), "overfitting"),
     "worse in the end": (
         replace(HEALTHY, history=[*HEALTHY.history, epoch(21, loss=0.01, miou=0.6)], best_epoch=20),
@@ -76,8 +88,9 @@ def test_each_illness_is_found_alone_and_its_remedies_exist(trained: Trained, ki
     (finding,) = diagnosed(trained)
     assert finding.kind == kind
     assert finding.tries
+    had = unusual({"train": trained.settings.model_dump(mode="json")})
     for setting in finding.tries:
-        assert Recipe.load(None, [setting]) != Recipe(), setting
+        assert Recipe.load(None, [*had, setting]) != Recipe.load(None, [*had]), setting
         assert f"--set {setting}" in str(finding)
 
 
@@ -103,6 +116,23 @@ def test_a_network_of_ones_own_is_not_told_to_change_what_it_does_not_have() -> 
     ]
     assert settings
     assert not any(setting.startswith("model.") for setting in settings)
+
+
+def test_a_high_loss_is_no_divergence_where_it_is_made_of_more() -> None:
+    history = [{**entry, "loss": 5.0} for entry in HEALTHY.history]
+    assert [finding.kind for finding in diagnosed(replace(HEALTHY, history=history))] == ["divergence"]
+    for loss in ({"own": "file.py:loss"}, {"lovasz_weight": 3.0}):
+        settings = TrainSettings.model_validate({"loss": loss})
+        assert diagnosed(replace(HEALTHY, history=history, settings=settings)) == []
+
+
+def test_of_an_average_that_won_its_own_answers_are_judged() -> None:
+    """The last epoch predicted one class only, and the average is much better than it."""
+    one, both = [[60, 0], [40, 0]], [[50, 5], [5, 40]]
+    for epochs, average, kinds in ((one, both, []), (both, one, ["classes never predicted"])):
+        history = [epoch(n, loss=1 / n, miou=0.6, confusion=epochs) for n in range(1, 21)]
+        history[-1]["swa"] = {**history[-1], "miou": 0.79, "confusion": average}
+        assert [finding.kind for finding in diagnosed(replace(HEALTHY, history=history, averaged=True))] == kinds
 
 
 def test_a_class_that_does_not_occur_need_not_be_predicted() -> None:
@@ -139,6 +169,55 @@ def test_channels_that_never_answer_are_counted(splits: Splits) -> None:
     assert miou is not None
     assert 0 <= miou <= 1
     assert not network.relu._forward_hooks
+
+
+class Mixed(nn.Module):
+    """ReLUs over vectors, tokens and rows of channels beside one over a convolution; all but one channel is dead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(1, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 4))
+        self.tokens = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.rows = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.turned = nn.ReLU()
+        self.head = nn.Conv2d(4, 2, 1)
+        with torch.no_grad():
+            for layer in (self.gate[2], self.tokens[0], self.rows[0], self.norm):
+                nn.init.zeros_(layer.get_parameter("weight"))
+                nn.init.constant_(layer.get_parameter("bias"), -1.0)
+            self.norm.bias[0] = 1.0
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.spread(image)) + 0 * image)
+        x = x * self.gate(x)[:, :, None, None].sigmoid()
+        x = x + self.tokens(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
+        x = self.rows(x.movedim(1, -1)).movedim(-1, 1)
+        x = self.turned(self.norm(x).movedim(1, -1)).movedim(-1, 1)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def test_channels_are_those_of_convolutions_alone(splits: Splits) -> None:
+    _, dead = look_back(Mixed(), splits[0], 2, 4)
+    assert dead == {"relu": (3, 4)}
+
+
+def test_a_finished_training_is_kept_whatever_becomes_of_its_diagnosis(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("no such dimension")
+
+    monkeypatch.setattr(import_module("compress.train.train"), "look_back", fail)
+    small = ["model.base=8", "model.depth=1", "train.epochs=1", "train.precision=float32"]
+    made = train(discs, tmp_path / "out", Recipe.load(None, small))
+    result = (read_record(made.path) or {})["result"]
+    assert (result["miou_train"], result["diagnosis"]) == (None, [])
+    assert result["miou"] > 0
+    assert "no diagnosis of this training: IndexError: no such dimension" in capfd.readouterr().err
 
 
 def test_a_training_that_learns_nothing_is_told_so(

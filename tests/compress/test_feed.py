@@ -113,6 +113,20 @@ def test_cutmix_is_drawn_for_each_image_and_its_box_is_the_same_in_image_and_mas
     assert 25 < int((moved != masks).any(2).any(1).sum()) < 75
 
 
+def test_boxes_are_as_large_as_the_beta_distribution_says() -> None:
+    """Its ends are likely at a small alpha, its middle at a large one, and all alike at 1."""
+    masks = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 32, 32).contiguous()
+    small = {}
+    for alpha in (0.1, 1.0, 20.0):
+        torch.manual_seed(0)
+        _, moved = cutmixed(AugmentSettings(cutmix=1.0, cutmix_alpha=alpha), masks[:, None].float(), masks)
+        shares_N = (moved != masks).float().mean((1, 2))
+        small[alpha] = float((shares_N < 0.05).float().mean())
+    assert small[20.0] == 0
+    assert 0 < small[1.0] < 0.2
+    assert small[0.1] > 0.3
+
+
 def test_a_single_image_has_nobody_to_mix_with() -> None:
     image, mask = torch.rand(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
     assert torch.equal(cutmixed(AugmentSettings(cutmix=1.0), image, mask)[0], image)

@@ -1,5 +1,6 @@
 """The end of a training: when nothing gets better any more, and with the mean of its last epochs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.train.batchnorm import reestimate
 from compress.train.validation import validate
+from export.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +73,24 @@ def test_the_average_is_taken_where_it_is_better_than_every_epoch(splits: Splits
     again = Grows()
     again.load_state_dict(fitted.weights)
     assert validate(again, splits[1], CPU).miou == pytest.approx(fitted.miou)
+    assert fitted.averaged == (figure > of_epochs)
+    assert fitted.figures()["averaged"] == fitted.averaged
+
+
+def test_whether_the_average_won_is_told(splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for miou, wins in ((2.0, True), (-2.0, False)):
+        with monkeypatch.context() as patch:
+            as_if = partial(patch.setattr, Metrics, "miou", miou)
+            patch.setattr("compress.train.loop.reestimate", lambda *_, then=as_if, **__: then())
+            fitted = fit(Pixelwise(), splits, tmp_path / str(miou), swa={"start": 0.5})
+        assert fitted.averaged == fitted.figures()["averaged"] == wins
+        assert (fitted.miou == miou) == wins
 
 
 def test_a_training_without_averaging_has_none(splits: Splits, tmp_path: Path) -> None:
     fitted = fit(Pixelwise(), splits, tmp_path / "fit")
     assert "swa" not in fitted.history[-1]
+    assert not fitted.averaged
 
 
 class Stuck(nn.Module):
@@ -98,6 +113,8 @@ class Stuck(nn.Module):
         ({"patience": 3, "validate_every": 2}, 8),
         ({"patience": 3, "keep_from": 0.5}, 10),
         ({"patience": 20}, 12),
+        ({"patience": 3, "swa": {"start": 0.5}}, 9),
+        ({"patience": 3, "swa": {"start": 0.25}, "keep_from": 0.5}, 10),
     ],
 )
 def test_patience_counts_validations_without_a_better_epoch(

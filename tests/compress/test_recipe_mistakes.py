@@ -56,6 +56,15 @@ FILES = {
         "[train.freeze]\nstage_epochs = 2",
         ["train.freeze", "set epochs, or leave it out"],
     ),
+    "a batch of one to mix": (
+        "[train]\nbatch_size = 1\n[train.augment]\nmixup = 0.5",
+        ["nothing could be mixed for train.augment.mixup", "train.batch_size = 1: set that to 2 or more"],
+    ),
+    "a batch of one to mix, later": (
+        "[train.augment]\ncutmix = 0.5\nmixup = 0.5\n[prune.finetune]\nbatch_size = 1\n"
+        "[quantize]\nmode = 'qat'\n[quantize.finetune]\nbatch_size = 1",
+        ["for train.augment.cutmix and train.augment.mixup", "prune.finetune.batch_size and quantize.finetune.batch"],
+    ),
     "a seed below nought": ("[train]\nseed = -1", ["train.seed = -1: Input should be greater than or equal to 0"]),
     "a name that fits no URL": ("[export]\nname = 'my model'", ["export.name = 'my model'"]),
     "everything": (

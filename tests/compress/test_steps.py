@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.steps import StepPlan, finished, read_record, require_apart, running
+from compress.steps import TRAINING_STATE, StepPlan, finished, read_record, require_apart, running
 from export.errors import BusyError, UsageError
 
 PLAN = StepPlan("train", {"data": "ab" * 32}, {"train": {"epochs": 3}})
@@ -101,11 +101,61 @@ def test_what_an_interrupted_run_left_is_used_again(tmp_path: Path) -> None:
         assert step.has("golden/half.txt")
 
 
-def test_what_a_run_with_other_settings_left_is_thrown_away(tmp_path: Path) -> None:
+def test_what_a_run_with_other_settings_left_is_thrown_away_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "out"
     stop_in(out)
+    caplog.set_level("INFO")
     with running(out, OTHER) as step:
         assert names(step.path) == [".key"]
+    (line,) = caplog.messages
+    assert line == (
+        f"throwing away what an interrupted run left in {tmp_path / '.out.partial'} (decision.json, golden): "
+        "train.epochs was 3 and is 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (OTHER, "train.epochs was 3 and is 4"),
+        (
+            StepPlan("train", PLAN.inputs, {"train": {"epochs": 3, "save_every": 10}}),
+            "train.save_every was none and is 10",
+        ),
+        (StepPlan("train", {"data": "cd" * 32}, PLAN.settings), "the data is not the same"),
+        (StepPlan("train", {**PLAN.inputs, "init": "0"}, PLAN.settings), "the init is not the same"),
+        (StepPlan("prune", PLAN.inputs, PLAN.settings), "the step was train and is prune"),
+        (StepPlan("train", PLAN.inputs, {str(n): n for n in range(9)}), r"5 was none and is 5, and 4 more\."),
+    ],
+)
+@pytest.mark.parametrize("where", [".", ".scratch/round-1"])
+def test_an_interrupted_training_is_not_thrown_away(tmp_path: Path, plan: StepPlan, says: str, where: str) -> None:
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    stop_in(out)
+    (partial / where).mkdir(parents=True, exist_ok=True)
+    (partial / where / TRAINING_STATE).write_text("hours")
+    with (
+        pytest.raises(UsageError, match=f"{partial} holds an interrupted training .*{says}.*give another"),
+        running(out, plan),
+    ):
+        pass
+    with running(out, PLAN) as step:
+        assert (step.path / where / TRAINING_STATE).read_text() == "hours"
+        assert step.decided("decision.json") == {"ratio": 0.5}
+
+
+def test_a_training_that_an_earlier_version_began_goes_on_and_is_not_thrown_away(tmp_path: Path) -> None:
+    """Its key was alone in the file."""
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    stop_in(out)
+    (partial / ".key").write_text(PLAN.key)
+    (partial / TRAINING_STATE).write_text("hours")
+    with pytest.raises(UsageError, match="did not note its settings"), running(out, OTHER):
+        pass
+    with running(out, PLAN) as step:
+        assert step.has(TRAINING_STATE)
 
 
 @pytest.mark.parametrize("name", ["golden", "decision.json", "step.json", ".key"])

@@ -22,6 +22,7 @@ from support import shared
 NOTHING: Mapping[str, Callable[..., Any]] = {
     "none": lambda *_, **__: None,
     "false": lambda *_, **__: False,
+    "true": lambda *_, **__: True,
     "empty": lambda *_, **__: [],
     "no options": lambda *_, **__: {},
     "first": lambda first, *_, **__: first,
@@ -39,6 +40,11 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "peak": lambda schedule, _: importlib.import_module("compress.train.schedule").Pace(schedule._peak),
     "whole": lambda _, images, masks, __, second: [_part(images, masks, second=second)],
     "no penalty": lambda _, network: sum(parameter.sum() for parameter in network.parameters()) * 0,
+    "any share": lambda _, count: importlib.import_module("torch").rand(count),
+    "without decay": lambda network, settings: importlib.import_module("compress.train.optimizer").adamw(
+        network, settings.model_copy(update={"weight_decay": 0.0})
+    ),
+    "all at once": lambda freezing, epoch: 0 if epoch < freezing._settings.epochs else len(freezing._stages),
     "unmixed": lambda _, images, __: (images, None),
     "no change": lambda _, count, __: _no_change(count),
     "no fall": lambda *_: 1.0,
