@@ -20,6 +20,7 @@ from benchmarks.load.server import serving
 from benchmarks.load.summary import summarised
 from benchmarks.load.view import View
 from benchmarks.progress import Bar, Progress, silent
+from benchmarks.report.folder import report_folder
 from benchmarks.report.load.results import Ceiling, Health, LoadReport, Pair, Run, ServerView
 from benchmarks.report.load.verdicts import verdicts
 from benchmarks.report.load.write import write
@@ -73,6 +74,7 @@ def bench(
     connections = connections or 4 * settings.concurrency
     total = 4 * turns + len(loads)
     with (
+        report_folder(out),
         serving(bundle, settings) as server,
         limit(bundle, settings, sent) as without,
         progress("load", total) as bar,

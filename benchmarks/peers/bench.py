@@ -16,6 +16,7 @@ from benchmarks.load.summary import summarised
 from benchmarks.peers.behaviour import BEHAVIOURS, TIMEOUT_SECONDS, Subject
 from benchmarks.peers.servers import OURS, Running, interpreters, running
 from benchmarks.progress import Bar, Progress, silent
+from benchmarks.report.folder import report_folder
 from benchmarks.report.load.results import LoadSummary
 from benchmarks.report.peers.results import Cell, PeerResult, PeersReport
 from benchmarks.report.peers.write import verdicts, write
@@ -62,7 +63,7 @@ def bench(
         )
     sent = payload((height, width), bundle.manifest.channels, data)
     workers = usable_cores()
-    with ExitStack() as stack:
+    with report_folder(out), ExitStack() as stack:
         servers, failures = _started(pythons, bundle, workers, stack, progress)
         round_robin = _RoundRobin(servers, sent, 4 * workers, seconds)
         with progress("load", len(servers) * (turns + 2)) as bar:
