@@ -4,6 +4,7 @@ Times are milliseconds, throughput is images a second, shares are between 0 and 
 core.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field
@@ -140,6 +141,16 @@ class LoadReport(Part):
     notes: tuple[str, ...] = ()
 
 
+CLIENT_ERROR = "4xx"
+"""Among what is accepted: any status that says that the client is wrong."""
+
+
+def is_accepted(outcome: str, accepted: Collection[str]) -> bool:
+    """Whether what came of a hostile client is among what may."""
+    refused = len(outcome) == len(CLIENT_ERROR) and outcome.startswith("4")
+    return outcome in accepted or (refused and CLIENT_ERROR in accepted)
+
+
 class HostileTraffic(Part):
     """What came of the clients of one kind."""
 
@@ -147,7 +158,7 @@ class HostileTraffic(Part):
     outcomes: dict[str, int]
     """A status, gone, closed or silent, with how often."""
     accepted: tuple[str, ...]
-    """What may come of them."""
+    """What may come of them, as `is_accepted` reads it."""
 
 
 class SoakSample(Part):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.report.load.growth import SETTLED, ratio, slope
-from benchmarks.report.load.results import SoakReport
+from benchmarks.report.load.results import SoakReport, is_accepted
 from benchmarks.report.markdown import check_lines, code_lines, escaped, table_lines
 from benchmarks.report.plots import Plot, colour_of, plot
 from benchmarks.report.results import Verdict
@@ -49,7 +49,7 @@ def _verdicts(report: SoakReport) -> Iterable[Verdict]:
         f"{traffic.kind}: {count} x {outcome}"
         for traffic in report.hostile
         for outcome, count in traffic.outcomes.items()
-        if outcome not in {*traffic.accepted, REFUSED}
+        if not is_accepted(outcome, {*traffic.accepted, REFUSED})
     ]
     if report.hostile:
         met = sum(sum(traffic.outcomes.values()) for traffic in report.hostile)
