@@ -10,11 +10,22 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import onnxruntime as ort
 import pytest
+from support.bundles import tiny_bundle
 
 import benchmarks.peers.apps.model as shared
 
 APPS = Path(shared.__file__).parent
+OPTIONS = (
+    "intra_op_num_threads",
+    "inter_op_num_threads",
+    "execution_mode",
+    "graph_optimization_level",
+    "enable_cpu_mem_arena",
+    "enable_mem_pattern",
+    "use_deterministic_compute",
+)
 
 
 class Busy:
@@ -82,3 +93,29 @@ def test_a_worker_of_mlserver_runs_one_image_at_a_time(app: Callable[..., Module
     most, answers = asyncio.run(crowd())
     assert most == 1
     assert [answer.outputs for answer in answers] == [[[b"%d" % i]] for i in range(8)]
+
+
+def test_the_session_of_the_peers_has_the_options_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which weights are integers, and how threads wait, is decided by them."""
+    made: list[Any] = []
+
+    class Recorded(ort.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.entries: dict[str, str] = {}
+            made.append(self)
+
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            self.entries[key] = value
+            super().add_session_config_entry(key, value)
+
+    bundle = tiny_bundle(tmp_path / "tiny")
+    monkeypatch.setenv(shared.MODEL, str(bundle.model_path))
+    monkeypatch.setattr(ort, "SessionOptions", Recorded)
+    bundle.model(threads=1)
+    shared.Model()
+    ours, theirs = (
+        options.entries | {name: getattr(options, name) for name in OPTIONS} for options in (made[0], made[-1])
+    )
+    assert made[0] is not made[-1]
+    assert theirs == ours
