@@ -30,6 +30,7 @@ DEFAULT_TURNS = 3
 OPEN_LOAD = 0.8
 """Of the smallest capacity: every server must be able to bear it."""
 
+_WARM_UP_SECONDS = 2.0
 _ALONE_SECONDS = 2.0
 _VERSION = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
 
@@ -123,8 +124,10 @@ class _RoundRobin:
         return median(run.throughput for run in self.saturated[name])
 
     def measure(self, turns: int, bar: Bar) -> None:
-        """One by one; then in turns at saturation, and at a rate that all of them bear."""
+        """Warm, then one by one; then in turns at saturation, and at a rate that all of them bear."""
         for name in self.servers:
+            # One connection would reach only some of a server's processes, and the first turn would warm the others.
+            self._closed(name, self._connections, _WARM_UP_SECONDS)
             self._alone[name] = self._closed(name, 1, _ALONE_SECONDS)
             bar.advance()
         for _, name in self._in_turns(turns):

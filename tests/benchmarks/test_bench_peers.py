@@ -107,6 +107,15 @@ def test_the_turns_of_the_open_loop_last_no_longer_together_and_are_the_same_for
     assert max(map(max, first)) < 5
 
 
+def test_every_server_is_warmed_by_as_many_connections_as_it_is_measured_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorded(NAMES, seconds=1.0)
+    recorded.measured(1, monkeypatch)
+    firsts = {name: next(kind for kind, found, _ in recorded.order if found == name) for name in NAMES}
+    assert set(firsts.values()) == {"closed 8"}
+    assert len(recorded.of("closed 8")) == 2 * len(NAMES)
+    assert len(recorded.of("closed 1")) == len(NAMES)
+
+
 def test_requests_of_all_turns_are_pooled() -> None:
     quick = [Outcome(0.0, 0.0, 0.01, "ok")] * 99
     slow = [Outcome(0.5, 0.5, 1.0, "ok"), Outcome(0.5, 0.5, 2.0, "503")]
