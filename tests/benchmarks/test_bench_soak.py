@@ -110,12 +110,28 @@ def test_memory_by_sizes_is_compared_where_there_were_enough(run: tuple[SoakRepo
     ],
 )
 def test_what_is_missed_is_said(run: tuple[SoakReport, Path], change: dict[str, object], says: str) -> None:
-    sent = run[0].client.sent
-    client = run[0].client.model_copy(update={"ok": sent - 1, "errors": {"429": 1}})
+    client = run[0].client.model_copy(update={"sent": 1000, "ok": 990, "errors": {"429": 10}})
     good = run[0].model_copy(update={"samples": samples([200.0] * 60), "client": client})
     assert all(verdict.ok for verdict in verdicts(good))
     missed = [verdict.text for verdict in verdicts(good.model_copy(update=change)) if not verdict.ok]
     assert any(says in text for text in missed)
+
+
+@pytest.mark.parametrize(
+    ("load", "refused", "holds"),
+    [(0.8, 0, True), (0.8, 10, True), (0.8, 11, False), (0.8, 500, False), (0.2, 11, False), (2.0, 500, True)],
+)
+def test_what_the_server_should_bear_is_answered(
+    run: tuple[SoakReport, Path], load: float, refused: int, holds: bool
+) -> None:
+    client = run[0].client.model_copy(update={"sent": 1000, "ok": 1000 - refused, "errors": {"429": refused}})
+    [found] = [
+        verdict
+        for verdict in verdicts(run[0].model_copy(update={"client": client, "load": load}))
+        if "every good request" in verdict.text
+    ]
+    assert found.ok == holds
+    assert ("99%" in found.text) == (load <= 0.8)
 
 
 def test_a_lost_answer_is_said(run: tuple[SoakReport, Path]) -> None:
