@@ -24,12 +24,13 @@ def command(
     """Serve a bundle under load for long, with hostile clients among the good, and say what was lost or has grown.
 
     Every image has a random size of its own. Hostile: garbage, decompression bombs, 40 MB bodies, clients that leave,
-    a byte a second, what is no HTTP.
+    a byte a second, what is no HTTP. What is not as it should be is NOT OK in the report, and the status is 1.
     """
     require("fastapi", extra="serve", purpose="compress bench soak")
     require_no_run(out)
     from benchmarks.load.soak import soak
     from benchmarks.report.load.soak import headline, hostile_table
+    from benchmarks.report.met import require_met
     from benchmarks.report.table import for_terminal
     from benchmarks.report.words import failed_first
     from compress.progress import show_table, task
@@ -50,3 +51,4 @@ def command(
     checks = (f"{'ok' if v.ok else 'NOT OK'}: {v.text} ({v.detail})" for v in failed_first(report.verdicts))
     lines = [headline(report), *checks, f"report: {out / 'report.md'}"]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
+    require_met(report.verdicts, out)

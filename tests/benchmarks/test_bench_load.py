@@ -150,9 +150,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr("sys.argv", ["compress", "bench", "load", str(bundle), "--out", str(out), *given])
     with pytest.raises(SystemExit) as leaving:
         main()
-    assert not leaving.value.code
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "report.json").read_text())
+    # A busy machine may do anything to its times; the status must say so.
+    assert (leaving.value.code or 0) == (0 if all(verdict["ok"] for verdict in printed["verdicts"]) else 1)
     assert (printed["settings"]["concurrency"], printed["requests"]["height"]) == ("1", 16)
 
 

@@ -22,7 +22,7 @@ from benchmarks.peers.bench import _RoundRobin
 from benchmarks.peers.servers import KINDS, OURS, Running, interpreters
 from benchmarks.report.load.results import LoadSummary, Percentile
 from benchmarks.report.peers.results import PeersReport
-from benchmarks.report.peers.write import speeds, verdicts
+from benchmarks.report.peers.write import behaves, speeds, verdicts
 from compress.cli.main import main
 from export.errors import UsageError
 
@@ -39,8 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeersReport, str]:
         patched.setattr("sys.argv", [*words, "--size", "32x48", "--seconds", "0.3", "--turns", "1"])
         with pytest.raises(SystemExit) as leaving:
             main()
-    assert not leaving.value.code
-    return PeersReport.model_validate_json((out / "report.json").read_text()), (out / "report.md").read_text()
+    report = PeersReport.model_validate_json((out / "report.json").read_text())
+    # A busy machine may do anything to its times; the status must say so.
+    assert (leaving.value.code or 0) == (0 if behaves(report).ok else 1)
+    return report, (out / "report.md").read_text()
 
 
 def test_ours_is_measured_and_what_does_not_start_is_named(run: tuple[PeersReport, str]) -> None:

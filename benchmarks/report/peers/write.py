@@ -39,8 +39,14 @@ def _verdicts(report: PeersReport) -> Iterable[Verdict]:
                 text=f"its p99 in the open loop is as low as the best of the others, within {DRIFT:.0%}; no errors",
                 detail=f"{optional(own)} ms and {errors} errors against {_best(whole)}",
             )
+    yield behaves(report)
+
+
+def behaves(report: PeersReport) -> Verdict:
+    """Of ours alone, whatever the others do."""
+    ours = report.servers[0]
     bad = [f"{what}: {cell.text}" for what, cell in ours.behaviours.items() if not cell.good]
-    yield Verdict(
+    return Verdict(
         ok=not bad,
         text=f"{ours.name} behaves in every hard case",
         detail="; ".join(bad) or f"{len(ours.behaviours)} cases",
