@@ -39,7 +39,11 @@ def command(
     ] = 30.0,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the server, as `compress serve --set`."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the server, as `compress serve --set`; not port, TLS, keys.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,20 +57,20 @@ def command(
     require("fastapi", extra="serve", purpose="compress bench load")
     require_no_run(out)
     from benchmarks.load.bench import DEFAULT_LOADS, bench
+    from benchmarks.load.server import settings_of
     from benchmarks.report.load.table import ceiling, costs, runs, stages
     from benchmarks.report.load.words import headline
     from benchmarks.report.met import require_met
     from benchmarks.report.table import for_terminal
     from benchmarks.report.words import failed_first
     from compress.progress import show_table, task
-    from serve.settings import ServeSettings
 
     report = bench(
         bundle,
         out=out,
         data=data,
         size=parse_size(size),
-        settings=ServeSettings().with_given(settings or []),
+        settings=settings_of(settings or []),
         connections=connections,
         loads=loads or DEFAULT_LOADS,
         seconds=seconds,

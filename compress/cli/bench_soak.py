@@ -17,7 +17,11 @@ def command(
     hostile: Annotated[float, typer.Option("--hostile", min=0.0, help="Hostile clients for each good request.")] = 0.01,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the server, as `compress serve --set`."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the server, as `compress serve --set`; not port, TLS, keys.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -28,18 +32,18 @@ def command(
     """
     require("fastapi", extra="serve", purpose="compress bench soak")
     require_no_run(out)
+    from benchmarks.load.server import settings_of
     from benchmarks.load.soak import soak
     from benchmarks.report.load.soak import headline, hostile_table
     from benchmarks.report.met import require_met
     from benchmarks.report.table import for_terminal
     from benchmarks.report.words import failed_first
     from compress.progress import show_table, task
-    from serve.settings import ServeSettings
 
     report = soak(
         bundle,
         out=out,
-        settings=ServeSettings().with_given(settings or []),
+        settings=settings_of(settings or []),
         minutes=minutes,
         load_share=load,
         hostile=hostile,

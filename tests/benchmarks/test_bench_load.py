@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from support.bundles import tiny_bundle
 
 from benchmarks.load.bench import bench
 from benchmarks.load.images import payload
+from benchmarks.load.server import serving
 from benchmarks.report.load.results import LoadReport, Pair
 from benchmarks.report.load.table import STAGES
 from benchmarks.report.load.verdicts import verdicts
@@ -144,6 +146,24 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     assert not (tmp_path / "report").exists()
 
 
+def test_a_server_that_a_signal_ends_while_it_starts_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: str) -> bool:
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        return False
+
+    monkeypatch.setattr("benchmarks.load.server._is_ready", killed)
+    bundle = tiny_bundle(tmp_path / "tiny").path
+    with (
+        pytest.raises(WorkFailedError, match="the server did not start: it was ended by SIGKILL"),
+        serving(bundle, ServeSettings()),
+    ):
+        raise AssertionError("it is ready")
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, out = tiny_bundle(tmp_path / "tiny").path, tmp_path / "report"
     given = ["--size", "16x16", "--seconds", "0.1", "--turns", "1", "--load", "0.5", "--set", "concurrency=1", "--json"]
@@ -163,6 +183,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["nowhere"], "nowhere"),
         (["{bundle}", "--set", "concurency=2"], "concurrency"),
         (["{bundle}", "--load", "0"], "load"),
+        (["{bundle}", "--set", "port=8000"], "port: the bench takes a free one"),
+        (["{bundle}", "--set", "tls_cert=a.pem", "--set", "tls_key=b.pem"], "tls_key: the load is sent over HTTP"),
+        (["{bundle}", "--set", "api_keys=keys"], "api_keys: the load is sent without a key"),
+        (["{bundle}", "--set", "host=::1"], "host=::1: the load is sent over IPv4"),
     ],
 )
 def test_a_mistake_is_one_message(

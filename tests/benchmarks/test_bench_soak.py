@@ -157,6 +157,20 @@ def test_descriptors_that_grow_are_said(run: tuple[SoakReport, Path]) -> None:
     assert any("file descriptors" in text for text in missed)
 
 
+def test_settings_that_cannot_be_measured_are_refused_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bundle, out = tiny_bundle(tmp_path / "tiny").path, tmp_path / "o"
+    given = ["--set", "port=9000", "--set", "host=::1", "--set", "api_keys=keys"]
+    monkeypatch.setattr("sys.argv", ["compress", "bench", "soak", str(bundle), "--out", str(out), *given])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("port:", "host=::1:", "api_keys:"))
+    assert not out.exists()
+
+
 def test_a_mistake_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
