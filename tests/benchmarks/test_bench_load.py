@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.bundles import tiny_bundle
+from support.datasets import write_dataset
 
 from benchmarks.load.bench import bench
 from benchmarks.load.images import payload
@@ -81,6 +82,18 @@ def test_the_same_work_is_done_without_http(run: tuple[LoadReport, Path]) -> Non
     assert run[0].capacity == pytest.approx(sum(closed) / 2)
 
 
+def test_the_aims_tell_the_images_and_the_models_own_time(run: tuple[LoadReport, Path]) -> None:
+    report, folder = run
+    assert report.ceiling is not None
+    assert report.ceiling.model_ms is not None
+    assert 0 < report.ceiling.model_ms < max(pair.direct for pair in report.ceiling.latency_ms)
+    told = verdicts(changed(report, model_ms=20.12))
+    for aim in ("HTTP keeps", "HTTP adds"):
+        [verdict] = [verdict for verdict in told if aim in verdict.text]
+        assert "image/jpeg of 32x48 in, PNG out; the model's own run takes 20.1 ms" in verdict.detail
+    assert "- Model: " in (folder / "report.md").read_text()
+
+
 def test_the_files_hold_the_report(run: tuple[LoadReport, Path]) -> None:
     report, folder = run
     assert LoadReport.model_validate_json((folder / "report.json").read_text()) == report
@@ -136,6 +149,13 @@ def test_what_is_sent_are_pictures_of_the_size_that_was_asked_for(channels: int,
             assert (image.format, image.mode, image.size) == (kind, mode, (56, 40))
     assert len(set(sent.files)) == len(sent.files)
     assert sent.media_type == f"image/{kind.lower()}"
+
+
+def test_images_of_a_dataset_are_brought_to_the_size_that_was_asked_for(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "data", size=((32, 32), (48, 40)), channels=3)
+    for file in payload((360, 480), 3, dataset).files:
+        with Image.open(io.BytesIO(file)) as image:
+            assert (image.format, image.size) == ("JPEG", (480, 360))
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ class Ceiling(Part):
     """Median over the turns of throughput over HTTP by throughput without."""
     added_ms: float
     """Median over the turns of what HTTP adds to one image."""
+    model_ms: float | None = None
+    """Median of the model's own run, one image after the other without HTTP; None in a report from before it was
+    looked at."""
 
 
 class LoadReport(Part):
