@@ -20,6 +20,7 @@ from benchmarks.load.server import serving
 from benchmarks.load.summary import summarised
 from benchmarks.load.view import View
 from benchmarks.progress import Bar, Progress, silent
+from benchmarks.report.folder import report_folder
 from benchmarks.report.load.results import Ceiling, Health, LoadReport, Pair, Run, ServerView
 from benchmarks.report.load.verdicts import verdicts
 from benchmarks.report.load.write import write
@@ -73,13 +74,14 @@ def bench(
     connections = connections or 4 * settings.concurrency
     total = 4 * turns + len(loads)
     with (
+        report_folder(out),
         serving(bundle, settings) as server,
         limit(bundle, settings, sent) as without,
         progress("load", total) as bar,
     ):
         generator = Generator(server.url, f"/v1/models/{manifest.name}/segment", sent, timeout)
         generator.run(generator.closed(connections, _WARM_UP_SECONDS))
-        alone = _pairs_alone(generator, without, seconds, turns, bar)
+        alone, model_ms = _pairs_alone(generator, without, seconds, turns, bar)
         saturated, closed = _pairs_saturated(generator, without, settings.concurrency, connections, seconds, turns, bar)
         capacity = median(run.client.throughput for run in closed)
         opened = [_opened(generator, load, capacity, seconds, bar) for load in loads]
@@ -100,6 +102,7 @@ def bench(
             latency_ms=alone,
             kept=median(pair.over_http / pair.direct for pair in saturated),
             added_ms=median(pair.over_http - pair.direct for pair in alone),
+            model_ms=model_ms,
         ),
         runs=(*closed, *opened),
         notes=(*_noticed(closed), *shortcomings()),
@@ -160,23 +163,31 @@ class Generator:
             return await loop, probes
 
 
-def _pairs_alone(generator: Generator, without: Limit, seconds: float, turns: int, bar: Bar) -> tuple[Pair, ...]:
-    """Medians of each turn, in which both take turns again every half second: a few milliseconds are to be told, and
-    the machine's pace changes by more within seconds."""
+def _pairs_alone(
+    generator: Generator, without: Limit, seconds: float, turns: int, bar: Bar
+) -> tuple[tuple[Pair, ...], float]:
+    """Medians of each turn, and of the model's own milliseconds.
+
+    In a turn both take turns again every half second: a few milliseconds are to be told, and the machine's pace changes
+    by more within seconds.
+    """
     slices = max(1, round(seconds / 2 / _SLICE_SECONDS))
     pairs = []
+    of_the_model: list[float] = []
     for _ in range(turns):
         direct: list[float] = []
         over_http: list[float] = []
         for _ in range(slices):
-            direct += without.turn(1, seconds / 2 / slices).milliseconds
+            turn = without.turn(1, seconds / 2 / slices)
+            direct += turn.milliseconds
+            of_the_model += turn.model_milliseconds
             outcomes = asyncio.run(generator.closed(1, seconds / 2 / slices))
             over_http += [outcome.latency_ms for outcome in outcomes if outcome.result == OK]
         bar.advance(2)
         if not over_http:
             raise WorkFailedError("the server answered none of the requests that were sent one by one")
         pairs.append(Pair(direct=median(direct), over_http=median(over_http)))
-    return tuple(pairs)
+    return tuple(pairs), median(of_the_model)
 
 
 def _pairs_saturated(

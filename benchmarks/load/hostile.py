@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from benchmarks.load.client import Target
+from benchmarks.report.load.results import CLIENT_ERROR
 
 _TIMEOUT_SECONDS = 30.0
 _LARGE = 40 * 2**20
@@ -29,7 +30,7 @@ class Hostile:
     act: Callable[[Target, bytes], Awaitable[str]]
     """Against the target, with a whole good request at hand; gives the status of the answer, or one of the above."""
     accepted: frozenset[str]
-    """What may come of it."""
+    """What may come of it, as `is_accepted` reads it."""
 
 
 def _png(width: int, height: int) -> bytes:
@@ -96,7 +97,8 @@ async def _slow(target: Target, good: bytes) -> str:
     return GONE
 
 
-_REFUSED_LARGE = frozenset({"413", CLOSED})
+# Whoever reads all of it finds zeros, which are no image: to say so is as honest as to stop it early.
+_REFUSED_LARGE = frozenset({CLIENT_ERROR, CLOSED})
 
 KINDS: Mapping[str, Hostile] = {
     "garbage": Hostile(_garbage, frozenset({"400", "415", "422"})),

@@ -32,6 +32,8 @@ class Turn:
 
     milliseconds: tuple[float, ...]
     """Of each image, from file to file."""
+    model_milliseconds: tuple[float, ...]
+    """Of each, what the model's run took of it."""
     seconds: float
 
     @property
@@ -98,27 +100,28 @@ def _turn(predictor: Predictor, sizes: Sizes, files: tuple[bytes, ...], workers:
     begun = time.perf_counter()
     numbers = count()
 
-    def one(_: int) -> list[float]:
+    def one(_: int) -> list[tuple[float, float]]:
         taken = []
         while (start := time.perf_counter()) - begun < seconds:
-            _answered(predictor, sizes, files[next(numbers) % len(files)])
-            taken.append(1e3 * (time.perf_counter() - start))
+            model_ms = _answered(predictor, sizes, files[next(numbers) % len(files)])
+            taken.append((1e3 * (time.perf_counter() - start), model_ms))
         return taken
 
     with ThreadPoolExecutor(workers) as pool:
-        taken = [milliseconds for part in pool.map(one, range(workers)) for milliseconds in part]
-    return Turn(tuple(taken), time.perf_counter() - begun)
+        taken = [times for part in pool.map(one, range(workers)) for times in part]
+    return Turn(tuple(whole for whole, _ in taken), tuple(model for _, model in taken), time.perf_counter() - begun)
 
 
-def _answered(predictor: Predictor, sizes: Sizes, file: bytes) -> bytes:
+def _answered(predictor: Predictor, sizes: Sizes, file: bytes) -> float:
+    """Milliseconds of the model's run."""
     manifest = predictor.manifest
 
     def read() -> list[U8]:
         return [decoded(file, manifest, max_pixels=sizes.max_pixels)]
 
-    work = WholeWork(predictor, Stages(), sizes, read, lambda masks_NHW: to_png(masks_NHW[0], manifest))
+    stages = Stages()
+    work = WholeWork(predictor, stages, sizes, read, lambda masks_NHW: to_png(masks_NHW[0], manifest))
     [outcome] = run_together([work])
     if isinstance(outcome, Exception):
         raise outcome
-    body: bytes = outcome.body
-    return body
+    return 1e3 * stages.seconds["inference"]

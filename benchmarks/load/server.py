@@ -2,9 +2,10 @@
 
 import logging
 import multiprocessing
+import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -13,11 +14,38 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from export.errors import SegpressError, WorkFailedError
+from export.errors import SegpressError, UsageError, WorkFailedError
 from serve.settings import ServeSettings
 
 _POLL_SECONDS = 0.05
 _START_SECONDS = 120.0
+
+_NOT_MEASURED = {
+    "port": "the bench takes a free one",
+    "grace_seconds": "the bench ends its server without a grace",
+    "tls_cert": "the load is sent over HTTP",
+    "tls_key": "the load is sent over HTTP",
+    "api_keys": "the load is sent without a key",
+}
+"""Settings with which the server could not be loaded, or would be without what was asked for, and why."""
+
+
+def settings_of(given: Sequence[str]) -> ServeSettings:
+    """Of a server that is to be measured: the defaults with each `NAME=VALUE` in place of its own.
+
+    Raises UsageError with everything that is wrong, also for what a bench cannot measure.
+    """
+    settings = ServeSettings().with_given(given)
+    names = dict.fromkeys(setting.partition("=")[0] for setting in given)
+    problems = [f"{name}: {_NOT_MEASURED[name]}" for name in names if name in _NOT_MEASURED]
+    if ":" in settings.host:
+        problems.append(
+            f"host={settings.host}: the load is sent over IPv4; give a name or an address such as 127.0.0.1"
+        )
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise UsageError(f"settings that a bench of the server cannot have; leave them out:{lines}")
+    return settings
 
 
 @dataclass(frozen=True)
@@ -45,8 +73,7 @@ def serving(bundle: Path, settings: ServeSettings) -> Iterator[Server]:
         end = time.monotonic() + _START_SECONDS
         while not _is_ready(url):
             if not process.is_alive():
-                said = ours.recv() if ours.poll() else f"it ended with exit status {process.exitcode}"
-                raise WorkFailedError(f"the server did not start: {said}")
+                raise WorkFailedError(f"the server did not start: {_last_words(ours, process.exitcode)}")
             if time.monotonic() > end:
                 raise WorkFailedError(f"the server was not ready within {_START_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
@@ -58,6 +85,15 @@ def serving(bundle: Path, settings: ServeSettings) -> Iterator[Server]:
         process.kill()
         process.join()
         ours.close()
+
+
+def _last_words(server: Connection, status: int | None) -> str:
+    with suppress(EOFError, OSError):  # also that its end of the pipe is closed can be polled
+        if server.poll():
+            return str(server.recv())
+    if status is not None and status < 0:
+        return f"it was ended by {signal.Signals(-status).name}, as the kernel does where memory is short"
+    return f"it ended with exit status {status}; what it said stands above"
 
 
 def _serve(parent: Connection, bundle: Path, settings: ServeSettings) -> None:

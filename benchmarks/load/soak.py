@@ -19,6 +19,7 @@ from benchmarks.load.server import Server, serving
 from benchmarks.load.summary import summarised
 from benchmarks.load.view import View
 from benchmarks.progress import Bar, Progress, silent
+from benchmarks.report.folder import report_folder
 from benchmarks.report.load.results import HostileTraffic, SoakReport, SoakSample
 from benchmarks.report.load.soak import verdicts, write
 from benchmarks.report.plots import shortcomings
@@ -63,7 +64,7 @@ def soak(
     settings = settings or ServeSettings()
     manifest = load(bundle).manifest
     seconds = 60 * minutes
-    with serving(bundle, settings) as server, progress("soak", _SAMPLES) as bar:
+    with report_folder(out), serving(bundle, settings) as server, progress("soak", _SAMPLES) as bar:
         target = Target.of(f"{server.url}/v1/models/{manifest.name}/segment")
         requests = _Varied(target, manifest.channels)
         capacity = asyncio.run(_capacity(target, requests, 2 * settings.concurrency))

@@ -13,9 +13,15 @@ PERCENTILES = (50.0, 95.0, 99.0, 99.9)
 
 def summarised(outcomes: Sequence[Outcome]) -> LoadSummary:
     """All of a run's requests; the latencies are of those that were answered 200."""
+    return pooled([outcomes])
+
+
+def pooled(runs: Sequence[Sequence[Outcome]]) -> LoadSummary:
+    """Several runs as if they were one: percentiles of all their requests, over the sum of their seconds."""
+    outcomes = [outcome for run in runs for outcome in run]
     times = np.array([outcome.latency_ms for outcome in outcomes if outcome.result == OK])
     errors = Counter(outcome.result for outcome in outcomes if outcome.result != OK)
-    seconds = max((outcome.ended for outcome in outcomes), default=0.0)
+    seconds = sum(max((outcome.ended for outcome in run), default=0.0) for run in runs)
     return LoadSummary(
         sent=len(outcomes),
         ok=len(times),

@@ -13,6 +13,7 @@ from benchmarks.load.drive import CONNECTION, OK, TIMEOUT, closed_loop, open_loo
 from benchmarks.load.hostile import KINDS, attack
 from benchmarks.load.probe import probed
 from benchmarks.peers.servers import Running
+from benchmarks.report.load.results import is_accepted
 from benchmarks.report.peers.results import Cell
 
 TIMEOUT_SECONDS = 30.0
@@ -145,7 +146,7 @@ async def _attacked(subject: Subject, kind: str) -> Cell:
     outcome = await attack(kind, subject.server.target, subject.good)
     after = await _once(subject)
     text = outcome if after == OK else f"{outcome}, then a good request: {after}"
-    return Cell(good=outcome in KINDS[kind].accepted and after == OK, text=text)
+    return Cell(good=is_accepted(outcome, KINDS[kind].accepted) and after == OK, text=text)
 
 
 async def _once(subject: Subject) -> str:

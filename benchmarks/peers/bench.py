@@ -1,8 +1,9 @@
 """`compress bench peers` without its command line: one model behind several servers, in one run."""
 
 import asyncio
+import random
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,12 +11,13 @@ from statistics import median
 
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.bench import DEFAULT_SIZE
-from benchmarks.load.drive import closed_loop, open_loop
+from benchmarks.load.drive import Outcome, closed_loop, open_loop
 from benchmarks.load.images import Payload, payload
-from benchmarks.load.summary import summarised
+from benchmarks.load.summary import pooled, summarised
 from benchmarks.peers.behaviour import BEHAVIOURS, TIMEOUT_SECONDS, Subject
 from benchmarks.peers.servers import OURS, Running, interpreters, running
 from benchmarks.progress import Bar, Progress, silent
+from benchmarks.report.folder import report_folder
 from benchmarks.report.load.results import LoadSummary
 from benchmarks.report.peers.results import Cell, PeerResult, PeersReport
 from benchmarks.report.peers.write import verdicts, write
@@ -28,6 +30,7 @@ DEFAULT_TURNS = 3
 OPEN_LOAD = 0.8
 """Of the smallest capacity: every server must be able to bear it."""
 
+_WARM_UP_SECONDS = 2.0
 _ALONE_SECONDS = 2.0
 _VERSION = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
 
@@ -46,9 +49,9 @@ def bench(
 ) -> PeersReport:
     """Serve the graph of a bundle by ours and by each of `peers` (a name, and the environment that has it).
 
-    At saturation the servers take turns; then an open loop, at the same rate for all; then the hard cases, the end by
-    SIGTERM last. A peer that does not run is named in the report and loses nothing of the others. The report is
-    written into `out`.
+    At saturation the servers take turns, each of `seconds`; then in an open loop, at the same rate for all, of
+    `seconds` in all; in every turn in another order. Then come the hard cases, the end by SIGTERM last. A peer that
+    does not run is named in the report and loses nothing of the others. The report is written into `out`.
 
     Raises BundleError, DatasetError, UsageError, and WorkFailedError when ours does not run.
     """
@@ -62,10 +65,10 @@ def bench(
         )
     sent = payload((height, width), bundle.manifest.channels, data)
     workers = usable_cores()
-    with ExitStack() as stack:
+    with report_folder(out), ExitStack() as stack:
         servers, failures = _started(pythons, bundle, workers, stack, progress)
         round_robin = _RoundRobin(servers, sent, 4 * workers, seconds)
-        with progress("load", len(servers) * (turns + 2)) as bar:
+        with progress("load", len(servers) * (2 * turns + 1)) as bar:
             round_robin.measure(turns, bar)
         failures += round_robin.drop_the_dead()
         with progress("hard cases", len(round_robin.servers) * len(BEHAVIOURS)) as bar:
@@ -88,7 +91,8 @@ def bench(
                     version=_version(pythons[name], name),
                     closed=tuple(round_robin.saturated[name]),
                     capacity=round_robin.capacity(name),
-                    opened=round_robin.opened[name],
+                    opened=pooled(round_robin.opened[name]),
+                    opened_turns=tuple(map(summarised, round_robin.opened[name])),
                     behaviours=behaviours[name],
                 )
                 for name in round_robin.servers
@@ -113,27 +117,36 @@ class _RoundRobin:
         self._seconds = seconds
         self._alone: dict[str, LoadSummary] = {}
         self.saturated: dict[str, list[LoadSummary]] = {name: [] for name in servers}
-        self.opened: dict[str, LoadSummary] = {}
+        self.opened: dict[str, list[list[Outcome]]] = {name: [] for name in servers}
         self.rate = 0.0
 
     def capacity(self, name: str) -> float:
         return median(run.throughput for run in self.saturated[name])
 
     def measure(self, turns: int, bar: Bar) -> None:
-        """One by one, then at saturation in turns, then at a rate that all of them bear."""
+        """Warm, then one by one; then in turns at saturation, and at a rate that all of them bear."""
         for name in self.servers:
+            # One connection would reach only some of a server's processes, and the first turn would warm the others.
+            self._closed(name, self._connections, _WARM_UP_SECONDS)
             self._alone[name] = self._closed(name, 1, _ALONE_SECONDS)
             bar.advance()
-        for _ in range(turns):
-            for name in self.servers:
-                self.saturated[name].append(self._closed(name, self._connections, self._seconds))
-                bar.advance()
-        self.rate = OPEN_LOAD * min(filter(None, map(self.capacity, self.servers)), default=1.0)
-        arrivals = poisson(self.rate, self._seconds, seed=0)
-        for name, server in self.servers.items():
-            loop = open_loop(server.target, self._requests[name], arrivals, timeout=TIMEOUT_SECONDS)
-            self.opened[name] = summarised(asyncio.run(loop))
+        for _, name in self._in_turns(turns):
+            self.saturated[name].append(self._closed(name, self._connections, self._seconds))
             bar.advance()
+        self.rate = OPEN_LOAD * min(filter(None, map(self.capacity, self.servers)), default=1.0)
+        for turn, name in self._in_turns(turns):
+            arrivals = poisson(self.rate, self._seconds / turns, seed=turn)
+            loop = open_loop(self.servers[name].target, self._requests[name], arrivals, timeout=TIMEOUT_SECONDS)
+            self.opened[name].append(asyncio.run(loop))
+            bar.advance()
+
+    def _in_turns(self, turns: int) -> Iterator[tuple[int, str]]:
+        """Every server once a turn, each turn in another order: who comes first meets another machine."""
+        order = list(self.servers)
+        shuffle = random.Random(0).shuffle
+        for turn in range(turns):
+            shuffle(order)
+            yield from ((turn, name) for name in order)
 
     def drop_the_dead(self) -> list[str]:
         """Leave out servers that answered nothing; says so of each."""

@@ -39,7 +39,11 @@ def command(
     ] = 30.0,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the server, as `compress serve --set`."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the server, as `compress serve --set`; not port, TLS, keys.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,24 +51,26 @@ def command(
 
     In turns with the same work done without HTTP: one request at a time, and a closed loop at saturation. Then an open
     loop, Poisson arrivals at shares of the capacity that was found: latency from when a request was due, errors by
-    kind, the server's stages beside the clients' view, health probed all the while.
+    kind, the server's stages beside the clients' view, health probed all the while. What is not as it should be is
+    NOT OK in the report, and the status is 1.
     """
     require("fastapi", extra="serve", purpose="compress bench load")
     require_no_run(out)
     from benchmarks.load.bench import DEFAULT_LOADS, bench
+    from benchmarks.load.server import settings_of
     from benchmarks.report.load.table import ceiling, costs, runs, stages
     from benchmarks.report.load.words import headline
+    from benchmarks.report.met import require_met
     from benchmarks.report.table import for_terminal
     from benchmarks.report.words import failed_first
     from compress.progress import show_table, task
-    from serve.settings import ServeSettings
 
     report = bench(
         bundle,
         out=out,
         data=data,
         size=parse_size(size),
-        settings=ServeSettings().with_given(settings or []),
+        settings=settings_of(settings or []),
         connections=connections,
         loads=loads or DEFAULT_LOADS,
         seconds=seconds,
@@ -87,3 +93,4 @@ def command(
         f"report: {page}",
     ]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
+    require_met(report.verdicts, out)

@@ -30,12 +30,14 @@ def command(
 ) -> None:
     """Our server beside others with the same model: throughput, latency, and behaviour in hard cases.
 
-    Each of the others runs in an environment of its own; `make peers` makes them in build/peers.
+    Each of the others runs in an environment of its own; `make peers` makes them in build/peers. The status is 1 when
+    ours does not behave in a hard case; that another is faster is a result, and the status stays 0.
     """
     require("fastapi", extra="serve", purpose="compress bench peers")
     require_no_run(out)
     from benchmarks.peers.bench import bench
-    from benchmarks.report.peers.write import behaviours, speeds
+    from benchmarks.report.met import require_met
+    from benchmarks.report.peers.write import behaves, behaviours, speeds
     from benchmarks.report.table import for_terminal
     from benchmarks.report.words import failed_first
     from compress.progress import show_table, task
@@ -60,6 +62,8 @@ def command(
         f"report: {out / 'report.md'}",
     ]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
+    # To be slower than another is what was to be found out; to behave is what a server owes.
+    require_met([behaves(report)], out)
 
 
 def _named(text: str) -> tuple[str, Path]:

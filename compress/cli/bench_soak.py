@@ -17,28 +17,33 @@ def command(
     hostile: Annotated[float, typer.Option("--hostile", min=0.0, help="Hostile clients for each good request.")] = 0.01,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the server, as `compress serve --set`."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the server, as `compress serve --set`; not port, TLS, keys.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a bundle under load for long, with hostile clients among the good, and say what was lost or has grown.
 
     Every image has a random size of its own. Hostile: garbage, decompression bombs, 40 MB bodies, clients that leave,
-    a byte a second, what is no HTTP.
+    a byte a second, what is no HTTP. What is not as it should be is NOT OK in the report, and the status is 1.
     """
     require("fastapi", extra="serve", purpose="compress bench soak")
     require_no_run(out)
+    from benchmarks.load.server import settings_of
     from benchmarks.load.soak import soak
     from benchmarks.report.load.soak import headline, hostile_table
+    from benchmarks.report.met import require_met
     from benchmarks.report.table import for_terminal
     from benchmarks.report.words import failed_first
     from compress.progress import show_table, task
-    from serve.settings import ServeSettings
 
     report = soak(
         bundle,
         out=out,
-        settings=ServeSettings().with_given(settings or []),
+        settings=settings_of(settings or []),
         minutes=minutes,
         load_share=load,
         hostile=hostile,
@@ -50,3 +55,4 @@ def command(
     checks = (f"{'ok' if v.ok else 'NOT OK'}: {v.text} ({v.detail})" for v in failed_first(report.verdicts))
     lines = [headline(report), *checks, f"report: {out / 'report.md'}"]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
+    require_met(report.verdicts, out)

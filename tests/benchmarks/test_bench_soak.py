@@ -8,9 +8,9 @@ import pytest
 from support.bundles import tiny_bundle
 
 from benchmarks.load.client import Target
-from benchmarks.load.hostile import CLOSED, KINDS, attack
+from benchmarks.load.hostile import CLOSED, KINDS, SILENT, attack
 from benchmarks.report.load.growth import ratio, slope
-from benchmarks.report.load.results import SoakReport, SoakSample
+from benchmarks.report.load.results import SoakReport, SoakSample, is_accepted
 from benchmarks.report.load.soak import verdicts
 from compress.cli.main import main
 
@@ -24,8 +24,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[SoakReport, Path]:
         patched.setattr("sys.argv", [*words, "--minutes", "0.06", "--load", "0.2", "--hostile", "0.5"])
         with pytest.raises(SystemExit) as leaving:
             main()
-    assert not leaving.value.code
-    return SoakReport.model_validate_json((out / "report.json").read_text()), out
+    report = SoakReport.model_validate_json((out / "report.json").read_text())
+    # A busy machine may do anything to its times; the status must say so.
+    assert (leaving.value.code or 0) == (0 if all(verdict.ok for verdict in report.verdicts) else 1)
+    return report, out
 
 
 def test_good_and_hostile_clients_are_all_accounted_for(run: tuple[SoakReport, Path]) -> None:
@@ -33,7 +35,7 @@ def test_good_and_hostile_clients_are_all_accounted_for(run: tuple[SoakReport, P
     assert report.client.sent > 0
     assert report.client.sent == report.client.ok + sum(report.client.errors.values())
     assert {traffic.kind for traffic in report.hostile} == set(KINDS)
-    assert all(set(traffic.outcomes) <= set(traffic.accepted) for traffic in report.hostile)
+    assert all(is_accepted(found, traffic.accepted) for traffic in report.hostile for found in traffic.outcomes)
     assert not [code for code in report.answers if code.startswith("5")]
 
 
@@ -55,6 +57,19 @@ def test_a_server_that_is_gone_is_closed_to_all() -> None:
     nobody = Target.of("http://127.0.0.1:9/segment")
     good = nobody.post(b"image", "image/png")
     assert {asyncio.run(attack(kind, nobody, good)) for kind in KINDS} == {CLOSED}
+
+
+@pytest.mark.parametrize("kind", ["40 MB body", "40 MB body of unannounced length"])
+@pytest.mark.parametrize(
+    ("outcome", "good"),
+    [("413", True), ("400", True), ("422", True), (CLOSED, True), ("200", False), ("500", False), (SILENT, False)],
+)
+def test_whoever_calls_40_mb_of_zeros_no_image_is_right(kind: str, outcome: str, good: bool) -> None:
+    assert is_accepted(outcome, KINDS[kind].accepted) == good
+
+
+def test_only_the_large_bodies_may_meet_any_refusal() -> None:
+    assert not is_accepted("404", KINDS["garbage"].accepted)
 
 
 def samples(memory: list[float], *, every: float = 60.0, requests: int = 100) -> tuple[SoakSample, ...]:
@@ -97,12 +112,28 @@ def test_memory_by_sizes_is_compared_where_there_were_enough(run: tuple[SoakRepo
     ],
 )
 def test_what_is_missed_is_said(run: tuple[SoakReport, Path], change: dict[str, object], says: str) -> None:
-    sent = run[0].client.sent
-    client = run[0].client.model_copy(update={"ok": sent - 1, "errors": {"429": 1}})
+    client = run[0].client.model_copy(update={"sent": 1000, "ok": 990, "errors": {"429": 10}})
     good = run[0].model_copy(update={"samples": samples([200.0] * 60), "client": client})
     assert all(verdict.ok for verdict in verdicts(good))
     missed = [verdict.text for verdict in verdicts(good.model_copy(update=change)) if not verdict.ok]
     assert any(says in text for text in missed)
+
+
+@pytest.mark.parametrize(
+    ("load", "refused", "holds"),
+    [(0.8, 0, True), (0.8, 10, True), (0.8, 11, False), (0.8, 500, False), (0.2, 11, False), (2.0, 500, True)],
+)
+def test_what_the_server_should_bear_is_answered(
+    run: tuple[SoakReport, Path], load: float, refused: int, holds: bool
+) -> None:
+    client = run[0].client.model_copy(update={"sent": 1000, "ok": 1000 - refused, "errors": {"429": refused}})
+    [found] = [
+        verdict
+        for verdict in verdicts(run[0].model_copy(update={"client": client, "load": load}))
+        if "every good request" in verdict.text
+    ]
+    assert found.ok == holds
+    assert ("99%" in found.text) == (load <= 0.8)
 
 
 def test_a_lost_answer_is_said(run: tuple[SoakReport, Path]) -> None:
@@ -124,6 +155,20 @@ def test_descriptors_that_grow_are_said(run: tuple[SoakReport, Path]) -> None:
     leaking = tuple(sample.model_copy(update={"descriptors": 10 + i}) for i, sample in enumerate(samples([200.0] * 60)))
     missed = [verdict.text for verdict in verdicts(run[0].model_copy(update={"samples": leaking})) if not verdict.ok]
     assert any("file descriptors" in text for text in missed)
+
+
+def test_settings_that_cannot_be_measured_are_refused_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bundle, out = tiny_bundle(tmp_path / "tiny").path, tmp_path / "o"
+    given = ["--set", "port=9000", "--set", "host=::1", "--set", "api_keys=keys"]
+    monkeypatch.setattr("sys.argv", ["compress", "bench", "soak", str(bundle), "--out", str(out), *given])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("port:", "host=::1:", "api_keys:"))
+    assert not out.exists()
 
 
 def test_a_mistake_is_one_message(

@@ -1,6 +1,7 @@
 """MLServer: a runtime of one's own behind the Open Inference Protocol, images as base64 in its JSON."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from mlserver import MLModel
 from mlserver.codecs import Base64Codec
@@ -13,9 +14,11 @@ class Segment(MLModel):
 
     async def load(self) -> bool:
         self.model = Model()
+        # Each worker begins every request that it is given at once: without this bound all would share its cores.
+        self.one_run = ThreadPoolExecutor(1)
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         [file] = Base64Codec.decode_input(payload.inputs[0])
-        mask = await asyncio.to_thread(self.model.segment, file)
+        mask = await asyncio.get_running_loop().run_in_executor(self.one_run, self.model.segment, file)
         return InferenceResponse(model_name=self.name, outputs=[Base64Codec.encode_output("mask", [mask])])

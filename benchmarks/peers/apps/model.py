@@ -1,6 +1,7 @@
 """What every peer computes: an image file in, a PNG of class indices out, by the bundle's own graph.
 
-A user of these frameworks writes this much by hand. One thread a run, spinning off, as our server runs it.
+A user of these frameworks writes this much by hand, but for the session's options: those are our server's
+(`export.runtime.session_options`, which these environments have not), so that all run the same kernels.
 """
 
 import io
@@ -23,7 +24,10 @@ class Model:
     def __init__(self) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         self._session: Any = ort.InferenceSession(os.environ[MODEL], options, providers=["CPUExecutionProvider"])
         self._mode = "L" if self._session.get_inputs()[0].shape[3] == 1 else "RGB"
 

@@ -4,6 +4,7 @@ Times are milliseconds, throughput is images a second, shares are between 0 and 
 core.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field
@@ -112,6 +113,9 @@ class Ceiling(Part):
     """Median over the turns of throughput over HTTP by throughput without."""
     added_ms: float
     """Median over the turns of what HTTP adds to one image."""
+    model_ms: float | None = None
+    """Median of the model's own run, one image after the other without HTTP; None in a report from before it was
+    looked at."""
 
 
 class LoadReport(Part):
@@ -140,6 +144,16 @@ class LoadReport(Part):
     notes: tuple[str, ...] = ()
 
 
+CLIENT_ERROR = "4xx"
+"""Among what is accepted: any status that says that the client is wrong."""
+
+
+def is_accepted(outcome: str, accepted: Collection[str]) -> bool:
+    """Whether what came of a hostile client is among what may."""
+    refused = len(outcome) == len(CLIENT_ERROR) and outcome.startswith("4")
+    return outcome in accepted or (refused and CLIENT_ERROR in accepted)
+
+
 class HostileTraffic(Part):
     """What came of the clients of one kind."""
 
@@ -147,7 +161,7 @@ class HostileTraffic(Part):
     outcomes: dict[str, int]
     """A status, gone, closed or silent, with how often."""
     accepted: tuple[str, ...]
-    """What may come of them."""
+    """What may come of them, as `is_accepted` reads it."""
 
 
 class SoakSample(Part):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.report.load.growth import SETTLED, ratio, slope
-from benchmarks.report.load.results import SoakReport
+from benchmarks.report.load.results import SoakReport, is_accepted
 from benchmarks.report.markdown import check_lines, code_lines, escaped, table_lines
 from benchmarks.report.plots import Plot, colour_of, plot
 from benchmarks.report.results import Verdict
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_RATIO = 1.3
 MAX_GROWTH = 0.02
 """Share of the resident memory by which a soak may grow after it has settled."""
+MIN_ANSWERED = 0.99
+"""Share of the good requests that is answered 200, up to LOAD of the capacity."""
+LOAD = 0.8
 REFUSED = "429"
 """What anybody may be told before a server looks at what they sent."""
 _PICTURE = "memory.png"
@@ -32,10 +35,13 @@ def verdicts(report: SoakReport) -> tuple[Verdict, ...]:
 
 def _verdicts(report: SoakReport) -> Iterable[Verdict]:
     client = report.client
-    # On a machine with other tenants the capacity of the first seconds may not be there in all of the others.
+    # On a machine with other tenants the capacity of the first seconds may not be there in all of the others: a few
+    # refusals are that, many are a server that does not bear what it should. Beyond LOAD they are its duty.
+    asked = MIN_ANSWERED if report.load <= LOAD else 0.0
+    share = f"{percent(asked)} of them 200, the rest" if asked else "200, or"
     yield Verdict(
-        ok=client.errors.keys() <= {REFUSED} and client.ok > 0,
-        text="every good request was answered: 200, or 429 where it would have waited too long",
+        ok=client.errors.keys() <= {REFUSED} and client.ok > 0 and client.ok >= asked * client.sent,
+        text=f"every good request was answered: {share} 429 where it would have waited too long",
         detail=f"{client.ok} of {client.sent}"
         + "".join(f", {count} x {kind}" for kind, count in client.errors.items()),
     )
@@ -49,7 +55,7 @@ def _verdicts(report: SoakReport) -> Iterable[Verdict]:
         f"{traffic.kind}: {count} x {outcome}"
         for traffic in report.hostile
         for outcome, count in traffic.outcomes.items()
-        if outcome not in {*traffic.accepted, REFUSED}
+        if not is_accepted(outcome, {*traffic.accepted, REFUSED})
     ]
     if report.hostile:
         met = sum(sum(traffic.outcomes.values()) for traffic in report.hostile)

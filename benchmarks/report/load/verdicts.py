@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from benchmarks.report.load.results import LoadReport, Run
+from benchmarks.report.load.words import conditions
 from benchmarks.report.results import Verdict
 from benchmarks.report.words import number, percent
 
@@ -28,13 +29,13 @@ def _all(report: LoadReport) -> Iterable[Verdict]:
         yield Verdict(
             ok=ceiling.kept >= KEPT,
             text=f"at saturation HTTP keeps {percent(KEPT)} of the throughput that the work has without it",
-            detail=f"{percent(ceiling.kept)}; by turn {shares}",
+            detail=f"{percent(ceiling.kept)}; by turn {shares}; {conditions(report)}",
         )
         added = ", ".join(number(pair.over_http - pair.direct) for pair in ceiling.latency_ms)
         yield Verdict(
             ok=ceiling.added_ms <= ADDED_MS,
             text=f"HTTP adds at most {number(ADDED_MS)} ms to one image at a time",
-            detail=f"{number(ceiling.added_ms)} ms; by turn {added}",
+            detail=f"{number(ceiling.added_ms)} ms; by turn {added}; {conditions(report)}",
         )
     probed = [run.health for run in report.runs if run.health is not None]
     if probed:

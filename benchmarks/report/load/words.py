@@ -17,6 +17,14 @@ def headline(report: LoadReport) -> str:
     return f"{', '.join(parts)}."
 
 
+def conditions(report: LoadReport) -> str:
+    """What the aims are met or missed with: what HTTP costs shows more the faster the model is."""
+    sent = report.requests
+    model_ms = None if report.ceiling is None else report.ceiling.model_ms
+    own = "" if model_ms is None else f"; the model's own run takes {number(model_ms)} ms"
+    return f"{sent.media_type} of {sent.height}x{sent.width} in, PNG out{own}"
+
+
 def circumstances(report: LoadReport) -> Iterable[tuple[str, str]]:
     """What the figures belong to."""
     sent = report.requests
@@ -31,6 +39,12 @@ def circumstances(report: LoadReport) -> Iterable[tuple[str, str]]:
         f"of {report.seconds:g} s each; closed: every connection sends its next request when it has its answer; open: "
         "Poisson arrivals, sent when they are due, latency from then on",
     )
+    if report.ceiling is not None and report.ceiling.model_ms is not None:
+        yield (
+            "Model",
+            f"{number(report.ceiling.model_ms)} ms for one of these images, median of runs one after the other without "
+            "HTTP",
+        )
     if report.settings:
         yield "Server", ", ".join(f"{name} = {value}" for name, value in report.settings.items())
     yield from machine_facts(report.machine)

@@ -23,7 +23,9 @@ class PeerResult(Part):
     capacity: float
     """Median of their throughput."""
     opened: LoadSummary
-    """Poisson arrivals, all servers at the same rate."""
+    """Poisson arrivals, all servers at the same rate; the requests of all turns together."""
+    opened_turns: tuple[LoadSummary, ...] = ()
+    """The same, one a turn; none in a report from before they took turns."""
     behaviours: dict[str, Cell]
 
 
@@ -43,6 +45,7 @@ class PeersReport(Part):
     connections: int
     """Of the closed loops."""
     seconds: float
+    """Of each closed loop, and of all open loops of a server together."""
     turns: int
     rate: float
     """Of the open loops, requests a second."""

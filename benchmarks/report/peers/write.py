@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks.report.markdown import check_lines, code_lines, escaped, table_lines
-from benchmarks.report.peers.results import PeersReport
+from benchmarks.report.peers.results import PeerResult, PeersReport
 from benchmarks.report.results import Verdict
 from benchmarks.report.table import Table
-from benchmarks.report.words import machine_facts, number, optional
+from benchmarks.report.words import DASH, machine_facts, number, optional
 from benchmarks.report.write import JSON, MARKDOWN
 from export.files import make_folder, write_atomic, write_json
 
@@ -39,8 +39,14 @@ def _verdicts(report: PeersReport) -> Iterable[Verdict]:
                 text=f"its p99 in the open loop is as low as the best of the others, within {DRIFT:.0%}; no errors",
                 detail=f"{optional(own)} ms and {errors} errors against {_best(whole)}",
             )
+    yield behaves(report)
+
+
+def behaves(report: PeersReport) -> Verdict:
+    """Of ours alone, whatever the others do."""
+    ours = report.servers[0]
     bad = [f"{what}: {cell.text}" for what, cell in ours.behaviours.items() if not cell.good]
-    yield Verdict(
+    return Verdict(
         ok=not bad,
         text=f"{ours.name} behaves in every hard case",
         detail="; ".join(bad) or f"{len(ours.behaviours)} cases",
@@ -61,15 +67,23 @@ def speeds(report: PeersReport) -> Table:
             f"{server.name} {server.version}",
             number(server.capacity),
             *(optional(server.opened.ms(point)) for point in (50.0, 95.0, 99.0)),
+            *(_by_turn(server, point) for point in (50.0, 99.0)),
             ", ".join(f"{count} x {kind}" for kind, count in server.opened.errors.items()) or "none",
         )
         for server in report.servers
     )
     caption = (
         f"{report.workers} runs at once in each; images/s: closed loop of {report.connections} connections, median of "
-        f"{report.turns} turns; latency: open loop at {number(report.rate)} requests a second"
+        f"{report.turns} turns; latency: open loop at {number(report.rate)} requests a second, all turns together; "
+        "by turn: the least to the most of one"
     )
-    return Table(caption, ("server", "images/s", "p50 ms", "p95 ms", "p99 ms", "errors"), rows)
+    headers = ("server", "images/s", "p50 ms", "p95 ms", "p99 ms", "p50 by turn", "p99 by turn", "errors")
+    return Table(caption, headers, rows)
+
+
+def _by_turn(server: PeerResult, point: float) -> str:
+    found = [ms for turn in server.opened_turns if (ms := turn.ms(point)) is not None]
+    return f"{number(min(found))} to {number(max(found))}" if found else DASH
 
 
 def behaviours(report: PeersReport) -> Table:
@@ -112,8 +126,9 @@ def _lines(report: PeersReport) -> Iterable[str]:
         ),
         (
             "Runs",
-            f"of {report.seconds:g} s, the servers in turns at saturation, all of them running; the same model.onnx "
-            f"of {report.bundle} in all, one thread a run, no batching; latency from when a request was due",
+            f"in {report.turns} turns, the servers in another order in each, all of them running: of "
+            f"{report.seconds:g} s at saturation, of {report.seconds / report.turns:.3g} s in the open loop; the same "
+            f"model.onnx of {report.bundle} in all, one thread a run, no batching; latency from when a request was due",
         ),
         *machine_facts(report.machine),
     )

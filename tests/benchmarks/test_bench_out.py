@@ -1,0 +1,50 @@
+"""`compress bench load`, `soak` and `peers` look at their --out before they measure for minutes."""
+
+from pathlib import Path
+
+import pytest
+from support.bundles import tiny_bundle
+
+from benchmarks.report.folder import report_folder
+from compress.cli.main import main
+from export.errors import UsageError
+
+
+def started(*_: object) -> None:
+    raise AssertionError("a server was started before --out was looked at")
+
+
+@pytest.mark.parametrize("command", ["load", "soak", "peers"])
+def test_a_file_as_out_is_said_before_anything_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for starts in ("load.bench.serving", "load.soak.serving", "peers.bench.running"):
+        monkeypatch.setattr(f"benchmarks.{starts}", started)
+    bundle, out = tiny_bundle(tmp_path / "tiny").path, tmp_path / "a-file"
+    out.write_text("kept")
+    size = [] if command == "soak" else ["--size", "16x16"]
+    monkeypatch.setattr("sys.argv", ["compress", "bench", command, str(bundle), "--out", str(out), *size])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    assert "a-file cannot be written" in capsys.readouterr().err
+    assert out.read_text() == "kept"
+
+
+def test_a_folder_that_takes_no_files_is_said() -> None:
+    with pytest.raises(UsageError, match="/proc cannot be written"), report_folder(Path("/proc")):
+        raise AssertionError("its block was entered")
+
+
+def test_what_fails_leaves_no_folder_and_takes_none_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for out in (tmp_path / "new" / "report", tmp_path / "old"):
+        with pytest.raises(RuntimeError), report_folder(out):
+            raise RuntimeError
+    assert list(tmp_path.iterdir()) == [tmp_path / "old"]
+
+
+def test_what_succeeds_keeps_its_folder(tmp_path: Path) -> None:
+    with report_folder(tmp_path / "new" / "report"):
+        pass
+    assert (tmp_path / "new" / "report").is_dir()
