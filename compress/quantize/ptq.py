@@ -17,7 +17,7 @@ from compress.quantize.biases import RoomyQuantizer
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
 from compress.quantize.equalise import equalised
-from compress.quantize.graph import copied, logits_of
+from compress.quantize.graph import copied, is_of_a_norm, logits_of
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
@@ -100,6 +100,8 @@ class Quantizer:
         self._always_float = in_float or {}
         layers = layers_of(self.parent)
         self._fixed = [layer for layer in layers if layer.name in self._always_float]
+        # A variance is a small difference of large squares: in 8 bits it may be below nothing, and has no root then.
+        self._norms = [node.name for node in self.parent.graph.node if is_of_a_norm(node)]
         self.layers = tuple(layer for layer in layers if layer not in self._fixed)
         """Those that may be integers, and may be left in float."""
         self._statistics = observe(self.parent, images_HWC, OP_TYPES)
@@ -119,7 +121,7 @@ class Quantizer:
             activation_qType=scheme.activations,
             tensors_range=self._statistics.ranges(calibration),
             nodes_to_quantize=[],
-            nodes_to_exclude=[node for layer in left for node in layer.nodes],
+            nodes_to_exclude=[*self._norms, *(node for layer in left for node in layer.nodes)],
             op_types_to_quantize=list(OP_TYPES),
             extra_options={
                 "ActivationSymmetric": scheme.signed,
@@ -175,12 +177,17 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
 
 
 def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Shape inference and the runtime's own fusions; the tool leaves files, so it gets a folder to leave them in."""
+    """Shape inference and the runtime's own fusions, every node with a name; the tool leaves files, so it gets a folder
+    to leave them in."""
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
         onnx.save(graph, str(source))
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-        return onnx.load(str(target))
+        prepared = onnx.load(str(target))
+    for node in prepared.graph.node:
+        # Those inside of a norm have none, and are left in float by their names.
+        node.name = node.name or node.output[0]
+    return prepared
 
 
 def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[FloatLayer]:

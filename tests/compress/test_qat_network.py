@@ -1,6 +1,6 @@
 """The INT8 graph as a torch network: the same numbers as the runtime's, and what is learned stands in the graph."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from support.handmade import blocks, with_a_norm
 from support.networks import Mixer, Mobile, exported, random_network, randomised
 from torch import Tensor, nn
 
@@ -103,6 +104,18 @@ def test_logits_are_those_of_the_runtime(name: str) -> None:
     assert np.abs(found - expected).mean() < 2 * step
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
     assert len(np.unique(np.round(found / step))) > 20
+
+
+@pytest.mark.parametrize("network", [with_a_norm])
+def test_norms_are_trained_through(network: Callable[[], onnx.ModelProto]) -> None:
+    made = Quantizer(with_outputs(network(), "mask"), iter(blocks(4)), target="vnni").quantized("minmax")
+    trained = QuantizedNetwork(made.graph, made.parent)
+    stacked = np.stack(blocks(2, seed=1))
+    (expected,) = values(made.graph, stacked, [logits_of(made.graph)])
+    logits = trained((torch.from_numpy(stacked).permute(0, 3, 1, 2).float() - 128) / 128)
+    assert np.abs(logits.detach().numpy() - expected).mean() < 0.02 * np.abs(expected).max()
+    logits.square().mean().backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in trained.weights)
 
 
 def test_the_first_layers_are_equal_to_the_last_bit() -> None:
