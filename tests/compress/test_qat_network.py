@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from support.handmade import blocks, with_a_norm
+from support.handmade import blocks, with_a_norm, with_eca
 from support.networks import Mixer, Mobile, exported, random_network, randomised
 from torch import Tensor, nn
 
@@ -106,8 +106,8 @@ def test_logits_are_those_of_the_runtime(name: str) -> None:
     assert len(np.unique(np.round(found / step))) > 20
 
 
-@pytest.mark.parametrize("network", [with_a_norm])
-def test_norms_are_trained_through(network: Callable[[], onnx.ModelProto]) -> None:
+@pytest.mark.parametrize("network", [with_a_norm, with_eca])
+def test_norms_and_attention_by_channel_are_trained_through(network: Callable[[], onnx.ModelProto]) -> None:
     made = Quantizer(with_outputs(network(), "mask"), iter(blocks(4)), target="vnni").quantized("minmax")
     trained = QuantizedNetwork(made.graph, made.parent)
     stacked = np.stack(blocks(2, seed=1))
@@ -365,12 +365,24 @@ def test_operators_are_those_of_the_specification(operator: str, attributes: dic
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_convolution_may_have_any_number_of_axes() -> None:
+    row = X.reshape(2, 8, 60)
+    for pads in ([1, 1], [0, 2]):
+        node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3], pads=pads, dilations=[1])
+        found = OPERATORS["Conv"](torch.from_numpy(row), torch.from_numpy(W[:, :, 0].repeat(2, 1)), pads=pads)
+        expected = reference(node, {"x": row, "w": W[:, :, 0].repeat(2, 1)})
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+        assert refused(node) == []
+
+
 @pytest.mark.parametrize(
     ("operator", "attributes", "named"),
     [
         ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}, ["dilations=[2, 2]"]),
         ("Conv", {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}, ["auto_pad=SAME_UPPER"]),
         ("ConvTranspose", {"output_shape": [9, 9]}, ["output_shape=[9, 9]"]),
+        ("ConvTranspose", {"kernel_shape": [2], "strides": [2]}, ["kernel_shape=[2]"]),
+        ("MaxPool", {"kernel_shape": [3]}, ["kernel_shape=[3]"]),
         ("Cast", {"to": TensorProto.BOOL}, ["to=9"]),
         ("Resize", {"mode": "linear", "antialias": 1, "nearest_mode": "floor"}, ["antialias=1"]),
         (

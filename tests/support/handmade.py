@@ -128,6 +128,20 @@ def with_a_norm() -> onnx.ModelProto:
     return net.graph(net.conv("head", net.relu(normed), 3, kernel=1))
 
 
+def with_eca() -> onnx.ModelProto:
+    """Attention by channel (ECA): a convolution over the means of neighbouring channels gives each its weight."""
+    net = Handmade()
+    first = net.relu(net.conv("stem", net.image, 16))
+    net.weights["model.eca.weight"] = np.array([[[0.5, 2, -1]]], np.float32)
+    for name, axes in {"pixels": [2, 3], "middle": [1], "ends": [2, 3]}.items():
+        net.weights[name] = np.array(axes, np.int64)  # type: ignore[assignment]
+    means = net.add("Unsqueeze", [net.add("ReduceMean", [first, "pixels"], "means", keepdims=0), "middle"], "row", 1)
+    mixed = net.add("Conv", [means, "model.eca.weight"], "eca", pads=[1, 1], kernel_shape=[3])
+    gate = net.add("Sigmoid", [net.add("Squeeze", [mixed, "middle"], "column", 16)], "gate")
+    gated = net.add("Mul", [first, net.add("Unsqueeze", [gate, "ends"], "gates")], "gated")
+    return net.graph(net.conv("head", gated, 3, kernel=1))
+
+
 def blocks(count: int, seed: int = 0, channels: int = 1) -> list[U8]:
     """Images HWC of 32x48, neighbouring pixels alike as in photographs."""
     rng = np.random.default_rng(seed)
