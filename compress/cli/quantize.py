@@ -39,7 +39,11 @@ def command(
     min_iou: MinIouOption = None,
     target: Annotated[
         str | None,
-        typer.Option("--for", help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino."),
+        typer.Option(
+            "--for",
+            help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino. Timed is only what "
+            "is here.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep INT8 that is not faster than its float parent.")] = False,
     analyze: Annotated[

@@ -141,7 +141,7 @@ class Quantizer:
         onnx.checker.check_model(graph)
         meant = [FloatLayer(layer=layer.name, reason=reasons[layer.name]) for layer in left]
         tensors = {tensor for layer in left for tensor in layer.tensors}
-        found = _float_layers(graph, tensors) if scheme.is_here else _unquantized(graph)
+        found = _float_layers(graph, tensors) if scheme.by_cpu_provider else _unquantized(graph)
         return Quantized(graph, self.parent, (*meant, *found), scheme.seven_bits == "all layers")
 
     def _overrides(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:

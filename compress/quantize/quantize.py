@@ -26,7 +26,7 @@ from export import bundle
 from export.bundle import Bundle
 from export.errors import ParityError, WorkFailedError
 from export.files import write_json
-from export.machine import Machine
+from export.machine import Machine, instruction_set
 from export.manifest import Latency
 from export.parity import Parity, batches, int8_parity, sizes_to_prove
 from export.runtime import OnnxModel
@@ -92,6 +92,11 @@ def _quantize(
     bench = Workbench(step, source, dataset, recipe)
     judge, settings = bench.judge, recipe.quantize
     must_gain = bench.is_here and not settings.force
+    if not bench.is_here:
+        say(
+            f"made for {settings.target}, and this machine ({instruction_set()}) is none: no form of a layer is chosen "
+            "by its clock, and it is not asked whether INT8 is faster"
+        )
     if must_gain:
         # Time does not depend on ranges, so this is known before anything that takes long.
         quick = model_of(bench.shipped(bench.quantizer.quantized("minmax").graph))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ from compress.quantize.targets import scheme_of
 from compress.settings.quantize import Target
 from export.errors import WorkFailedError
 from export.images import U8
+from export.machine import InstructionSet
 from export.manifest import FloatLayer
 from export.parity import batches, int8_parity
 from export.runtime import OnnxModel, optimised_graph
@@ -170,6 +171,26 @@ def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, instructions: str
     assert (scheme_of("auto").seven_bits == "all layers") == expected
     assert scheme_of("vnni").seven_bits == "no layer"
     assert scheme_of("avx2").seven_bits == "all layers"
+
+
+@pytest.mark.parametrize(
+    ("target", "here"),
+    [
+        ("auto", {"amx", "avx512_vnni", "avx_vnni", "avx512", "avx2", "arm_i8mm", "arm_dotprod", "generic"}),
+        ("vnni", {"avx512_vnni", "avx_vnni"}),
+        ("avx2", {"avx2"}),
+        ("arm", {"arm_i8mm", "arm_dotprod"}),
+        ("tensorrt", set()),
+        ("openvino", set()),
+    ],
+)
+def test_only_the_clock_of_such_a_machine_counts(
+    monkeypatch: pytest.MonkeyPatch, target: Target, here: set[str]
+) -> None:
+    """One with AMX runs what is made for VNNI or AVX2, too, but by other kernels."""
+    for instructions in get_args(InstructionSet):
+        monkeypatch.setattr(targets, "instruction_set", lambda found=instructions: found)
+        assert scheme_of(target).is_here == (instructions in here), instructions
 
 
 def test_a_bias_beside_weights_of_next_to_nothing_fits_into_32_bits() -> None:
