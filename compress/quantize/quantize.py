@@ -17,7 +17,7 @@ from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
 from compress.quantize.source import Source
-from compress.quantize.workbench import Workbench, compared, inputs, opened
+from compress.quantize.workbench import Workbench, compared, inputs, made_on, opened
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from compress.train import own
@@ -59,6 +59,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
         "quantize": recipe.quantize.model_dump(mode="json"),
         "export": recipe.export.model_dump(mode="json"),
         "name": model_name(recipe.export, out),
+        **made_on(recipe.quantize),
     }
     if recipe.quantize.mode == "qat":
         settings["data"] = shown(recipe)

@@ -446,6 +446,19 @@ def test_a_bundle_for_another_processor_is_not_judged_by_the_clock_of_this_one(
     assert f"made for {target}, and this machine" in capfd.readouterr().err
 
 
+def test_a_bundle_of_another_kind_of_machine_is_not_up_to_date(
+    int8_bundle: Bundle, trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its forms, and the bits of its weights, are those of the machine that `auto` was."""
+    moved = tmp_path / int8_bundle.path.name
+    shutil.copytree(int8_bundle.path, moved)
+    patch(monkeypatch, "_quantize", interrupt)
+    assert quantize(trained.path, discs, moved, recipe()).manifest == int8_bundle.manifest
+    patch(monkeypatch, "instruction_set", lambda: "abacus", "compress.quantize.workbench")
+    with pytest.raises(KeyboardInterrupt):
+        quantize(trained.path, discs, moved, recipe())
+
+
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])
 def test_a_bundle_for_another_runtime_is_proven_and_verified_here(
     trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None], target: str
