@@ -93,6 +93,8 @@ def _quantize(
     bench = Workbench(step, source, dataset, recipe)
     judge, settings = bench.judge, recipe.quantize
     must_gain = bench.is_here and not settings.force
+    if budget.min_iou:
+        budget.look_at_floors(judge.parent_score.iou_per_class)
     if not bench.is_here:
         say(
             f"made for {settings.target}, and this machine ({instruction_set()}) is none: no form of a layer is chosen "

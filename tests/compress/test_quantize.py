@@ -459,6 +459,22 @@ def test_a_bundle_of_another_kind_of_machine_is_not_up_to_date(
         quantize(trained.path, discs, moved, recipe())
 
 
+@pytest.mark.parametrize("mode", ["ptq", "qat"])
+def test_the_floor_of_a_class_that_no_image_shows_is_refused_at_once(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    real = Judge.parent_score
+
+    def without_discs(judge: Judge) -> Score:
+        found = real.fget(judge)  # type: ignore[attr-defined]
+        return Score(found.classes, found.images, found.counts * np.array([[1, 0], [0, 0]]))
+
+    monkeypatch.setattr(Judge, "parent_score", property(without_discs))
+    patch(monkeypatch, "Quantizer", lambda *_, **__: pytest.fail("it was calibrated"), "compress.quantize.workbench")
+    with pytest.raises(UsageError, match=r"no validation image shows disc, so its floor of 0\.5 cannot be judged"):
+        quantize(trained.path, discs, tmp_path / "out", recipe("quantize.min_iou.disc=0.5", f"quantize.mode={mode}"))
+
+
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])
 def test_a_bundle_for_another_runtime_is_proven_and_verified_here(
     trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None], target: str
