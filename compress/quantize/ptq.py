@@ -22,6 +22,7 @@ from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
 from compress.settings.quantize import Calibration, Target
+from export.errors import UsageError
 from export.images import U8
 from export.manifest import FloatLayer
 from export.runtime import LOGITS, optimised_graph
@@ -150,8 +151,8 @@ class Quantizer:
         zero_point = np.array(0, np.int8) if signed else ZERO_POINT
         yield normalised_tensor(self.parent.graph), [{"scale": SCALE, "zero_point": zero_point}]
         if self._scheme.seven_bits == "first layer":
-            first = next(node for node in self.parent.graph.node if node.op_type == "Conv")
-            yield first.input[1], [{"axis": 0, "reduce_range": True}]
+            for weight in _first_weights(self.parent):
+                yield weight, [{"axis": 0, "reduce_range": True}]
 
 
 def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, float]:
@@ -188,6 +189,26 @@ def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
         # Those inside of a norm have none, and are left in float by their names.
         node.name = node.name or node.output[0]
     return prepared
+
+
+def _first_weights(model: onnx.ModelProto) -> Iterator[str]:
+    """The weight of the first convolution; of one that only scales each channel, as the normalisation of a model from
+    elsewhere does, those of the convolutions that read it, too.
+
+    Raises UsageError for a graph without a convolution.
+    """
+    layers = [layer for layer in layers_of(model) if layer.operator == "Conv"]
+    if not layers:
+        raise UsageError(
+            "the model has no convolution, and --for openvino gives 7 bits to the weights of the first; use --for auto"
+        )
+    nodes, shapes = {node.name: node for node in model.graph.node}, {t.name: t.dims for t in model.graph.initializer}
+    first = [layers[0]]
+    for layer in first:
+        weight = nodes[layer.nodes[0]].input[1]
+        yield weight
+        if all(side == 1 for side in shapes.get(weight, (0, 0))[1:]):
+            first += [other for other in layers if other.name in layer.readers and other not in first]
 
 
 def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[FloatLayer]:
