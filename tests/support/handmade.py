@@ -134,7 +134,7 @@ def with_eca() -> onnx.ModelProto:
     first = net.relu(net.conv("stem", net.image, 16))
     net.weights["model.eca.weight"] = np.array([[[0.5, 2, -1]]], np.float32)
     for name, axes in {"pixels": [2, 3], "middle": [1], "ends": [2, 3]}.items():
-        net.weights[name] = np.array(axes, np.int64)  # type: ignore[assignment]
+        net.weights[name] = np.array(axes, np.int64)
     means = net.add("Unsqueeze", [net.add("ReduceMean", [first, "pixels"], "means", keepdims=0), "middle"], "row", 1)
     mixed = net.add("Conv", [means, "model.eca.weight"], "eca", pads=[1, 1], kernel_shape=[3])
     gate = net.add("Sigmoid", [net.add("Squeeze", [mixed, "middle"], "column", 16)], "gate")
