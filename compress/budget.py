@@ -81,6 +81,21 @@ class Budget:
         if strange:
             raise UsageError(f"min_iou names {', '.join(strange)}; the classes are {', '.join(classes)}")
 
+    def look_at_floors(self, iou_per_class: Mapping[str, float | None]) -> None:
+        """Before hours are spent on what cannot be kept; the IoU is that of the parent on the validation split.
+
+        Raises UsageError for the floor of a class that the validation split does not show.
+        """
+        for name, floor in self.min_iou.items():
+            iou = iou_per_class[name]
+            if iou is None:
+                raise UsageError(
+                    f"min_iou: no validation image shows {name}, so its floor of {floor:g} cannot be judged; leave it "
+                    "out, or add an image that does"
+                )
+            if iou < floor:
+                say(f"warning: the IoU of {name} is {iou:.4f} before anything is done, and {floor:g} is its floor")
+
     def missed(self, found: Accuracy) -> list[str]:
         """What does not hold, a sentence each."""
         return list(self._missed(found))

@@ -56,12 +56,14 @@ def write_bundle(
     result: Mapping[str, Any],
     params: int,
     macs: int,
+    usual_size: tuple[int, int] | None = None,
     target: str = "auto",
     float_layers: Sequence[FloatLayer] = (),
 ) -> Bundle:
     """Golden answers, parity, record and manifest beside `model.onnx` in the step's folder; `card` is the model's.
 
-    `macs` are those of one image at the size that latency is measured at.
+    `macs` are those of one image at the size that latency is measured at; `usual_size` is that of most images, where
+    none was measured.
     """
     model = OnnxModel(step.path / bundle.MODEL)
     golden = bundle.write_golden(step.path, segmenter_of(card, model), proof.golden)
@@ -75,6 +77,7 @@ def write_bundle(
         outputs=model.outputs,
         channels=card.channels,
         size=card.size,
+        usual_size=usual_size,
         size_multiple=card.size_multiple,
         classes=card.classes,
         colours=card.colours,

@@ -18,7 +18,7 @@ from compress.bundling import (
 )
 from compress.checkpoint import Checkpoint
 from compress.data.check import require_sound
-from compress.data.evaluation import EvaluationImages
+from compress.data.evaluation import EvaluationImages, usual_size
 from compress.data.folder import Dataset
 from compress.data.match import require_classes
 from compress.progress import say, task
@@ -35,8 +35,8 @@ from export.to_onnx import export_onnx, with_outputs
 def export(parent: Path, out: Path, recipe: Recipe | None = None, *, data: Path | None = None) -> Bundle:
     """Write the checkpoint `parent` as a float bundle to `out`, with parity against torch proven.
 
-    With `data`, parity, golden examples and accuracy come from real images; without, from synthetic ones, and
-    the manifest has no accuracy.
+    With `data`, parity, golden examples and accuracy come from real images, whose usual size the manifest has; without,
+    from synthetic ones, and the manifest has neither accuracy nor size.
 
     Raises CheckpointError, DatasetError, BusyError, UsageError; ParityError when torch and ONNX Runtime disagree.
     """
@@ -87,6 +87,7 @@ def _export(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Datas
         result={"miou": scored.miou if scored else None, "split": "val"},
         params=parameters(network),
         macs=macs(network, card.channels, size),
+        usual_size=usual_size(dataset) if dataset is not None and card.size is None else None,
     )
 
 

@@ -17,6 +17,8 @@ SATURATING: frozenset[InstructionSet] = frozenset({"avx512", "avx2", "generic"})
 16 bits and saturates (vpmaddubsw): weights then need 7 bits. Source: onnxruntime quantization documentation."""
 
 _CPUINFO = Path("/proc/cpuinfo")
+_CPU_KEYS = ("cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
+"""What /proc/cpuinfo tells processors of one name apart by; the latter four are those of Arm."""
 _LIBRARIES = ("segpress", "numpy", "onnx", "onnxruntime", "pillow", "torch", "torch-pruning")
 _BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino")}
 """Distributions of the same library under other names, for when it is not installed under its own."""
@@ -28,6 +30,8 @@ class Machine(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cpu: str
+    cpu_model: str | None = None
+    """Family, model and stepping: a virtual machine may call any processor "AMD EPYC". None: nobody says."""
     cores: int
     """Cores that this process may use: the affinity mask and the container's quota."""
     memory_gib: float
@@ -40,6 +44,7 @@ class Machine(BaseModel):
     def here(cls) -> "Machine":
         return cls(
             cpu=_cpu_name(),
+            cpu_model=_cpu_model(),
             cores=usable_cores(),
             memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             instruction_set=instruction_set(),
@@ -47,6 +52,12 @@ class Machine(BaseModel):
             python=platform.python_version(),
             libraries=library_versions(),
         )
+
+    def is_like(self, other: "Machine") -> bool:
+        """Whether times of one hold for the other: the same processor, as far as both say, and as many cores."""
+        known = {self.cpu_model, other.cpu_model} - {None}
+        mine, theirs = ((each.cpu, each.instruction_set, each.cores) for each in (self, other))
+        return mine == theirs and len(known) < 2
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -132,6 +143,15 @@ def _cpu_name() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _cpu_model() -> str | None:
+    found: dict[str, str] = {}
+    for line in _lines(_CPUINFO):
+        key, _, value = line.partition(":")
+        if key.strip() in _CPU_KEYS:
+            found.setdefault(key.strip(), value.strip())
+    return ", ".join(f"{key} {found[key]}" for key in _CPU_KEYS if key in found) or None
 
 
 def _lines(path: Path) -> list[str]:

@@ -92,6 +92,8 @@ class Manifest(_Part):
     channels: Channels
     size: tuple[Side, Side] | None
     """Images are resized to this (height, width) before the model and masks brought back; None: never."""
+    usual_size: tuple[Side, Side] | None = None
+    """Height and width of most images that the model was scored on, where `size` and `latency` say nothing of them."""
     size_multiple: int = Field(ge=1)
     """Height and width that the graph takes are multiples of this; images are padded up to it."""
     classes: tuple[str, ...]
@@ -119,10 +121,10 @@ class Manifest(_Part):
     @property
     def own_size(self) -> tuple[int, int] | None:
         """Height and width that the model is for, as far as it says: what images are resized to, else what its latency
-        was measured at."""
+        was measured at, else that of most of its images."""
         if self.size is None and self.latency is not None:
             return self.latency.height, self.latency.width
-        return self.size
+        return self.size or self.usual_size
 
     def geometry(self, height: int, width: int) -> Geometry:
         """How an image of this size is brought to the model and its mask back."""

@@ -43,7 +43,11 @@ def command(
     version: VersionOption = None,
     target: Annotated[
         str | None,
-        typer.Option("--for", help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino."),
+        typer.Option(
+            "--for",
+            help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino. Timed is only what "
+            "is here; what stays in float is float32.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep INT8 that is not faster than its float parent.")] = False,
     analyze: Annotated[

@@ -84,7 +84,8 @@ class _Way:
         self._budget = Budget(settings.max_drop, settings.min_iou)
         self.asked = asked
         self.taken: list[Stage] = []
-        self._look_at_the_floors()
+        if self._budget.min_iou:
+            self._budget.look_at_floors(rounds.parent_score.iou_per_class)
 
     def to_the_goal(self) -> Stage:
         """There in `settings.rounds`; again in twice as many while the budget is missed, `settings.tries` times."""
@@ -139,17 +140,3 @@ class _Way:
         """The better stage has less of them: it is fast enough, keeps the budget, loses less."""
         slow = self.asked is not None and stage.speedup < self.asked
         return slow, len(self._budget.missed(stage.accuracy)), stage.accuracy.drop
-
-    def _look_at_the_floors(self) -> None:
-        """Before hours are spent on what cannot be kept.
-
-        Raises UsageError for the floor of a class that the validation split does not show.
-        """
-        for name, floor in self._budget.min_iou.items():
-            iou = self._rounds.parent_score.iou_per_class[name]
-            if iou is None:
-                raise UsageError(
-                    f"min_iou: no validation image shows {name}, so its floor of {floor:g} cannot be judged"
-                )
-            if iou < floor:
-                say(f"warning: the IoU of {name} is {iou:.4f} before anything is cut, and {floor:g} is its floor")

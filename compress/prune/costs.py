@@ -156,6 +156,5 @@ def _measured(
 
 def is_foreign(table: LatencyTable) -> bool:
     """Whether it was measured on another kind of machine than this one, or by another version of the runtime."""
-    here, there = Machine.here(), table.machine
-    kinds = [(machine.cpu, machine.instruction_set, machine.cores) for machine in (here, there)]
-    return kinds[0] != kinds[1] or here.libraries["onnxruntime"] != table.onnxruntime
+    here = Machine.here()
+    return not here.is_like(table.machine) or here.libraries["onnxruntime"] != table.onnxruntime

@@ -6,7 +6,7 @@ from pathlib import Path
 from compress.progress import say
 from compress.quantize.effects import LAYERS, Effects
 from compress.quantize.judge import model_of
-from compress.quantize.workbench import Workbench, inputs, opened
+from compress.quantize.workbench import Workbench, inputs, made_on, opened
 from compress.recipe import Recipe
 from compress.sensitivity import QuantizationAnalysis
 from compress.steps import StepPlan, finished, require_apart, running
@@ -31,7 +31,7 @@ def analyze(
     require_apart(out, parent)
     source, dataset = opened(parent, data, recipe)
     asked = {"calibration", "calibration_images", "equalise", "target", "rewrites", "onnx"}
-    settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked)}
+    settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked), **made_on(recipe.quantize)}
     plan = StepPlan("quantization-analysis", inputs(source, dataset), settings)
     if finished(out, plan):
         say(f"{out} is up to date")

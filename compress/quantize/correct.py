@@ -69,15 +69,15 @@ def _layers(graph: onnx.ModelProto) -> list[_Layer]:
 
 
 def _means(model: onnx.ModelProto, names: Sequence[str], images_HWC: Sequence[U8]) -> list[F64]:
-    """Of every channel of the maps `names`, over all pixels of all images."""
+    """Of every channel of the maps `names`, over all pixels of all images; a map may have one axis of them, too."""
     run = tapped(model, names)
     sums: list[F64] = []
     pixels = np.zeros(len(names))
     for image in images_HWC:
-        maps_NCHW = run(image)
-        added = [values.sum(axis=(0, 2, 3), dtype=np.float64) for values in maps_NCHW]
+        maps = run(image)
+        added = [values.sum(axis=(0, *range(2, values.ndim)), dtype=np.float64) for values in maps]
         sums = [one + other for one, other in zip(sums, added, strict=True)] if sums else added
-        pixels += [values[:, 0].size for values in maps_NCHW]
+        pixels += [values[:, 0].size for values in maps]
     return [total / count for total, count in zip(sums, pixels, strict=True)]
 
 

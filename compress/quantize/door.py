@@ -9,6 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.errors import WorkFailedError
+from export.runtime import IMAGE
 from export.to_onnx import MEAN, STD
 
 SCALE = np.array(1 / STD, dtype=np.float32)
@@ -66,8 +67,12 @@ def _read_instead(graph: onnx.GraphProto, tensor: str, other: str) -> None:
 
 
 def _door(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Cast, Sub and Div between the transposed image and the network."""
-    cast = next((node for node in graph.node if node.op_type == "Cast"), None)
+    """Cast, Sub and Div between the transposed image and the network.
+
+    Followed from the image: what a norm is inlined to begins with a Cast, too, and may stand before these.
+    """
+    transpose = _reader(graph, IMAGE, "Transpose")
+    cast = _reader(graph, IMAGE if transpose is None else transpose.output[0], "Cast")
     nodes = [cast] if cast is not None else []
     for wanted in ("Sub", "Div"):
         if nodes:
@@ -77,6 +82,11 @@ def _door(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     if len(nodes) != 3:
         raise WorkFailedError("the graph does not begin with Cast, Sub, Div; export it with `compress export`")
     return nodes
+
+
+def _reader(graph: onnx.GraphProto, tensor: str, operator: str) -> onnx.NodeProto | None:
+    """Others may read `tensor`, too: the shape of the image, for one."""
+    return next((node for node in _consumers(graph, tensor) if node.op_type == operator), None)
 
 
 def _only_consumer(graph: onnx.GraphProto, tensor: str) -> onnx.NodeProto:

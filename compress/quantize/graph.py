@@ -1,5 +1,6 @@
 """Graphs as they are passed around here: copied, never changed in the place of another's."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from onnx import numpy_helper
 from export.images import U8
 from export.latency.graph import leading_to
 from export.runtime import LOGITS, tensors
+
+_OF_A_NORM = re.compile(r"_inlfunc_\w*Normalization_")
+"""How the runtime begins the names inside of a norm that the standard defines by other operators."""
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -38,6 +42,11 @@ def with_tensors(model: onnx.ModelProto, new: Mapping[str, NDArray[Any]]) -> onn
 def logits_of(model: onnx.ModelProto) -> str:
     """The tensor whose largest value is a pixel's class: what ArgMax reads, or what a graph without a mask gives."""
     return next((str(node.input[0]) for node in model.graph.node if node.op_type == "ArgMax"), LOGITS)
+
+
+def is_of_a_norm(node: onnx.NodeProto) -> bool:
+    """Whether the runtime has put `node` in the place of a norm that it has no kernel for."""
+    return any(_OF_A_NORM.match(name) for name in (*node.input, *node.output))
 
 
 def channels_of(model: onnx.ModelProto) -> dict[str, int]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from compress.quantize.graph import is_of_a_norm
 from export.latency.graph import layer_name
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -35,7 +36,8 @@ class Layer:
 
 
 def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """The layers of a float graph whose types are inferred, in its order; sums over sizes of tensors are none."""
+    """The layers of a float graph whose types are inferred, in its order; sums over sizes of tensors are none, nor
+    is what a norm is made of."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -56,7 +58,7 @@ def _layers(graph: onnx.GraphProto, readers: Mapping[str, Sequence[onnx.NodeProt
     weights = {tensor.name for tensor in graph.initializer}
     counts = {value.name for value in graph.value_info if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT}
     for node in graph.node:
-        if node.op_type in OPERATORS and node.output[0] not in counts:
+        if node.op_type in OPERATORS and node.output[0] not in counts and not is_of_a_norm(node):
             after = readers.get(node.output[0], ())
             with_it = after if len(after) == 1 and after[0].op_type in _ACTIVATIONS else ()
             nodes = (node, *with_it)

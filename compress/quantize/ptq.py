@@ -17,11 +17,12 @@ from compress.quantize.biases import RoomyQuantizer
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
 from compress.quantize.equalise import equalised
-from compress.quantize.graph import copied, logits_of
+from compress.quantize.graph import copied, is_of_a_norm, logits_of
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
 from compress.settings.quantize import Calibration, Target
+from export.errors import UsageError
 from export.images import U8
 from export.manifest import FloatLayer
 from export.runtime import LOGITS, optimised_graph
@@ -100,6 +101,8 @@ class Quantizer:
         self._always_float = in_float or {}
         layers = layers_of(self.parent)
         self._fixed = [layer for layer in layers if layer.name in self._always_float]
+        # A variance is a small difference of large squares: in 8 bits it may be below nothing, and has no root then.
+        self._norms = [node.name for node in self.parent.graph.node if is_of_a_norm(node)]
         self.layers = tuple(layer for layer in layers if layer not in self._fixed)
         """Those that may be integers, and may be left in float."""
         self._statistics = observe(self.parent, images_HWC, OP_TYPES)
@@ -119,7 +122,7 @@ class Quantizer:
             activation_qType=scheme.activations,
             tensors_range=self._statistics.ranges(calibration),
             nodes_to_quantize=[],
-            nodes_to_exclude=[node for layer in left for node in layer.nodes],
+            nodes_to_exclude=[*self._norms, *(node for layer in left for node in layer.nodes)],
             op_types_to_quantize=list(OP_TYPES),
             extra_options={
                 "ActivationSymmetric": scheme.signed,
@@ -139,7 +142,7 @@ class Quantizer:
         onnx.checker.check_model(graph)
         meant = [FloatLayer(layer=layer.name, reason=reasons[layer.name]) for layer in left]
         tensors = {tensor for layer in left for tensor in layer.tensors}
-        found = _float_layers(graph, tensors) if scheme.is_here else _unquantized(graph)
+        found = _float_layers(graph, tensors) if scheme.by_cpu_provider else _unquantized(graph)
         return Quantized(graph, self.parent, (*meant, *found), scheme.seven_bits == "all layers")
 
     def _overrides(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -148,8 +151,8 @@ class Quantizer:
         zero_point = np.array(0, np.int8) if signed else ZERO_POINT
         yield normalised_tensor(self.parent.graph), [{"scale": SCALE, "zero_point": zero_point}]
         if self._scheme.seven_bits == "first layer":
-            first = next(node for node in self.parent.graph.node if node.op_type == "Conv")
-            yield first.input[1], [{"axis": 0, "reduce_range": True}]
+            for weight in _first_weights(self.parent):
+                yield weight, [{"axis": 0, "reduce_range": True}]
 
 
 def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, float]:
@@ -175,12 +178,37 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
 
 
 def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Shape inference and the runtime's own fusions; the tool leaves files, so it gets a folder to leave them in."""
+    """Shape inference and the runtime's own fusions, every node with a name; the tool leaves files, so it gets a folder
+    to leave them in."""
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
         onnx.save(graph, str(source))
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-        return onnx.load(str(target))
+        prepared = onnx.load(str(target))
+    for node in prepared.graph.node:
+        # Those inside of a norm have none, and are left in float by their names.
+        node.name = node.name or node.output[0]
+    return prepared
+
+
+def _first_weights(model: onnx.ModelProto) -> Iterator[str]:
+    """The weight of the first convolution; of one that only scales each channel, as the normalisation of a model from
+    elsewhere does, those of the convolutions that read it, too.
+
+    Raises UsageError for a graph without a convolution.
+    """
+    layers = [layer for layer in layers_of(model) if layer.operator == "Conv"]
+    if not layers:
+        raise UsageError(
+            "the model has no convolution, and --for openvino gives 7 bits to the weights of the first; use --for auto"
+        )
+    nodes, shapes = {node.name: node for node in model.graph.node}, {t.name: t.dims for t in model.graph.initializer}
+    first = [layers[0]]
+    for layer in first:
+        weight = nodes[layer.nodes[0]].input[1]
+        yield weight
+        if all(side == 1 for side in shapes.get(weight, (0, 0))[1:]):
+            first += [other for other in layers if other.name in layer.readers and other not in first]
 
 
 def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[FloatLayer]:

@@ -18,7 +18,7 @@ from compress.quantize.kernels import look_at_kernels
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
 from compress.quantize.source import Source
-from compress.quantize.workbench import Workbench, compared, inputs, opened
+from compress.quantize.workbench import Workbench, compared, inputs, made_on, opened
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from compress.train import own
@@ -27,7 +27,7 @@ from export import bundle
 from export.bundle import Bundle
 from export.errors import ParityError, WorkFailedError
 from export.files import write_json
-from export.machine import Machine
+from export.machine import Machine, instruction_set
 from export.manifest import Latency
 from export.parity import Parity, batches, int8_parity, sizes_to_prove
 from export.runtime import OnnxModel
@@ -60,6 +60,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
         "quantize": recipe.quantize.model_dump(mode="json"),
         "export": recipe.export.model_dump(mode="json"),
         "name": model_name(recipe.export, out),
+        **made_on(recipe.quantize),
     }
     if recipe.quantize.mode == "qat":
         settings["data"] = shown(recipe)
@@ -93,6 +94,13 @@ def _quantize(
     bench = Workbench(step, source, dataset, recipe)
     judge, settings = bench.judge, recipe.quantize
     must_gain = bench.is_here and not settings.force
+    if budget.min_iou:
+        budget.look_at_floors(judge.parent_score.iou_per_class)
+    if not bench.is_here:
+        say(
+            f"made for {settings.target}, and this machine ({instruction_set()}) is none: no form of a layer is chosen "
+            "by its clock, and it is not asked whether INT8 is faster"
+        )
     if must_gain:
         # Time does not depend on ranges, so this is known before anything that takes long.
         quick = model_of(bench.shipped(bench.quantizer.quantized("minmax").graph))

@@ -1,8 +1,10 @@
 """What INT8 is made for (`--for`): which integers a runtime takes, and where it wants none.
 
 The CPU provider of ONNX Runtime (auto, vnni, avx2, arm) is fastest on unsigned activations, signed weights and biases
-of 32 bits. The others are not here, so nothing is rewritten by the clock for them; what they are documented to take is
-made, and is scored, proven and verified through the CPU provider.
+of 32 bits. A processor is here when its kernels are those of this machine: one with AMX has VNNI and AVX2, too, but
+multiplies by AMX, so that its times say nothing of `vnni` and `avx2`; nor do those of AVX-512 without VNNI. For what is
+not here nothing is decided by the clock: what it is documented to take is made, and is scored, proven and verified
+through the CPU provider.
 
 TensorRT: activations and weights are signed, every zero point is 0, weights per output channel, biases in float, since
 DequantizeLinear takes 8 bits; uint8 is for inputs and outputs only, next to a Cast from or to float. Source: NVIDIA
@@ -14,13 +16,21 @@ alone (OverflowFix.FIRST_LAYER), whose input is spread over all of its range, fo
 openvinotoolkit/nncf, `advanced_parameters.py`; openvinotoolkit/openvino, `SaturationIssue.md`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from onnxruntime.quantization import QuantType
 
 from compress.settings.quantize import Target
-from export.machine import SATURATING, instruction_set
+from export.machine import SATURATING, InstructionSet, instruction_set
+
+_KERNELS: Mapping[Target, frozenset[InstructionSet]] = {
+    "vnni": frozenset({"avx512_vnni", "avx_vnni"}),
+    "avx2": frozenset({"avx2"}),
+    "arm": frozenset({"arm_i8mm", "arm_dotprod"}),
+}
+"""Of the processors that are named, the instruction sets of machines that are timed as such."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Scheme:
     signed: bool = False
     """Activations, too, with zero points of 0."""
     integer_biases: bool = True
+    by_cpu_provider: bool = True
+    """Whether the runtime is the one that runs graphs here, on whatever processor."""
     is_here: bool = True
     """Whether what runs graphs here is what will serve them: only then a time that is taken here means anything."""
 
@@ -44,8 +56,9 @@ class Scheme:
 def scheme_of(target: Target) -> Scheme:
     """What `--for` stands for; auto is this machine."""
     if target == "tensorrt":
-        return Scheme("no layer", signed=True, integer_biases=False, is_here=False)
+        return Scheme("no layer", signed=True, integer_biases=False, by_cpu_provider=False, is_here=False)
     if target == "openvino":
-        return Scheme("first layer", integer_biases=False, is_here=False)
-    saturates = target == "avx2" or (target == "auto" and instruction_set() in SATURATING)
-    return Scheme("all layers" if saturates else "no layer")
+        return Scheme("first layer", integer_biases=False, by_cpu_provider=False, is_here=False)
+    here = instruction_set()
+    saturates = target == "avx2" or (target == "auto" and here in SATURATING)
+    return Scheme("all layers" if saturates else "no layer", is_here=target == "auto" or here in _KERNELS[target])

@@ -29,6 +29,7 @@ from compress.steps import StepFolder
 from export.errors import UsageError
 from export.files import write_json
 from export.images import U8, Geometry
+from export.machine import instruction_set
 from export.to_onnx import with_outputs
 
 CALIBRATION = "calibration.json"
@@ -77,6 +78,11 @@ def require_unsigned(settings: QuantizeSettings) -> None:
 def inputs(source: Source, dataset: Dataset) -> dict[str, str]:
     """What a step is made from, by hash."""
     return {**source.inputs, "data": dataset.fingerprint}
+
+
+def made_on(settings: QuantizeSettings) -> dict[str, str]:
+    """What `--for auto` stands for, for the settings of a step: on another kind of machine it is not up to date."""
+    return {"instruction_set": instruction_set()} if settings.target == "auto" else {}
 
 
 @dataclass(frozen=True)

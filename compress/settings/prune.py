@@ -46,7 +46,10 @@ class PruneSettings(Settings):
     tries: Positive = 2
     """Ways that are taken while `max_drop` or `min_iou` is missed at the goal, each in twice as many rounds."""
     precision: Precision = "fp32"
-    """In which latency is measured: int8 where quantization follows, and what it will gain is to be counted in."""
+    """In which latency is measured: int8 where quantization follows, and what it will gain is to be counted in. Parent
+    and child are quantized plainly then, without the forms and the float first layer that `compress quantize` chooses
+    by the clock afterwards: goal and figures are those of plain INT8, and what ships may gain more or less over its
+    parent."""
     search: Literal["table", "ratio"] = "table"
     """table: a width for every group, the least importance lost for the milliseconds that a table of measured layers
     says; ratio: one share for all (`scope` local) or one threshold of importance (global), found by bisection."""

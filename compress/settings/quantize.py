@@ -65,7 +65,8 @@ class QuantizeSettings(Settings):
     that keeps more mIoU on the validation split."""
     target: Target = "auto"
     """What will serve (`--for`): a machine for ONNX Runtime's CPU provider, where without VNNI weights take 7 bits
-    because U8S8 saturates; or TensorRT or OpenVINO, for which nothing is timed here."""
+    because U8S8 saturates; or TensorRT or OpenVINO. Nothing is decided by the clock for them, or for a processor that
+    this machine is not. What stays in float is float32; INT8 with float16 or bfloat16 is not built."""
     rewrites: bool = True
     """Put operators into an equal form where that measures faster in INT8 here."""
     force: bool = False

@@ -30,7 +30,7 @@ def opened(path: Path, precision: Precision, threads: int) -> LatencyTable:
         return fresh
     table = LatencyTable.load(path)
     here, there = _identity(fresh), _identity(table)
-    differing = [f"{name} {there[name]}, here {here[name]}" for name in here if here[name] != there[name]]
+    differing = [f"{name} {there[name]}, here {here[name]}" for name in here if _differ(here[name], there[name])]
     if differing:
         raise UsageError(f"{path} holds measurements of something else ({'; '.join(differing)}); give another file")
     return table
@@ -54,11 +54,17 @@ def _empty(precision: Precision, threads: int) -> LatencyTable:
     )
 
 
-def _identity(table: LatencyTable) -> dict[str, str | int]:
+def _differ(one: str | int | None, other: str | int | None) -> bool:
+    """None: a table that does not say."""
+    return one != other and one is not None and other is not None
+
+
+def _identity(table: LatencyTable) -> dict[str, str | int | None]:
     """What must be the same for two measurements to stand in one table."""
     machine = table.machine
     return {
         "processor": machine.cpu,
+        "processor's model": machine.cpu_model,
         "instruction set": machine.instruction_set,
         "cores": machine.cores,
         "onnxruntime": table.onnxruntime,

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from support.handmade import blocks, small_unet
+from support.handmade import blocks, small_unet, with_eca
 
 from compress.quantize.correct import corrected
 from compress.quantize.ptq import Quantizer
@@ -77,3 +77,15 @@ def test_layers_that_stay_in_float_keep_their_biases() -> None:
     before, after = biases(mixed.graph), biases(corrected(mixed, blocks(4)).graph)
     np.testing.assert_array_equal(before["node_down"], after["node_down"])
     assert any((before[name] != after[name]).any() for name in ("node_stem", "node_fuse", "node_head"))
+
+
+def test_a_convolution_over_channels_is_corrected_like_one_over_pixels() -> None:
+    """Its map has a single axis of them."""
+    graph = with_outputs(with_eca(), "mask")
+    plain = Quantizer(graph, iter(blocks(4)), target="vnni").quantized("minmax")
+    other = corrected(plain, blocks(4))
+    assert set(biases(other.graph)) - set(biases(plain.graph)) == {"node_eca"}
+    assert biases(other.graph)["node_eca"].shape == (1,)
+    images = np.stack(blocks(3, seed=2))
+    masks = OnnxModel(other.graph.SerializeToString(), threads=1).masks(images)
+    assert np.mean(masks == OnnxModel(graph.SerializeToString(), threads=1).masks(images)) > 0.9

@@ -15,7 +15,7 @@ from torch import nn
 
 from compress.checkpoint import Checkpoint
 from compress.prune import prune
-from compress.prune.costs import NetworkCosts
+from compress.prune.costs import NetworkCosts, is_foreign
 from compress.prune.importance import scores_of
 from compress.prune.scores import Scores
 from compress.prune.search import ByTable
@@ -159,6 +159,16 @@ def real_export(monkeypatch: pytest.MonkeyPatch) -> None:
         return with_outputs(exported(network), "mask")
 
     monkeypatch.setattr("compress.prune.step.PruneStep.float_graph", float_graph)
+
+
+def test_a_machine_of_the_same_name_may_be_another(table: Path, tmp_path: Path) -> None:
+    """Virtual machines call themselves alike; a table from before this was written says nothing of it."""
+    assert not is_foreign(LatencyTable.load(table))
+    assert is_foreign(LatencyTable.load(edited(table, tmp_path / "other.json", cpu_model="cpu family 1, model 2")))
+    content = json.loads(table.read_text())
+    del content["machine"]["cpu_model"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert not is_foreign(LatencyTable.load(tmp_path / "old.json"))
 
 
 @pytest.mark.usefixtures("real_export")

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from compress.prune.importance import scores_of
 from compress.recipe import Recipe
 from compress.steps import read_record
 from export.errors import BudgetMissedError, DatasetError, ShapeError, UsageError
+from export.runtime import OnnxModel
 
 PRUNE, RECOVER, STEP = (import_module(f"compress.prune.{name}") for name in ("prune", "recover", "step"))
 
@@ -53,6 +55,31 @@ def test_a_pruned_checkpoint_is_smaller_and_says_how(pruned: Checkpoint, trained
     assert sum(p.numel() for p in child.parameters()) < 0.35 * sum(p.numel() for p in parent.parameters())
     stored = load_file(pruned.path / "weights.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in child.state_dict().items())
+
+
+def test_what_is_timed_is_quantized_where_int8_will_serve(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parent and child, with all convolutions between integers."""
+    timed: list[onnx.ModelProto] = []
+
+    class Seen(OnnxModel):
+        def __init__(self, model: bytes, **options: Any) -> None:
+            timed.append(onnx.load_from_string(model))
+            super().__init__(model, **options)
+
+    monkeypatch.setattr("compress.prune.probe.OnnxModel", Seen)
+    made = prune(trained.path, discs, tmp_path / "out", recipe("prune.precision=int8"))
+    result = (read_record(made.path) or {})["result"]
+    assert result["speedup"] > 0
+    assert len(timed) == 2
+    for graph in timed:
+        integers = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
+        weights = [node.input[1] for node in graph.graph.node if node.op_type == "Conv"]
+        assert len(weights) == 11
+        assert integers.issuperset(weights)
+    parent, child = (sum(len(tensor.raw_data) for tensor in graph.graph.initializer) for graph in timed)
+    assert child < 0.5 * parent
 
 
 def test_the_plan_is_the_magnitudes(pruned: Checkpoint, trained: Checkpoint) -> None:

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from support.handmade import blocks, small_unet
+from support.handmade import blocks, small_unet, with_a_norm
 from support.networks import Mixer, exported, random_unet, randomised
 from torch import nn
 
@@ -22,6 +22,7 @@ from compress.quantize.targets import scheme_of
 from compress.settings.quantize import Target
 from export.errors import WorkFailedError
 from export.images import U8
+from export.machine import InstructionSet
 from export.manifest import FloatLayer
 from export.parity import batches, int8_parity
 from export.runtime import OnnxModel, optimised_graph
@@ -174,6 +175,26 @@ def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, instructions: str
     assert scheme_of("avx2").seven_bits == "all layers"
 
 
+@pytest.mark.parametrize(
+    ("target", "here"),
+    [
+        ("auto", {"amx", "avx512_vnni", "avx_vnni", "avx512", "avx2", "arm_i8mm", "arm_dotprod", "generic"}),
+        ("vnni", {"avx512_vnni", "avx_vnni"}),
+        ("avx2", {"avx2"}),
+        ("arm", {"arm_i8mm", "arm_dotprod"}),
+        ("tensorrt", set()),
+        ("openvino", set()),
+    ],
+)
+def test_only_the_clock_of_such_a_machine_counts(
+    monkeypatch: pytest.MonkeyPatch, target: Target, here: set[str]
+) -> None:
+    """One with AMX runs what is made for VNNI or AVX2, too, but by other kernels."""
+    for instructions in get_args(InstructionSet):
+        monkeypatch.setattr(targets, "instruction_set", lambda found=instructions: found)
+        assert scheme_of(target).is_here == (instructions in here), instructions
+
+
 def test_a_bias_beside_weights_of_next_to_nothing_fits_into_32_bits() -> None:
     """A channel that BatchNorm has switched off; its bias, cut off or gone round, would be another one."""
     network = random_unet()
@@ -269,6 +290,18 @@ def test_a_graph_with_another_door_is_refused() -> None:
     next(node for node in graph.graph.node if node.op_type == "Div").op_type = "Mul"
     with pytest.raises(WorkFailedError, match="does not begin with Cast, Sub, Div"):
         remove_door(graph)
+
+
+def test_a_norm_that_the_runtime_takes_apart_stays_in_float() -> None:
+    """Its first Cast is not the door's; in 8 bits its variances would come out below nothing."""
+    graph = with_outputs(with_a_norm(), "mask")
+    quantizer = Quantizer(graph, iter(blocks(4)), target="avx2")
+    made = quantizer.quantized("minmax")
+    assert [layer.name for layer in quantizer.layers] == ["stem", "head"]
+    images = np.stack(blocks(4, seed=1))
+    expected, found = (OnnxModel(model.SerializeToString(), threads=1).masks(images) for model in (graph, made.graph))
+    assert np.mean(expected == found) > 0.95
+    assert len(weights(made.graph)) == 2
 
 
 def with_a_quantizer(graph: onnx.ModelProto, *, scale: float) -> onnx.ModelProto:

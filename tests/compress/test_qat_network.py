@@ -1,6 +1,6 @@
 """The INT8 graph as a torch network: the same numbers as the runtime's, and what is learned stands in the graph."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from support.handmade import blocks, with_a_norm, with_eca
 from support.networks import Mixer, Mobile, exported, random_network, randomised
 from torch import Tensor, nn
 
@@ -103,6 +104,18 @@ def test_logits_are_those_of_the_runtime(name: str) -> None:
     assert np.abs(found - expected).mean() < 2 * step
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
     assert len(np.unique(np.round(found / step))) > 20
+
+
+@pytest.mark.parametrize("network", [with_a_norm, with_eca])
+def test_norms_and_attention_by_channel_are_trained_through(network: Callable[[], onnx.ModelProto]) -> None:
+    made = Quantizer(with_outputs(network(), "mask"), iter(blocks(4)), target="vnni").quantized("minmax")
+    trained = QuantizedNetwork(made.graph, made.parent)
+    stacked = np.stack(blocks(2, seed=1))
+    (expected,) = values(made.graph, stacked, [logits_of(made.graph)])
+    logits = trained((torch.from_numpy(stacked).permute(0, 3, 1, 2).float() - 128) / 128)
+    assert np.abs(logits.detach().numpy() - expected).mean() < 0.02 * np.abs(expected).max()
+    logits.square().mean().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in trained.weights)
 
 
 def test_the_first_layers_are_equal_to_the_last_bit() -> None:
@@ -352,12 +365,24 @@ def test_operators_are_those_of_the_specification(operator: str, attributes: dic
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_convolution_may_have_any_number_of_axes() -> None:
+    row = X.reshape(2, 8, 60)
+    for pads in ([1, 1], [0, 2]):
+        node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3], pads=pads, dilations=[1])
+        found = OPERATORS["Conv"](torch.from_numpy(row), torch.from_numpy(W[:, :, 0].repeat(2, 1)), pads=pads)
+        expected = reference(node, {"x": row, "w": W[:, :, 0].repeat(2, 1)})
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+        assert refused(node) == []
+
+
 @pytest.mark.parametrize(
     ("operator", "attributes", "named"),
     [
         ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}, ["dilations=[2, 2]"]),
         ("Conv", {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}, ["auto_pad=SAME_UPPER"]),
         ("ConvTranspose", {"output_shape": [9, 9]}, ["output_shape=[9, 9]"]),
+        ("ConvTranspose", {"kernel_shape": [2], "strides": [2]}, ["kernel_shape=[2]"]),
+        ("MaxPool", {"kernel_shape": [3]}, ["kernel_shape=[3]"]),
         ("Cast", {"to": TensorProto.BOOL}, ["to=9"]),
         ("Resize", {"mode": "linear", "antialias": 1, "nearest_mode": "floor"}, ["antialias=1"]),
         (

@@ -195,13 +195,18 @@ def test_a_busy_moment_does_not_decide_for_ever(
 
 
 def test_int8_that_is_faster_needs_no_force(
-    trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None]
+    trained: Checkpoint,
+    discs: Path,
+    tmp_path: Path,
+    clock: Callable[[float, float], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock(9.0, 3.0)
+    patch(monkeypatch, "instruction_set", lambda: "avx2", "compress.quantize.targets")
     made = quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=false", "quantize.target=avx2"))
     record = read_record(made.path)
     assert record is not None
-    assert record["result"]["speedup"] == 3.0
+    assert (record["result"]["speedup"], record["result"]["timed_for_target"]) == (3.0, True)
     assert record["result"]["seven_bit_weights"]
     assert made.manifest.target == "avx2"
 
@@ -444,6 +449,57 @@ def test_biases_are_corrected_where_that_keeps_more(
     assert (biases(made) != plain) == kept
     words = f"{found['with']:.4f} instead of {found['without']:.4f}, {'kept' if kept else 'not kept'}"
     assert f"biases corrected: mIoU {words}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["arm", "avx2"])
+def test_a_bundle_for_another_processor_is_not_judged_by_the_clock_of_this_one(
+    trained: Checkpoint,
+    discs: Path,
+    tmp_path: Path,
+    clock: Callable[[float, float], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    target: str,
+) -> None:
+    """No operator is timed in other forms, and a gain is not asked for."""
+    clock(4.0, 5.0)
+    patch(monkeypatch, "instruction_set", lambda: "amx", "compress.quantize.targets")
+    patch(monkeypatch, "Rewriter", lambda *_: pytest.fail("its clock was asked"), "compress.quantize.workbench")
+    settings = f"quantize.target={target}", "quantize.force=false", "quantize.rewrites=true"
+    made = quantize(trained.path, discs, tmp_path / "out", recipe(*settings, "quantize.calibration=minmax"))
+    record = (read_record(made.path) or {})["result"]
+    assert (record["timed_for_target"], record["speedup"]) == (False, 0.8)
+    assert (made.manifest.target, made.manifest.float_layers) == (target, ())
+    assert f"made for {target}, and this machine" in capfd.readouterr().err
+
+
+def test_a_bundle_of_another_kind_of_machine_is_not_up_to_date(
+    int8_bundle: Bundle, trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its forms, and the bits of its weights, are those of the machine that `auto` was."""
+    moved = tmp_path / int8_bundle.path.name
+    shutil.copytree(int8_bundle.path, moved)
+    patch(monkeypatch, "_quantize", interrupt)
+    assert quantize(trained.path, discs, moved, recipe()).manifest == int8_bundle.manifest
+    patch(monkeypatch, "instruction_set", lambda: "abacus", "compress.quantize.workbench")
+    with pytest.raises(KeyboardInterrupt):
+        quantize(trained.path, discs, moved, recipe())
+
+
+@pytest.mark.parametrize("mode", ["ptq", "qat"])
+def test_the_floor_of_a_class_that_no_image_shows_is_refused_at_once(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    real = Judge.parent_score
+
+    def without_discs(judge: Judge) -> Score:
+        found = real.fget(judge)  # type: ignore[attr-defined]
+        return Score(found.classes, found.images, found.counts * np.array([[1, 0], [0, 0]]))
+
+    monkeypatch.setattr(Judge, "parent_score", property(without_discs))
+    patch(monkeypatch, "Quantizer", lambda *_, **__: pytest.fail("it was calibrated"), "compress.quantize.workbench")
+    with pytest.raises(UsageError, match=r"no validation image shows disc, so its floor of 0\.5 cannot be judged"):
+        quantize(trained.path, discs, tmp_path / "out", recipe("quantize.min_iou.disc=0.5", f"quantize.mode={mode}"))
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])

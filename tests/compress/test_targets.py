@@ -13,6 +13,7 @@ from support.handmade import Handmade, blocks, small_unet
 
 from compress.quantize.ptq import Quantized, Quantizer
 from compress.settings.quantize import Target
+from export.errors import UsageError
 from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
 
@@ -108,6 +109,27 @@ def test_openvino_is_unsigned_with_seven_bits_in_the_first_layer_alone(openvino:
     assert np.dtype(np.int32) not in {array.dtype for array in constants(model).values()}
     (door,) = (node for node in model.graph.node if "image" in node.input)
     assert door.op_type == "Transpose"
+
+
+def test_openvino_has_seven_bits_behind_a_normalisation_too() -> None:
+    """A model from elsewhere begins with one of its own; the range of the image is wide in what reads it, as well."""
+    net = Handmade(channels=3)
+    normal = net.conv("normalise", net.image, 3, kernel=1, group=3)
+    first, beside = net.relu(net.conv("first", normal, 8)), net.conv("beside", normal, 8)
+    second = net.conv("second", net.beside(first, beside), 8)
+    source = with_outputs(net.graph(net.conv("head", second, 2)), "mask")
+    made = Quantizer(source, iter(blocks(4, channels=3)), target="openvino").quantized("minmax")
+    largest = {name.split(".")[1]: int(np.abs(array.astype(int)).max()) for name, array in weights(made.graph).items()}
+    assert {name for name, most in largest.items() if most <= 64} == {"normalise", "first", "beside"}
+    assert {largest["second"], largest["head"]} == {127}
+
+
+def test_openvino_is_refused_for_a_graph_without_a_convolution() -> None:
+    net = Handmade()
+    net.weights["two"] = np.array([-1, 1], np.float32).reshape(1, 2, 1, 1)
+    source = with_outputs(net.graph(net.add("Mul", [net.image, "two"], "both", 2)), "mask")
+    with pytest.raises(UsageError, match=r"has no convolution, and --for openvino .* use --for auto"):
+        Quantizer(source, iter(blocks(2)), target="openvino").quantized("minmax")
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])

@@ -82,6 +82,30 @@ def test_the_instruction_set_is_read_from_the_processor(
     assert Machine.here().cpu == "Abacus 9"
 
 
+def test_processors_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as they say; cores count, too."""
+
+    def machine_of(description: str) -> Machine:
+        (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC\n" + description)
+        return Machine.here()
+
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    milan = machine_of("cpu family\t: 25\nmodel\t\t: 1\nstepping\t: 1\nprocessor\t: 1\nmodel\t\t: 7\n")
+    genoa = machine_of("cpu family\t: 25\nmodel\t\t: 17\nstepping\t: 1\n")
+    silent = machine_of("")
+    assert milan.cpu_model == "cpu family 25, model 1, stepping 1"
+    arm = machine_of("CPU implementer\t: 0x41\nCPU part\t: 0xd40\n")
+    assert arm.cpu_model == "CPU implementer 0x41, CPU part 0xd40"
+    assert silent.cpu_model is None
+    assert milan.is_like(milan)
+    assert not milan.is_like(genoa)
+    assert milan.is_like(silent)
+    assert silent.is_like(genoa)
+    assert not milan.is_like(milan.model_copy(update={"cores": milan.cores + 1}))
+    old = milan.model_dump(mode="json", exclude={"cpu_model"})
+    assert Machine.model_validate(old).is_like(milan)
+
+
 def test_a_system_without_proc_is_described_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "no cpuinfo")
     here = Machine.here()

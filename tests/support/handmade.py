@@ -115,6 +115,33 @@ def small_unet(*, spread: float = 1.0, bias: bool = True) -> onnx.ModelProto:
     return net.graph(logits)
 
 
+def with_a_norm() -> onnx.ModelProto:
+    """A GroupNorm behind the first convolution, whose channels lie so far from zero that their squares hide how little
+    they differ."""
+    net = Handmade()
+    first = net.conv("stem", net.image, 16)
+    net.weights["model.stem.bias"] += 20
+    net.weights["model.norm.weight"] = net.rng.uniform(0.5, 2, 16).astype(np.float32)
+    net.weights["model.norm.bias"] = net.rng.normal(0, 0.3, 16).astype(np.float32)
+    both = ["model.norm.weight", "model.norm.bias"]
+    normed = net.add("GroupNormalization", [first, *both], "norm", num_groups=4, epsilon=1e-5)
+    return net.graph(net.conv("head", net.relu(normed), 3, kernel=1))
+
+
+def with_eca() -> onnx.ModelProto:
+    """Attention by channel (ECA): a convolution over the means of neighbouring channels gives each its weight."""
+    net = Handmade()
+    first = net.relu(net.conv("stem", net.image, 16))
+    net.weights["model.eca.weight"] = np.array([[[0.5, 2, -1]]], np.float32)
+    for name, axes in {"pixels": [2, 3], "middle": [1], "ends": [2, 3]}.items():
+        net.weights[name] = np.array(axes, np.int64)
+    means = net.add("Unsqueeze", [net.add("ReduceMean", [first, "pixels"], "means", keepdims=0), "middle"], "row", 1)
+    mixed = net.add("Conv", [means, "model.eca.weight"], "eca", pads=[1, 1], kernel_shape=[3])
+    gate = net.add("Sigmoid", [net.add("Squeeze", [mixed, "middle"], "column", 16)], "gate")
+    gated = net.add("Mul", [first, net.add("Unsqueeze", [gate, "ends"], "gates")], "gated")
+    return net.graph(net.conv("head", gated, 3, kernel=1))
+
+
 def blocks(count: int, seed: int = 0, channels: int = 1) -> list[U8]:
     """Images HWC of 32x48, neighbouring pixels alike as in photographs."""
     rng = np.random.default_rng(seed)

@@ -26,6 +26,8 @@ _ONLY: Mapping[str, Collection[Any]] = {
 """Attributes by the values that change nothing, of operators whose function does not name them."""
 _SAY_NOTHING = ("extrapolation_value", "kernel_shape", "nearest_mode", "saturate", "storage_order")
 """Attributes that matter only with others that are refused, or say what a weight's shape says."""
+_OF_MAPS = ("AveragePool", "ConvTranspose", "MaxPool")
+"""What is done here for height and width alone."""
 _NAMED_ONLY: Mapping[str, Mapping[str, Collection[Any]]] = {"Cast": {"to": INTEGERS + _FLOATS}, "Pad": {"mode": PADS}}
 """The values that are taken of attributes that a function names; of all others any is."""
 _RESIZE_DEFAULTS = {
@@ -53,6 +55,8 @@ def _refused(operator: str, asked: Mapping[str, Any]) -> Iterator[str]:
         asked = {**_RESIZE_DEFAULTS, **asked}
         only = _RESIZE_ONLY[asked["mode"]]
     named = inspect.signature(OPERATORS[operator]).parameters if asked else ()
+    if operator in _OF_MAPS and len(kernel := asked.get("kernel_shape", [1, 1])) != 2:
+        yield f"kernel_shape={kernel}"
     for name, value in asked.items():
         taken = name in named or name in _SAY_NOTHING or value in _ONLY.get(name, ())
         if not (value in only[name] if name in only else taken):

@@ -21,13 +21,16 @@ INTEGERS = (6, 7)
 """INT32 and INT64 of onnx.TensorProto."""
 PADS = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 """ONNX's names of what an image is padded with, and torch's."""
+_CONVOLUTIONS: Mapping[int, Operator] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the axes of pixels."""
 _RESIZES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 
 
 def _padded(values: Tensor, pads: Sequence[int], fill: float = 0.0) -> Tensor:
-    """`pads`: top, left, bottom, right."""
-    top, left, bottom, right = pads
-    return F.pad(values, (left, right, top, bottom), value=fill) if any(pads) else values
+    """`pads`: before each axis of pixels, then behind each; torch counts them in pairs, from the last axis."""
+    space = len(pads) // 2
+    pairs = [amount for pair in zip(pads[:space][::-1], pads[space:][::-1], strict=True) for amount in pair]
+    return F.pad(values, pairs, value=fill) if any(pads) else values
 
 
 def _conv(
@@ -35,16 +38,21 @@ def _conv(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    pads: Sequence[int] = _NO_PADS,
-    strides: Sequence[int] = _ONES,
-    dilations: Sequence[int] = _ONES,
+    pads: Sequence[int] = (),
+    strides: Sequence[int] = (),
+    dilations: Sequence[int] = (),
     group: int = 1,
     **_: Any,
 ) -> Tensor:
-    top, left, bottom, right = pads
-    if (top, left) == (bottom, right):
-        return F.conv2d(values, weight, bias, strides, (top, left), dilations, group)
-    return F.conv2d(_padded(values, pads), weight, bias, strides, 0, dilations, group)
+    """Over one axis of pixels, as attention by channel has it, or more."""
+    space = weight.ndim - 2
+    given = [*pads] or [0] * 2 * space
+    before, behind = given[:space], given[space:]
+    padding = before if before == behind else [0] * space
+    values = values if before == behind else _padded(values, given)
+    steps, spread = [*strides] or [1] * space, [*dilations] or [1] * space
+    convolved: Tensor = _CONVOLUTIONS[space](values, weight, bias, steps, padding, spread, group)
+    return convolved
 
 
 def _conv_transpose(
@@ -221,7 +229,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Flatten": lambda values, axis=1: values.reshape(math.prod(values.shape[:axis]), -1),
     "Gather": _gather,
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda values: values.mean(dim=(2, 3), keepdim=True),
+    "GlobalAveragePool": lambda values: values.mean(dim=tuple(range(2, values.ndim)), keepdim=True),
     "HardSigmoid": lambda values, alpha=0.2, beta=0.5: (alpha * values + beta).clamp(0, 1),
     "HardSwish": F.hardswish,
     "Identity": lambda values: values,
