@@ -39,11 +39,12 @@ class EncoderUNet(nn.Module):
         block: Block = "plain",
         squeeze_excite: bool = False,
         dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
     ) -> None:
         super().__init__()
         if min(channels, classes, base) < 1:
             raise ValueError(f"channels, classes and base are at least 1, got {channels}, {classes}, {base}")
-        style = BlockStyle(block, squeeze_excite, dropout)
+        style = BlockStyle(block, squeeze_excite, dropout, stochastic_depth)
         self.pretrained = pretrained
         self.encoder = encoders.make(encoder, channels)
         self.size_multiple = self.encoder.size_multiple

@@ -34,10 +34,11 @@ class UNet(nn.Module):
         block: Block = "plain",
         squeeze_excite: bool = False,
         dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
     ) -> None:
         super().__init__()
         widths = level_widths(channels=channels, classes=classes, base=base, depth=depth)
-        style = BlockStyle(block, squeeze_excite, dropout)
+        style = BlockStyle(block, squeeze_excite, dropout, stochastic_depth)
         self.size_multiple = 2**depth
         self.stem = ConvBlock(channels, widths[0], style)
         self.pool = nn.MaxPool2d(2)

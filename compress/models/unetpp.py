@@ -37,12 +37,13 @@ class UNetPlusPlus(nn.Module):
         block: Block = "plain",
         squeeze_excite: bool = False,
         dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
         levels: int | None = None,
     ) -> None:
         super().__init__()
         widths = level_widths(channels=channels, classes=classes, base=base, depth=depth)
         _require_head(levels, depth, deep_supervision)
-        style = BlockStyle(block, squeeze_excite, dropout)
+        style = BlockStyle(block, squeeze_excite, dropout, stochastic_depth)
         self.levels = levels or depth
         self.size_multiple = 2**self.levels
         self.stem = ConvBlock(channels, widths[0], style)

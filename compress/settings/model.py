@@ -2,12 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from compress.settings.common import OwnName, Positive, Settings
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 """Probability with which a channel of a block's result is zero in training (spatial dropout)."""
+
+
+def _of_residual_blocks(probability: float, info: ValidationInfo) -> float:
+    if probability and info.data.get("block") == "plain":
+        raise ValueError("no block is residual, so there is nothing to skip; set model.block=residual, or leave it out")
+    return probability
+
+
+StochasticDepth = Annotated[float, Field(ge=0, lt=1), AfterValidator(_of_residual_blocks)]
+"""Probability with which an image skips what a residual block adds, in training; comes after `block`."""
 Upsampling = Literal["nearest", "bilinear", "transposed"]
 Block = Literal["plain", "residual"]
 """Two 3x3 convolutions, or the same with the block's input added before the last activation."""
@@ -42,6 +52,7 @@ class UNetSettings(NetworkSettings):
     squeeze_excite: bool = False
     """Channel attention at the end of each block; its sigmoid and product cost INT8 more than they cost float."""
     dropout: Dropout = 0.0
+    stochastic_depth: StochasticDepth = 0.0
 
 
 class UNetPlusPlusSettings(NetworkSettings):
@@ -58,6 +69,7 @@ class UNetPlusPlusSettings(NetworkSettings):
     block: Block = "plain"
     squeeze_excite: bool = False
     dropout: Dropout = 0.0
+    stochastic_depth: StochasticDepth = 0.0
 
 
 class EncoderUNetSettings(NetworkSettings):
@@ -77,6 +89,8 @@ class EncoderUNetSettings(NetworkSettings):
     """In the decoder."""
     dropout: Dropout = 0.0
     """In the decoder."""
+    stochastic_depth: StochasticDepth = 0.0
+    """In the decoder; an encoder's own blocks skip nothing."""
 
     @field_validator("encoder")
     @classmethod
