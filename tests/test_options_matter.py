@@ -25,6 +25,10 @@ OPTIONS = {
         "compress.models.blocks:StochasticDepth.forward=second",
         "tests/compress/test_blocks.py::test_stochastic_depth_skips_what_a_block_adds_image_by_image",
     ),
+    "model.bottleneck_attention": (
+        "compress.models.self_attention:SelfAttention.forward=second",
+        "tests/compress/test_self_attention.py::test_it_is_the_attention_of_torch_added_to_its_input",
+    ),
     "model.deep_supervision": (
         "compress.train.objective:all_logits=served",
         "tests/compress/test_objective.py::test_the_loss_is_the_mean_over_the_heads",

@@ -53,6 +53,8 @@ class UNetSettings(NetworkSettings):
     """Channel attention at the end of each block; its sigmoid and product cost INT8 more than they cost float."""
     dropout: Dropout = 0.0
     stochastic_depth: StochasticDepth = 0.0
+    bottleneck_attention: bool = False
+    """Self-attention over all places of the deepest level; its memory grows with the square of their number."""
 
 
 class UNetPlusPlusSettings(NetworkSettings):
@@ -70,6 +72,8 @@ class UNetPlusPlusSettings(NetworkSettings):
     squeeze_excite: bool = False
     dropout: Dropout = 0.0
     stochastic_depth: StochasticDepth = 0.0
+    bottleneck_attention: bool = False
+    """Self-attention over all places of the deepest level; its memory grows with the square of their number."""
 
 
 class EncoderUNetSettings(NetworkSettings):
@@ -91,6 +95,9 @@ class EncoderUNetSettings(NetworkSettings):
     """In the decoder."""
     stochastic_depth: StochasticDepth = 0.0
     """In the decoder; an encoder's own blocks skip nothing."""
+    bottleneck_attention: bool = False
+    """Self-attention over all places of the encoder's deepest features; its memory grows with the square of their
+    number."""
 
     @field_validator("encoder")
     @classmethod
