@@ -21,6 +21,14 @@ OPTIONS = {
         "compress.models.blocks:nn.Dropout2d.forward=second",
         "tests/compress/test_blocks.py::test_dropout_takes_whole_channels_and_only_in_training",
     ),
+    "model.stochastic_depth": (
+        "compress.models.blocks:StochasticDepth.forward=second",
+        "tests/compress/test_blocks.py::test_stochastic_depth_skips_what_a_block_adds_image_by_image",
+    ),
+    "model.bottleneck_attention": (
+        "compress.models.self_attention:SelfAttention.forward=second",
+        "tests/compress/test_self_attention.py::test_it_is_the_attention_of_torch_added_to_its_input",
+    ),
     "model.deep_supervision": (
         "compress.train.objective:all_logits=served",
         "tests/compress/test_objective.py::test_the_loss_is_the_mean_over_the_heads",

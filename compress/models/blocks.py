@@ -31,6 +31,12 @@ class BlockStyle:
     squeeze_excite: bool = False
     dropout: float = 0.0
     """Probability with which a channel is zero in training."""
+    stochastic_depth: float = 0.0
+    """Probability with which an image skips the body of a residual block in training."""
+
+    def __post_init__(self) -> None:
+        if self.stochastic_depth and self.block != "residual":
+            raise ValueError(f"stochastic_depth skips what residual blocks add, and these are {self.block}")
 
 
 PLAIN = BlockStyle()
@@ -41,7 +47,7 @@ class ConvBlock(nn.Sequential):
 
     A residual block adds its input before the last ReLU (He et al. 2016, arXiv:1512.03385), through a 1x1 convolution
     where the widths differ. Channel attention comes last, in a residual block before the addition; then spatial
-    dropout (Tompson et al. 2015, arXiv:1411.4280).
+    dropout (Tompson et al. 2015, arXiv:1411.4280). Stochastic depth is the end of what a residual block adds.
     """
 
     def __init__(self, channels_in: int, channels_out: int, style: BlockStyle = PLAIN) -> None:
@@ -52,7 +58,8 @@ class ConvBlock(nn.Sequential):
         ]
         attention = [SqueezeExcite(channels_out)] if style.squeeze_excite else []
         if style.block == "residual":
-            layers = [Residual(channels_in, channels_out, [*layers, *attention]), nn.ReLU(inplace=True)]
+            depth = [StochasticDepth(style.stochastic_depth)] if style.stochastic_depth else []
+            layers = [Residual(channels_in, channels_out, [*layers, *attention, *depth]), nn.ReLU(inplace=True)]
         else:
             layers = [*layers, nn.ReLU(inplace=True), *attention]
         if style.dropout:
@@ -83,6 +90,26 @@ class Residual(nn.Module):
         """See `compress.models.parts.Addition`."""
         self.adds = False
         del self.body
+
+
+class StochasticDepth(nn.Module):
+    """In training, nothing of an image with `probability`; of the others what is expected stays what it was, for they
+    are divided by the probability of being kept. Otherwise the input as it is.
+
+    Source: Huang et al. 2016 (arXiv:1603.09382), but for each image by itself, and scaled in training instead of after
+    it. BatchNorm before it sees the images that are left out, too.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if not self.training:
+            return x_NCHW
+        # Drawn in float32: bfloat16 has too few numbers in 0..1 to keep to a probability.
+        kept = torch.rand(len(x_NCHW), 1, 1, 1, device=x_NCHW.device) >= self.probability
+        return torch.where(kept, x_NCHW / (1 - self.probability), 0)
 
 
 class SqueezeExcite(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compress.models import encoders
 from compress.models.blocks import Block, BlockStyle, Up, Upsampling, xavier
+from compress.models.self_attention import SelfAttention
 
 WIDEST = 16
 """Times `base`."""
@@ -39,17 +40,20 @@ class EncoderUNet(nn.Module):
         block: Block = "plain",
         squeeze_excite: bool = False,
         dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        bottleneck_attention: bool = False,
     ) -> None:
         super().__init__()
         if min(channels, classes, base) < 1:
             raise ValueError(f"channels, classes and base are at least 1, got {channels}, {classes}, {base}")
-        style = BlockStyle(block, squeeze_excite, dropout)
+        style = BlockStyle(block, squeeze_excite, dropout, stochastic_depth)
         self.pretrained = pretrained
         self.encoder = encoders.make(encoder, channels)
         self.size_multiple = self.encoder.size_multiple
         self.strides = tuple(self.encoder.widths)
         self.up = nn.ModuleDict()
         channels_in, stride = self.encoder.widths[self.size_multiple], self.size_multiple
+        self.attention: nn.Module = SelfAttention(channels_in) if bottleneck_attention else nn.Identity()
         while stride > 1:
             stride //= 2
             channels_out = base * min(stride, WIDEST)
@@ -61,7 +65,7 @@ class EncoderUNet(nn.Module):
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Logits NKHW of a normalised float image NCHW."""
         features = dict(zip(self.strides, self.encoder(image_NCHW), strict=True))
-        x = features[self.size_multiple]
+        x = self.attention(features[self.size_multiple])
         for stride, block in self.up.items():
             skip = features.get(int(stride))
             x = block(x) if skip is None else block(x, skip)

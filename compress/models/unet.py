@@ -11,6 +11,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from compress.models.blocks import Block, BlockStyle, ConvBlock, Skip, Up, Upsampling, xavier
+from compress.models.self_attention import SelfAttention
 
 
 class UNet(nn.Module):
@@ -34,14 +35,17 @@ class UNet(nn.Module):
         block: Block = "plain",
         squeeze_excite: bool = False,
         dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        bottleneck_attention: bool = False,
     ) -> None:
         super().__init__()
         widths = level_widths(channels=channels, classes=classes, base=base, depth=depth)
-        style = BlockStyle(block, squeeze_excite, dropout)
+        style = BlockStyle(block, squeeze_excite, dropout, stochastic_depth)
         self.size_multiple = 2**depth
         self.stem = ConvBlock(channels, widths[0], style)
         self.pool = nn.MaxPool2d(2)
         self.down = nn.ModuleList(ConvBlock(widths[i], widths[i + 1], style) for i in range(depth))
+        self.attention: nn.Module = SelfAttention(widths[-1]) if bottleneck_attention else nn.Identity()
         ups = []
         channels_in = widths[-1]
         for level in reversed(range(depth)):
@@ -56,6 +60,7 @@ class UNet(nn.Module):
         maps = [self.stem(image_NCHW)]
         for block in self.down:
             maps.append(block(self.pool(maps[-1])))
+        maps[-1] = self.attention(maps[-1])
         # Where the deepest level has gone, the decoder begins with what is beside it.
         x = maps.pop() if len(maps) > len(self.up) else None
         for block, skip in zip(list(self.up)[-len(maps) :], reversed(maps), strict=True):
@@ -72,7 +77,7 @@ class UNet(nn.Module):
             return []
         joins = {level: len(self.up) - level for level in range(2, len(self.down) + 1)}
         return [
-            (f"down.{level - 1}", *([f"up.{step - 1}"] if step else []), f"up.{step}.upsample")
+            (f"down.{level - 1}", f"up.{step - 1}" if step else "attention", f"up.{step}.upsample")
             for level, step in reversed(joins.items())
         ]
 
@@ -81,6 +86,8 @@ class UNet(nn.Module):
         step = len(self.up) - len(self.down)
         if step:
             self.up[step - 1] = nn.Identity()  # the others keep their names
+        else:
+            self.attention = nn.Identity()
         cast(Up, self.up[step]).upsample = None
         del self.down[-1]
         self.size_multiple //= 2

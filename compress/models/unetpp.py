@@ -9,6 +9,7 @@ depth d is the network that ends in node (0, d): a UNet of d poolings and all sm
 from torch import Tensor, nn
 
 from compress.models.blocks import Block, BlockStyle, ConvBlock, Up, Upsampling, xavier
+from compress.models.self_attention import SelfAttention
 from compress.models.unet import level_widths
 
 
@@ -37,17 +38,21 @@ class UNetPlusPlus(nn.Module):
         block: Block = "plain",
         squeeze_excite: bool = False,
         dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        bottleneck_attention: bool = False,
         levels: int | None = None,
     ) -> None:
         super().__init__()
         widths = level_widths(channels=channels, classes=classes, base=base, depth=depth)
         _require_head(levels, depth, deep_supervision)
-        style = BlockStyle(block, squeeze_excite, dropout)
+        style = BlockStyle(block, squeeze_excite, dropout, stochastic_depth)
         self.levels = levels or depth
         self.size_multiple = 2**self.levels
         self.stem = ConvBlock(channels, widths[0], style)
         self.pool = nn.MaxPool2d(2)
         self.down = nn.ModuleList(ConvBlock(widths[i], widths[i + 1], style) for i in range(self.levels))
+        attends = bottleneck_attention and self.levels == depth  # no smaller depth sees the deepest level
+        self.attention: nn.Module = SelfAttention(widths[-1]) if attends else nn.Identity()
         self.nodes = nn.ModuleDict(
             {
                 _name(i, j): Up(widths[i + 1], j * widths[i], widths[i], upsampling, style=style)
@@ -66,6 +71,7 @@ class UNetPlusPlus(nn.Module):
         rows = [[self.stem(image_NCHW)]]
         for block in self.down:
             rows.append([block(self.pool(rows[-1][0]))])
+        rows[-1] = [self.attention(rows[-1][0])]
         for i, j in _nodes(self.levels):
             rows[i].append(self.nodes[_name(i, j)](rows[i + 1][j - 1], *rows[i]))
         return [head(rows[0][int(depth)]) for depth, head in self.heads.items()]

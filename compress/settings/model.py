@@ -2,11 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from compress.settings.common import OwnName, Positive, Settings
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _of_residual_blocks(probability: float, info: ValidationInfo) -> float:
+    if probability and info.data.get("block") == "plain":
+        raise ValueError("no block is residual, so there is nothing to skip; set model.block=residual, or leave it out")
+    return probability
+
+
+StochasticDepth = Annotated[float, Field(ge=0, lt=1), AfterValidator(_of_residual_blocks)]
+"""Comes after `block`."""
 Upsampling = Literal["nearest", "bilinear", "transposed"]
 Block = Literal["plain", "residual"]
 
@@ -43,6 +53,10 @@ class UNetSettings(NetworkSettings):
     """Channel attention at the end of each block; its sigmoid and product cost INT8 more than they cost float."""
     dropout: Dropout = 0.0
     """Probability with which a channel of a block's result is zero in training (spatial dropout)."""
+    stochastic_depth: StochasticDepth = 0.0
+    """Probability with which an image skips what a residual block adds, in training."""
+    bottleneck_attention: bool = False
+    """Self-attention over all places of the deepest level; its memory grows with the square of their number."""
 
 
 class UNetPlusPlusSettings(NetworkSettings):
@@ -63,6 +77,10 @@ class UNetPlusPlusSettings(NetworkSettings):
     """Channel attention at the end of each block; its sigmoid and product cost INT8 more than they cost float."""
     dropout: Dropout = 0.0
     """Probability with which a channel of a block's result is zero in training (spatial dropout)."""
+    stochastic_depth: StochasticDepth = 0.0
+    """Probability with which an image skips what a residual block adds, in training."""
+    bottleneck_attention: bool = False
+    """Self-attention over all places of the deepest level; its memory grows with the square of their number."""
 
 
 class EncoderUNetSettings(NetworkSettings):
@@ -84,6 +102,11 @@ class EncoderUNetSettings(NetworkSettings):
     """Channel attention at the end of each block of the decoder."""
     dropout: Dropout = 0.0
     """Probability with which a channel of a decoder block's result is zero in training."""
+    stochastic_depth: StochasticDepth = 0.0
+    """Probability with which an image skips what a residual block of the decoder adds, in training."""
+    bottleneck_attention: bool = False
+    """Self-attention over all places of the encoder's deepest features; its memory grows with the square of their
+    number."""
 
     @field_validator("encoder")
     @classmethod

@@ -9,7 +9,7 @@ from support.networks import random_network
 from torch import Tensor, nn
 
 from compress.models import build
-from compress.models.blocks import BlockStyle, ConvBlock, Residual, SqueezeExcite, Up
+from compress.models.blocks import BlockStyle, ConvBlock, Residual, SqueezeExcite, StochasticDepth, Up
 
 IMAGES = torch.randn(2, 8, 6, 10, generator=torch.Generator().manual_seed(0))
 
@@ -17,6 +17,7 @@ OPTIONS = {
     "residual": (BlockStyle(block="residual"), Residual),
     "squeeze-excite": (BlockStyle(squeeze_excite=True), SqueezeExcite),
     "dropout": (BlockStyle(dropout=0.5), nn.Dropout2d),
+    "stochastic depth": (BlockStyle(block="residual", stochastic_depth=0.5), StochasticDepth),
 }
 
 
@@ -96,6 +97,51 @@ def test_dropout_takes_whole_channels_and_only_in_training() -> None:
     # A channel is there, with the zeros that ReLU leaves, or it is not there at all.
     assert gone.eq(1).float().mean() == pytest.approx(0.25, abs=0.05)
     assert not made.eval()(IMAGES).flatten(2).eq(0).all(2).any()
+
+
+@pytest.mark.parametrize("channels_out", [8, 16], ids=["identity", "projection"])
+def test_stochastic_depth_skips_what_a_block_adds_image_by_image(channels_out: int) -> None:
+    """What is left then is the shortcut; what is kept is divided by its probability, so that the mean stays."""
+    residual = block(channels_out, BlockStyle(block="residual", stochastic_depth=0.25))[0]
+    assert isinstance(residual, Residual)
+    images = IMAGES[:1].expand(4000, -1, -1, -1)
+    with torch.inference_mode():
+        whole, shortcut = residual(images[:1]), residual.shortcut(images[:1])
+        # Only what is random about training: BatchNorm keeps its statistics.
+        next(module for module in residual.modules() if isinstance(module, StochasticDepth)).train()
+        torch.manual_seed(0)
+        given = residual(images)
+    skipped = (given == shortcut).flatten(1).all(1)
+    assert skipped.float().mean() == pytest.approx(0.25, abs=0.03)
+    kept = given[~skipped]
+    torch.testing.assert_close(kept, (shortcut + (whole - shortcut) / 0.75).expand_as(kept))
+    torch.testing.assert_close(given.mean(0, keepdim=True), whole, rtol=0.05, atol=0.1)
+    # The same seed leaves out the same images.
+    torch.manual_seed(0)
+    assert torch.equal(residual(images), given)
+
+
+def test_stochastic_depth_keeps_to_its_probability_in_bfloat16() -> None:
+    """Which has steps of 1/256 below one."""
+    depth, images = StochasticDepth(0.999).train(), torch.ones(100_000, 1, 1, 1, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    given = depth(images)
+    assert given.dtype == torch.bfloat16
+    assert given.count_nonzero() / len(given) == pytest.approx(1e-3, rel=0.4)
+
+
+@pytest.mark.parametrize("factory", ["unet", "unetpp"])
+def test_stochastic_depth_is_nothing_but_training(factory: str) -> None:
+    """The same weights, by the same names, give the same bits without it; and in training others each time."""
+    with_it = random_network(factory, block="residual", stochastic_depth=0.5)
+    without = random_network(factory, block="residual")
+    assert with_it.state_dict().keys() == without.state_dict().keys()
+    image = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(with_it(image), without(image))
+        assert not torch.equal(with_it.train()(image), with_it(image))
+    with pytest.raises(ValueError, match="stochastic_depth skips what residual blocks add, and these are plain"):
+        build(factory, {"stochastic_depth": 0.5})
 
 
 @pytest.mark.parametrize("factory", ["unet", "unetpp"])

@@ -15,7 +15,7 @@ from torch import nn
 
 from compress.checkpoint import load_weights
 from compress.models import build, size_multiple
-from compress.models.blocks import Residual, SqueezeExcite
+from compress.models.blocks import Residual, SqueezeExcite, StochasticDepth
 from compress.models.encoders import Encoder, make
 from compress.models.plan import Dependencies, GroupCut, PruningPlan
 from compress.quantize.ptq import Quantizer
@@ -77,6 +77,7 @@ def test_the_decoder_doubles_from_level_to_level_and_sees_every_feature() -> Non
         ({"block": "residual"}, Residual),
         ({"squeeze_excite": True}, SqueezeExcite),
         ({"dropout": 0.25}, nn.Dropout2d),
+        ({"block": "residual", "stochastic_depth": 0.25}, StochasticDepth),
     ],
 )
 def test_options_change_the_blocks_of_the_decoder(option: dict[str, Any], brings: type[nn.Module]) -> None:

@@ -44,6 +44,7 @@ class Kind:
 
 SHAPE = {"channels": CHANNELS, "classes": CLASSES}
 SMALL = {**SHAPE, "base": 8, "depth": 2}
+ATTENDS = {"bottleneck_attention": True}
 KINDS = {
     "unet": Kind("unet", SMALL),
     "unet, residual": Kind("unet", {**SMALL, "block": "residual", "dropout": 0.2}),
@@ -51,11 +52,15 @@ KINDS = {
     "unet, bilinear": Kind("unet", {**SMALL, "upsampling": "bilinear"}),
     "unet, transposed": Kind("unet", {**SMALL, "upsampling": "transposed"}),
     "unet, added skips": Kind("unet", {**SMALL, "skip": "add"}),
+    "unet, attention": Kind("unet", {**SMALL, "block": "residual", "stochastic_depth": 0.2, **ATTENDS}),
     "unetpp": Kind("unetpp", SMALL),
     "unetpp, one head": Kind("unetpp", {**SMALL, "deep_supervision": False}),
     "resnet18": Kind("encoder-unet", {**SHAPE, "encoder": "resnet18", "pretrained": False, "base": 8}),
     "efficientnet-lite0": Kind(
         "encoder-unet", {**SHAPE, "encoder": "efficientnet-lite0", "pretrained": False, "base": 8}
+    ),
+    "resnet18, attention": Kind(
+        "encoder-unet", {**SHAPE, "encoder": "resnet18", "pretrained": False, "base": 8, **ATTENDS}
     ),
     "own": Kind(OWN, {**SHAPE, "width": 8, "depth": 2}),
 }

@@ -41,8 +41,8 @@ def _saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def network() -> nn.Module:
-    """With dropout, so that the network's own randomness is at stake as well."""
-    return random_network("unet", base=4, classes=2, dropout=0.3)
+    """With dropout and stochastic depth, so that the network's own randomness is at stake as well."""
+    return random_network("unet", base=4, classes=2, dropout=0.3, block="residual", stochastic_depth=0.3)
 
 
 Kill = Callable[[], AbstractContextManager[None]]

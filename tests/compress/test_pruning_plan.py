@@ -29,6 +29,7 @@ SHARED: dict[str, st.SearchStrategy[Any]] = {
     "channels": st.sampled_from([1, 3]),
     "block": st.sampled_from(["plain", "residual"]),
     "squeeze_excite": st.booleans(),
+    "bottleneck_attention": st.booleans(),
 }
 ARCHITECTURES = st.one_of(
     st.fixed_dictionaries({"factory": st.just("unet"), "skip": st.sampled_from(["concat", "add", "none"]), **SHARED}),

@@ -31,6 +31,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "bilinear": ("unet", {"upsampling": "bilinear"}),
     "transposed": ("unet", {"upsampling": "transposed"}),
     "residual-se": ("unet", {"block": "residual", "squeeze_excite": True}),
+    "attention": ("unet", {"bottleneck_attention": True}),
     "unetpp": ("unetpp", {}),
     "resnet18": ("encoder-unet", {"encoder": "resnet18", "pretrained": False}),
     "lite0": ("encoder-unet", {"encoder": "efficientnet-lite0", "pretrained": False}),

@@ -65,6 +65,14 @@ FILES = {
         "[quantize]\nmode = 'qat'\n[quantize.finetune]\nbatch_size = 1",
         ["for train.augment.cutmix and train.augment.mixup", "prune.finetune.batch_size and quantize.finetune.batch"],
     ),
+    "blocks to skip that are not residual": (
+        "[model]\nstochastic_depth = 0.2",
+        ["model.stochastic_depth = 0.2: no block is residual", "set model.block=residual, or leave it out"],
+    ),
+    "every block skipped": (
+        "[model]\nfactory = 'encoder-unet'\nblock = 'residual'\nstochastic_depth = 1.0",
+        ["model.stochastic_depth = 1.0: Input should be less than 1"],
+    ),
     "a seed below nought": ("[train]\nseed = -1", ["train.seed = -1: Input should be greater than or equal to 0"]),
     "a name that fits no URL": ("[export]\nname = 'my model'", ["export.name = 'my model'"]),
     "everything": (

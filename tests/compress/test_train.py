@@ -56,6 +56,8 @@ def test_a_checkpoint_says_what_it_is(data: Path, tmp_path: Path) -> None:
         "block": "plain",
         "squeeze_excite": False,
         "dropout": 0.0,
+        "stochastic_depth": 0.0,
+        "bottleneck_attention": False,
     }
     assert (made.card.channels, made.card.size, made.card.size_multiple) == (1, (24, 40), 4)
     record = read_record(made.path)
