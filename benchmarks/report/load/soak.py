@@ -87,12 +87,12 @@ def _verdicts(report: SoakReport) -> Iterable[Verdict]:
                 text=f"the least number of {what} does not grow",
                 detail=f"{first} in the first half, {last} in the second",
             )
-    share = ratio(report)
-    if share is not None:
+    growth = ratio(report)
+    if growth is not None:
         yield Verdict(
-            ok=share <= MAX_RATIO,
+            ok=growth <= MAX_RATIO,
             text=f"memory after 5,000 sizes is within {times(MAX_RATIO)} of that after 500",
-            detail=times(share),
+            detail=times(growth),
         )
 
 
