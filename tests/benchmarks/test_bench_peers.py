@@ -62,7 +62,9 @@ class Recorded(_RoundRobin):
 
     def __init__(self, names: tuple[str, ...], seconds: float) -> None:
         nowhere = Target.of("http://127.0.0.1:9/")
-        servers = {name: Mock(spec=Running, target=nowhere, post=Mock(return_value=name.encode())) for name in names}
+        servers: dict[str, Running] = {
+            name: Mock(spec=Running, target=nowhere, post=Mock(return_value=name.encode())) for name in names
+        }
         super().__init__(servers, payload((16, 16), 3), 8, seconds)
         self.order: list[tuple[str, str, tuple[float, ...]]] = []
 

@@ -99,7 +99,7 @@ def test_the_session_of_the_peers_has_the_options_of_ours(monkeypatch: pytest.Mo
     """Which weights are integers, and how threads wait, is decided by them."""
     made: list[Any] = []
 
-    class Recorded(ort.SessionOptions):
+    class Recorded(ort.SessionOptions):  # type: ignore[misc]  # the runtime has no types
         def __init__(self) -> None:
             super().__init__()
             self.entries: dict[str, str] = {}
