@@ -38,10 +38,10 @@ def _verdicts(report: SoakReport) -> Iterable[Verdict]:
     # On a machine with other tenants the capacity of the first seconds may not be there in all of the others: a few
     # refusals are that, many are a server that does not bear what it should. Beyond LOAD they are its duty.
     asked = MIN_ANSWERED if report.load <= LOAD else 0.0
-    share = f"{percent(asked)} of them 200, the rest" if asked else "200, or"
+    told = f"{percent(asked)} of them 200, the rest" if asked else "200, or"
     yield Verdict(
         ok=client.errors.keys() <= {REFUSED} and client.ok > 0 and client.ok >= asked * client.sent,
-        text=f"every good request was answered: {share} 429 where it would have waited too long",
+        text=f"every good request was answered: {told} 429 where it would have waited too long",
         detail=f"{client.ok} of {client.sent}"
         + "".join(f", {count} x {kind}" for kind, count in client.errors.items()),
     )
