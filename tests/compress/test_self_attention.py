@@ -73,7 +73,8 @@ def tokens(x_NCHW: Tensor) -> Tensor:
 @torch.inference_mode()
 def test_it_is_the_attention_of_torch_added_to_its_input() -> None:
     made = random_attention(8)
-    taken = F.scaled_dot_product_attention(*(tokens(make(MAP)) for make in (made.query, made.key, made.value)))
+    query, key, value = (tokens(make(MAP)) for make in (made.query, made.key, made.value))
+    taken = F.scaled_dot_product_attention(query, key, value)
     expected = MAP + made.output(taken.transpose(1, 2).reshape(2, 4, 5, 7))
     torch.testing.assert_close(made(MAP), expected)
     assert (expected - MAP).abs().mean() > 0.1
