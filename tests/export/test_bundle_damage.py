@@ -216,7 +216,7 @@ def test_golden_answers_that_differ(copy: Path) -> None:
     # 24x40 pixels: a single one is 0.104 %, above the 0.1 % that may differ here.
     assert problems_of(verify, copy) == [
         "golden example ramp-0: 0.10% of its pixels differ, at most 0.10% may; "
-        "this runtime does not give the answers that were proven"
+        "this runtime (CPUExecutionProvider) does not give the answers that were proven"
     ]
     path.write_bytes(encode_mask(np.zeros((5, 5), np.uint8)))
     reseal(copy, "golden/ramp-0.mask.png")
