@@ -109,6 +109,7 @@ def test_it_starts_as_the_identity_and_learns_to_be_more() -> None:
 @EVERY
 @torch.inference_mode()
 def test_a_fresh_network_answers_as_one_without_it_and_later_sees_the_whole_image(name: str) -> None:
+    torch.manual_seed(0)
     factory, arguments = NETWORKS[name]
     full = {"channels": 1, "classes": 3, **arguments}
     made, plain = build(factory, {**full, "bottleneck_attention": True}).eval(), build(factory, full).eval()
