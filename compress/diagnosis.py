@@ -98,7 +98,7 @@ def _diverged(trained: Trained) -> Iterator[Finding]:
     if not losses or not classes or loss.own is not None:  # nobody knows what one of the user's own comes to
         return
     late = fmean(losses[-max(1, len(losses) // 4) :])
-    pixel = 0.0 if loss.pixel == "none" else log(classes)
+    pixel = 0.0 if loss.pixel == "none" else (1 + loss.cross_entropy_weight) * log(classes)
     blind = pixel + loss.dice_weight + loss.tversky_weight + loss.lovasz_weight
     if late > DIVERGED * blind:
         clipped = () if settings.clip_norm <= 1 else ("train.clip_norm=1",)

@@ -33,16 +33,13 @@ def _encoder_rates(network: nn.Module, settings: FitSettings) -> dict[int, float
     encoder = pretrained_encoder(network)
     if encoder is None:
         return {}
-    depths = list(stages(encoder))
-    rates = {
-        id(parameter): settings.encoder_rate * settings.layer_decay ** len(depths) for parameter in encoder.parameters()
-    }
-    for above, stage in enumerate(reversed(depths)):
-        for module in stage:
-            rates |= {
-                id(parameter): settings.encoder_rate * settings.layer_decay**above for parameter in module.parameters()
-            }
-    return rates
+    rate = settings.encoder_rate
+    rates: dict[int, float] = {}
+    for stage in reversed(list(stages(encoder))):
+        rates |= {id(parameter): rate for module in stage for parameter in module.parameters()}
+        rate *= settings.layer_decay
+    # What stands in no stage is nearest to the image.
+    return {id(parameter): rate for parameter in encoder.parameters()} | rates
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
