@@ -50,7 +50,9 @@ def test_ours_is_measured_and_what_does_not_start_is_named(run: tuple[PeersRepor
     [ours] = report.servers
     assert ours.name == OURS
     assert ours.capacity > 0
-    assert ours.opened.ok == ours.opened.sent
+    # A machine that stalls under 1,500 requests a second may refuse some; it may neither lose nor spoil one.
+    assert set(ours.opened.errors) <= {"429"}
+    assert ours.opened.ok + sum(ours.opened.errors.values()) == ours.opened.sent
     [failure] = report.failures
     assert "litserve" in failure
     assert "No module named 'litserve'" in failure
