@@ -76,7 +76,7 @@ class Golden(_Part):
     """golden/NAME.image.png (.tiff for more than four channels) and golden/NAME.mask.png."""
     tolerance_same_instructions: float = 0.001
     tolerance_other_instructions: float = 0.01
-    """Integer kernels of another instruction set round differently."""
+    """Kernels of another instruction set, or of another provider, round differently."""
 
 
 class Manifest(_Part):

@@ -22,6 +22,7 @@ from export.manifest import Manifest, TensorSignature
 from export.sessions import MemoryPool
 
 CPU = "CPUExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 
 MASK = "mask"
 LOGITS = "logits"
@@ -49,9 +50,11 @@ class OnnxModel:
         optimised: bool = True,
         memory_pool: MemoryPool = "keep",
         usual_pixels: int = 0,
+        runs_at_once: int = 1,
     ) -> None:
-        """`threads` of one run (default: all cores the process may use); `optimised` False runs the graph as written.
-        With the `memory_pool` "shrink", runs of more than `usual_pixels` (batch x height x width) give memory back.
+        """`threads` of one run (default: all cores the process may use), of which there will be up to `runs_at_once`;
+        `optimised` False runs the graph as written. With the `memory_pool` "shrink", runs of more than `usual_pixels`
+        (batch x height x width) give memory back.
 
         Raises UsageError for a provider that is not available, BundleError for a file that is no model.
         """
@@ -67,7 +70,7 @@ class OnnxModel:
             self._session = ort.InferenceSession(
                 content,
                 session_options(self.threads, optimised=optimised, memory_pool=memory_pool),
-                providers=list(providers),
+                providers=[(name, _provider_options(name, self.threads, runs_at_once)) for name in providers],
                 enable_fallback=0,  # it would try another provider, and print about it on standard output
             )
             self.inputs = tuple(_signature(node) for node in self._session.get_inputs())
@@ -147,6 +150,16 @@ def softmax(logits_KHW: NDArray[np.float32]) -> NDArray[np.float32]:
 def gives_logits(manifest: Manifest) -> bool:
     """Whether the graph of this bundle has the logits among its outputs, and with them probabilities."""
     return any(output.name == LOGITS for output in manifest.outputs)
+
+
+def _provider_options(name: str, threads: int, runs_at_once: int) -> dict[str, str]:
+    """What a provider does not take from the session's own options."""
+    if name != OPENVINO:
+        return {}
+    # It has threads of its own, all cores by default, and one stream: runs of several callers take turns in it.
+    # Source: OpenVINO, "Performance Hints and Thread Scheduling".
+    properties = {"NUM_STREAMS": str(runs_at_once), "INFERENCE_NUM_THREADS": str(runs_at_once * threads)}
+    return {"device_type": "CPU", "load_config": json.dumps({"CPU": properties})}
 
 
 def available_providers() -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from serve.keys import Keyring, load_keys
 from serve.middleware import RequestEnvelope
 from serve.oip import routes as oip
 from serve.predictor import Predictor, SessionSettings, open_newest
-from serve.providers import chosen
 from serve.repository import Repository
 from serve.service import Service
 from serve.settings import ServeSettings
@@ -41,7 +40,7 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     keyring = load_keys(settings.api_keys) if settings.api_keys else None
     tracer_provider = tracing.tracer_provider() if settings.otel else None
     spans = tracing.Spans(tracer_provider) if tracer_provider is not None else None
-    session = SessionSettings(settings.threads_per_run, settings.memory_pool, chosen(settings.providers))
+    session = SessionSettings.of(settings)
     service = Service(_repository(models, session), session, settings)
 
     grpc_server = _grpc_server(service, keyring, spans) if settings.grpc_port is not None else None

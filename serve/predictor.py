@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from export.bundle import Bundle
 from export.errors import BundleError
@@ -14,6 +14,8 @@ from export.refine import Figures
 from export.runtime import CPU, OnnxModel
 from export.sessions import MemoryPool
 from serve.folders import ModelFolders, newest, verify
+from serve.providers import chosen
+from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,16 @@ class SessionSettings:
     memory_pool: MemoryPool = "shrink"
     providers: Sequence[str] = (CPU,)
     """ONNX Runtime's names, the first that takes an operator runs it."""
+    concurrency: int = 1
+    """Runs at once."""
+
+    @classmethod
+    def of(cls, settings: ServeSettings) -> Self:
+        """As a server with these settings runs its models.
+
+        Raises UsageError when none of the providers is there.
+        """
+        return cls(settings.threads_per_run, settings.memory_pool, chosen(settings.providers), settings.concurrency)
 
 
 class Predictor(Protocol):
@@ -71,6 +83,7 @@ def _opened(bundle: Bundle, session: SessionSettings) -> OnnxModel:
         providers=session.providers,
         memory_pool=session.memory_pool,
         usual_pixels=_usual_pixels(bundle.manifest),
+        runs_at_once=session.concurrency,
     )
 
 

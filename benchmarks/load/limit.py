@@ -20,7 +20,6 @@ from serve.memory import keep_freed
 from serve.metrics import Stages
 from serve.pipeline import Sizes, WholeWork, decoded, run_together
 from serve.predictor import Predictor, SessionSettings, open_newest
-from serve.providers import chosen
 from serve.settings import ServeSettings
 
 _WARM_UP = 3
@@ -79,7 +78,7 @@ def limit(bundle: Path, settings: ServeSettings, payload: Payload) -> Iterator[L
 def _work(parent: "Connection[Turn, tuple[int, float]]", bundle: Path, settings: ServeSettings, sent: Payload) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     keep_freed()  # as the server does
-    session = SessionSettings(settings.threads_per_run, settings.memory_pool, chosen(settings.providers))
+    session = SessionSettings.of(settings)
     try:
         [predictor] = open_newest(ModelFolders([bundle]), session)
     except SegpressError as error:

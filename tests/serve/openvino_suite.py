@@ -1,0 +1,96 @@
+"""Bundles on OpenVINO's CPU device. `test_serve_openvino.py` runs this where onnxruntime-openvino is installed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime as ort
+import pytest
+from support.bundles import expected_mask, tiny_bundle
+from support.handmade import blocks, small_unet
+from support.logs import logged
+from support.servers import ServerProcess, serving
+
+from compress.quantize.ptq import Quantizer
+from export.bundle import Bundle
+from export.images import decode_indices, encode_image
+from export.runtime import CPU, OPENVINO, OnnxModel
+from export.sessions import Provider
+from export.to_onnx import with_outputs
+from serve.settings import ServeSettings
+
+PNG = {"Content-Type": "image/png"}
+
+
+def on_openvino(**settings: object) -> ServeSettings:
+    return ServeSettings.model_validate({"providers": (Provider.OPENVINO,), "concurrency": 2, **settings})
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """What `compress quantize --for openvino` makes of a level of a UNet; its golden answers are those of the CPU."""
+    quantizer = Quantizer(with_outputs(small_unet(), "mask"), iter(blocks(4)), target="openvino")
+    graph = quantizer.quantized("minmax").graph
+    return tiny_bundle(
+        tmp_path_factory.mktemp("bundles") / "int8",
+        classes=4,
+        channels=1,
+        size_multiple=2,
+        graph=graph,
+        name="int8",
+        precision="int8",
+    )
+
+
+def test_this_is_another_runtime() -> None:
+    assert OPENVINO in ort.get_available_providers()
+
+
+def test_float_masks_are_the_same(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny", classes=4)
+    model = OnnxModel(bundle.model_path, threads=1, providers=[OPENVINO, CPU])
+    assert model.providers[0] == OPENVINO
+    for side in (16, 64, 16):
+        image = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(model.masks(image[None])[0], expected_mask(image, 4))
+
+
+def test_int8_masks_are_those_of_the_cpu_within_rounding(int8: Bundle) -> None:
+    ours = int8.model(threads=1)
+    theirs = OnnxModel(int8.model_path, threads=1, providers=[OPENVINO, CPU], runs_at_once=2)
+    for batch in (1, 3):
+        images = np.stack(blocks(batch, seed=7))
+        assert np.mean(ours.masks(images) != theirs.masks(images)) < int8.manifest.golden.tolerance_other_instructions
+
+
+def test_a_server_on_openvino_answers_and_says_what_its_bundle_was_proven_on(int8: Bundle) -> None:
+    [image] = blocks(1, seed=3)
+    with logged() as records, serving([int8.path], on_openvino()) as url:
+        answer = httpx.post(f"{url}/v1/models/int8/segment", content=encode_image(image), headers=PNG)
+    said = [record.getMessage() for record in records if record.levelname == "WARNING"]
+    assert any("proven on CPUExecutionProvider, OpenVINOExecutionProvider serves" in words for words in said)
+    mask = decode_indices(answer.raise_for_status().content)
+    assert np.mean(mask != int8.segmenter(threads=1).segment(image)) < 0.01
+
+
+def test_the_process_ends_clean(int8: Bundle) -> None:
+    with ServerProcess([int8.path], on_openvino(grace_seconds=0.0)) as server:
+        assert httpx.get(f"{server.base_url}/v2/health/ready").json() == {"ready": True}
+
+
+def test_every_worker_has_a_stream_of_its_own(int8: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one stream the runs of two workers take turns, whatever the cores."""
+    asked: list[dict[str, dict[str, str]]] = []
+
+    class Asked(ort.InferenceSession):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, providers: list[tuple[str, dict[str, str]]], **named: Any) -> None:
+            asked.append(dict(providers))
+            super().__init__(*arguments, providers=providers, **named)
+
+    monkeypatch.setattr(ort, "InferenceSession", Asked)
+    with serving([int8.path], on_openvino(concurrency=2, threads_per_run=3)):
+        pass
+    [options] = asked
+    assert json.loads(options[OPENVINO]["load_config"]) == {"CPU": {"NUM_STREAMS": "2", "INFERENCE_NUM_THREADS": "6"}}

@@ -1,0 +1,13 @@
+"""OpenVINO as what runs the models, in an environment of its own: its runtime takes the place of ours."""
+
+from pathlib import Path
+
+import pytest
+from support.environments import run_beside
+
+SUITE = Path(__file__).with_name("openvino_suite.py")
+
+
+@pytest.mark.slow
+def test_openvino(tmp_path: Path) -> None:
+    run_beside(tmp_path / "venv", ["onnxruntime-openvino==1.24.1"], SUITE)
