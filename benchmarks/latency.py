@@ -6,6 +6,7 @@ loaded and scored, and is what a run ends with. Both give the same report.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from compress.data.layout import Sample, Split
 from export.bundle import Bundle, load
 from export.errors import DatasetError, UsageError
 from export.images import U8
+from export.providers import required
 from export.scoring import Score, score
+from export.sessions import Provider
 
 DEFAULT_SIZE = (256, 256)
 
@@ -35,6 +38,7 @@ def bench(
     size: tuple[int, int] | None = None,
     threads: int | None = None,
     rounds: int = DEFAULT_ROUNDS,
+    providers: Sequence[Provider] = (Provider.CPU,),
     pictures: bool = True,
     out: Path,
     command: str,
@@ -43,11 +47,12 @@ def bench(
     """Compare bundles and write the report into `out`; the first is the reference, the last the most compressed.
 
     With `data` all are scored on its `split` and timed on its images; without, accuracy is quoted from the
-    manifests and latency measured on noise. Without `pictures` the report shows none of its images. `command` is what
+    manifests and latency measured on noise. With several `providers` each bundle is measured on each, and one after the
+    other is a model of its own. Without `pictures` the report shows none of its images. `command` is what
     the report says makes it again. Raises UsageError for anything wrong with what was given: BundleError,
     DatasetError, models and data that do not go together.
     """
-    bundles = named([load(path) for path in bundle_paths])
+    bundles = on_each(named([load(path) for path in bundle_paths]), providers)
     if not bundles:
         raise UsageError("no bundle to measure; name at least one")
     dataset = None if data is None else _dataset_for(bundles, data)
@@ -142,6 +147,19 @@ def named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
             unique += "-"
         named[unique] = bundle
     return named
+
+
+def on_each(bundles: Mapping[str, Bundle], providers: Sequence[Provider]) -> dict[str, Bundle]:
+    """Each bundle on each provider, which stands behind its name unless all run on the CPU.
+
+    Raises UsageError for a provider that is not there.
+    """
+    asked = {provider: tuple(required(provider)) for provider in dict.fromkeys(providers)}
+    return {
+        name if list(asked) == [Provider.CPU] else f"{name} on {provider}": replace(bundle, providers=runtime_names)
+        for name, bundle in bundles.items()
+        for provider, runtime_names in asked.items()
+    }
 
 
 def _dataset_for(bundles: Mapping[str, Bundle], path: Path) -> Dataset:

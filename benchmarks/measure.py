@@ -68,7 +68,7 @@ def measure(
     `size` is (height, width), padded up to a multiple that all of the models take. `threads` of one run: all
     usable cores by default. `images` are uint8 HWC and brought to `size`; without them, seeded noise. Every model
     is given the same image in the same round. Raises UsageError for no bundle, no round or no thread, ShapeError
-    for images that have not the channels of a model.
+    for images that have not the channels of a model, WorkFailedError for a provider that does not start.
     """
     if not bundles:
         raise UsageError("no bundle to measure; name at least one")
@@ -77,14 +77,14 @@ def measure(
         raise UsageError(f"threads and rounds are at least 1, got {threads} and {rounds}")
     inputs = _inputs(bundles, size, images)
     height, width = next(iter(inputs.values()))[0].shape[1:3]
-    one_thread_models = {name: bundle.model(threads=1) for name, bundle in bundles.items()}
+    concurrency = usable_cores()
+    one_thread_models = {name: _opened(bundle, 1, concurrency) for name, bundle in bundles.items()}
     one_thread = _latency("latency, 1 thread", one_thread_models, inputs, rounds, progress)
     if threads == 1:
         several = one_thread
     else:
-        models = {name: bundle.model(threads=threads) for name, bundle in bundles.items()}
+        models = {name: _opened(bundle, threads) for name, bundle in bundles.items()}
         several = _latency(f"latency, {threads} threads", models, inputs, rounds, progress)
-    concurrency = usable_cores()
     medians = {name: samples.median for name, samples in one_thread.items()}
     throughput = _throughput(one_thread_models, inputs, medians, rounds, concurrency, progress)
     results = {}
@@ -96,6 +96,14 @@ def measure(
             )
             bar.advance()
     return results
+
+
+def _opened(bundle: Bundle, threads: int, runs_at_once: int = 1) -> OnnxModel:
+    model = bundle.model(threads=threads, runs_at_once=runs_at_once)
+    if model.providers[0] != bundle.providers[0]:
+        words = f"{bundle.providers[0]} could not be started; {model.providers[0]} would run instead"
+        raise WorkFailedError(f"{bundle.path}: {words}")
+    return model
 
 
 def _inputs(bundles: Mapping[str, Bundle], size: tuple[int, int], images: Sequence[U8] | None) -> dict[str, list[U8]]:
@@ -168,8 +176,7 @@ def _repeat(call: Callable[[], object], times: int) -> None:
 
 def _footprint(bundle: Bundle, height: int, width: int, threads: int) -> tuple[Footprint | None, str | None]:
     """A memory figure that cannot be had is no reason to lose the times."""
-    channels = bundle.manifest.channels
     try:
-        return footprint(bundle.model_path, height=height, width=width, channels=channels, threads=threads), None
+        return footprint(bundle, height=height, width=width, threads=threads), None
     except WorkFailedError as error:
         return None, str(error)

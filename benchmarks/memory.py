@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import benchmarks
+from export.bundle import Bundle
 from export.errors import WorkFailedError
 from export.images import PAD_VALUE
 from export.machine import peak_memory_mib
@@ -35,12 +36,13 @@ class Footprint:
     """Largest resident set of the process, interpreter and libraries included."""
 
 
-def footprint(model: Path, *, height: int, width: int, channels: int, threads: int) -> Footprint:
-    """Load `model` in a fresh process and run a batch of one of this size.
+def footprint(bundle: Bundle, *, height: int, width: int, threads: int) -> Footprint:
+    """Load the model of `bundle` in a fresh process, on its providers, and run a batch of one of this size.
 
     Raises WorkFailedError when that process fails.
     """
-    arguments = [str(model), str(height), str(width), str(channels), str(threads)]
+    sizes = [height, width, bundle.manifest.channels, threads]
+    arguments = [str(bundle.model_path), ",".join(bundle.providers), *map(str, sizes)]
     # -P: a folder of the user's that happens to be called like one of our packages must not be imported.
     command = [sys.executable, "-P", "-m", "benchmarks.memory", *arguments]
     root = str(Path(benchmarks.__file__).parent.parent)
@@ -49,13 +51,15 @@ def footprint(model: Path, *, height: int, width: int, channels: int, threads: i
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if child.returncode:
         last = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        raise WorkFailedError(f"{model}: the process that measures its memory failed: {last}")
+        raise WorkFailedError(f"{bundle.model_path}: the process that measures its memory failed: {last}")
     return Footprint(**json.loads(child.stdout))
 
 
-def _of_this_process(model: Path, height: int, width: int, channels: int, threads: int) -> Footprint:
+def _of_this_process(
+    model: Path, providers: list[str], height: int, width: int, channels: int, threads: int
+) -> Footprint:
     start = time.perf_counter_ns()
-    loaded = OnnxModel(model, threads=threads)
+    loaded = OnnxModel(model, threads=threads, providers=providers)
     load_ms = (time.perf_counter_ns() - start) / 1e6
     image = np.full((1, height, width, channels), PAD_VALUE, dtype=np.uint8)
     for _ in range(RUNS):
@@ -64,5 +68,5 @@ def _of_this_process(model: Path, height: int, width: int, channels: int, thread
 
 
 if __name__ == "__main__":
-    found = _of_this_process(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    found = _of_this_process(Path(sys.argv[1]), sys.argv[2].split(","), *map(int, sys.argv[3:]))
     sys.stdout.write(json.dumps(asdict(found)))

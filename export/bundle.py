@@ -36,6 +36,8 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    providers: tuple[str, ...] = (CPU,)
+    """What runs it: ONNX Runtime's names, the first that takes an operator runs it."""
 
     @property
     def model_path(self) -> Path:
@@ -46,8 +48,8 @@ class Bundle:
         """Of the model alone."""
         return self.model_path.stat().st_size
 
-    def model(self, *, threads: int | None = None) -> OnnxModel:
-        return OnnxModel(self.model_path, threads=threads)
+    def model(self, *, threads: int | None = None, runs_at_once: int = 1) -> OnnxModel:
+        return OnnxModel(self.model_path, threads=threads, providers=self.providers, runs_at_once=runs_at_once)
 
     def segmenter(self, *, threads: int | None = None) -> Segmenter:
         return Segmenter.of(self.manifest, self.model(threads=threads))

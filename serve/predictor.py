@@ -10,11 +10,11 @@ from export.bundle import Bundle
 from export.errors import BundleError
 from export.images import U8
 from export.manifest import Manifest
+from export.providers import chosen
 from export.refine import Figures
 from export.runtime import CPU, OnnxModel
 from export.sessions import MemoryPool
 from serve.folders import ModelFolders, newest, verify
-from serve.providers import chosen
 from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)

@@ -27,6 +27,7 @@ from compress.cli.common import (
     typed,
 )
 from export.errors import require
+from export.sessions import Provider
 
 app = typer.Typer(help="Measure things side by side.", no_args_is_help=True)
 
@@ -57,6 +58,10 @@ def latency_command(
     size: Annotated[str | None, typer.Option("--size", metavar="HxW", help="Image size to time at.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed runs of each bundle.")] = 50,
     threads: ThreadsOption = None,
+    providers: Annotated[
+        list[Provider] | None,
+        typer.Option("--provider", help="What runs the models; may be repeated: each bundle on each. Default: cpu."),
+    ] = None,
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Show images of the data; off where they must not get out.")
     ] = True,
@@ -75,6 +80,7 @@ def latency_command(
         size=parse_size(size),
         threads=threads,
         rounds=rounds,
+        providers=providers or (Provider.CPU,),
         pictures=pictures,
         out=out,
         command=typed(),

@@ -16,6 +16,7 @@ from export.errors import BundleError, DatasetError, ShapeError, UsageError
 from export.machine import Machine
 from export.manifest import Latency
 from export.scoring import ConfusionMatrix, Score, score
+from export.sessions import Provider
 
 CLASSES = ("class-0", "class-1", "class-2")
 FAST: dict[str, Any] = {"threads": 1, "rounds": 3, "command": "compress bench latency a b"}
@@ -53,6 +54,13 @@ def test_bundles_are_scored_timed_and_reported(tmp_path: Path, data: Path) -> No
     assert Report.model_validate_json((tmp_path / "out" / "report.json").read_text()) == report
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.md", "report.html", "strip.png"}
     assert watched.steps["scoring dense-fp32"] == watched.steps["scoring int8"] == (5, 5)
+
+
+def test_a_provider_is_required_by_name(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "a").path
+    with pytest.raises(UsageError, match=r"cuda is not in this onnxruntime .*onnxruntime-gpu"):
+        bench([bundle], providers=[Provider.CPU, Provider.CUDA], out=tmp_path / "out", **FAST)
+    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_can_be_left_out(tmp_path: Path, data: Path) -> None:

@@ -21,8 +21,8 @@ from export.runtime import OnnxModel
 class Recorder(OnnxModel):
     """Keeps what it is given; its figures are a real model's."""
 
-    def __init__(self, source: Path, given: list[U8], *, threads: int | None) -> None:
-        super().__init__(source, threads=threads)
+    def __init__(self, source: Path, given: list[U8], **settings: Any) -> None:
+        super().__init__(source, **settings)
         self._given = given
 
     def masks(self, images_NHWC: U8) -> U8:
@@ -35,8 +35,9 @@ class RecordedBundle(Bundle):
     given: dict[int, list[U8]] = field(default_factory=dict)
     """By number of threads."""
 
-    def model(self, *, threads: int | None = None) -> OnnxModel:
-        return Recorder(self.model_path, self.given.setdefault(threads or 0, []), threads=threads)
+    def model(self, *, threads: int | None = None, runs_at_once: int = 1) -> OnnxModel:
+        given = self.given.setdefault(threads or 0, [])
+        return Recorder(self.model_path, given, threads=threads, runs_at_once=runs_at_once)
 
 
 def test_every_model_has_its_samples_and_a_footprint_of_its_own(tmp_path: Path) -> None:
@@ -128,24 +129,24 @@ def test_no_bundle_is_refused() -> None:
 
 def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:
     ballast = np.ones(40_000_000)  # 305 MiB, touched
-    found = footprint(tiny_bundle(tmp_path / "a").model_path, height=32, width=32, channels=3, threads=1)
+    found = footprint(tiny_bundle(tmp_path / "a"), height=32, width=32, threads=1)
     assert 20 < found.peak_memory_mib < ballast.nbytes / 2**20
 
 
 def test_memory_grows_with_the_image(tmp_path: Path) -> None:
-    model = tiny_bundle(tmp_path / "a").model_path
-    small, large = (footprint(model, height=s, width=s, channels=3, threads=1) for s in (32, 1024))
+    bundle = tiny_bundle(tmp_path / "a")
+    small, large = (footprint(bundle, height=s, width=s, threads=1) for s in (32, 1024))
     # Float copies of the image and the scores alone are 4 bytes each for 3 + 3 channels.
     assert large.peak_memory_mib - small.peak_memory_mib > 0.9 * 24
 
 
 def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
-    broken = tmp_path / "model.onnx"
-    broken.write_bytes(b"no model")
+    broken = tiny_bundle(tmp_path / "a")
+    broken.model_path.write_bytes(b"no model")
     with pytest.raises(
         WorkFailedError, match=r"model\.onnx: the process that measures its memory failed: .*onnxruntime"
     ):
-        footprint(broken, height=32, width=32, channels=3, threads=1)
+        footprint(broken, height=32, width=32, threads=1)
 
 
 def test_memory_is_lost_alone_when_its_process_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,4 +168,4 @@ def test_a_folder_named_like_a_package_is_not_imported_by_the_child(
     (tmp_path / "export.py").write_text("raise RuntimeError('imported by mistake')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert footprint(bundle.model_path, height=16, width=16, channels=3, threads=1).peak_memory_mib > 0
+    assert footprint(bundle, height=16, width=16, threads=1).peak_memory_mib > 0

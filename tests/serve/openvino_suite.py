@@ -13,6 +13,8 @@ from support.handmade import blocks, small_unet
 from support.logs import logged
 from support.servers import ServerProcess, serving
 
+from benchmarks.report.results import Report
+from compress.cli.main import main
 from compress.quantize.ptq import Quantizer
 from export.bundle import Bundle
 from export.images import decode_indices, encode_image
@@ -94,3 +96,16 @@ def test_every_worker_has_a_stream_of_its_own(int8: Bundle, monkeypatch: pytest.
         pass
     [options] = asked
     assert json.loads(options[OPENVINO]["load_config"]) == {"CPU": {"NUM_STREAMS": "2", "INFERENCE_NUM_THREADS": "6"}}
+
+
+def test_bundles_are_timed_side_by_side_on_both(int8: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    words = ["compress", "bench", "latency", str(int8.path), "--provider", "cpu", "--provider", "openvino"]
+    words += ["--size", "32x48", "--rounds", "3", "--threads", "2", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert not leaving.value.code
+    report = Report.model_validate_json((out / "report.json").read_text())
+    assert [model.name for model in report.models] == ["int8 on cpu", "int8 on openvino"]
+    assert all(model.latency_ms.p50 > 0 for model in report.models)
