@@ -50,9 +50,13 @@ class _Gathered:
     Headers and body of an answer come apart: two system calls, after each of which a worker has the interpreter.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, closes: Callable[[], None]
+    ) -> None:
+        """`closes` is called when it is told to close, which it does when all is taken."""
         self._transport = transport
         self._loop = loop
+        self._closes = closes
         self._parts: list[bytes] = []
 
     def write(self, data: bytes) -> None:
@@ -63,6 +67,7 @@ class _Gathered:
     def close(self) -> None:
         self._flush()
         self._transport.close()
+        self._closes()
 
     def abort(self) -> None:
         self._parts.clear()
@@ -126,7 +131,7 @@ class GuardedConnection(HttpToolsProtocol):
         requests before it have their answers."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Gathered(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(_Gathered(transport, self.loop, self._take_the_rest))  # type: ignore[arg-type]
         crowd = len(self.connections)
         if crowd > 2 * self.settings.max_connections:
             transport.abort()
@@ -136,9 +141,13 @@ class GuardedConnection(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._reading = _disarmed(self._reading)
         self._writing = _disarmed(self._writing)
-        super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        self._take_the_rest()  # the transport closes by itself now
 
     def data_received(self, data: bytes) -> None:
         if self._last_words is not None:
@@ -189,10 +198,11 @@ class GuardedConnection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writing = self._writing or self.loop.call_later(self.settings.send_seconds, self._cut_off)
+        self._await_taking()
 
     def resume_writing(self) -> None:
-        self._writing = _disarmed(self._writing)
+        if not self.transport.is_closing():
+            self._writing = _disarmed(self._writing)
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  it says nothing that helps
@@ -220,6 +230,13 @@ class GuardedConnection(HttpToolsProtocol):
             self._refuse(ProblemError(408, "slow_headers", detail))
         else:  # it never began, or was answered long ago
             self.transport.close()
+
+    def _take_the_rest(self) -> None:
+        if self in self.connections:
+            self._await_taking()
+
+    def _await_taking(self) -> None:
+        self._writing = self._writing or self.loop.call_later(self.settings.send_seconds, self._cut_off)
 
     def _cut_off(self) -> None:
         # Closed without lingering, or the kernel would keep what was not taken for minutes.

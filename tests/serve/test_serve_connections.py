@@ -134,6 +134,27 @@ def test_who_does_not_read_is_cut_off(hasty_url: str) -> None:
         assert hung_up.poll(20_000), "the connection is still open"
 
 
+@pytest.mark.parametrize(
+    "last",
+    [b"Connection: close\r\n\r\n", b"\r\nsurplus\r\n\r\n", b"\r\n" + LIVE[:20], b"\r\n"],
+    ids=["close", "bad bytes", "half a request", "the end"],
+)
+def test_who_does_not_read_is_cut_off_however_little_is_left(bundle: Bundle, last: bytes) -> None:
+    """So little that the server goes on writing, and would wait for it only when it closes."""
+    settings = ServeSettings(concurrency=1, header_seconds=PATIENCE, send_seconds=PATIENCE)
+    with serving([bundle.path], settings, kernel_holds=4096) as url, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        where = httpx.URL(url)
+        deaf.connect((where.host, where.port))
+        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n" + last)
+        until(lambda: bool(select.select([deaf], [], [], 0)[0]))
+        if last == b"\r\n":
+            deaf.shutdown(socket.SHUT_WR)
+        hung_up = select.poll()
+        hung_up.register(deaf, 0)
+        assert hung_up.poll(20_000), "the connection is still open"
+
+
 def test_who_does_not_read_is_cut_off_where_writelines_never_pauses(
     hasty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
