@@ -16,7 +16,7 @@ from typing import Any
 import httptools
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serve.access import OPEN
 from serve.metrics import UNKNOWN_MODEL, Metrics
@@ -50,9 +50,13 @@ class _Gathered:
     Headers and body of an answer come apart: two system calls, after each of which a worker has the interpreter.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, closes: Callable[[], None]
+    ) -> None:
+        """`closes` is called when it is told to close, which it does when all is taken."""
         self._transport = transport
         self._loop = loop
+        self._closes = closes
         self._parts: list[bytes] = []
 
     def write(self, data: bytes) -> None:
@@ -63,6 +67,7 @@ class _Gathered:
     def close(self) -> None:
         self._flush()
         self._transport.close()
+        self._closes()
 
     def abort(self) -> None:
         self._parts.clear()
@@ -119,9 +124,14 @@ class GuardedConnection(HttpToolsProtocol):
         self._header_bytes = 0
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._earlier: RequestResponseCycle | None = None
+        """The request that was accepted before the newest, which is `cycle`."""
+        self._last_words: bytes | None = None
+        """The refusal of what is no request, once such has come: nothing more is taken, and it goes out when all
+        requests before it have their answers."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Gathered(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(_Gathered(transport, self.loop, self._take_the_rest))  # type: ignore[arg-type]
         crowd = len(self.connections)
         if crowd > 2 * self.settings.max_connections:
             transport.abort()
@@ -131,11 +141,17 @@ class GuardedConnection(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._reading = _disarmed(self._reading)
         self._writing = _disarmed(self._writing)
-        super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        self._take_the_rest()  # the transport closes by itself now
 
     def data_received(self, data: bytes) -> None:
+        if self._last_words is not None:
+            return  # read all the same: unread bytes would reset the connection under the answers, and hide its end
         # The callbacks begin anew with each request and each piece of a body: what is left are headers, and what may
         # stand around chunks, extensions and trailers.
         self._header_bytes += len(data)
@@ -155,13 +171,14 @@ class GuardedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.meets_upgrade:
             return
-        self._sending = _Sending.BODY
         self._header_bytes = 0
         hosts = sum(name == b"host" for name, _ in self.headers)
         # RFC 9112, 3.2; HTTP/1.0 may leave it out.
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
             raise ValueError("Host")  # the parser makes an error of its own of this, and uvicorn the 400 below
+        self._earlier = self.cycle
         super().on_headers_complete()
+        self._sending = _Sending.BODY  # only now: what is wrong before is the answer to no request of the application
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
@@ -175,14 +192,17 @@ class GuardedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._last_words is not None and self.cycle.response_complete and not self.transport.is_closing():
+            self._leave(self._last_words)
         self._watch()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writing = self._writing or self.loop.call_later(self.settings.send_seconds, self._cut_off)
+        self._await_taking()
 
     def resume_writing(self) -> None:
-        self._writing = _disarmed(self._writing)
+        if not self.transport.is_closing():
+            self._writing = _disarmed(self._writing)
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  it says nothing that helps
@@ -211,23 +231,54 @@ class GuardedConnection(HttpToolsProtocol):
         else:  # it never began, or was answered long ago
             self.transport.close()
 
+    def _take_the_rest(self) -> None:
+        if self in self.connections:
+            self._await_taking()
+
+    def _await_taking(self) -> None:
+        self._writing = self._writing or self.loop.call_later(self.settings.send_seconds, self._cut_off)
+
     def _cut_off(self) -> None:
         # Closed without lingering, or the kernel would keep what was not taken for minutes.
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def _refuse(self, problem: ProblemError) -> None:
-        """Answer with a problem what never became a request of the application, and close."""
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            response = problem_response(problem, f"{random.getrandbits(128):032x}")
-            headers = [*response.raw_headers, (b"connection", b"close")]
-            lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
-            self.transport.write(b"".join(lines) + bytes(response.body))
-        if self.cycle is not None:
-            # A route may be waiting for the rest of a body that turned out to be none.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        """Answer with a problem what never became a request of the application, in its turn, and close.
+
+        The requests before it are answered first: RFC 9112, 9.3.2. Where the body of one turns out to be none, the
+        problem is the answer to that one, unless it has another already.
+        """
+        if self._last_words is not None:
+            return
+        self._last_words = _written(problem)
+        if self._sending is _Sending.BODY:
+            if self.pipeline:  # the newest in it has that body: it waits for its turn, and will not have it
+                self.pipeline.popleft()
+                self.cycle = self._earlier  # type: ignore[assignment]
+            elif self.cycle.response_started:
+                self._last_words = b""
+            else:
+                # A route may be waiting for the rest.
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+                self._leave(self._last_words)
+                return
+        if self.cycle is None or self.cycle.response_complete:
+            self._leave(self._last_words)
+        else:
+            self.flow.resume_reading()  # or nobody would see the client leave
+
+    def _leave(self, last_words: bytes) -> None:
+        self.transport.write(last_words)
         self.transport.close()
+
+
+def _written(problem: ProblemError) -> bytes:
+    response = problem_response(problem, f"{random.getrandbits(128):032x}")
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
+    return b"".join(lines) + bytes(response.body)
 
 
 class Crowding:

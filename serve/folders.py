@@ -5,9 +5,11 @@ request brings are only ever compared with what is found here; none becomes part
 
 A link is followed to what lies in the same folder, however deep, as Kubernetes' volumes and atomic releases have it
 (`tiny/2 -> ../.releases/a`). One that leads out of the folder is not: whoever may write into the folder could otherwise
-have any other place read.
+have any other place read. Nor is one that is another name of what lies beside it (`tiny/latest -> 2`): a bundle is
+served once, under the name and version that its manifest says. The log has a line for each link that is passed over.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from export import bundle as bundles
 from export.bundle import Bundle, Verification
 from export.errors import BundleError, UsageError
 from export.runtime import OnnxModel
+
+logger = logging.getLogger(__name__)
 
 Versions = Mapping[str, Path]
 """Bundle folders by version."""
@@ -31,6 +35,8 @@ class ModelFolders:
         """
         self._bundles: dict[str, dict[str, Path]] = {}
         self._folders: list[Path] = []
+        self._told: dict[Path, dict[Path, str]] = {}
+        """By folder: the links that were passed over when it was last looked into, and why."""
         for path in paths:
             if bundles.is_bundle(path) or not path.is_dir():
                 name, version = _named(path, otherwise=(str(path), "1"))
@@ -41,12 +47,12 @@ class ModelFolders:
                 self._bundles[name] = {version: path}
             else:
                 self._folders.append(path)
-                if not _models_in(path):
+                if not self._models_in(path):
                     raise UsageError(
                         f"{path} is no bundle, and no folder of models: bundles are looked for in it as NAME/VERSION "
                         "and as NAME, and links are followed to what lies in it alone"
                     )
-        twice = [name for name in self._bundles if any(name in _models_in(folder) for folder in self._folders)]
+        twice = [name for name in self._bundles if any(name in self._models_in(folder) for folder in self._folders)]
         if twice:
             raise UsageError(f"two models are named {twice[0]}; serve one of them")
 
@@ -54,8 +60,16 @@ class ModelFolders:
         """All that is there now; a folder is looked into anew."""
         found: dict[str, Versions] = dict(self._bundles)
         for folder in self._folders:
-            found.update(_models_in(folder))
+            found.update(self._models_in(folder))
         return found
+
+    def _models_in(self, folder: Path) -> dict[str, Versions]:
+        look = _Look(folder)
+        for link, why in look.passed_over.items():
+            if self._told.get(folder, {}).get(link) != why:
+                logger.warning("%s is passed over: %s", link, why)
+        self._told[folder] = look.passed_over
+        return look.models
 
 
 def verify(path: Path, name: str, version: str, *, open_model: Callable[[Bundle], OnnxModel]) -> Verification:
@@ -77,16 +91,66 @@ def newest(versions: Sequence[str]) -> str:
     return max(versions, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version))
 
 
-def _models_in(folder: Path) -> dict[str, Versions]:
-    found: dict[str, Versions] = {}
-    root = Path(os.path.realpath(folder))
-    for name, path in _folders_in(folder, root).items():
-        versions = {version: child for version, child in _folders_in(path, root).items() if bundles.is_bundle(child)}
-        if bundles.is_bundle(path):
-            versions = {_named(path, otherwise=(name, "1"))[1]: path}
-        if versions:
-            found[name] = versions
-    return found
+class _Look:
+    """What one look into a folder of models finds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.models: dict[str, Versions] = {}
+        self.passed_over: dict[Path, str] = {}
+        """Links, and why."""
+        self._root = Path(os.path.realpath(folder))
+        for name, path in self._folders_in(folder).items():
+            versions = (
+                {_named(path, otherwise=(name, "1"))[1]: path} if bundles.is_bundle(path) else self._versions_in(path)
+            )
+            if versions:
+                self.models[name] = versions
+
+    def _versions_in(self, model: Path) -> dict[str, Path]:
+        names: dict[Path, list[str]] = {}
+        for name, path in self._folders_in(model).items():
+            if bundles.is_bundle(path):
+                names.setdefault(path, []).append(name)
+        versions = {}
+        for path, several in names.items():
+            said = _named(path, otherwise=("", ""))[1] if len(several) > 1 else ""
+            kept = said if said in several else several[0]
+            versions[kept] = path
+            self.passed_over |= {model / name: _another_name(kept) for name in several if name != kept}
+        return versions
+
+    def _folders_in(self, folder: Path) -> dict[str, Path]:
+        """By name; those of links that are followed, too. What is gone, or cannot be looked into, has none.
+
+        No model or version has a name with a dot in front: such are the folders that links lead to, and those of
+        others.
+        """
+        try:
+            children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
+            return {child.name: path for child in children if (path := self._followed(child)) and path.is_dir()}
+        except OSError:
+            return {}
+
+    def _followed(self, child: Path) -> Path | None:
+        """Where a link leads, once and for all: it may be set anew while its bundle is read."""
+        if not child.is_symlink():
+            return child
+        named, path = child.parent / child.readlink(), Path(os.path.realpath(child))
+        if not path.is_relative_to(self._root):
+            why = f"it leads out of {self._root}, and links are followed to what lies in that alone"
+        elif not path.is_dir():
+            why = "" if path.is_file() else "it leads nowhere"
+        elif os.path.realpath(named.parent) == os.path.realpath(child.parent) and not named.name.startswith("."):
+            why = _another_name(named.name)
+        else:
+            return path
+        if why:
+            self.passed_over[child] = why
+        return None
+
+
+def _another_name(name: str) -> str:
+    return f"it is another name of {name} beside it, which is served under that one alone"
 
 
 def _named(bundle: Path, *, otherwise: tuple[str, str]) -> tuple[str, str]:
@@ -97,26 +161,3 @@ def _named(bundle: Path, *, otherwise: tuple[str, str]) -> tuple[str, str]:
     except BundleError:
         return otherwise
     return manifest.name, manifest.version
-
-
-def _folders_in(folder: Path, root: Path) -> dict[str, Path]:
-    """By name; those of links that stay in `root`, too. What is gone, or cannot be looked into, has none.
-
-    No model or version has a name with a dot in front: such are the folders that links lead to, and those of others.
-    """
-    try:
-        children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
-        return {child.name: path for child in children if (path := _followed(child, root)) and path.is_dir()}
-    except OSError:
-        return {}
-
-
-def _followed(child: Path, root: Path) -> Path | None:
-    """Where a link leads, once and for all: it may be set anew while its bundle is read."""
-    if not child.is_symlink():
-        return child
-    named = Path(os.path.normpath(child.parent / child.readlink()))
-    if named.parent == child.parent and not named.name.startswith("."):
-        return None  # latest -> 2: a second name of its neighbour, and no manifest says it
-    path = Path(os.path.realpath(child))
-    return path if path.is_relative_to(root) else None

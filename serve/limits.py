@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,21 @@ _DISCARD_BYTES = 256 * 2**20
 _MOMENT_SECONDS = 0.25
 
 
+class _Unseen:
+    """A body that is received elsewhere, and of which nothing is seen until it is whole."""
+
+    def __init__(self, client: str, limit: asyncio.Timeout) -> None:
+        self.client = client
+        self.is_refused = False
+        self._limit = limit
+
+    def refuse(self) -> None:
+        """Wait for it no longer."""
+        if not self._limit.expired():
+            self.is_refused = True
+            self._limit.reschedule(0)  # the past
+
+
 class BodyReader:
     """Reads bodies within the limits of one request and of all requests together."""
 
@@ -32,8 +48,12 @@ class BodyReader:
         self._max_body_bytes = settings.max_body_bytes
         self._max_buffered_bytes = settings.max_buffered_bytes
         self._upload_seconds = settings.upload_seconds
+        # The other half of the calls over gRPC is left to those whose message is there at once.
+        places = min(settings.max_buffered_bytes // 2 // settings.max_body_bytes, settings.max_connections // 2)
+        self._places = max(1, places)
+        self._unseen: list[_Unseen] = []
+        """Those that have a place, in the order in which they got it."""
         self.buffered_bytes = 0
-        self._unseen_bytes = 0
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -68,38 +88,29 @@ class BodyReader:
         finally:
             self.buffered_bytes -= size
 
-    async def received(self, receive: Coroutine[Any, Any, T]) -> T:
-        """What `receive` gives: a body that is received elsewhere, and of which nothing is seen until it is whole.
+    async def received(self, receive: Coroutine[Any, Any, T], client: str) -> T:
+        """What `receive` gives: a body from `client` that is received elsewhere, and of which nothing is seen until it
+        is whole.
 
-        One that takes longer than a moment counts as the largest that is taken. Such have half of the memory, or
-        clients who send nothing could take it from all others.
+        One that takes longer than a moment needs a place, of which there are few, and counts as the largest that is
+        taken. When all are taken, the client with the most of them gives one up to a client that even then has no more
+        than it: or clients who send nothing could keep them from all others.
 
         Raises ProblemError 408 (too slow), 429 (too many at once), and whatever `receive` raises.
         """
-        counted, refused = 0, False
-
-        def count() -> None:
-            nonlocal counted, refused
-            refused = not self._has_room_unseen()
-            if refused:
-                limit.reschedule(0)  # the past
-                return
-            counted = self._max_body_bytes
-            self.buffered_bytes += counted
-            self._unseen_bytes += counted
-
+        limit = asyncio.timeout(self._upload_seconds)
+        unseen = _Unseen(client, limit)
         try:
-            async with asyncio.timeout(self._upload_seconds) as limit:
-                timer = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, count)
+            async with limit:
+                timer = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self._give_place, unseen)
                 try:
                     return await receive
                 finally:
                     timer.cancel()
         except TimeoutError:
-            raise (self._no_room() if refused else self._too_slow()) from None
+            raise (self._no_place() if unseen.is_refused else self._too_slow()) from None
         finally:
-            self.buffered_bytes -= counted
-            self._unseen_bytes -= counted
+            self._free_place(unseen)
 
     def check_small(self, size: int) -> None:
         """Raises ProblemError 413 for what is more than a few settings."""
@@ -161,10 +172,37 @@ class BodyReader:
         if self.buffered_bytes + more > self._max_buffered_bytes:
             raise self._no_room()
 
-    def _has_room_unseen(self) -> bool:
-        more = self._max_body_bytes
-        most = max(more, self._max_buffered_bytes // 2)
-        return self._unseen_bytes + more <= most and self.buffered_bytes + more <= self._max_buffered_bytes
+    def _give_place(self, unseen: _Unseen) -> None:
+        if not self._has_place():
+            gives_way = self._gives_way_to(unseen.client)
+            if gives_way is None:
+                unseen.refuse()
+                return
+            gives_way.refuse()
+            self._free_place(gives_way)
+        self._unseen.append(unseen)
+        self.buffered_bytes += self._max_body_bytes
+
+    def _free_place(self, unseen: _Unseen) -> None:
+        if unseen in self._unseen:
+            self._unseen.remove(unseen)
+            self.buffered_bytes -= self._max_body_bytes
+
+    def _has_place(self) -> bool:
+        has_memory = self.buffered_bytes + self._max_body_bytes <= self._max_buffered_bytes
+        return has_memory and len(self._unseen) < self._places
+
+    def _gives_way_to(self, client: str) -> _Unseen | None:
+        """The last to come of the client that has the most: the first is nearest to its end."""
+        held = Counter(unseen.client for unseen in self._unseen)
+        most = max(held.values(), default=0)
+        if most <= held[client] + 1:
+            return None
+        return next(unseen for unseen in reversed(self._unseen) if held[unseen.client] == most)
+
+    def _no_place(self) -> ProblemError:
+        detail = "messages that are on their way fill the room set aside for them; send this one faster, or try again"
+        return ProblemError(429, "memory", detail, headers={"Retry-After": "1"})
 
     def _no_room(self) -> ProblemError:
         detail = f"the images being received fill the {self._max_buffered_bytes} bytes set aside for them; try again"

@@ -57,7 +57,7 @@ class ServeSettings(BaseModel):
     max_buffered_bytes: int = Field(default=512 * 2**20, ge=1)
     """Of all request bodies held at once, received or being received; beyond it requests are answered 429. A message
     over gRPC is seen when it is whole: one that takes longer than a moment counts as the largest that is taken, and
-    such have half of this."""
+    such have half of this, shared out among clients."""
     max_pixels: int = Field(default=16 * 2**20, ge=1)
     """Of one image, read from its header before decoding, and again as padded for the model. A model of more than four
     channels takes a page for each, and the pixels of every page count."""
@@ -78,7 +78,8 @@ class ServeSettings(BaseModel):
     send_seconds: float = Field(default=30.0, gt=0)
     """A client that takes nothing of its answer for this long is cut off."""
     max_connections: int = Field(default=1000, ge=1)
-    """On more, only health is answered; what comes beyond twice as many is closed unanswered."""
+    """On more, only health is answered; what comes beyond twice as many is closed unanswered. Over gRPC as many calls
+    at once, of which half may take longer than a moment to bring their message."""
 
     grace_seconds: float = Field(default=2.0, ge=0)
     """After SIGTERM, this long the server says that it is not ready and answers all the same: load balancers hear late.

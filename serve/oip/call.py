@@ -6,10 +6,12 @@ whoever sends it, however slowly, and with whatever key.
 """
 
 import asyncio
+import ipaddress
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -23,6 +25,22 @@ from serve.record import RequestRecord
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _LEAVING_SECONDS = 0.25
+# Within it a host takes any address that it likes. Source: RFC 8981.
+_IPV6_BITS = 64
+
+
+def client_at(peer: str) -> str:
+    """Whose calls come from `peer`, as gRPC names one: the address without its port, of IPv6 the network around it."""
+    host = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), _IPV6_BITS), strict=False))
 
 
 class Call:
@@ -66,7 +84,9 @@ class Call:
         return self._parsed(content)
 
     async def _content(self) -> bytes:
-        content = await self._bodies.received(self._read())
+        # A key tells clients apart behind a proxy, too, from whose one address all come.
+        client = f"key {self._record.key}" if self._record.key else client_at(self._context.peer())
+        content = await self._bodies.received(self._read(), client)
         self._record.received_bytes = len(content)
         return content
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from support.servers import metric, serving, until
+from support.servers import GatedPredictor, metric, serving, until
 
 from export.bundle import Bundle
 from export.images import encode_image
@@ -22,6 +22,10 @@ PNG = {"Content-Type": "image/png"}
 IMAGE = encode_image(np.zeros((16, 16, 3), np.uint8))
 LARGE = encode_image(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = b"POST " + SEGMENT.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+ASK = HEAD + b"Content-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+BAD_CHUNK = b"many\r\n"
 PATIENCE = 0.4
 
 
@@ -130,6 +134,27 @@ def test_who_does_not_read_is_cut_off(hasty_url: str) -> None:
         assert hung_up.poll(20_000), "the connection is still open"
 
 
+@pytest.mark.parametrize(
+    "last",
+    [b"Connection: close\r\n\r\n", b"\r\nsurplus\r\n\r\n", b"\r\n" + LIVE[:20], b"\r\n"],
+    ids=["close", "bad bytes", "half a request", "the end"],
+)
+def test_who_does_not_read_is_cut_off_however_little_is_left(bundle: Bundle, last: bytes) -> None:
+    """So little that the server goes on writing, and would wait for it only when it closes."""
+    settings = ServeSettings(concurrency=1, header_seconds=PATIENCE, send_seconds=PATIENCE)
+    with serving([bundle.path], settings, kernel_holds=4096) as url, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        where = httpx.URL(url)
+        deaf.connect((where.host, where.port))
+        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n" + last)
+        until(lambda: bool(select.select([deaf], [], [], 0)[0]))
+        if last == b"\r\n":
+            deaf.shutdown(socket.SHUT_WR)
+        hung_up = select.poll()
+        hung_up.register(deaf, 0)
+        assert hung_up.poll(20_000), "the connection is still open"
+
+
 def test_who_does_not_read_is_cut_off_where_writelines_never_pauses(
     hasty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +202,128 @@ def test_what_is_no_http_is_a_problem(hasty_url: str, sent: bytes) -> None:
         opened.sendall(sent)
         assert problem_in(to_the_end(opened)) == (400, "bad_http")
     assert httpx.get(hasty_url + "/v2/health/live").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def gated(bundle: Bundle) -> GatedPredictor:
+    return GatedPredictor(bundle)
+
+
+@pytest.fixture(scope="module")
+def gated_url(gated: GatedPredictor) -> Iterator[str]:
+    with serving([gated], ServeSettings(concurrency=1)) as url:
+        yield url
+
+
+def answers_in(received: bytes) -> list[tuple[int, str, bytes]]:
+    """Status, media type and body of each answer, one behind the other and nothing else."""
+    found = []
+    while received:
+        head, _, rest = received.partition(b"\r\n\r\n")
+        status = int(head.removeprefix(b"HTTP/1.1 ").split()[0])
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        length = int(fields[b"content-length"])
+        assert len(rest) >= length, "cut off"
+        found.append((status, fields[b"content-type"].decode(), rest[:length]))
+        received = rest[length:]
+    return found
+
+
+@pytest.mark.parametrize("whole", [1, 3])
+@pytest.mark.parametrize("at_once", [True, False], ids=["in one piece", "later"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"surplus\r\n\r\n",
+        LIVE.replace(b"Host: x\r\n", b""),
+        LIVE.replace(b"/v2", b"v2"),
+        HEAD + CHUNKED + BAD_CHUNK,
+        HEAD + b"Content-Length: many\r\n\r\n",
+    ],
+    ids=["surplus", "no Host", "path", "chunk", "length"],
+)
+def test_bad_bytes_behind_a_request_in_work_take_no_answer_but_their_own(
+    gated: GatedPredictor, gated_url: str, bad: bytes, at_once: bool, whole: int
+) -> None:
+    seen = len(gated.seen)
+    with connection(gated_url) as opened:
+        with gated.closed():
+            opened.sendall(ASK * whole + bad * at_once)
+            until(lambda: len(gated.seen) == seen + 1)
+            opened.sendall(bad * (not at_once) + b"and what follows")
+            assert not select.select([opened], [], [], 0.2)[0], "an answer before its turn"
+        *masks, refusal = answers_in(to_the_end(opened))
+    assert [(status, form) for status, form, _ in masks] == [(200, "image/png")] * whole
+    assert (refusal[0], json.loads(refusal[2])["reason"]) == (400, "bad_http")
+    until(lambda: len(gated.seen) == seen + whole)
+
+
+@pytest.mark.parametrize(
+    "endless", [LIVE[:-2] + b"X-Large: ", HEAD + CHUNKED + b"0\r\nX-Trailer: "], ids=["headers", "a trailer"]
+)
+def test_what_never_ends_behind_a_request_in_work_takes_no_answer_but_its_own(
+    gated: GatedPredictor, gated_url: str, endless: bytes
+) -> None:
+    seen = len(gated.seen)
+    with connection(gated_url) as opened:
+        with gated.closed():
+            opened.sendall(ASK + endless)
+            until(lambda: len(gated.seen) == seen + 1)
+            opened.sendall(b"x" * 70_000)
+            assert not select.select([opened], [], [], 0.2)[0], "an answer before its turn"
+        assert [status for status, _, _ in answers_in(to_the_end(opened))] == [200, 400]
+
+
+def test_a_bad_body_that_waits_behind_a_request_in_work_is_never_computed(
+    gated: GatedPredictor, gated_url: str
+) -> None:
+    seen = len(gated.seen)
+    with connection(gated_url) as opened:
+        with gated.closed():
+            opened.sendall(ASK + HEAD + CHUNKED)
+            until(lambda: len(gated.seen) == seen + 1)
+            opened.sendall(b"%x\r\n" % len(IMAGE) + IMAGE + b"\r\n" + BAD_CHUNK)
+        assert [status for status, _, _ in answers_in(to_the_end(opened))] == [200, 400]
+    assert len(gated.seen) == seen + 1
+
+
+def test_a_bad_body_of_a_request_that_has_its_answer_gets_no_second_one(hasty_url: str) -> None:
+    with connection(hasty_url) as opened:
+        opened.sendall(HEAD.replace(b"tiny", b"none") + CHUNKED)
+        until(lambda: bool(select.select([opened], [], [], 0)[0]))
+        opened.sendall(BAD_CHUNK)
+        assert [status for status, _, _ in answers_in(to_the_end(opened))] == [404]
+
+
+def test_who_wants_to_close_after_a_request_is_told_nothing_of_what_follows(
+    gated: GatedPredictor, gated_url: str
+) -> None:
+    seen = len(gated.seen)
+    with connection(gated_url) as opened:
+        with gated.closed():
+            opened.sendall(ASK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+            until(lambda: len(gated.seen) == seen + 1)
+            opened.sendall(b"surplus\r\n\r\n")
+        assert [status for status, _, _ in answers_in(to_the_end(opened))] == [200]
+
+
+def test_a_client_that_leaves_behind_bad_bytes_takes_its_request_along(gated: GatedPredictor, gated_url: str) -> None:
+    seen = len(gated.seen)
+    with gated.closed(), connection(gated_url) as busy, connection(gated_url) as leaving:
+        busy.sendall(ASK)
+        until(lambda: len(gated.seen) == seen + 1)
+        leaving.sendall(ASK + HEAD + CHUNKED + BAD_CHUNK)
+        until(lambda: metric(gated_url, "segpress_queue_depth") == 1)
+        leaving.close()
+        until(lambda: metric(gated_url, "segpress_queue_depth") == 0)
+
+
+def test_every_answer_that_was_begun_is_ended_before_a_refusal(gated_url: str) -> None:
+    """More answers than the kernel holds: the server waits for the client to take them when the bad bytes come."""
+    with connection(gated_url) as opened:
+        opened.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 150 + b"surplus\r\n\r\n")
+        until(lambda: bool(select.select([opened], [], [], 0)[0]))
+        assert [status for status, _, _ in answers_in(to_the_end(opened))] == [200] * 150 + [400]
 
 
 def test_http_1_0_may_leave_host_out(hasty_url: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from support.bundles import expected_mask, tiny_bundle
+from support.logs import logged
 from support.oip import image_input, some_images
 from support.servers import GatedPredictor, metric_lines, serving, until
 from tritonclient.utils import InferenceServerException
@@ -259,6 +260,53 @@ def test_links_within_the_folder_are_followed(folder: Path, tmp_path: Path) -> N
         }
         answer = httpx.post(f"{url}/v2/repository/models/outside/load")
         assert answer.status_code == 404
+
+
+def test_a_link_that_is_passed_over_is_told_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_bundle(folder / ".releases" / "a", classes=6, version="11")
+    tiny_bundle(tmp_path / "outside" / "1", name="outside", classes=2)
+    second_names = {
+        "latest": "2",
+        "pinned": str(folder / "tiny" / "1"),
+        "3": "10/../2",
+        "newest": "../.releases/a",
+        "other": "latest",
+    }
+    others = {"11": "../.releases/a", "lost": "4", "round": "round", "out": str(tmp_path / "outside")}
+    for name, target in (second_names | others).items():
+        (folder / "tiny" / name).symlink_to(target)
+    (folder / "tiny" / "notes").symlink_to("2/manifest.json")
+    (folder / "prod").symlink_to("tiny")
+    (folder / "plain" / "latest").symlink_to("golden")
+
+    def told() -> dict[str, str]:
+        lines = [record.getMessage() for record in records if "is passed over" in record.getMessage()]
+        found = dict(line.split(" is passed over: ") for line in lines)
+        assert len(found) == len(lines), "twice"
+        records.clear()
+        return {str(Path(link).relative_to(folder)): why for link, why in found.items()}
+
+    with logged() as records, serving([folder], SETTINGS) as url:
+        why = told()
+        assert {link for link in why if "is another name of" in why[link]} == {
+            "prod",
+            *(f"tiny/{name}" for name in second_names),
+        }
+        assert "leads out of" in why.pop("tiny/out")
+        assert all("leads nowhere" in why.pop(f"tiny/{name}") for name in ("lost", "round"))
+        assert set(why) == {"prod", *(f"tiny/{name}" for name in second_names)}
+        with triton.InferenceServerClient(url.removeprefix("http://")) as client:
+            assert set(states(client)) == {("plain", "7"), *(("tiny", version) for version in ("1", "2", "10", "11"))}
+            client.load_model("tiny", config=policy(all={}))
+            assert np.array_equal(mask(client), of(6))
+            assert told() == {}
+            (folder / "tiny" / "latest").unlink()
+            (folder / "tiny" / "latest").symlink_to("10")
+            client.get_model_repository_index()
+            client.get_model_repository_index()
+            assert set(told()) == {"tiny/latest"}
+    monkeypatch.chdir(tmp_path)
+    assert set(ModelFolders([Path("models")]).models()["tiny"]) == {"1", "2", "10", "11"}, "an absolute link, too"
 
 
 def test_a_folder_of_links_out_of_it_is_told_why_it_has_none(folder: Path, tmp_path: Path) -> None:
