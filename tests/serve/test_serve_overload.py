@@ -94,20 +94,23 @@ def test_retry_after_grows_with_the_service_time_and_the_queue(predictor: GatedP
     settings = ServeSettings(concurrency=1, queue_limit=8)
     with serving([predictor], settings) as url, ThreadPoolExecutor(16) as pool:
         clients = Clients(url, pool)
+        begun = time.perf_counter()
         with predictor.closed():
             slow = clients.send(shade(1))
             clients.until_busy(1)
             time.sleep(1.0)
         slow.result()
+        seconds = time.perf_counter() - begun
         with predictor.closed():
             held = [clients.send(shade(0))]
             clients.until_busy(1)
             for index in range(8):
                 held.append(clients.send(shade(0)))
                 clients.until_waiting(index + 1)
-            # One slow run of a second weighs a fifth: about 0.2 s for each of the nine ahead.
-            assert 2 <= int(clients.send(shade(0)).result().headers["retry-after"]) <= 6
-            assert 1.5 <= metric(url, "segpress_queue_wait_estimate_seconds") <= 6
+            # One slow run of a second weighs a fifth: about 0.2 s for each of the nine ahead. On a busy machine all is
+            # slower, the warm-up, too.
+            assert 2 <= int(clients.send(shade(0)).result().headers["retry-after"]) <= 6 * seconds
+            assert 1.5 <= metric(url, "segpress_queue_wait_estimate_seconds") <= 6 * seconds
         assert {future.result().status_code for future in held} == {200}
 
 
