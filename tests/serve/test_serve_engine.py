@@ -178,12 +178,12 @@ def test_a_request_of_the_protocol_may_name_a_timeout(bundle: Bundle, form: str)
 
     headers = {"Content-Encoding": "gzip"} if form == "compressed" else {}
     with held_up(predictor, ServeSettings(concurrency=1)) as (url, pool):
-        late = pool.submit(httpx.post, url + "/v2/models/tiny/infer", content=asking(50_000), headers=headers)
+        late = pool.submit(httpx.post, url + "/v2/models/tiny/infer", content=asking(1_000_000), headers=headers)
         if form == "short":
             assert late.result().status_code == 504, "it is answered when its time has come"
         else:
             until(lambda: metric(url, "segpress_queue_depth") == 1)
-            time.sleep(0.1)
+            time.sleep(1.1)
         predictor.gate.set()
         assert (late.result().status_code, late.result().json()["reason"]) == (504, "deadline")
         assert "nothing was computed" in late.result().json()["detail"]
