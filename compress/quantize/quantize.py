@@ -127,7 +127,8 @@ def _quantize(
     )
     if parity.masks_differ:
         parity = parity.model_copy(update={"kernels": look_at_kernels(graph, next(batches(images, multiple, sizes)))})
-        say(f"the optimised graph gives other masks than the graph as written; {parity.kernels}")
+        looked = parity.kernels or "it quantizes nowhere, so that no kernel can be looked at by itself"
+        say(f"the optimised graph gives other masks than the graph as written; {looked}")
     before = judge.parent_score
     _require(parity, step, f"mIoU {before.miou:.4f} in float, {made.score.miou:.4f} in INT8. {_figures(latency)}")
     parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": made.score.miou}})

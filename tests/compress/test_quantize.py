@@ -256,7 +256,9 @@ def test_masks_that_differ_though_no_kernel_errs_are_rounding_that_grew(
     assert "gives other masks than the graph as written; of " in capfd.readouterr().err
 
     def errs(model: onnx.ModelProto, images_NHWC: U8) -> Kernels:
-        return look_at_kernels(model, images_NHWC).model_copy(update={"steps": 3})
+        found = look_at_kernels(model, images_NHWC)
+        assert found is not None
+        return found.model_copy(update={"steps": 3})
 
     patch(monkeypatch, "look_at_kernels", errs)
     with pytest.raises(ParityError, match="errs: off by 3 of 255 steps"):
