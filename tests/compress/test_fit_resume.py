@@ -161,7 +161,7 @@ def test_killed_while_an_encoder_wakes_it_ends_with_the_same_bits(
     start = OnAnEncoder()
 
     def run(folder: str) -> Fitted:
-        waking = {"freeze": {"epochs": 1, "stage_epochs": 1}, "encoder_rate": 0.5, "layer_decay": 0.5}
+        waking: dict[str, Any] = {"freeze": {"epochs": 1, "stage_epochs": 1}, "encoder_rate": 0.5, "layer_decay": 0.5}
         return fit(copy.deepcopy(start), cropped, tmp_path / folder, augment=EVERYTHING, **waking)
 
     whole = everything(tmp_path / "whole", run("whole"))
