@@ -20,8 +20,8 @@ from compress.train.precision import pick_device
 from export.latency.table import LatencyTable
 
 
-def look_ahead(recipe: Recipe, data: Path) -> None:
-    """All that is wrong with the data, and with what `recipe` says of pruning and quantization on it.
+def look_ahead(recipe: Recipe, data: Path) -> Dataset:
+    """The dataset, if nothing is wrong with it, nor with what `recipe` says of pruning and quantization on it.
 
     Raises DatasetError, UsageError.
     """
@@ -36,6 +36,7 @@ def look_ahead(recipe: Recipe, data: Path) -> None:
         require_unsigned(recipe.quantize)
         _require_fit(recipe.quantize.finetune, dataset)
     _require_network(recipe, dataset)
+    return dataset
 
 
 def _require_fit(settings: FitSettings, dataset: Dataset) -> None:

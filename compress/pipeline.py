@@ -13,13 +13,14 @@ from compress.data.check import require_sound
 from compress.data.folder import Dataset
 from compress.data.lookup import lookup_table_miou
 from compress.data.sample import write_sample
+from compress.earlier import RECIPE, look_at_data, require_nothing_lost, require_ours
 from compress.export_fp32 import export
 from compress.lookahead import look_ahead
 from compress.progress import say, task
 from compress.prune import prune
 from compress.quantize import quantize
 from compress.recipe import Recipe
-from compress.steps import StepPlan, differences, finished, in_short, interrupted_training, read_record, running
+from compress.steps import StepPlan, finished, read_record, running
 from compress.train import train
 from export import bundle
 from export.bundle import Bundle
@@ -28,14 +29,6 @@ from export.files import make_folder, write_atomic
 
 REPORT = "report.json"
 PAGE = "report.html"
-RECIPE = "recipe.toml"
-TRAINED = {
-    "dense": ("data", "model", "train"),
-    "dense-int8": ("data", "model", "train", "quantize"),
-    "pruned": ("data", "model", "train", "prune"),
-    "int8": ("data", "model", "train", "prune", "quantize"),
-}
-"""Folders of steps that train, and what of a recipe decides what becomes of them."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +59,17 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
         raise UsageError(
             "the recipe does not say how much to prune; set prune.speedup, or another goal or budget of it"
         )
-    data = recipe.data.path
-    if data is not None:
-        look_ahead(recipe, data)
-    _require_ours(out / RECIPE)
-    _require_nothing_lost(recipe, out)
+    dataset = None if recipe.data.path is None else look_ahead(recipe, recipe.data.path)
+    require_ours(out / RECIPE)
+    require_nothing_lost(recipe, out)
+    if dataset is None:
+        say("data.path is not set: using the built-in sample set")
+        dataset = look_ahead(recipe, write_sample(out / "data").path)
+    look_at_data(out, dataset.fingerprint)
     make_folder(out)
     write_atomic(out / RECIPE, recipe.to_toml())
-    if data is None:
-        say("data.path is not set: using the built-in sample set")
-        data = write_sample(out / "data").path
-        look_ahead(recipe, data)
 
+    data = dataset.path
     dense = train(data, out / "dense", recipe)
     dense_fp32 = export(dense.path, out / "dense-fp32", recipe, data=data)
     missed: list[str] = []
@@ -108,42 +100,6 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     widths = [GroupWidth(layer=layer, **figures) for layer, figures in cut.items()]
     report = _report(out / "report", bundles, dataset, recipe, command, widths, without)
     return Finished(report, out / "report" / PAGE, out / "int8", tuple(missed))
-
-
-def _require_ours(path: Path) -> None:
-    """Raises UsageError for a recipe that no run has written: it is the user's, and all settings would replace it."""
-    if not path.exists():
-        return
-    try:
-        ours = Recipe.load(path).to_toml() == path.read_text(encoding="utf-8")
-    except UsageError:
-        ours = False
-    if not ours:
-        raise UsageError(f"{path} was not written by a run, and would be replaced; give another --out, or move it away")
-
-
-def _require_nothing_lost(recipe: Recipe, out: Path) -> None:
-    """Raises UsageError where an interrupted training in `out` could not be gone on with: before anything is made, as
-    the step itself would say so hours later where an earlier one is made anew."""
-    if not (out / RECIPE).exists():
-        return
-    earlier, now = (_deciding(each) for each in (Recipe.load(out / RECIPE), recipe))
-    for name, sections in TRAINED.items():
-        partial = interrupted_training(out / name)
-        changed = differences(*({section: tree[section] for section in sections} for tree in (earlier, now)))
-        if partial is not None and changed:
-            raise UsageError(
-                f"{partial} holds an interrupted training of another recipe: {in_short(changed)}. "
-                f"compress run {out / RECIPE} --out {out} continues it; to start anew, remove that folder, or give "
-                "another --out"
-            )
-
-
-def _deciding(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, without settings that change no result."""
-    return recipe.model_dump(
-        mode="json", exclude={"data": {"path", "cache_gb"}, "prune": {"analysis_images", "latency_table"}}
-    )
 
 
 @contextmanager

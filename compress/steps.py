@@ -146,6 +146,14 @@ def interrupted_training(out: Path) -> Path | None:
     return partial if _holds_training(partial) else None
 
 
+def interrupted_inputs(out: Path) -> Mapping[str, str]:
+    """What a run for `out` that was interrupted had begun from, as in `StepPlan.inputs`; nothing where there is none,
+    or where it did not note that."""
+    key = _partial(out) / _KEY
+    inputs: Mapping[str, str] = _plan_of(key.read_text()).get("inputs", {}) if key.exists() else {}
+    return inputs
+
+
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not the same in two trees of settings."""
     before, after = dict(leaves(earlier)), dict(leaves(now))

@@ -279,7 +279,7 @@ OPTIONS = {
     ),
     "quantize.calibration=auto": (
         "compress.quantize.quantize:Workbench.calibration=minmax",
-        "tests/compress/test_quantize.py::test_calibration_is_chosen_once",
+        "tests/compress/test_quantize_choices.py::test_calibration_is_chosen_once",
     ),
     "quantize.rewrites": (
         "compress.quantize.quantize:Workbench.shipped=second",
@@ -287,7 +287,7 @@ OPTIONS = {
     ),
     "quantize.equalise": (
         "compress.quantize.workbench:Workbench._equalised=none",
-        "tests/compress/test_quantize.py::test_equalised_they_need_not",
+        "tests/compress/test_quantize_choices.py::test_equalised_channels_leave_no_layer_in_float",
     ),
     "equalised channels": (
         "compress.quantize.ptq:equalised=first",
@@ -295,7 +295,7 @@ OPTIONS = {
     ),
     "quantize.bias_correction": (
         "compress.quantize.quantize:corrected=first",
-        "tests/compress/test_quantize.py::test_biases_are_corrected_where_that_keeps_more",
+        "tests/compress/test_quantize_choices.py::test_biases_are_corrected_where_that_keeps_more",
     ),
     "quantize.target=tensorrt": (
         "compress.quantize.ptq:with_float_ends=first",
@@ -303,11 +303,11 @@ OPTIONS = {
     ),
     "quantize.mode=qat": (
         "compress.quantize.quantize:_trained=second",
-        "tests/compress/test_quantize.py::test_training_beats_calibration_where_that_loses",
+        "tests/compress/test_quantize_qat.py::test_training_beats_calibration_where_that_loses",
     ),
     "quantize.max_drop": (
         "compress.quantize.quantize:_within=third",
-        "tests/compress/test_quantize.py::test_the_layers_that_break_int8_stay_in_float",
+        "tests/compress/test_quantize_budget.py::test_the_layers_that_break_int8_stay_in_float",
     ),
     "prune.finetune.teacher_weight": (
         "compress.train.objective:distillation=zero",

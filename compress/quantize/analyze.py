@@ -6,10 +6,10 @@ from pathlib import Path
 from compress.progress import say
 from compress.quantize.effects import LAYERS, Effects
 from compress.quantize.judge import model_of
-from compress.quantize.workbench import Workbench, inputs, made_on, opened
+from compress.quantize.workbench import Workbench, inputs, made_on, opened, up_to_date
 from compress.recipe import Recipe
 from compress.sensitivity import QuantizationAnalysis
-from compress.steps import StepPlan, finished, require_apart, running
+from compress.steps import StepPlan, require_apart, running
 
 
 def analyze(
@@ -31,9 +31,10 @@ def analyze(
     require_apart(out, parent)
     source, dataset = opened(parent, data, recipe)
     asked = {"calibration", "calibration_images", "equalise", "target", "rewrites", "onnx"}
-    settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked), **made_on(recipe.quantize)}
+    target = recipe.quantize.target
+    settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked), **made_on(target)}
     plan = StepPlan("quantization-analysis", inputs(source, dataset), settings)
-    if finished(out, plan):
+    if up_to_date(out, plan, target):
         say(f"{out} is up to date")
     else:
         with running(out, plan) as step:

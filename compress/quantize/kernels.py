@@ -20,9 +20,14 @@ from export.runtime import IMAGE, outputs
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def look_at_kernels(model: onnx.ModelProto, images_NHWC: U8) -> Kernels:
-    """Of `model`, as it ships, between all places where it quantizes; on these images, as padded."""
+def look_at_kernels(model: onnx.ModelProto, images_NHWC: U8) -> Kernels | None:
+    """Of `model`, as it ships, between all places where it quantizes; on these images, as padded.
+
+    None for one that quantizes nowhere: all of it is in float, and there is nothing to look at.
+    """
     places = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    if not places:
+        return None
     given = {IMAGE: images_NHWC, **_as_written(model, places, images_NHWC)}
     off = {place: _off(_part(model, place, given), given) for place in places}
     worst = max(places, key=lambda place: (off[place].max(), np.mean(off[place] > 0)))

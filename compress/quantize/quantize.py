@@ -18,9 +18,9 @@ from compress.quantize.kernels import look_at_kernels
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
 from compress.quantize.source import Source
-from compress.quantize.workbench import Workbench, compared, inputs, made_on, opened
+from compress.quantize.workbench import TIMED, Workbench, compared, inputs, made_on, opened, up_to_date
 from compress.recipe import Recipe
-from compress.steps import StepFolder, StepPlan, finished, running
+from compress.steps import StepFolder, StepPlan, running
 from compress.train import own
 from compress.train.train import shown
 from export import bundle
@@ -60,7 +60,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
         "quantize": recipe.quantize.model_dump(mode="json"),
         "export": recipe.export.model_dump(mode="json"),
         "name": model_name(recipe.export, out),
-        **made_on(recipe.quantize),
+        **made_on(recipe.quantize.target),
     }
     if recipe.quantize.mode == "qat":
         settings["data"] = shown(recipe)
@@ -68,7 +68,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     learned = recipe.quantize.mode == "qat"
     parts = own.sources(recipe.quantize.finetune, recipe.train.augment) if learned else {}
     plan = StepPlan("quantize", {**inputs(source, dataset), **parts}, settings)
-    record = finished(out, plan)
+    record = up_to_date(out, plan, recipe.quantize.target)
     if record is not None:
         say(f"{out} is up to date")
     else:
@@ -127,7 +127,8 @@ def _quantize(
     )
     if parity.masks_differ:
         parity = parity.model_copy(update={"kernels": look_at_kernels(graph, next(batches(images, multiple, sizes)))})
-        say(f"the optimised graph gives other masks than the graph as written; {parity.kernels}")
+        looked = parity.kernels or "it quantizes nowhere, so that no kernel can be looked at by itself"
+        say(f"the optimised graph gives other masks than the graph as written; {looked}")
     before = judge.parent_score
     _require(parity, step, f"mIoU {before.miou:.4f} in float, {made.score.miou:.4f} in INT8. {_figures(latency)}")
     parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": made.score.miou}})
@@ -138,7 +139,7 @@ def _quantize(
         **made.figures,
         "calibration_images": min(settings.calibration_images, len(dataset.train)),
         "target": settings.target,
-        "timed_for_target": bench.is_here,
+        TIMED: bench.is_here,
         "seven_bit_weights": made.quantized.seven_bit_weights,
         "float_layers": [layer.model_dump() for layer in made.quantized.float_layers],
     }

@@ -1,7 +1,7 @@
 """What quantizing a checkpoint and analysing it share: its float graph, calibrated once, and who judges what comes."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from compress.quantize.rewrites import Rewriter
 from compress.quantize.source import Source, of_checkpoint, of_onnx
 from compress.quantize.targets import scheme_of
 from compress.recipe import Recipe
-from compress.settings.quantize import Calibration, OnnxSettings, QuantizeSettings
-from compress.steps import StepFolder
+from compress.settings.quantize import Calibration, OnnxSettings, QuantizeSettings, Target
+from compress.steps import StepFolder, StepPlan, finished
 from export.errors import UsageError
 from export.files import write_json
 from export.images import U8, Geometry
@@ -39,6 +39,8 @@ CORRECTION_IMAGES = 16
 """A layer is measured on all of them before the next is: more would take minutes for large images."""
 NOISE_IMAGES = 4
 """On which the noise of layers is measured."""
+TIMED = "timed_for_target"
+"""In settings and result of a step: whether what took the times was what will serve."""
 
 
 def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
@@ -80,9 +82,23 @@ def inputs(source: Source, dataset: Dataset) -> dict[str, str]:
     return {**source.inputs, "data": dataset.fingerprint}
 
 
-def made_on(settings: QuantizeSettings) -> dict[str, str]:
-    """What `--for auto` stands for, for the settings of a step: on another kind of machine it is not up to date."""
-    return {"instruction_set": instruction_set()} if settings.target == "auto" else {}
+def made_on(target: Target) -> dict[str, str | bool]:
+    """What of this machine decides what is made for `target`, for the settings of a step: what auto stands for, or that
+    this is not the processor that is named, so that no clock can be asked for it."""
+    if target == "auto":
+        return {"instruction_set": instruction_set()}
+    scheme = scheme_of(target)
+    return {TIMED: False} if scheme.by_cpu_provider and not scheme.is_here else {}
+
+
+def up_to_date(out: Path, plan: StepPlan, target: Target) -> dict[str, Any] | None:
+    """The record of `out` when it was made by `plan`, else None. What was timed on the processor that is named is up to
+    date on any other, too; what was not is up to date everywhere but there."""
+    timed = {name: value for name, value in plan.settings.items() if name != TIMED}
+    record = finished(out, plan) or finished(out, replace(plan, settings=timed))
+    # Before it stood in the settings, it stood in the result alone.
+    untimed = record is not None and record["result"].get(TIMED) is False
+    return None if untimed and scheme_of(target).is_here else record
 
 
 @dataclass(frozen=True)

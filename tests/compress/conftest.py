@@ -1,6 +1,6 @@
 """One small trained checkpoint and what is made from it, shared by all tests of this folder, in whichever process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import torch
 from onnx import helper, numpy_helper
 from support.datasets import write_dataset
 from support.networks import export_once
+from support.quantizing import patch
 from support.recipes import TINY_RECIPE
 from support.shared import shared
 
+from compress import checkpoint
 from compress.checkpoint import Checkpoint
 from compress.export_fp32 import export
 from compress.prune import prune
@@ -21,6 +23,7 @@ from compress.prune.probe import Measured
 from compress.quantize import quantize
 from compress.train import train
 from export.bundle import Bundle
+from export.timing import Samples
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,6 +71,40 @@ def pruned(trained: Checkpoint, discs: Path) -> Checkpoint:
     """Half the channels of `trained` are gone."""
     with shared("pruned") as out:
         return prune(trained.path, discs, out, TINY_RECIPE)
+
+
+@pytest.fixture(scope="session")
+def spoilt(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """A checkpoint that INT8 breaks, and the names of the two layers that do it, as an analysis has them.
+
+    One channel fires a thousand times too strong, and the layer that reads it makes up for it: the same answers, and a
+    range in which 8 bits lose all the other channels.
+    """
+    network = trained.network()
+    layers = list(network.get_submodule("up.1.block"))  # type: ignore[call-overload]
+    norm, reader = layers[1], layers[3]
+    with torch.no_grad():
+        norm.weight[0] *= 1000
+        norm.bias[0] *= 1000
+        reader.weight[:, 0] /= 1000
+    folder = tmp_path_factory.mktemp("spoilt")
+    checkpoint.save(folder, network, trained.card)
+    return folder, {"up.1.block.0", "up.1.block.3"}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """Lets a test choose the milliseconds of float parent and INT8 child."""
+
+    def wind(parent: float, child: float) -> None:
+        def fake(models: dict[str, Any], *, rounds: int) -> dict[str, Samples]:
+            for run in models.values():
+                run()
+            return {"parent": Samples((parent,) * rounds), "child": Samples((child,) * rounds)}
+
+        patch(monkeypatch, "interleaved", fake, "compress.quantize.judge")
+
+    return wind
 
 
 @pytest.fixture

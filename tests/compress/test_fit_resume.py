@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.fits import CPU, Killed, Pixelwise, Splits, before_each_step, fit, kill_at, splits
+from support.fits import CPU, Killed, OnAnEncoder, Pixelwise, Splits, before_each_step, fit, kill_at, splits
 from support.networks import random_network
 from torch import nn
 
@@ -149,6 +149,28 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(
         for checkpoint in ("last", "epoch-0003"):
             files = [(tmp_path / where / checkpoint / "weights.safetensors").read_bytes() for where in (name, "whole")]
             assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(("step", "learnt"), [(3, 1), (4, 2), (5, 2), (6, 3), (7, 3), (8, 4)])
+def test_killed_while_an_encoder_wakes_it_ends_with_the_same_bits(
+    cropped: Splits, tmp_path: Path, step: int, learnt: int
+) -> None:
+    """Its head learns alone for an epoch, and then one of its three stages more in each: at the kill, and in what a
+    resumed training finds, `learnt` of these four parts have learnt something."""
+    torch.manual_seed(0)
+    start = OnAnEncoder()
+
+    def run(folder: str) -> Fitted:
+        waking: dict[str, Any] = {"freeze": {"epochs": 1, "stage_epochs": 1}, "encoder_rate": 0.5, "layer_decay": 0.5}
+        return fit(copy.deepcopy(start), cropped, tmp_path / folder, augment=EVERYTHING, **waking)
+
+    whole = everything(tmp_path / "whole", run("whole"))
+    with killed_at(step), pytest.raises(Killed):
+        run("killed")
+    saved = torch.load(tmp_path / "killed" / state.STATE, weights_only=True)
+    assert len(saved["stepper"]["optimizer"]["state"]) == 2 + 4 * (learnt - 1)  # weights, and in a stage its norm's
+    assert saved["progress"]["epoch"] == (step - 1) // 2
+    assert_same_bits(everything(tmp_path / "killed", run("killed")), whole)
 
 
 def test_a_run_that_goes_on_takes_only_the_steps_that_were_left(cropped: Splits, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.fits import Pixelwise, Splits, before_each_step, fit
+from support.fits import OnAnEncoder, Pixelwise, Splits, before_each_step, fit
 from support.fits import splits as small_splits
 from torch import Tensor, nn
 
@@ -19,37 +19,6 @@ from export.errors import RecipeError
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     return small_splits(tmp_path_factory.mktemp("data") / "discs")
-
-
-def stage(channels_in: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels_in, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
-
-
-class Stages(nn.Module):
-    """Three, of which two are in a list."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = stage(1)
-        self.levels = nn.ModuleList([stage(3), stage(3)])
-
-    def forward(self, image: Tensor) -> Tensor:
-        x: Tensor = self.stem(image)
-        for level in self.levels:
-            x = level(x)
-        return x
-
-
-class OnAnEncoder(nn.Module):
-    def __init__(self, *, pretrained: bool = True) -> None:
-        super().__init__()
-        self.pretrained = pretrained
-        self.encoder = Stages()
-        self.head = nn.Conv2d(3, 2, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(image))
-        return logits
 
 
 PARTS = ("encoder.stem", "encoder.levels.0", "encoder.levels.1", "head")

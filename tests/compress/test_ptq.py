@@ -247,6 +247,7 @@ def test_every_kernel_by_itself_is_within_a_step_of_the_operators_as_written() -
     int8 = quantized("auto")
     images = np.stack(list(pictures(2)))
     found = look_at_kernels(int8.graph, images)
+    assert found is not None
     assert found.hold
     assert found.count == operators(int8.graph.SerializeToString())["QuantizeLinear"] > 10
 
@@ -264,7 +265,12 @@ def test_a_kernel_that_errs_is_named(int8: Quantized, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "outputs", erring)
     found = look_at_kernels(int8.graph, next(pictures(1))[None])
+    assert found is not None
     assert (found.worst, found.steps, found.hold) == (named, 2, False)
+
+
+def test_a_graph_that_quantizes_nowhere_has_no_kernel_to_look_at() -> None:
+    assert look_at_kernels(with_outputs(small_unet(), "mask"), np.stack(blocks(1))) is None
 
 
 @pytest.mark.parametrize(("outputs", "names"), [("logits", ["logits"]), ("both", ["mask", "logits"])])

@@ -212,8 +212,8 @@ def test_the_faster_form_leaves(
         }
 
     monkeypatch.setattr(judge.Judge, "kernel_times", slow_dealing)
-    # A network that was never trained amplifies what two kernels in float round differently; `test_quantize.py` has
-    # the first layer in float.
+    # A network that was never trained amplifies what two kernels in float round differently; `test_quantize_gain.py`
+    # has the first layer in float.
     monkeypatch.setattr(Rewriter, "stem_in_float", lambda *_: None)
     network = random_unet(classes=2, upsampling="transposed")
     named = {"classes": 2, "class_names": ("background", "disc"), "upsampling": "transposed"}

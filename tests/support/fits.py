@@ -90,6 +90,39 @@ class Pixelwise(nn.Module):
         return logits
 
 
+def _stage(channels_in: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels_in, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+
+
+class Stages(nn.Module):
+    """Three, of which two are in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _stage(1)
+        self.levels = nn.ModuleList([_stage(3), _stage(3)])
+
+    def forward(self, image: Tensor) -> Tensor:
+        x: Tensor = self.stem(image)
+        for level in self.levels:
+            x = level(x)
+        return x
+
+
+class OnAnEncoder(nn.Module):
+    """A pretrained encoder of three stages, of pixels alone, and a head of two logits."""
+
+    def __init__(self, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.encoder = Stages()
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(image))
+        return logits
+
+
 class Killed(BaseException):
     """As sudden as a signal."""
 
