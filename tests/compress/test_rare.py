@@ -119,7 +119,7 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], object]] = {
     "compress.train.train": lambda _, data, recipe: train(data, Path("out"), recipe),
     "compress.prune.prune": lambda parent, data, recipe: prune(parent, data, Path("out"), recipe),
     "compress.prune.analyze": lambda parent, data, recipe: analyze(parent, data, Path("out"), recipe),
-    "compress.quantize.quantize": lambda parent, data, recipe: quantize(parent, data, Path("out"), recipe),
+    "compress.quantize.workbench": lambda parent, data, recipe: quantize(parent, data, Path("out"), recipe),
 }
 
 
