@@ -52,7 +52,7 @@ def bench(
     the report says makes it again. Raises UsageError for anything wrong with what was given: BundleError,
     DatasetError, models and data that do not go together.
     """
-    bundles = on_each(named([load(path) for path in bundle_paths]), providers)
+    bundles = _on_each(named([load(path) for path in bundle_paths]), providers)
     if not bundles:
         raise UsageError("no bundle to measure; name at least one")
     dataset = None if data is None else _dataset_for(bundles, data)
@@ -149,7 +149,7 @@ def named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
     return named
 
 
-def on_each(bundles: Mapping[str, Bundle], providers: Sequence[Provider]) -> dict[str, Bundle]:
+def _on_each(bundles: Mapping[str, Bundle], providers: Sequence[Provider]) -> dict[str, Bundle]:
     """Each bundle on each provider, which stands behind its name unless all run on the CPU.
 
     Raises UsageError for a provider that is not there.
