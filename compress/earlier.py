@@ -1,4 +1,5 @@
-"""What an earlier run left in the folder of `compress run`, held against recipe and data before anything is made.
+"""What an earlier run left in the folder of `compress run`, held against recipe and data before anything is made; and
+the data against what they were when a run began.
 
 A step sees by itself that it is not up to date, but a later one only after the hours of those before it.
 """
@@ -7,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.data.folder import Dataset, open_dataset
 from compress.progress import say
 from compress.recipe import Recipe
 from compress.steps import differences, in_short, interrupted_inputs, interrupted_training, read_record
-from export.errors import UsageError
+from export.errors import UsageError, WorkFailedError
 
 RECIPE = "recipe.toml"
 PARENTS: Mapping[str, tuple[str, ...]] = {
@@ -71,6 +73,15 @@ def look_at_data(out: Path, fingerprint: str) -> None:
     anew = [name for name in of_others if _inputs(out / name)]
     if anew:
         say(f"the data is not what the earlier run was made of; made anew: {', '.join(anew)}")
+
+
+def require_unchanged(dataset: Dataset) -> None:
+    """Raises WorkFailedError where the files of `dataset` are not what they were when it was opened."""
+    if open_dataset(dataset.path, channels=dataset.channels).fingerprint != dataset.fingerprint:
+        raise WorkFailedError(
+            f"{dataset.path} was changed while the run was at work, and networks of different data cannot be compared; "
+            "the same command makes anew what the change concerns"
+        )
 
 
 def _inputs(folder: Path) -> Mapping[str, str]:

@@ -9,11 +9,10 @@ from typing import Any
 from benchmarks.latency import report_on
 from benchmarks.report.results import Goals, GroupWidth, Report
 from compress.anymodel import evaluate
-from compress.data.check import require_sound
 from compress.data.folder import Dataset
 from compress.data.lookup import lookup_table_miou
 from compress.data.sample import write_sample
-from compress.earlier import RECIPE, look_at_data, require_nothing_lost, require_ours
+from compress.earlier import RECIPE, look_at_data, require_nothing_lost, require_ours, require_unchanged
 from compress.export_fp32 import export
 from compress.lookahead import look_ahead
 from compress.progress import say, task
@@ -71,6 +70,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
 
     data = dataset.path
     dense = train(data, out / "dense", recipe)
+    require_unchanged(dataset)
     dense_fp32 = export(dense.path, out / "dense-fp32", recipe, data=data)
     missed: list[str] = []
     # Whether INT8 is faster is a verdict of the report here, not a reason to have none.
@@ -85,9 +85,11 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
             say(without[-1])
     with _kept(missed):
         prune(dense.path, data, out / "pruned", recipe)
+    require_unchanged(dataset)
     pruned_fp32 = export(out / "pruned", out / "pruned-fp32", recipe, data=data)
     with _kept(missed):
         quantize(out / "pruned", data, out / "int8", forced)
+    require_unchanged(dataset)
 
     bundles = {
         "dense-fp32": dense_fp32,
@@ -95,7 +97,6 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
         **({} if without else {"dense-int8": bundle.load(out / "dense-int8")}),
         "pruned-int8": bundle.load(out / "int8"),
     }
-    dataset = require_sound(data, dense.card.channels)
     cut = (read_record(out / "pruned") or {})["result"].get("groups", {})
     widths = [GroupWidth(layer=layer, **figures) for layer, figures in cut.items()]
     report = _report(out / "report", bundles, dataset, recipe, command, widths, without)

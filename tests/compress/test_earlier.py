@@ -5,8 +5,11 @@ import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from support.recipes import TINY_SETTINGS
 
 from compress import pipeline
@@ -122,3 +125,19 @@ def test_a_run_looks_at_its_data_before_it_trains(
     with pytest.raises(UsageError, match=r"int8.* holds an interrupted training of an earlier run on other data"):
         pipeline.run(Recipe.load(None, [*TINY_SETTINGS, f"data.path={data}", "bench.rounds=5"]), out)
     assert (out / RECIPE).read_text() == left
+
+
+def test_data_that_change_during_a_run_end_it_before_networks_of_different_data_are_compared(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meddle(*_: object) -> SimpleNamespace:
+        """As if somebody drew in a mask during the training."""
+        mask = open_dataset(data).val[0].mask
+        Image.fromarray(1 - np.asarray(Image.open(mask))).save(mask)
+        return SimpleNamespace(path=tmp_path / "run" / "dense")
+
+    monkeypatch.setattr(pipeline, "train", meddle)
+    data = tmp_path / "data"
+    shutil.copytree(discs, data)
+    with pytest.raises(WorkFailedError, match=r"data was changed while the run was at work"):
+        pipeline.run(Recipe.load(None, [*TINY_SETTINGS, f"data.path={data}"]), tmp_path / "run")
