@@ -76,7 +76,7 @@ class ServeSettings(BaseModel):
     """Headers that are not whole after this long are answered 408. Also what is left of a body that no route reads has
     this long; then the connection is closed."""
     send_seconds: float = Field(default=30.0, gt=0)
-    """A client that takes nothing of its answer for this long is cut off."""
+    """A client that takes next to nothing of its answer for this long, less than 1,024 bytes a second, is cut off."""
     max_connections: int = Field(default=1000, ge=1)
     """On more, only health is answered; what comes beyond twice as many is closed unanswered. Over gRPC as many calls
     at once, of which half may take longer than a moment to bring their message."""
