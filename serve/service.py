@@ -100,11 +100,16 @@ class Service:
         New ones are verified and run a few times first; until then, and when one is refused, what was served is served
         on. What is in work ends on the model that it began with.
 
-        Raises ProblemError 404 for a model or version that is not there, 422 for a bundle that must not serve.
+        Raises ProblemError 404 for a model or version that is not there, 422 for a bundle that must not serve and for a
+        name that two models have.
         """
         async with self._changing:
-            there = (await asyncio.to_thread(self.repository.folders.models)).get(name)
-            if there is None:
+            try:
+                there = await asyncio.to_thread(self.repository.folders.versions, name)
+            except UsageError as error:
+                logger.warning("%s is refused, what was served is served on: %s", name, error)
+                raise ProblemError(422, "bundle_refused", str(error)) from error
+            if not there:
                 raise ProblemError(
                     404, "unknown_model", f"there is no model {name!r} to load; see /v2/repository/index"
                 )

@@ -349,6 +349,24 @@ def test_the_index_reads_what_manifests_say_and_no_models(server: tuple[str, Any
     assert [version for name, version in states(client) if name == "plain"] == ["7"]
 
 
+def test_a_second_model_of_a_name_is_refused_while_the_first_serves(folder: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    tiny_bundle(others / "other" / "1", name="other", classes=2)
+    with serving([folder, others], SETTINGS) as url, triton.InferenceServerClient(url[len("http://") :]) as client:
+        tiny_bundle(others / "tiny" / "11", classes=6, version="11")
+        with logged() as records:
+            answer = httpx.post(f"{url}/v2/repository/models/tiny/load")
+        assert (answer.status_code, answer.json()["reason"]) == (422, "bundle_refused")
+        [logged_line] = [line for record in records if "is refused" in (line := record.getMessage())]
+        for told in (answer.json()["detail"], logged_line):
+            assert f"two models are named tiny, in {folder} and in {others};" in told
+        assert np.array_equal(mask(client), of(5))
+        assert {version for name, version in states(client) if name == "tiny"} == {"1", "2", "10"}
+        shutil.rmtree(folder / "tiny")
+        client.load_model("tiny")
+        assert np.array_equal(mask(client), of(6))
+
+
 def test_what_is_gone_from_its_folder_is_served_on_and_not_loaded(
     server: tuple[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +394,9 @@ def test_a_folder_that_cannot_serve_is_refused_at_the_start(folder: Path, tmp_pa
         create_app([tmp_path / "empty"])
     with pytest.raises(UsageError, match="two models are named tiny"):
         create_app([bundle.path, folder])
+    shutil.copytree(folder, tmp_path / "copies")
+    with pytest.raises(UsageError, match=f"two models are named plain, in {folder} and in {tmp_path / 'copies'};"):
+        create_app([folder, tmp_path / "copies"])
     damage_model(folder / "tiny" / "10")
     damage_model(folder / "plain")
     with pytest.raises(BundleError) as caught:
