@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from support.bundles import expected_mask, tiny_bundle
 from support.logs import logged
@@ -324,6 +325,7 @@ def test_a_folder_of_links_out_of_it_is_told_why_it_has_none(folder: Path, tmp_p
         '{"name": "x"}',
         '{"version_policy": {"specific": {}}}',
         '{"version_policy": {"latest": 3}}',
+        '{"version_policy": {"latest": {}, "specific": {"versions": [1]}}}',
         "[" * 9999,
     ],
 )
@@ -334,6 +336,24 @@ def test_a_config_of_other_things_is_refused(server: tuple[str, Any], config: st
     unknown = {"parameters": {"config": policy(specific={"versions": [99]})}}
     answer = httpx.post(f"{url}/v2/repository/models/tiny/load", json=unknown)
     assert (answer.status_code, answer.json()["reason"]) == (404, "unknown_version")
+
+
+def test_a_load_that_brings_files_or_wishes_of_other_names_is_refused(folder: Path) -> None:
+    settings = SETTINGS.model_copy(update={"grpc_port": 0})
+    app = create_app([folder], settings)
+    with (
+        serving(app, settings) as url,
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}") as client,
+    ):
+        for parameters in ({"config": "{}", "file:1/model.onnx": "AAAA"}, {"version": "1"}):
+            answer = httpx.post(f"{url}/v2/repository/models/tiny/load", json={"parameters": parameters})
+            assert (answer.status_code, answer.json()["reason"]) == (400, "parameter")
+            assert "folder of models" in answer.json()["detail"]
+        with pytest.raises(InferenceServerException, match="folder of models"):
+            client.load_model("tiny", config="{}", files={"file:1/model.onnx": b"\0"})
+        client.load_model("tiny", config=policy(specific={"versions": [2]}))
+        assert client.is_model_ready("tiny", "2")
+        assert not client.is_model_ready("tiny", "10")
 
 
 def test_the_index_may_be_of_what_is_ready(server: tuple[str, Any]) -> None:
