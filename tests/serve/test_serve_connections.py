@@ -198,7 +198,7 @@ def test_who_takes_next_to_nothing_is_cut_off(bundle: Bundle, more: bytes) -> No
 
 
 def test_where_answers_take_all_memory_nobody_is_waited_for_any_longer(bundle: Bundle) -> None:
-    settings = ServeSettings(concurrency=1, send_seconds=1, max_buffered_bytes=16384)
+    settings = ServeSettings(concurrency=1, send_seconds=1, max_body_bytes=8192, max_buffered_bytes=8192)
     with serving([bundle.path], settings, kernel_holds=4096) as url, slow_reader(url, more=b"") as reader:
         assert read_slowly(reader) < 512 * 512
 

@@ -95,6 +95,22 @@ def test_every_setting_can_be_given_by_name() -> None:
         assert named in str(caught.value)
 
 
+def test_settings_that_undo_each_other_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"batch_delay_seconds=0\.01: with max_batch=1 no request waits"):
+        ServeSettings().with_given([], batch_delay_seconds=0.01)
+    assert ServeSettings(max_batch=2, batch_delay_seconds=0.01).batch_delay_seconds == 0.01
+    with pytest.raises(UsageError, match="max_buffered_bytes=536870912: a body of max_body_bytes=536870913 would"):
+        ServeSettings().with_given(["max_body_bytes=536870913"])
+    with pytest.raises(ValidationError, match="a body of max_body_bytes=536870913 would never fit"):
+        ServeSettings(max_body_bytes=536870913)
+
+
+@pytest.mark.parametrize("name", ["deadline_seconds", "grace_seconds", "drain_seconds", "batch_delay_seconds"])
+def test_nothing_is_waited_for_for_ever(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}=inf: Input should be less than or equal to 86400"):
+        ServeSettings().with_given([f"{name}=inf", "max_batch=2"])
+
+
 def test_two_doors_have_two_ports() -> None:
     assert ServeSettings(port=0, grpc_port=0).grpc_port == 0
     for given in (ServeSettings(), ServeSettings(port=9000)):
