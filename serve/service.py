@@ -43,8 +43,6 @@ class Service:
         self.settings = settings
         self.session = session
         self.repository = repository
-        for predictor in repository.all_served():
-            _check_pixels(predictor.manifest, settings.max_pixels)
         self.lifecycle = Lifecycle()
         self.sizes = Sizes(
             max_pixels=settings.max_pixels,
@@ -52,6 +50,8 @@ class Service:
             max_windowed_pixels=settings.max_windowed_pixels,
             max_probabilities=settings.max_probabilities,
         )
+        for predictor in repository.all_served():
+            _check_pixels(predictor.manifest, self.sizes)
         self.queue: WorkQueue[Work[Any]] = WorkQueue(
             run_together,
             workers=settings.concurrency,
@@ -151,7 +151,7 @@ class Service:
     def _opened(self, path: Path, name: str, version: str) -> Predictor:
         try:
             predictor = open_bundle(path, name, version, self.session)
-            _check_pixels(predictor.manifest, self.settings.max_pixels)
+            _check_pixels(predictor.manifest, self.sizes)
         except (BundleError, UsageError, OSError) as error:
             if not is_bundle(path):
                 detail = f"version {version!r} of {name} is gone from its folder; put it back, or load another"
@@ -205,15 +205,13 @@ def _warm_up(predictor: Predictor) -> Work[Answer]:
     )
 
 
-def _check_pixels(manifest: Manifest, max_pixels: int) -> None:
-    if manifest.size is None:
-        return
-    height, width = manifest.geometry(*manifest.size).padded
+def _check_pixels(manifest: Manifest, sizes: Sizes) -> None:
+    height, width = sizes.planned(*(manifest.size or (1, 1)), manifest).padded
     pixels = counted_pixels(height, width, manifest.channels)
-    if pixels > max_pixels:
+    if pixels > sizes.max_pixels:
         raise UsageError(
-            f"{manifest.name} takes images of {width}x{height}: with max_pixels = {max_pixels} every request would be "
-            f"refused; set it to {pixels} or more"
+            f"{manifest.name} takes images of {width}x{height} at least, as padded: with max_pixels = "
+            f"{sizes.max_pixels} every request would be refused; set it to {pixels} or more, or size_bucket to less"
         )
 
 

@@ -71,6 +71,12 @@ def test_a_pixel_limit_below_the_models_own_size_is_refused(grey_bundle: Bundle)
         create_app([grey_bundle.path], ServeSettings(max_pixels=1000))
 
 
+def test_buckets_that_no_padded_image_fits_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"tiny takes images of 112x112.*set it to 12544 or more, or size_bucket"):
+        create_app([bundle.path], ServeSettings(max_pixels=10_000, size_bucket=56))
+    create_app([bundle.path], ServeSettings(max_pixels=12_544, size_bucket=56))
+
+
 def test_predictors_may_be_made_elsewhere(bundle: Bundle) -> None:
     app = create_app([BundlePredictor(bundle, SessionSettings())])
     assert "/v1/models/{name}/segment" in app.openapi()["paths"]
