@@ -6,9 +6,11 @@ itself to bad HTTP is made a problem here, too.
 """
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
@@ -28,6 +30,10 @@ _BAD_HTTP = ProblemError(
     400, "bad_http", "these bytes are no HTTP/1.1 request with one Host, or its headers are too long; mend them"
 )
 _CROWDED = "crowded"
+
+# A second. Who takes fewer keeps a connection and the rest of an answer for next to nothing.
+_LEAST_BYTES_TAKEN = 1024
+_ACKED_AT = 120
 
 
 def guarded(settings: ServeSettings) -> type["GuardedConnection"]:
@@ -124,6 +130,8 @@ class GuardedConnection(HttpToolsProtocol):
         self._header_bytes = 0
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._taken = 0
+        """Bytes that the client had taken when that clock was started."""
         self._earlier: RequestResponseCycle | None = None
         """The request that was accepted before the newest, which is `cycle`."""
         self._last_words: bytes | None = None
@@ -236,7 +244,23 @@ class GuardedConnection(HttpToolsProtocol):
             self._await_taking()
 
     def _await_taking(self) -> None:
-        self._writing = self._writing or self.loop.call_later(self.settings.send_seconds, self._cut_off)
+        if self._writing is None:
+            self._taken = _taken(self.transport)
+            self._writing = self.loop.call_later(self.settings.send_seconds, self._cut_off_unless_it_takes)
+
+    def _cut_off_unless_it_takes(self) -> None:
+        self._writing = None
+        enough = _LEAST_BYTES_TAKEN * self.settings.send_seconds
+        if _taken(self.transport) - self._taken >= enough and self._has_memory():
+            self._await_taking()
+        else:
+            self._cut_off()
+
+    def _has_memory(self) -> bool:
+        """Whether there is room for the answers that all clients have not taken: what each may ask for is large."""
+        connections: set[Any] = self.connections
+        untaken: int = sum(connection.transport.get_write_buffer_size() for connection in connections)
+        return untaken <= self.settings.max_buffered_bytes
 
     def _cut_off(self) -> None:
         # Closed without lingering, or the kernel would keep what was not taken for minutes.
@@ -305,6 +329,19 @@ class Crowding:
         detail = "too many connections are open; use one for several requests, or try again"
         problem = ProblemError(503, "connections", detail, headers={"Retry-After": "1"})
         await problem_response(problem, scope["state"]["request_id"])(scope, receive, send_last)
+
+
+def _taken(transport: asyncio.Transport) -> int:
+    """Bytes that the client's side has acknowledged, where the kernel tells; 0 elsewhere.
+
+    Of our own buffer we know only when the kernel asks for more: from a slow reader not for a minute, since it holds
+    megabytes. Source: tcpi_bytes_acked of struct tcp_info in linux/tcp.h.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        told = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)
+        if len(told) == _ACKED_AT + 8:
+            return int.from_bytes(told[_ACKED_AT:], sys.byteorder)
+    return 0
 
 
 def _disarmed(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

@@ -52,15 +52,33 @@ class ModelFolders:
                         f"{path} is no bundle, and no folder of models: bundles are looked for in it as NAME/VERSION "
                         "and as NAME, and links are followed to what lies in it alone"
                     )
-        twice = [name for name in self._bundles if any(name in self._models_in(folder) for folder in self._folders)]
-        if twice:
-            raise UsageError(f"two models are named {twice[0]}; serve one of them")
+        by_place = self._by_place()
+        for name in sorted({name for models in by_place.values() for name in models}):
+            _check_is_one(name, by_place)
 
     def models(self) -> dict[str, Versions]:
-        """All that is there now; a folder is looked into anew."""
-        found: dict[str, Versions] = dict(self._bundles)
+        """All that is there now; a folder is looked into anew. Of two models of one name it is the first."""
+        found: dict[str, Versions] = {}
+        for models in self._by_place().values():
+            found = {**models, **found}
+        return found
+
+    def versions(self, name: str) -> Versions:
+        """Those of one model that are there now; empty for a name that is not.
+
+        Raises UsageError where two models have it.
+        """
+        by_place = self._by_place()
+        _check_is_one(name, by_place)
+        return next((models[name] for models in by_place.values() if name in models), {})
+
+    def _by_place(self) -> dict[Path, dict[str, Versions]]:
+        """The models of each bundle and folder that was named."""
+        found: dict[Path, dict[str, Versions]] = {}
+        for name, versions in self._bundles.items():
+            found |= {path: {name: versions} for path in versions.values()}
         for folder in self._folders:
-            found.update(self._models_in(folder))
+            found[folder] = self._models_in(folder)
         return found
 
     def _models_in(self, folder: Path) -> dict[str, Versions]:
@@ -70,6 +88,15 @@ class ModelFolders:
                 logger.warning("%s is passed over: %s", link, why)
         self._told[folder] = look.passed_over
         return look.models
+
+
+def _check_is_one(name: str, by_place: Mapping[Path, Mapping[str, Versions]]) -> None:
+    places = [str(place) for place, models in by_place.items() if name in models]
+    if len(places) > 1:
+        where = " and in ".join(places)
+        raise UsageError(
+            f"two models are named {name}, in {where}; serve one of them, or export one under another name"
+        )
 
 
 def verify(path: Path, name: str, version: str, *, open_model: Callable[[Bundle], OnnxModel]) -> Verification:

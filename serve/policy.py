@@ -4,15 +4,17 @@ Source: Triton Inference Server, model_config.proto, ModelVersionPolicy.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serve.folders import newest
 from serve.problems import ProblemError
 
 Choice = Callable[[Sequence[str]], list[str]]
+
+_CONFIG = "config"
 
 
 class _Part(BaseModel):
@@ -32,6 +34,12 @@ class _VersionPolicy(_Part):
     all: dict[str, Any] | None = None
     specific: _Specific | None = None
 
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if sum(choice is not None for choice in (self.latest, self.all, self.specific)) > 1:
+            raise ValueError("these are alternatives")
+        return self
+
 
 class _Config(_Part):
     version_policy: _VersionPolicy = _VersionPolicy()
@@ -42,18 +50,26 @@ def newest_version(there: Sequence[str]) -> list[str]:
     return [newest(there)] if there else []
 
 
-def choice_of(config: object) -> Choice:
-    """From the `config` of a load request, JSON with a version_policy alone: latest, all or specific.
+def choice_of(parameters: Mapping[str, object]) -> Choice:
+    """From the parameters of a load request: `config` alone, JSON with a version_policy alone, which is latest, all or
+    specific.
 
     Raises ProblemError 400.
     """
+    if set(parameters) - {_CONFIG}:
+        # Files that Triton would serve in place of those in the folder; or a wish that would not be heeded.
+        detail = f"a load takes the parameter {_CONFIG!r} alone; files are put into the folder of models"
+        raise ProblemError(400, "parameter", detail)
+    config = parameters.get(_CONFIG)
     if not config:
         return newest_version
     try:
         policy = _Config.model_validate(json.loads(config) if isinstance(config, str) else config).version_policy
     except (ValidationError, ValueError, RecursionError) as error:
         raise ProblemError(
-            400, "parameter", "config takes a version_policy alone: latest, all or specific, as Triton spells them"
+            400,
+            "parameter",
+            "config takes a version_policy alone: one of latest, all and specific, as Triton spells them",
         ) from error
     if policy.specific is not None:
         wanted = [str(version) for version in policy.specific.versions]

@@ -43,8 +43,6 @@ class Service:
         self.settings = settings
         self.session = session
         self.repository = repository
-        for predictor in repository.all_served():
-            _check_pixels(predictor.manifest, settings.max_pixels)
         self.lifecycle = Lifecycle()
         self.sizes = Sizes(
             max_pixels=settings.max_pixels,
@@ -52,6 +50,8 @@ class Service:
             max_windowed_pixels=settings.max_windowed_pixels,
             max_probabilities=settings.max_probabilities,
         )
+        for predictor in repository.all_served():
+            _check_pixels(predictor.manifest, self.sizes)
         self.queue: WorkQueue[Work[Any]] = WorkQueue(
             run_together,
             workers=settings.concurrency,
@@ -100,11 +100,16 @@ class Service:
         New ones are verified and run a few times first; until then, and when one is refused, what was served is served
         on. What is in work ends on the model that it began with.
 
-        Raises ProblemError 404 for a model or version that is not there, 422 for a bundle that must not serve.
+        Raises ProblemError 404 for a model or version that is not there, 422 for a bundle that must not serve and for a
+        name that two models have.
         """
         async with self._changing:
-            there = (await asyncio.to_thread(self.repository.folders.models)).get(name)
-            if there is None:
+            try:
+                there = await asyncio.to_thread(self.repository.folders.versions, name)
+            except UsageError as error:
+                logger.warning("%s is refused, what was served is served on: %s", name, error)
+                raise ProblemError(422, "bundle_refused", str(error)) from error
+            if not there:
                 raise ProblemError(
                     404, "unknown_model", f"there is no model {name!r} to load; see /v2/repository/index"
                 )
@@ -146,7 +151,7 @@ class Service:
     def _opened(self, path: Path, name: str, version: str) -> Predictor:
         try:
             predictor = open_bundle(path, name, version, self.session)
-            _check_pixels(predictor.manifest, self.settings.max_pixels)
+            _check_pixels(predictor.manifest, self.sizes)
         except (BundleError, UsageError, OSError) as error:
             if not is_bundle(path):
                 detail = f"version {version!r} of {name} is gone from its folder; put it back, or load another"
@@ -200,15 +205,13 @@ def _warm_up(predictor: Predictor) -> Work[Answer]:
     )
 
 
-def _check_pixels(manifest: Manifest, max_pixels: int) -> None:
-    if manifest.size is None:
-        return
-    height, width = manifest.geometry(*manifest.size).padded
+def _check_pixels(manifest: Manifest, sizes: Sizes) -> None:
+    height, width = sizes.planned(*(manifest.size or (1, 1)), manifest).padded
     pixels = counted_pixels(height, width, manifest.channels)
-    if pixels > max_pixels:
+    if pixels > sizes.max_pixels:
         raise UsageError(
-            f"{manifest.name} takes images of {width}x{height}: with max_pixels = {max_pixels} every request would be "
-            f"refused; set it to {pixels} or more"
+            f"{manifest.name} takes images of {width}x{height} at least, as padded: with max_pixels = "
+            f"{sizes.max_pixels} every request would be refused; set it to {pixels} or more, or size_bucket to less"
         )
 
 

@@ -12,6 +12,8 @@ from export.errors import UsageError
 from export.machine import usable_cores
 from export.sessions import MemoryPool, Provider
 
+_DAY_SECONDS = 86400
+
 
 class ServeSettings(BaseModel):
     """How a server listens, how much it does at once, and what it refuses."""
@@ -40,7 +42,7 @@ class ServeSettings(BaseModel):
     max_batch: int = Field(default=1, ge=1)
     """Requests for one model that wait when a worker comes free, at most so many, are run together where they have the
     same padded size. On a CPU that gains little and makes the first of them wait for the last."""
-    batch_delay_seconds: float = Field(default=0.0, ge=0)
+    batch_delay_seconds: float = Field(default=0.0, ge=0, le=_DAY_SECONDS)
     """With `max_batch`: a worker waits this long for more to come before it begins. 0 takes only what already waits."""
     size_bucket: int = Field(default=1, ge=1)
     """Images are padded to multiples of this many pixels, beside the model's own: fewer sizes, so that more can be run
@@ -49,12 +51,12 @@ class ServeSettings(BaseModel):
     memory_pool: MemoryPool = "shrink"
     """Memory between runs: keep all that was ever needed; shrink after runs that were larger than usual; or no pool.
     Of the CPU: what a GPU's provider sets aside is its own."""
-    deadline_seconds: float = Field(default=30.0, gt=0)
+    deadline_seconds: float = Field(default=30.0, gt=0, le=_DAY_SECONDS)
     """A request that has waited this long since it was received whole is answered 504 and never computed."""
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
     """Of one request, also when it does not announce its length."""
-    max_buffered_bytes: int = Field(default=512 * 2**20, ge=1)
+    max_buffered_bytes: int = Field(default=512 * 2**20, validate_default=True)
     """Of all request bodies held at once, received or being received; beyond it requests are answered 429. A message
     over gRPC is seen when it is whole: one that takes longer than a moment counts as the largest that is taken, and
     such have half of this, shared out among clients."""
@@ -76,15 +78,15 @@ class ServeSettings(BaseModel):
     """Headers that are not whole after this long are answered 408. Also what is left of a body that no route reads has
     this long; then the connection is closed."""
     send_seconds: float = Field(default=30.0, gt=0)
-    """A client that takes nothing of its answer for this long is cut off."""
+    """A client that takes next to nothing of its answer for this long, less than 1,024 bytes a second, is cut off."""
     max_connections: int = Field(default=1000, ge=1)
     """On more, only health is answered; what comes beyond twice as many is closed unanswered. Over gRPC as many calls
     at once, of which half may take longer than a moment to bring their message."""
 
-    grace_seconds: float = Field(default=2.0, ge=0)
+    grace_seconds: float = Field(default=2.0, ge=0, le=_DAY_SECONDS)
     """After SIGTERM, this long the server says that it is not ready and answers all the same: load balancers hear late.
     Ctrl-C is not followed by a grace."""
-    drain_seconds: float = Field(default=25.0, gt=0)
+    drain_seconds: float = Field(default=25.0, gt=0, le=_DAY_SECONDS)
     """After the grace, accepted requests have this long to be answered. Both fit into the 30 s of Kubernetes."""
 
     objective_seconds: float | None = Field(default=None, gt=0)
@@ -111,6 +113,21 @@ class ServeSettings(BaseModel):
     @classmethod
     def _may_be_a_list_with_commas(cls, providers: Any) -> Any:
         return [name.strip() for name in providers.split(",")] if isinstance(providers, str) else providers
+
+    @field_validator("batch_delay_seconds")
+    @classmethod
+    def _is_of_batches(cls, batch_delay_seconds: float, others: ValidationInfo) -> float:
+        if batch_delay_seconds and others.data.get("max_batch") == 1:
+            raise ValueError("with max_batch=1 no request waits for others; set that to more, too")
+        return batch_delay_seconds
+
+    @field_validator("max_buffered_bytes")
+    @classmethod
+    def _has_room_for_a_body(cls, max_buffered_bytes: int, others: ValidationInfo) -> int:
+        body = others.data.get("max_body_bytes", 1)
+        if max_buffered_bytes < body:
+            raise ValueError(f"a body of max_body_bytes={body} would never fit; set it to that or more")
+        return max_buffered_bytes
 
     @field_validator("grpc_port")
     @classmethod

@@ -260,8 +260,7 @@ class _Inference:
 
     async def RepositoryModelLoad(self, call: Call) -> Any:
         request = await call.small()
-        config = request.parameters["config"].string_param if "config" in request.parameters else None
-        await self._service.load(request.model_name, choice_of(config))
+        await self._service.load(request.model_name, choice_of(_values(request.parameters)))
         return message("inference.RepositoryModelLoadResponse")()
 
     async def RepositoryModelUnload(self, call: Call) -> Any:

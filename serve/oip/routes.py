@@ -237,7 +237,7 @@ async def load(name: str, request: Request) -> Response:
     `parameters.config` may name other versions: {"version_policy": {"specific": {"versions": ["1"]}}} rolls back.
     """
     asked = await _asked(request, LoadRequest)
-    await service_of(request).load(name, choice_of(asked.parameters.get("config")))
+    await service_of(request).load(name, choice_of(asked.parameters))
     return Response()
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import select
 import socket
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -153,6 +154,53 @@ def test_who_does_not_read_is_cut_off_however_little_is_left(bundle: Bundle, las
         hung_up = select.poll()
         hung_up.register(deaf, 0)
         assert hung_up.poll(20_000), "the connection is still open"
+
+
+@contextlib.contextmanager
+def slow_reader(url: str, *, more: bytes) -> Iterator[socket.socket]:
+    """One that has asked for a mask of 256 KiB, and whose kernel takes little of it beforehand."""
+    where = httpx.URL(url)
+    image = encode_image(np.zeros((512, 512, 3), np.uint8))
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.settimeout(20)
+        reader.connect((where.host, where.port))
+        head = HEAD + b"Accept: application/octet-stream\r\n%bContent-Length: %d\r\n\r\n" % (more, len(image))
+        reader.sendall(head + image)
+        yield reader
+
+
+def read_slowly(reader: socket.socket) -> int:
+    """Bytes that came until the connection ended, or the mask."""
+    received = 0
+    with contextlib.suppress(ConnectionError):
+        while received < 512 * 512 and (piece := reader.recv(4096)):
+            received += len(piece)
+            time.sleep(0.05)
+    return received
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["kept", "closing"])
+def test_who_reads_slowly_and_steadily_gets_a_large_answer_whole(bundle: Bundle, more: bytes) -> None:
+    """In several times as long as a client may take nothing."""
+    settings = ServeSettings(concurrency=1, send_seconds=1)
+    with serving([bundle.path], settings, kernel_holds=4096) as url, slow_reader(url, more=more) as reader:
+        assert read_slowly(reader) >= 512 * 512
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["kept", "closing"])
+def test_who_takes_next_to_nothing_is_cut_off(bundle: Bundle, more: bytes) -> None:
+    settings = ServeSettings(concurrency=1, send_seconds=1)
+    with serving([bundle.path], settings, kernel_holds=4096) as url, slow_reader(url, more=more) as reader:
+        hung_up = select.poll()
+        hung_up.register(reader, 0)
+        until(lambda: bool(reader.recv(1)) and bool(hung_up.poll(50)))
+
+
+def test_where_answers_take_all_memory_nobody_is_waited_for_any_longer(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, send_seconds=1, max_body_bytes=8192, max_buffered_bytes=8192)
+    with serving([bundle.path], settings, kernel_holds=4096) as url, slow_reader(url, more=b"") as reader:
+        assert read_slowly(reader) < 512 * 512
 
 
 def test_who_does_not_read_is_cut_off_where_writelines_never_pauses(

@@ -71,6 +71,12 @@ def test_a_pixel_limit_below_the_models_own_size_is_refused(grey_bundle: Bundle)
         create_app([grey_bundle.path], ServeSettings(max_pixels=1000))
 
 
+def test_buckets_that_no_padded_image_fits_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"tiny takes images of 112x112.*set it to 12544 or more, or size_bucket"):
+        create_app([bundle.path], ServeSettings(max_pixels=10_000, size_bucket=56))
+    create_app([bundle.path], ServeSettings(max_pixels=12_544, size_bucket=56))
+
+
 def test_predictors_may_be_made_elsewhere(bundle: Bundle) -> None:
     app = create_app([BundlePredictor(bundle, SessionSettings())])
     assert "/v1/models/{name}/segment" in app.openapi()["paths"]
@@ -93,6 +99,22 @@ def test_every_setting_can_be_given_by_name() -> None:
         ServeSettings().with_given(["max_pixels=0", "queue=1", "header_seconds=soon"])
     for named in ("max_pixels=0", "queue: no such setting; did you mean queue_limit?", "header_seconds=soon"):
         assert named in str(caught.value)
+
+
+def test_settings_that_undo_each_other_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"batch_delay_seconds=0\.01: with max_batch=1 no request waits"):
+        ServeSettings().with_given([], batch_delay_seconds=0.01)
+    assert ServeSettings(max_batch=2, batch_delay_seconds=0.01).batch_delay_seconds == 0.01
+    with pytest.raises(UsageError, match="max_buffered_bytes=536870912: a body of max_body_bytes=536870913 would"):
+        ServeSettings().with_given(["max_body_bytes=536870913"])
+    with pytest.raises(ValidationError, match="a body of max_body_bytes=536870913 would never fit"):
+        ServeSettings(max_body_bytes=536870913)
+
+
+@pytest.mark.parametrize("name", ["deadline_seconds", "grace_seconds", "drain_seconds", "batch_delay_seconds"])
+def test_nothing_is_waited_for_for_ever(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}=inf: Input should be less than or equal to 86400"):
+        ServeSettings().with_given([f"{name}=inf", "max_batch=2"])
 
 
 def test_two_doors_have_two_ports() -> None:

@@ -204,7 +204,7 @@ def test_an_upload_that_never_ends_is_cut_off(bundle: Bundle) -> None:
 
 def test_memory_for_bodies_is_bounded_over_all_requests(predictor: GatedPredictor) -> None:
     body = encode_image(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8))
-    settings = ServeSettings(concurrency=1, max_buffered_bytes=len(body) * 2)
+    settings = ServeSettings(concurrency=1, max_body_bytes=len(body), max_buffered_bytes=len(body) * 2)
     with serving([predictor], settings) as url, ThreadPoolExecutor(4) as pool:
         with predictor.closed():
             held = [pool.submit(httpx.post, url + SEGMENT, content=body, headers=PNG, timeout=30) for _ in range(2)]

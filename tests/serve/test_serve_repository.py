@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from support.bundles import expected_mask, tiny_bundle
 from support.logs import logged
@@ -324,6 +325,7 @@ def test_a_folder_of_links_out_of_it_is_told_why_it_has_none(folder: Path, tmp_p
         '{"name": "x"}',
         '{"version_policy": {"specific": {}}}',
         '{"version_policy": {"latest": 3}}',
+        '{"version_policy": {"latest": {}, "specific": {"versions": [1]}}}',
         "[" * 9999,
     ],
 )
@@ -334,6 +336,24 @@ def test_a_config_of_other_things_is_refused(server: tuple[str, Any], config: st
     unknown = {"parameters": {"config": policy(specific={"versions": [99]})}}
     answer = httpx.post(f"{url}/v2/repository/models/tiny/load", json=unknown)
     assert (answer.status_code, answer.json()["reason"]) == (404, "unknown_version")
+
+
+def test_a_load_that_brings_files_or_wishes_of_other_names_is_refused(folder: Path) -> None:
+    settings = SETTINGS.model_copy(update={"grpc_port": 0})
+    app = create_app([folder], settings)
+    with (
+        serving(app, settings) as url,
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}") as client,
+    ):
+        for parameters in ({"config": "{}", "file:1/model.onnx": "AAAA"}, {"version": "1"}):
+            answer = httpx.post(f"{url}/v2/repository/models/tiny/load", json={"parameters": parameters})
+            assert (answer.status_code, answer.json()["reason"]) == (400, "parameter")
+            assert "folder of models" in answer.json()["detail"]
+        with pytest.raises(InferenceServerException, match="folder of models"):
+            client.load_model("tiny", config="{}", files={"file:1/model.onnx": b"\0"})
+        client.load_model("tiny", config=policy(specific={"versions": [2]}))
+        assert client.is_model_ready("tiny", "2")
+        assert not client.is_model_ready("tiny", "10")
 
 
 def test_the_index_may_be_of_what_is_ready(server: tuple[str, Any]) -> None:
@@ -347,6 +367,24 @@ def test_the_index_reads_what_manifests_say_and_no_models(server: tuple[str, Any
     _, client = server
     damage_model(folder / "plain")
     assert [version for name, version in states(client) if name == "plain"] == ["7"]
+
+
+def test_a_second_model_of_a_name_is_refused_while_the_first_serves(folder: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    tiny_bundle(others / "other" / "1", name="other", classes=2)
+    with serving([folder, others], SETTINGS) as url, triton.InferenceServerClient(url[len("http://") :]) as client:
+        tiny_bundle(others / "tiny" / "11", classes=6, version="11")
+        with logged() as records:
+            answer = httpx.post(f"{url}/v2/repository/models/tiny/load")
+        assert (answer.status_code, answer.json()["reason"]) == (422, "bundle_refused")
+        [logged_line] = [line for record in records if "is refused" in (line := record.getMessage())]
+        for told in (answer.json()["detail"], logged_line):
+            assert f"two models are named tiny, in {folder} and in {others};" in told
+        assert np.array_equal(mask(client), of(5))
+        assert {version for name, version in states(client) if name == "tiny"} == {"1", "2", "10"}
+        shutil.rmtree(folder / "tiny")
+        client.load_model("tiny")
+        assert np.array_equal(mask(client), of(6))
 
 
 def test_what_is_gone_from_its_folder_is_served_on_and_not_loaded(
@@ -376,6 +414,9 @@ def test_a_folder_that_cannot_serve_is_refused_at_the_start(folder: Path, tmp_pa
         create_app([tmp_path / "empty"])
     with pytest.raises(UsageError, match="two models are named tiny"):
         create_app([bundle.path, folder])
+    shutil.copytree(folder, tmp_path / "copies")
+    with pytest.raises(UsageError, match=f"two models are named plain, in {folder} and in {tmp_path / 'copies'};"):
+        create_app([folder, tmp_path / "copies"])
     damage_model(folder / "tiny" / "10")
     damage_model(folder / "plain")
     with pytest.raises(BundleError) as caught:
