@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 
 import benchmarks
-from export.bundle import Bundle
+from export.bundle import Bundle, load_manifest
 from export.errors import WorkFailedError
 from export.images import PAD_VALUE
 from export.machine import peak_memory_mib
-from export.runtime import OnnxModel
 
 RUNS = 3
 """The arena of ONNX Runtime has its full size after the first run or two."""
@@ -41,8 +40,7 @@ def footprint(bundle: Bundle, *, height: int, width: int, threads: int) -> Footp
 
     Raises WorkFailedError when that process fails.
     """
-    sizes = [height, width, bundle.manifest.channels, threads]
-    arguments = [str(bundle.model_path), ",".join(bundle.providers), *map(str, sizes)]
+    arguments = [str(bundle.path), ",".join(bundle.providers), *map(str, (height, width, threads))]
     # -P: a folder of the user's that happens to be called like one of our packages must not be imported.
     command = [sys.executable, "-P", "-m", "benchmarks.memory", *arguments]
     root = str(Path(benchmarks.__file__).parent.parent)
@@ -55,18 +53,17 @@ def footprint(bundle: Bundle, *, height: int, width: int, threads: int) -> Footp
     return Footprint(**json.loads(child.stdout))
 
 
-def _of_this_process(
-    model: Path, providers: list[str], height: int, width: int, channels: int, threads: int
-) -> Footprint:
+def _of_this_process(path: Path, providers: tuple[str, ...], height: int, width: int, threads: int) -> Footprint:
+    bundle = Bundle(path, load_manifest(path), providers)
     start = time.perf_counter_ns()
-    loaded = OnnxModel(model, threads=threads, providers=providers)
+    loaded = bundle.model(threads=threads)
     load_ms = (time.perf_counter_ns() - start) / 1e6
-    image = np.full((1, height, width, channels), PAD_VALUE, dtype=np.uint8)
+    image = np.full((1, height, width, bundle.manifest.channels), PAD_VALUE, dtype=np.uint8)
     for _ in range(RUNS):
         loaded.masks(image)
     return Footprint(load_ms, peak_memory_mib())
 
 
 if __name__ == "__main__":
-    found = _of_this_process(Path(sys.argv[1]), sys.argv[2].split(","), *map(int, sys.argv[3:]))
+    found = _of_this_process(Path(sys.argv[1]), tuple(sys.argv[2].split(",")), *map(int, sys.argv[3:]))
     sys.stdout.write(json.dumps(asdict(found)))

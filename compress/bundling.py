@@ -58,6 +58,7 @@ def write_bundle(
     macs: int,
     usual_size: tuple[int, int] | None = None,
     target: str = "auto",
+    half_floats: bool = False,
     float_layers: Sequence[FloatLayer] = (),
 ) -> Bundle:
     """Golden answers, parity, record and manifest beside `model.onnx` in the step's folder; `card` is the model's.
@@ -85,6 +86,7 @@ def write_bundle(
         float_layers=tuple(float_layers),
         instruction_set=instruction_set(),
         target=target,
+        half_floats=half_floats,
         opset=_opset(step.path / bundle.MODEL),
         params=params,
         macs=macs,

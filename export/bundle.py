@@ -20,6 +20,7 @@ from export.images import U8, decode, decode_indices, encode_image, encode_mask
 from export.machine import instruction_set
 from export.manifest import SCHEMA_VERSION, Golden, Manifest, TensorSignature, digest_of
 from export.runtime import CPU, OnnxModel, Segmenter
+from export.sessions import MemoryPool
 
 MODEL = "model.onnx"
 MANIFEST = "manifest.json"
@@ -48,8 +49,25 @@ class Bundle:
         """Of the model alone."""
         return self.model_path.stat().st_size
 
-    def model(self, *, threads: int | None = None, runs_at_once: int = 1) -> OnnxModel:
-        return OnnxModel(self.model_path, threads=threads, providers=self.providers, runs_at_once=runs_at_once)
+    def model(
+        self,
+        *,
+        threads: int | None = None,
+        memory_pool: MemoryPool = "keep",
+        usual_pixels: int = 0,
+        runs_at_once: int = 1,
+    ) -> OnnxModel:
+        """On its providers, as the manifest allows; the rest is that of `OnnxModel`."""
+        return OnnxModel(
+            self.model_path,
+            threads=threads,
+            providers=self.providers,
+            memory_pool=memory_pool,
+            usual_pixels=usual_pixels,
+            runs_at_once=runs_at_once,
+            integers=self.manifest.precision == "int8",
+            half_floats=self.manifest.half_floats,
+        )
 
     def segmenter(self, *, threads: int | None = None) -> Segmenter:
         return Segmenter.of(self.manifest, self.model(threads=threads))

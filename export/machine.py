@@ -93,6 +93,11 @@ def instruction_set() -> InstructionSet:
     return next((name for flag, name in by_flag if flag in flags), "generic")
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions that multiply bfloat16, of the kind that OpenVINO uses."""
+    return not _cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16"))
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that can change a result; absent ones are left out."""
     versions = {}

@@ -105,6 +105,8 @@ class Manifest(_Part):
     """Of the machine that measured this bundle and computed its golden answers."""
     target: str = "auto"
     """What INT8 was made for (`--for`)."""
+    half_floats: bool = False
+    """Whether what it was made for may compute in 16 bits what is in float; it was measured in 32."""
     opset: int
     params: int
     macs: int

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from export.errors import UsageError
-from export.runtime import CPU, OPENVINO, available_providers
+from export.runtime import CPU, OPENVINO, TENSORRT, available_providers
 from export.sessions import Provider
 
 logger = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ _PROVIDERS: dict[Provider, tuple[str, str]] = {
     Provider.CPU: (CPU, "onnxruntime"),
     Provider.OPENVINO: (OPENVINO, "onnxruntime-openvino"),
     Provider.CUDA: ("CUDAExecutionProvider", "onnxruntime-gpu"),
-    Provider.TENSORRT: ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    Provider.TENSORRT: (TENSORRT, "onnxruntime-gpu"),
 }
 
 

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from export.errors import BundleError, ShapeError, UsageError, WorkFailedError
 from export.images import U8, Geometry
-from export.machine import usable_cores
+from export.machine import has_bfloat16, usable_cores
 from export.manifest import Manifest, TensorSignature
 from export.sessions import MemoryPool
 
 CPU = "CPUExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 MASK = "mask"
 LOGITS = "logits"
@@ -51,10 +52,13 @@ class OnnxModel:
         memory_pool: MemoryPool = "keep",
         usual_pixels: int = 0,
         runs_at_once: int = 1,
+        integers: bool = False,
+        half_floats: bool = False,
     ) -> None:
         """`threads` of one run (default: all cores the process may use), of which there will be up to `runs_at_once`;
         `optimised` False runs the graph as written. With the `memory_pool` "shrink", runs of more than `usual_pixels`
-        (batch x height x width) give memory back.
+        (batch x height x width) give memory back. A graph is in `integers` where it has Q/DQ pairs; with `half_floats`
+        a provider other than the CPU's may compute the rest in 16 bits, where it has those.
 
         Raises UsageError for a provider that is not available, BundleError for a file that is no model.
         """
@@ -70,7 +74,10 @@ class OnnxModel:
             self._session = ort.InferenceSession(
                 content,
                 session_options(self.threads, optimised=optimised, memory_pool=memory_pool),
-                providers=[(name, _provider_options(name, self.threads, runs_at_once)) for name in providers],
+                providers=[
+                    (name, _provider_options(name, self.threads, runs_at_once, integers=integers, half=half_floats))
+                    for name in providers
+                ],
                 enable_fallback=0,  # it would try another provider, and print about it on standard output
             )
             self.inputs = tuple(_signature(node) for node in self._session.get_inputs())
@@ -152,17 +159,24 @@ def gives_logits(manifest: Manifest) -> bool:
     return any(output.name == LOGITS for output in manifest.outputs)
 
 
-def _provider_options(name: str, threads: int, runs_at_once: int) -> dict[str, str]:
+def _provider_options(name: str, threads: int, runs_at_once: int, *, integers: bool, half: bool) -> dict[str, str]:
     """What a provider does not take from the session's own options."""
+    if name == TENSORRT:
+        # Without the first it refuses a graph with Q/DQ pairs; the second is for the layers that have none. It goes
+        # without what the GPU does not have. Source: ONNX Runtime, "TensorRT Execution Provider", and its issue 13381.
+        return {"trt_int8_enable": str(integers), "trt_fp16_enable": str(integers and half)}
     if name != OPENVINO:
         return {}
     # It has threads of its own, all cores by default, and one stream: runs of several callers take turns in it. What it
     # prepares for a size it keeps, 5,000 layers by default, over a MiB a size; for the size of the run before it needs
-    # none of that. Source: OpenVINO, "Performance Hints and Thread Scheduling", and config.h of its CPU plugin.
+    # none of that. bfloat16 it takes wherever there is AVX-512, also where that has no instruction for it, so it is not
+    # asked for there. Source: OpenVINO, "Performance Hints and Thread Scheduling", and config.h and system_conf.cpp of
+    # its CPU plugin.
     properties = {
         "NUM_STREAMS": str(runs_at_once),
         "INFERENCE_NUM_THREADS": str(runs_at_once * threads),
         "CPU_RUNTIME_CACHE_CAPACITY": "64",
+        "INFERENCE_PRECISION_HINT": "bf16" if integers and half and has_bfloat16() else "f32",
     }
     return {"device_type": "CPU", "load_config": json.dumps({"CPU": properties})}
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -77,10 +77,8 @@ class BundlePredictor:
 
 
 def _opened(bundle: Bundle, session: SessionSettings) -> OnnxModel:
-    return OnnxModel(
-        bundle.model_path,
+    return replace(bundle, providers=tuple(session.providers)).model(
         threads=session.threads,
-        providers=session.providers,
         memory_pool=session.memory_pool,
         usual_pixels=_usual_pixels(bundle.manifest),
         runs_at_once=session.concurrency,

@@ -301,6 +301,11 @@ OPTIONS = {
         "compress.quantize.ptq:with_float_ends=first",
         "tests/compress/test_targets.py::test_tensorrt_has_biases_in_float_and_uint8_at_its_ends_alone",
     ),
+    "quantize.half_floats": (
+        "export.runtime:has_bfloat16=false",
+        "tests/serve/test_serve_providers.py::"
+        "test_openvino_is_asked_for_bfloat16_only_where_the_processor_multiplies_it",
+    ),
     "quantize.mode=qat": (
         "compress.quantize.quantize:_trained=second",
         "tests/compress/test_quantize_qat.py::test_training_beats_calibration_where_that_loses",

@@ -45,8 +45,8 @@ def command(
         str | None,
         typer.Option(
             "--for",
-            help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino. Timed is only what "
-            "is here; what stays in float is float32.",
+            help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino; these two may "
+            "compute in 16 bits what stays in float (quantize.half_floats). Timed is only what is here.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep INT8 that is not faster than its float parent.")] = False,

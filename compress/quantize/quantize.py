@@ -18,6 +18,7 @@ from compress.quantize.kernels import look_at_kernels
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
 from compress.quantize.source import Source
+from compress.quantize.targets import scheme_of
 from compress.quantize.workbench import TIMED, Workbench, compared, inputs, made_on, opened, up_to_date
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, running
@@ -154,6 +155,7 @@ def _quantize(
         params=source.params(),
         macs=source.macs((latency.height, latency.width)),
         target=settings.target,
+        half_floats=settings.half_floats and not scheme_of(settings.target).by_cpu_provider,
         float_layers=made.quantized.float_layers,
     )
     return result

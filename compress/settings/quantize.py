@@ -66,7 +66,10 @@ class QuantizeSettings(Settings):
     target: Target = "auto"
     """What will serve (`--for`): a machine for ONNX Runtime's CPU provider, where without VNNI weights take 7 bits
     because U8S8 saturates; or TensorRT or OpenVINO. Nothing is decided by the clock for them, or for a processor that
-    this machine is not. What stays in float is float32; INT8 with float16 or bfloat16 is not built."""
+    this machine is not."""
+    half_floats: bool = True
+    """Let TensorRT or OpenVINO, where INT8 is made for them, compute in 16 bits what stays in float: float16 on a GPU
+    that has it, bfloat16 on a processor that has it. The CPU provider computes it in float32."""
     rewrites: bool = True
     """Put operators into an equal form where that measures faster in INT8 here."""
     force: bool = False

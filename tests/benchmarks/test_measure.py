@@ -35,9 +35,8 @@ class RecordedBundle(Bundle):
     given: dict[int, list[U8]] = field(default_factory=dict)
     """By number of threads."""
 
-    def model(self, *, threads: int | None = None, runs_at_once: int = 1) -> OnnxModel:
-        given = self.given.setdefault(threads or 0, [])
-        return Recorder(self.model_path, given, threads=threads, runs_at_once=runs_at_once)
+    def model(self, *, threads: int | None = None, **others: Any) -> OnnxModel:
+        return Recorder(self.model_path, self.given.setdefault(threads or 0, []), threads=threads, **others)
 
 
 def test_every_model_has_its_samples_and_a_footprint_of_its_own(tmp_path: Path) -> None:

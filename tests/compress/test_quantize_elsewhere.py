@@ -35,13 +35,18 @@ def test_a_bundle_for_another_processor_is_not_judged_by_the_clock_of_this_one(
     made = quantize(trained.path, discs, tmp_path / "out", recipe(*settings, "quantize.calibration=minmax"))
     record = (read_record(made.path) or {})["result"]
     assert (record["timed_for_target"], record["speedup"]) == (False, 0.8)
-    assert (made.manifest.target, made.manifest.float_layers) == (target, ())
+    assert (made.manifest.target, made.manifest.float_layers, made.manifest.half_floats) == (target, (), False)
     assert f"made for {target}, and this machine" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+@pytest.mark.parametrize(("target", "half_floats"), [("tensorrt", True), ("openvino", True), ("openvino", False)])
 def test_a_bundle_for_another_runtime_is_proven_and_verified_here(
-    trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None], target: str
+    trained: Checkpoint,
+    discs: Path,
+    tmp_path: Path,
+    clock: Callable[[float, float], None],
+    target: str,
+    half_floats: bool,
 ) -> None:
     """However long it takes here, which says nothing of there: it is not refused, and the record says so."""
     clock(4.0, 5.0)
@@ -49,10 +54,16 @@ def test_a_bundle_for_another_runtime_is_proven_and_verified_here(
         trained.path,
         discs,
         tmp_path / "out",
-        recipe(f"quantize.target={target}", "quantize.force=false", "quantize.calibration=minmax"),
+        recipe(
+            f"quantize.target={target}",
+            f"quantize.half_floats={str(half_floats).lower()}",
+            "quantize.force=false",
+            "quantize.calibration=minmax",
+        ),
     )
     assert max(verify(made.path).golden_differing.values()) == 0
     assert (made.manifest.target, made.manifest.precision, made.manifest.float_layers) == (target, "int8", ())
+    assert made.manifest.half_floats is half_floats
     record = (read_record(made.path) or {})["result"]
     assert (record["target"], record["timed_for_target"], record["speedup"]) == (target, False, 0.8)
     assert record["miou"] > 0.9
