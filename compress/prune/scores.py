@@ -107,7 +107,7 @@ class Scores:
         scores = torch.cat(list(self.by_group.values()))
         kept = torch.ones(len(scores), dtype=torch.bool)
         kept[torch.argsort(scores, stable=True)[: round(ratio * len(scores))]] = False
-        parts = kept.split([len(raw) for raw in self.raw.values()])
+        parts = torch.split(kept, [len(raw) for raw in self.raw.values()])
         return {name: float(part.sum()) for name, part in zip(self.raw, parts, strict=True)}
 
     def _cut(self, name: str, kept: int) -> GroupCut:
