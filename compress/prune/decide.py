@@ -16,7 +16,7 @@ from compress.prune.recover import Recovery
 from compress.prune.scores import Scores
 from compress.prune.search import ByRatio, ByTable, Search, fast_enough
 from compress.prune.step import PruneStep
-from export.errors import UsageError, WorkFailedError
+from export.errors import ShapeError, WorkFailedError
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class Decider:
     def _table_of(self, network: nn.Module) -> NetworkCosts | None:
         """None where widths are to be chosen without a table, or have to be.
 
-        Raises UsageError for a table that was given and does not fit.
+        Raises UsageError for a table that was given and does not fit, and where none can be kept.
         """
         settings = self._step.recipe.prune
         if settings.search == "ratio":
             return None
         try:
             return self._costs(network)
-        except (UsageError, WorkFailedError) as error:
+        except (ShapeError, WorkFailedError) as error:
             if settings.latency_table is not None:
                 raise
             say(f"the layers of this network cannot be timed one by one, so one threshold serves for all: {error}")
