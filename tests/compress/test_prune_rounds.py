@@ -1,6 +1,8 @@
 """A budget of accuracy: how many rounds are taken for it, what is kept when it is missed, and what a kill leaves."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,28 @@ def test_a_latency_is_a_speedup_over_what_the_parent_takes(trained: Checkpoint, 
     assert result["milliseconds"] <= 6
     with pytest.raises(BudgetMissedError, match=r"0\.01 ms, which is a speed-up of .*, is out of reach"):
         prune(trained.path, discs, tmp_path / "far", by_speedup("prune.latency_ms=0.01"))
+
+
+def test_what_a_busy_machine_measured_is_doubted(
+    trained: Checkpoint,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A goal that is missed beside other work may be within reach, and one that is met may not be."""
+    probe = import_module("compress.prune.step").LatencyProbe
+    monkeypatch.setattr(probe, "measure", _with(disturbed=0.62)(probe.measure))
+    met = by_speedup("prune.speedup=1.5", "prune.channel_multiple=4")
+    result = result_of(prune(trained.path, discs, tmp_path / "met", met).path)
+    assert result["disturbed"] == 0.62
+    assert "warning: other work kept this machine busy: the median run took 62% longer" in capfd.readouterr().err
+    with pytest.raises(BudgetMissedError, match=r"50 seems out of reach: .*62% longer.*prune again while .* quiet"):
+        prune(trained.path, discs, tmp_path / "missed", by_speedup("prune.speedup=50", "prune.channel_multiple=8"))
+
+
+def _with(**changes: Any) -> Callable[[Any], Any]:
+    return lambda measure: lambda *given: replace(measure(*given), **changes)
 
 
 def test_a_way_that_was_killed_is_gone_on_with(
