@@ -221,6 +221,14 @@ def test_a_network_at_its_floor_is_not_pruned(trained: Checkpoint, discs: Path, 
         prune(trained.path, discs, tmp_path / "out", by_speedup("prune.speedup=2", "prune.channel_multiple=64"))
 
 
+def test_a_share_that_is_less_than_a_step_of_every_width_is_not_pruned(
+    trained: Checkpoint, discs: Path, tmp_path: Path
+) -> None:
+    chosen = Recipe.load(None, [*TINY_SETTINGS, "prune.ratio=0.05", "prune.scope=local"])
+    with pytest.raises(UsageError, match=r"takes no step of 8 channels from any group of layers; ask for more"):
+        prune(trained.path, discs, tmp_path / "out", chosen)
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
