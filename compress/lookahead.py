@@ -7,6 +7,7 @@ import numpy as np
 from compress import models
 from compress.budget import Budget
 from compress.data.check import require_sound
+from compress.data.evaluation import usual_size
 from compress.data.folder import Dataset
 from compress.own import is_own
 from compress.prune.levels import require_levels
@@ -17,6 +18,7 @@ from compress.train import own
 from compress.train.freeze import Freezing
 from compress.train.losses import class_weights
 from compress.train.precision import pick_device
+from export.images import padded_size
 from export.latency.table import LatencyTable
 
 
@@ -28,8 +30,6 @@ def look_ahead(recipe: Recipe, data: Path) -> Dataset:
     dataset = require_sound(data, recipe.data.channels)
     for settings in (recipe.prune, recipe.quantize):
         Budget(min_iou=settings.min_iou).require_classes(dataset.classes)
-    if recipe.prune.latency_table is not None:
-        LatencyTable.load(recipe.prune.latency_table)
     pick_device(recipe.train.device)
     _require_fit(recipe.prune.finetune, dataset)
     if recipe.quantize.mode == "qat":
@@ -50,11 +50,16 @@ def _require_fit(settings: FitSettings, dataset: Dataset) -> None:
 
 def _require_network(recipe: Recipe, dataset: Dataset) -> None:
     """The recipe's network, as it is before any training, is one that can be frozen and cut as is asked."""
-    levels, freeze = recipe.prune.levels, recipe.prune.finetune.freeze
-    if levels is None and not freeze.epochs:
+    levels, freeze, table = recipe.prune.levels, recipe.prune.finetune.freeze, recipe.prune.latency_table
+    if levels is None and not freeze.epochs and table is None:
         return
     arguments = {"channels": dataset.channels, "classes": len(dataset.classes), **recipe.model.keywords()}
     network = models.build(recipe.model.factory, arguments)
     Freezing(network, freeze, recipe.prune.finetune.SECTION)
     if levels is not None:
         require_levels(network, levels, "the recipe's network")
+    if table is not None:
+        size = recipe.prune.latency_size or recipe.data.size or usual_size(dataset)
+        padded = padded_size(*size, models.size_multiple(network))
+        # Whether it has all of the layers, only an export tells.
+        LatencyTable.load(table).require((), {}, precision=recipe.prune.precision, size=padded, source=table)

@@ -168,6 +168,8 @@ def _explain(item: Any) -> str:
         )
     if not place:
         return str(message)
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping):
+        return f"{'.'.join(place)}: {message}"  # of settings together, which the message names
     return f"{'.'.join(_setting(place, MODELS.get(model or '')))} = {item['input']!r}: {message}"
 
 

@@ -25,6 +25,10 @@ class Samples:
     def median(self) -> float:
         return self.percentile(50)
 
+    @property
+    def fastest(self) -> float:
+        return min(self.milliseconds)
+
 
 def interleaved(
     models: Mapping[str, Callable[[], object]],

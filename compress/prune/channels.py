@@ -4,6 +4,7 @@ from typing import Any
 
 from compress.budget import Budget
 from compress.models import size_multiple
+from compress.models.plan import Dependencies
 from compress.progress import say
 from compress.prune.rounds import Rounds, Stage
 from compress.prune.step import PruneStep
@@ -30,10 +31,7 @@ def cut_channels(step: PruneStep) -> dict[str, Any]:
     way = _Way(rounds, settings, _asked(step, rounds))
     stage = way.to_the_goal() if settings.goals else way.as_far_as_allowed()
     if stage.figures is None:
-        raise UsageError(
-            f"nothing can go from {step.parent.path}: no group of layers is wider than {settings.channel_multiple} "
-            "channels; set a smaller prune.channel_multiple"
-        )
+        raise UsageError(f"nothing can go from {step.parent.path}: {_why_nothing_goes(step)}")
     plan = stage.plan
     result = {
         **stage.figures,
@@ -50,6 +48,17 @@ def cut_channels(step: PruneStep) -> dict[str, Any]:
         pruning=(*step.parent.card.pruning, plan),
         size_multiple=size_multiple(stage.network),
     )
+
+
+def _why_nothing_goes(step: PruneStep) -> str:
+    multiple = step.recipe.prune.channel_multiple
+    widths = Dependencies(step.parent.network(), step.parent.card.channels).widths()
+    if max(widths.values()) > multiple:
+        return (
+            f"what is asked for takes no step of {multiple} channels from any group of layers; ask for more, or set a "
+            "smaller prune.channel_multiple"
+        )
+    return f"no group of layers is wider than {multiple} channels; set a smaller prune.channel_multiple"
 
 
 def _asked(step: PruneStep, rounds: Rounds) -> float | None:

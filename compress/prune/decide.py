@@ -11,12 +11,12 @@ from compress.models.plan import PruningPlan
 from compress.progress import say
 from compress.prune.costs import NetworkCosts
 from compress.prune.importance import scores_by
-from compress.prune.probe import LatencyProbe, Measured
+from compress.prune.probe import QUIET, LatencyProbe, Measured
 from compress.prune.recover import Recovery
 from compress.prune.scores import Scores
 from compress.prune.search import ByRatio, ByTable, Search, fast_enough
 from compress.prune.step import PruneStep
-from export.errors import UsageError, WorkFailedError
+from export.errors import ShapeError, WorkFailedError
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Decider:
         """Cut the share `ratio` of the channels of `network`."""
         scores = self._scores(network)
         plan = scores.plan(ratio, self._step.recipe.prune.channel_multiple)
-        figures = {**self._figures(self._measured(network, plan)), "groups": _groups(plan, scores)}
-        return Decision(plan, figures)
+        measured = self._measured(network, plan)
+        _warn(measured)
+        return Decision(plan, {**self._figures(measured), "groups": _groups(plan, scores)})
 
     def by_speedup(self, network: nn.Module, before: float, wanted: float) -> Decision:
         """Cut `network`, which is `before` times faster than the parent, until it is `wanted` times faster."""
@@ -49,6 +50,7 @@ class Decider:
         costs = self._table_of(network)
         if costs is None:
             plan, measured = self._fast_enough(self._ratios(network, scores, before), network, before, wanted)
+            _warn(measured)
             return Decision(plan, {**self._figures(measured), "groups": _groups(plan, scores)})
         search = ByTable(scores, costs)
         if costs.foreign:
@@ -67,6 +69,7 @@ class Decider:
         else:
             error = predicted / measured.speedup - 1
             say(f"the latency table foretold {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
+            _warn(measured)
         return Decision(plan, figures)
 
     def groups(self, plan: PruningPlan) -> dict[str, dict[str, float]]:
@@ -97,14 +100,14 @@ class Decider:
     def _table_of(self, network: nn.Module) -> NetworkCosts | None:
         """None where widths are to be chosen without a table, or have to be.
 
-        Raises UsageError for a table that was given and does not fit.
+        Raises UsageError for a table that was given and does not fit, and where none can be kept.
         """
         settings = self._step.recipe.prune
         if settings.search == "ratio":
             return None
         try:
             return self._costs(network)
-        except (UsageError, WorkFailedError) as error:
+        except (ShapeError, WorkFailedError) as error:
             if settings.latency_table is not None:
                 raise
             say(f"the layers of this network cannot be timed one by one, so one threshold serves for all: {error}")
@@ -151,8 +154,17 @@ class Decider:
         return {
             "speedup": measured.speedup,
             "milliseconds": measured.milliseconds,
+            "disturbed": measured.disturbed,
             "latency_size": list(self._probe.size),
         }
+
+
+def _warn(measured: Measured) -> None:
+    if measured.disturbed > QUIET:
+        say(
+            f"warning: other work kept this machine busy: the median run took {measured.disturbed:.0%} longer than the "
+            f"fastest, so that {measured.speedup:.2f}x is uncertain; compress bench latency tells once it is quiet"
+        )
 
 
 def _groups(

@@ -10,6 +10,7 @@ from compress.checkpoint import Checkpoint
 from compress.progress import say
 from compress.prune.channels import cut_channels
 from compress.prune.levels import cut_levels
+from compress.prune.probe import QUIET
 from compress.prune.step import PruneStep, inputs, opened
 from compress.prune.weights import cut_weights
 from compress.recipe import Recipe
@@ -87,6 +88,13 @@ def _out_of_reach(settings: PruneSettings, result: Mapping[str, Any]) -> str | N
     wanted = f"a speed-up of {asked:.3g}"
     if settings.latency_ms is not None:
         wanted = f"{settings.latency_ms:g} ms, which is {wanted},"
+    disturbed = 0.0 if "speedup_here" in result else result.get("disturbed", 0.0)
+    if disturbed > QUIET:
+        return (
+            f"{wanted} seems out of reach: the fastest network found is {found:.2f}x faster, but other work kept this "
+            f"machine busy (the median run took {disturbed:.0%} longer than the fastest), which slows small networks "
+            "down most; remove the result and prune again while the machine is quiet"
+        )
     return (
         f"{wanted} is out of reach: the fastest network found, widths at least {settings.channel_multiple}, is "
         f"{found:.2f}x faster; ask for less, or train a model with wider layers to prune from"

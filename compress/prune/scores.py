@@ -103,8 +103,12 @@ class Scores:
         return {name: (1 - ratio) * len(raw) for name, raw in self.raw.items()}
 
     def _most_important(self, ratio: float) -> dict[str, float]:
-        threshold = float(torch.quantile(torch.cat(list(self.by_group.values())), ratio))
-        return {name: float((scores > threshold).sum()) for name, scores in self.by_group.items()}
+        """Of channels that are worth the same, those of earlier layers go first: a threshold would take all of them."""
+        scores = torch.cat(list(self.by_group.values()))
+        kept = torch.ones(len(scores), dtype=torch.bool)
+        kept[torch.argsort(scores, stable=True)[: round(ratio * len(scores))]] = False
+        parts = torch.split(kept, [len(raw) for raw in self.raw.values()])
+        return {name: float(part.sum()) for name, part in zip(self.raw, parts, strict=True)}
 
     def _cut(self, name: str, kept: int) -> GroupCut:
         raw = self.raw[name]

@@ -9,6 +9,8 @@ import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from export.errors import UsageError
+from export.files import make_folder
 from export.latency.kinds import LayerKey, Pair
 from export.latency.probes import REFERENCE, probe_of
 from export.latency.store import cache_path, keep, opened
@@ -71,9 +73,16 @@ def cached_table(
     size: Pair,
     progress: Counted = silent,
 ) -> LatencyTable:
-    """`measure_table` in the user's cache: a file for each machine, version of the runtime, precision and threads."""
+    """`measure_table` in the user's cache: a file for each machine, version of the runtime, precision and threads.
+
+    Raises UsageError where nothing can be kept, and for a damaged file.
+    """
     threads = threads or usable_cores()
     path = cache_path(precision, threads)
+    try:
+        make_folder(path.parent)
+    except UsageError as error:
+        raise UsageError(f"{error}, as XDG_CACHE_HOME: measured layers are kept there for the next time") from error
     return measure_table(keys, path=path, precision=precision, threads=threads, size=size, progress=progress)
 
 

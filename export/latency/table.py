@@ -19,7 +19,7 @@ from export.manifest import Precision
 
 SCHEMA_VERSION = 1
 
-_AGAIN = "measure it again: compress bench table BUNDLE --size HxW"
+_AGAIN = "measure it again: compress bench table BUNDLE --size HxW --out FILE"
 
 
 class _Part(BaseModel):
@@ -132,7 +132,7 @@ class LatencyTable(_Part):
         Raises UsageError, with what is measured, what is wanted, and what to do.
         """
         again = f"measure on the machine that will serve: compress bench table BUNDLE --size {size[0]}x{size[1]}"
-        again += f" --precision {precision}"
+        again += f" --precision {precision} --out FILE"
         if precision != self.precision:
             raise UsageError(f"{source} was measured in {self.precision} and {precision} is asked for; {again}")
         if size not in self.sizes:

@@ -16,6 +16,9 @@ from compress.data.folder import open_dataset
 from export.bundle import Bundle
 from export.errors import WorkFailedError
 from export.images import decode_indices, encode_image, encode_mask
+from export.latency.table import LatencyTable
+from export.machine import Machine
+from export.manifest import Precision
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,35 @@ def test_a_run_is_refused_at_once_what_a_later_step_would_refuse(
     assert done.status == 2
     assert TOO_LATE[settings] in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "size", "says"),
+    [
+        ("fp32", (48, 64), "training began"),
+        ("int8", (48, 64), "was measured in int8 and fp32 is asked for"),
+        ("fp32", (48, 48), "was measured at 48x48, not at 48x64"),
+    ],
+)
+def test_a_run_is_refused_at_once_a_latency_table_of_something_else(
+    cli: Cli,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    size: tuple[int, int],
+    says: str,
+) -> None:
+    def begin(*_: object) -> None:
+        raise WorkFailedError("training began")
+
+    monkeypatch.setattr("compress.pipeline.train", begin)
+    table = LatencyTable(machine=Machine.here(), onnxruntime="1.0", precision=precision, threads=1, sizes=(size,))
+    (tmp_path / "table.json").write_text(table.model_dump_json())
+    settings = (f"data.path={discs}", "prune.speedup=2", f"prune.latency_table={tmp_path / 'table.json'}")
+    done = cli("run", "--out", tmp_path / "run", *(word for one in settings for word in ("--set", one)))
+    assert says in done.err
+    assert done.status == (1 if says == "training began" else 2)
 
 
 @pytest.mark.parametrize(

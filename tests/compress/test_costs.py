@@ -256,6 +256,17 @@ def test_where_layers_cannot_be_timed_one_threshold_serves_for_all(
     assert "speedup_predicted" not in result
 
 
+@pytest.mark.usefixtures("real_export")
+def test_where_times_cannot_be_kept_that_is_told_and_no_other_way_is_taken(
+    trained: Checkpoint, discs: Path, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"cannot be written: Not a directory; .* XDG_CACHE_HOME"):
+        prune(trained.path, discs, tmp_path / "out", by_table("prune.speedup=1.5"))
+    assert not (tmp_path / ".out.partial").exists()
+
+
 def test_a_table_that_is_not_there_is_told_before_anything_starts(
     trained: Checkpoint, discs: Path, tmp_path: Path
 ) -> None:

@@ -1,11 +1,13 @@
 """How fast a plan would be is asked of the parent's graph with weights of other shapes: those of the real export."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from support.networks import Mobile, exported, random_network, random_unet, randomised
 from torch import Tensor, nn
 
@@ -96,10 +98,61 @@ def test_a_speedup_is_the_ratio_of_medians_of_one_run(monkeypatch: pytest.Monkey
     def fake(models: dict[str, Any], *, rounds: int) -> dict[str, Samples]:
         for run in models.values():
             run()
-        return {"parent": Samples((9.0, 12.0, 100.0)), "child": Samples((3.0, 4.0, 0.1))}
+        return {"parent": Samples((11.9, 12.0, 100.0)), "child": Samples((2.9, 3.0, 4.0))}
 
     monkeypatch.setattr(probe, "interleaved", fake)
     network = random_unet()
     asked = LatencyProbe(with_outputs(exported(network), "mask"), size=(16, 24), channels=1)
     assert asked.speedup(network) == pytest.approx(4.0)
-    assert asked.measure(with_outputs(exported(network), "mask")) == Measured(4.0, 3.0)
+    measured = asked.measure(with_outputs(exported(network), "mask"))
+    assert (measured.speedup, measured.milliseconds) == (4.0, 3.0)
+    assert measured.disturbed == pytest.approx(0.1 / 2.9)
+
+
+class SharedMachine:
+    """Stands in for the runtime and its clock. A parent takes 30 ms and a child 3; while other work shares the machine,
+    half as long again, and most of the short runs wait for a core besides."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, busy_rounds: int) -> None:
+        self.now_ns = 0
+        self.busy_rounds = busy_rounds
+        monkeypatch.setattr("time.perf_counter_ns", lambda: self.now_ns)
+        monkeypatch.setattr(probe, "OnnxModel", self._model)
+
+    def measured(self) -> Measured:
+        parent, child = (helper.make_model(helper.make_graph([], name, [], [])) for name in ("parent", "child"))
+        return LatencyProbe(parent, size=(16, 24), channels=1).measure(child)
+
+    def _model(self, model: bytes, **_: Any) -> Any:
+        usual, wait = {"parent": (30.0, 0.0), "child": (3.0, 4.0)}[onnx.load_from_string(model).graph.name]
+        rounds = iter(range(1000))
+
+        def masks(_: Any) -> None:
+            index = next(rounds)
+            busy = index < self.busy_rounds
+            self.now_ns += int(1e6 * (usual * 1.5 + (wait if index % 5 else 0.0) if busy else usual))
+
+        return SimpleNamespace(masks=masks)
+
+
+ONE_RUN = 3 + probe.ROUNDS
+"""With its warm-up."""
+
+
+def test_a_quiet_machine_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = SharedMachine(monkeypatch, busy_rounds=0)
+    assert machine.measured() == Measured(10.0, 3.0, disturbed=0.0)
+    assert machine.now_ns == ONE_RUN * 33e6
+
+
+def test_what_other_work_disturbs_is_measured_again_until_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one run this network would be 5.3 times as fast as its parent, and its goal out of reach."""
+    machine = SharedMachine(monkeypatch, busy_rounds=2 * ONE_RUN)
+    assert machine.measured() == Measured(10.0, 3.0, disturbed=0.0)
+
+
+def test_where_other_work_never_pauses_that_is_told_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = SharedMachine(monkeypatch, busy_rounds=1000)
+    measured = machine.measured()
+    assert measured.speedup == pytest.approx(45 / 8.5)
+    assert measured.disturbed == pytest.approx(8.5 / 4.5 - 1)

@@ -1,6 +1,8 @@
 """A budget of accuracy: how many rounds are taken for it, what is kept when it is missed, and what a kill leaves."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,28 @@ def test_a_latency_is_a_speedup_over_what_the_parent_takes(trained: Checkpoint, 
         prune(trained.path, discs, tmp_path / "far", by_speedup("prune.latency_ms=0.01"))
 
 
+def test_what_a_busy_machine_measured_is_doubted(
+    trained: Checkpoint,
+    discs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A goal that is missed beside other work may be within reach, and one that is met may not be."""
+    probe = import_module("compress.prune.step").LatencyProbe
+    monkeypatch.setattr(probe, "measure", _with(disturbed=0.62)(probe.measure))
+    met = by_speedup("prune.speedup=1.5", "prune.channel_multiple=4")
+    result = result_of(prune(trained.path, discs, tmp_path / "met", met).path)
+    assert result["disturbed"] == 0.62
+    assert "warning: other work kept this machine busy: the median run took 62% longer" in capfd.readouterr().err
+    with pytest.raises(BudgetMissedError, match=r"50 seems out of reach: .*62% longer.*prune again while .* quiet"):
+        prune(trained.path, discs, tmp_path / "missed", by_speedup("prune.speedup=50", "prune.channel_multiple=8"))
+
+
+def _with(**changes: Any) -> Callable[[Any], Any]:
+    return lambda measure: lambda *given: replace(measure(*given), **changes)
+
+
 def test_a_way_that_was_killed_is_gone_on_with(
     trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +219,14 @@ def test_a_latency_that_the_parent_has_is_not_pruned_for(trained: Checkpoint, di
 def test_a_network_at_its_floor_is_not_pruned(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no group of layers is wider than 64"):
         prune(trained.path, discs, tmp_path / "out", by_speedup("prune.speedup=2", "prune.channel_multiple=64"))
+
+
+def test_a_share_that_is_less_than_a_step_of_every_width_is_not_pruned(
+    trained: Checkpoint, discs: Path, tmp_path: Path
+) -> None:
+    chosen = Recipe.load(None, [*TINY_SETTINGS, "prune.ratio=0.05", "prune.scope=local"])
+    with pytest.raises(UsageError, match=r"takes no step of 8 channels from any group of layers; ask for more"):
+        prune(trained.path, discs, tmp_path / "out", chosen)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ FILES = {
     "a range that is none": ("[train.augment]\nscale = [2.0, 1.0]", ["train.augment", "[2.0, 1.0] is not a range"]),
     "two goals": (
         "[prune]\nspeedup = 2.0\nratio = 0.5",
-        ["prune", "speedup, ratio exclude each other"],
+        ["- prune: speedup, ratio exclude each other"],
     ),
     "no gain": ("[prune]\nspeedup = 1.0", ["prune.speedup = 1.0: Input should be greater than 1"]),
     "a value for a section": ("train = 3", ["train = 3"]),
@@ -49,7 +49,7 @@ FILES = {
     ),
     "weights without weight": (
         "[train.loss]\nclass_weights = [0, 0]",
-        ["train.loss", "class_weights [0.0, 0.0] leave no class that counts"],
+        ["- train.loss: class_weights [0.0, 0.0] leave no class that counts"],
     ),
     "rare crops of whole images": ("[data]\nrare_crops = 0.5", ["data", "set crop, or leave it out"]),
     "stages of what never stands still": (

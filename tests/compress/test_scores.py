@@ -116,3 +116,11 @@ def test_global_scope_takes_where_least_is_worth() -> None:
     raw = {"even": torch.linspace(0.9, 1.1, 20), "uneven": torch.cat([torch.full((15,), 0.01), torch.ones(5)])}
     assert Scores(raw, scope="local").plan(0.25, 1).widths() == {"even": (20, 15), "uneven": (20, 15)}
     assert Scores(raw).plan(0.25, 1).widths()["even"] == (20, 20)
+
+
+def test_of_channels_that_are_worth_the_same_no_more_go_than_were_asked_for() -> None:
+    """As BatchNorm scales are at first, and dead channels by activation."""
+    scores = Scores({"a": torch.ones(40), "b": torch.ones(60)})
+    assert scores.plan(0.3, 1).removed == pytest.approx(0.3)
+    half_dead = Scores({"a": torch.tensor([0.0] * 20 + [1.0] * 20)}, comparable=True)
+    assert half_dead.plan(0.25, 1).widths() == {"a": (40, 30)}

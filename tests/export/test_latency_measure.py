@@ -108,6 +108,15 @@ def test_the_cache_has_a_file_for_each_machine_precision_and_number_of_threads(
     assert len(files()) == 4
 
 
+def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
+    machine: FakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"latency cannot be written: Not a directory; .* XDG_CACHE_HOME"):
+        cached_table(KEYS[:1], precision="fp32", threads=1, size=SIZE)
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
