@@ -182,7 +182,8 @@ class Fit:
         A run that goes on after its last step comes here again, and to the same end.
         """
         done = self._progress
-        reestimate(swa.network, self._images, batch_size=self._settings.batch_size, seed=self._settings.seed)
+        size, seed = self._settings.batch_size, self._settings.seed
+        reestimate(swa.network, self._images, batch_size=size, at_once=self._stepper.at_once, seed=seed)
         metrics = validate(swa.network, self._validation, self._runtime.device).metrics
         say(f"the average over {swa.steps} epochs: mIoU {metrics.miou:.4f}, the best epoch {done.miou:.4f}")
         done.history[-1]["swa"] = metrics.as_tree()
