@@ -11,7 +11,7 @@ from compress.rates import RateTest, has_exploded
 from compress.recipe import Recipe
 from compress.train.clock import Clock
 from compress.train.feed import Fed, Feed
-from compress.train.freeze import Freezing
+from compress.train.freeze import Freezing, require_encoder
 from compress.train.losses import class_weights
 from compress.train.objective import Objective
 from compress.train.precision import choose, pick_device
@@ -51,6 +51,7 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
     )
     stepper = Stepper(network, objective, recipe.train.model_copy(update={"ema_decay": 0.0}), runtime)
     network.train()
+    require_encoder(network, recipe.train)
     Freezing(network, recipe.train.freeze).apply(0)
     batches = _endless(Feed(images, recipe.train, recipe.train.augment, runtime, Clock(runtime)))
     rates: list[float] = []

@@ -22,7 +22,7 @@ from compress.train.batchnorm import reestimate
 from compress.train.clock import Clock, Throughput
 from compress.train.ema import EqualAverage
 from compress.train.feed import Feed
-from compress.train.freeze import Freezing
+from compress.train.freeze import Freezing, require_encoder
 from compress.train.losses import class_weights
 from compress.train.objective import Objective, Teacher
 from compress.train.runtime import Runtime
@@ -90,7 +90,8 @@ class Fit:
         weights_K = None if weights_K is None else weights_K.to(runtime.device)
         objective = Objective(settings.loss, weights_K, teacher, penalty)
         self._network = network
-        self._freezing = Freezing(network, settings.freeze, settings.SECTION)
+        require_encoder(network, settings)
+        self._freezing = Freezing(network, settings.freeze)
         self._swa = None if settings.swa.start is None else EqualAverage(network)
         self._stepper = Stepper(network, objective, settings, runtime)
         self._clock = Clock(runtime)
