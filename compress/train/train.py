@@ -16,7 +16,7 @@ from compress.data.loader import TrainingImages, ValidationImages
 from compress.data.match import require_classes
 from compress.diagnosis import Finding, Trained, diagnosed
 from compress.progress import say, task
-from compress.recipe import Recipe
+from compress.recipe import Recipe, leaves
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train import own
 from compress.train.lookback import look_back
@@ -141,8 +141,7 @@ def _looked_at(
             miou_train,
             dead,
             averaged=fitted.averaged,
-            base=getattr(recipe.model, "base", None),
-            model_settings=frozenset(type(recipe.model).model_fields),
+            recipe=dict(leaves(recipe.model_dump(mode="json"))),
         )
         findings = diagnosed(trained)
     except Exception as error:  # a network of the user's own may raise anything; hours of training are worth more
