@@ -1,7 +1,7 @@
 """What a finished training looks like from outside, and the settings to try. Rules over plain figures; no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import log
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,11 @@ EXPLODED = 10.0
 """Times `clip_norm`: the direction is then all that is left of most gradients."""
 VANISHED = 1e-5
 """Norm of all gradients together."""
+
+RAISED = frozenset(
+    {"data.rare_images", "model.dropout", "train.augment.cutmix", "train.loss.lovasz_weight", "train.warmup"}
+)
+"""Settings of which findings ask for more, and never for less."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,20 @@ class Trained:
     """By layer: channels that are zero on all these images, and all."""
     averaged: bool = False
     """What is kept is no epoch's but the equal average's, whose metrics the last entry has as `swa`."""
-    base: int | None = None
-    """Width of the network's first level, where it has one."""
-    model_settings: frozenset[str] = frozenset()
-    """What the recipe can say of this kind of network; of one of the user's own little."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """All settings, by their dotted names; of a network of the user's own few are of `model`."""
 
     @property
     def judged(self) -> list[Mapping[str, Any]]:
         """The epochs that were validated."""
         return [epoch for epoch in self.history if epoch.get("miou") is not None]
+
+    @property
+    def longer(self) -> str:
+        """The setting with which it would have gone on."""
+        epochs, settings = len(self.history), self.settings
+        stopped = settings.patience is not None and epochs < settings.epochs
+        return "train.patience=none" if stopped else f"train.epochs={2 * epochs}"
 
     @property
     def kept(self) -> Mapping[str, Any]:
@@ -78,17 +88,20 @@ def diagnosed(trained: Trained) -> list[Finding]:
     """What is worst first; of one that diverged only that, whatever else follows from it."""
     rules = (_never_predicted, _gradients, _dead_channels, _learned_by_heart, _not_learned)
     found = [*_diverged(trained)] or [finding for rule in rules for finding in rule(trained)]
-    return [_possible(finding, trained.model_settings) for finding in found]
-
-
-def _possible(finding: Finding, model_settings: frozenset[str]) -> Finding:
-    """Without settings that this network does not have."""
-    tries = [
-        setting
-        for setting in finding.tries
-        if not setting.startswith("model.") or setting.removeprefix("model.").partition("=")[0] in model_settings
+    return [
+        replace(finding, tries=tuple(setting for setting in finding.tries if _is_new(setting, trained.recipe)))
+        for finding in found
     ]
-    return replace(finding, tries=tuple(tries))
+
+
+def _is_new(setting: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether the network has this setting, and the recipe does not do that much already."""
+    name, _, value = setting.partition("=")
+    if name.startswith("model.") and name not in recipe:
+        return False
+    if name in RAISED:
+        return (recipe.get(name) or 0) < float(value)
+    return recipe.get(name) != value
 
 
 def _diverged(trained: Trained) -> Iterator[Finding]:
@@ -121,7 +134,10 @@ def _never_predicted(trained: Trained) -> Iterator[Finding]:
         yield Finding(
             "classes never predicted",
             f"{', '.join(missing)} occur on the validation split and are nowhere in the answers",
-            ("train.loss.class_weights=balanced", "data.rare_images=0.3", "train.loss.lovasz_weight=1"),
+            (
+                *("train.loss.class_weights=balanced", "data.rare_images=0.3", "train.loss.lovasz_weight=1"),
+                trained.longer,
+            ),
         )
 
 
@@ -142,7 +158,7 @@ def _gradients(trained: Trained) -> Iterator[Finding]:
             f"{skipped} steps had a loss or a gradient that is no number, and were skipped",
             (f"train.learning_rate={rate / 3:.2g}", "train.precision=float32"),
         )
-    if late and fmean(late) < VANISHED and trained.miou_train is not None and trained.miou_train < 1 - RISE:
+    elif late and fmean(late) < VANISHED and trained.miou_train is not None and trained.miou_train < 1 - RISE:
         yield Finding(
             "vanishing gradients",
             f"their norm is {fmean(late):.1g} on the mean of the last epochs, and there is something left to learn",
@@ -166,6 +182,7 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
     settings = trained.settings
     decay = f"train.weight_decay={max(1e-3, settings.weight_decay * 10):.2g}"
     policy = ("train.augment.policy=trivial",) if settings.augment.policy == "none" else ("train.augment.cutmix=0.5",)
+    patience = () if settings.patience is not None and settings.patience <= 10 else ("train.patience=10",)
     judged = trained.judged
     if trained.miou_train is not None and trained.miou_train < LOW:
         return
@@ -182,7 +199,7 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
                 "overfitting",
                 f"mIoU on validation fell from {trained.miou:.3f} (epoch {trained.best_epoch}) to "
                 f"{judged[-1]['miou']:.3f}, while the training loss went on falling",
-                (*policy, f"train.epochs={max(1, trained.best_epoch)}", "train.patience=10"),
+                (*policy, f"train.epochs={max(1, trained.best_epoch)}", *patience),
             )
 
 
@@ -190,19 +207,19 @@ def _not_learned(trained: Trained) -> Iterator[Finding]:
     judged = trained.judged
     epochs = len(trained.history)
     before = [epoch["miou"] for epoch in judged if epoch["epoch"] <= epochs * 3 / 4]
-    longer = f"train.epochs={2 * epochs}"
     # Of the last epoch itself: an average that is better than every epoch is no sign that these were getting better.
     rise = judged[-1]["miou"] - max(before) if before else 0.0
     if rise > RISE and trained.best_epoch == judged[-1]["epoch"]:
         yield Finding(
             "underfitting",
             f"mIoU was still rising when training ended, by {rise:.3f} in the last quarter",
-            (longer,),
+            (trained.longer,),
         )
     elif trained.miou_train is not None and trained.miou_train < LOW:
-        wider = () if trained.base is None else (f"model.base={2 * trained.base}",)
+        base = trained.recipe.get("model.base")
+        wider = () if base is None else (f"model.base={2 * base}",)
         yield Finding(
             "underfitting",
             f"mIoU is {trained.miou_train:.3f} even on the training images (compress train --find-lr suggests a rate)",
-            (longer, *wider),
+            (trained.longer, *wider),
         )

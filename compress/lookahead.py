@@ -15,7 +15,7 @@ from compress.quantize.workbench import require_unsigned
 from compress.recipe import Recipe
 from compress.settings.fit import FitSettings
 from compress.train import own
-from compress.train.freeze import Freezing
+from compress.train.freeze import require_encoder
 from compress.train.losses import class_weights
 from compress.train.precision import pick_device
 from export.images import padded_size
@@ -50,12 +50,10 @@ def _require_fit(settings: FitSettings, dataset: Dataset) -> None:
 
 def _require_network(recipe: Recipe, dataset: Dataset) -> None:
     """The recipe's network, as it is before any training, is one that can be frozen and cut as is asked."""
-    levels, freeze, table = recipe.prune.levels, recipe.prune.finetune.freeze, recipe.prune.latency_table
-    if levels is None and not freeze.epochs and table is None:
-        return
+    levels, table = recipe.prune.levels, recipe.prune.latency_table
     arguments = {"channels": dataset.channels, "classes": len(dataset.classes), **recipe.model.keywords()}
     network = models.build(recipe.model.factory, arguments)
-    Freezing(network, freeze, recipe.prune.finetune.SECTION)
+    require_encoder(network, recipe.prune.finetune)
     if levels is not None:
         require_levels(network, levels, "the recipe's network")
     if table is not None:

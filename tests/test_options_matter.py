@@ -113,9 +113,17 @@ OPTIONS = {
         "compress.train.schedule:Schedule._one_cycle=peak",
         "tests/compress/test_schedule.py::test_one_cycle_is_torchs_with_the_momentum",
     ),
-    "train.schedule.kind=restarts, poly": (
+    "train.schedule.kind=cosine": (
         "compress.train.schedule:Schedule._fallen=no fall",
         "tests/compress/test_schedule.py::test_the_learning_rate_rises_linearly_and_falls_as_a_cosine",
+    ),
+    "train.schedule.kind=restarts": (
+        "compress.train.schedule:Schedule._in_its_cycle=false",
+        "tests/compress/test_schedule.py::test_warm_restarts_are_torchs",
+    ),
+    "train.schedule.kind=poly": (
+        "compress.train.schedule:Schedule._fallen=no fall",
+        "tests/compress/test_schedule.py::test_poly_is_torchs",
     ),
     "train.schedule.momentum": (
         "compress.train.step:set_momentum=none",
@@ -128,6 +136,10 @@ OPTIONS = {
     "train.swa: statistics": (
         "compress.train.loop:reestimate=none",
         "tests/compress/test_fit_averaging.py::test_the_average_of_the_last_epochs_is_judged_with_statistics_of_its_own",
+    ),
+    "train.swa.rate": (
+        "compress.train.schedule:Schedule.pace=peak",
+        "tests/compress/test_schedule.py::test_while_weights_are_averaged_the_rate_stays",
     ),
     "train.patience": (
         "compress.train.loop:Fit._is_stalled=false",
@@ -245,6 +257,10 @@ OPTIONS = {
         "compress.checkpoint:load_weights=empty",
         "tests/compress/test_train.py::test_training_starts_from_weights_that_are_given",
     ),
+    "train --find-lr": (
+        "compress.train.step:Stepper._step=none",
+        "tests/compress/test_find_rate.py::test_it_trains_at_the_rates_that_it_names_until_the_loss_explodes",
+    ),
     "train --teacher": (
         "compress.train.train:_master=none",
         "tests/compress/test_train.py::test_a_teacher_is_followed_as_far_as_its_weight_says",
@@ -325,6 +341,10 @@ OPTIONS = {
     "data suspects": (
         "compress.suspects:doubted=none",
         "tests/compress/test_suspects.py::test_what_was_spoiled_is_named_first",
+    ),
+    "evaluate: boundary F1": (
+        "export.boundaries:near=first",
+        "tests/export/test_boundaries.py::test_edges_may_be_apart_by_the_tolerance_and_no_more",
     ),
     "evaluate --auc": (
         "export.ranking:RankingScore.update=none",

@@ -45,9 +45,10 @@ def verdict(test: RateTest) -> str:
     """One sentence."""
     if test.suggested is None:
         return "the loss fell at none of the rates; look at the data, or at the loss, before the rate"
+    beyond = "beyond that nothing holds" if test.lowest < test.rates[-1] else "no higher rate was tried"
     return (
         f"try --set train.learning_rate={test.suggested:g}: there the loss falls fastest; "
-        f"it is lowest at {test.lowest:.2g}, and beyond that nothing holds"
+        f"it is lowest at {test.lowest:.2g}, and {beyond}"
     )
 
 

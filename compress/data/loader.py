@@ -64,6 +64,7 @@ class TrainingImages:
         Raises DatasetError when every mask is void everywhere.
         """
         self.crop = crop
+        self.classes = dataset.classes
         self._multiple = multiple
         self._device = device
         samples = dataset.split("train")

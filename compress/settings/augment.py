@@ -49,7 +49,7 @@ class AugmentSettings(Settings):
     """The share of the blend is drawn from Beta(this, this): with little of the other image mostly."""
     own: OwnName | None = None
     """An augmentation of your own, after ours: `file.py:function`, called with images NCHW of about -1 to 1 and masks
-    NHW, 255 for void; it gives both again, of the same sizes."""
+    NHW, 255 for void; it gives both again, of the same sizes and classes."""
     policy: Literal["none", "trivial", "rand"] = "none"
     """Operations of a list (`compress/data/change.py`) that each image draws for itself, beside the settings above.
     trivial: one, of any strength; rand: several, of one strength."""

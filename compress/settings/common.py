@@ -1,8 +1,8 @@
 """What all settings have in common: how they are checked, and types that several sections use."""
 
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -19,3 +19,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none_by_its_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """`none` on the line unsets a setting; where it is one of the words to choose from, it is that word."""
+        words = get_args(cls.model_fields[str(info.field_name)].annotation)
+        return "none" if value is None and "none" in words else value

@@ -22,8 +22,10 @@ class LearnSettings(FitSettings):
 
     @model_validator(mode="after")
     def _of_a_graph(self) -> Self:
-        if self.freeze.epochs or self.attention_weight:
-            raise ValueError("what learns is a graph, without an encoder or layers: leave out freeze, attention_weight")
+        if self.freeze.epochs or self.attention_weight or self.layer_decay < 1:
+            raise ValueError(
+                "what learns is a graph, without an encoder or layers: leave out freeze, attention_weight, layer_decay"
+            )
         return self
 
 

@@ -12,9 +12,16 @@ from compress.data.loader import TrainingImages
 
 @torch.no_grad()
 def reestimate(
-    network: nn.Module, images: TrainingImages, *, batches: int = 20, batch_size: int = 8, seed: int = 0
+    network: nn.Module,
+    images: TrainingImages,
+    *,
+    batches: int = 20,
+    batch_size: int = 8,
+    at_once: int | None = None,
+    seed: int = 0,
 ) -> None:
-    """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches.
+    """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches, or over
+    their parts of `at_once` images.
 
     What is random in it, such as dropout, is drawn from `seed`: a run that goes on takes the same statistics.
     """
@@ -27,7 +34,8 @@ def reestimate(
     network.train()
     torch.manual_seed(seed)
     for batch in images.drawn(batches, batch_size):
-        network(normalised(batch.images_NCHW.to(device)))
+        for part_NCHW in torch.split(batch.images_NCHW, at_once or batch_size):
+            network(normalised(part_NCHW.to(device)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()

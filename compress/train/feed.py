@@ -48,7 +48,7 @@ class Feed:
         self._runtime = runtime
         self._clock = clock
         self._settings = augment
-        self._own = None if augment.own is None else own.augmentation(augment.own)
+        self._own = None if augment.own is None else own.augmentation(augment.own, len(images.classes))
         self._zoom = AS_IT_IS if images.crop is None else augment.scale
         self._augment = Augment(augment if images.crop is None else augment.model_copy(update={"scale": AS_IT_IS}))
 

@@ -11,7 +11,7 @@ from compress.rates import RateTest, has_exploded
 from compress.recipe import Recipe
 from compress.train.clock import Clock
 from compress.train.feed import Fed, Feed
-from compress.train.freeze import Freezing
+from compress.train.freeze import Freezing, require_encoder
 from compress.train.losses import class_weights
 from compress.train.objective import Objective
 from compress.train.precision import choose, pick_device
@@ -20,6 +20,7 @@ from compress.train.schedule import Pace
 from compress.train.sparsity import penalty_of
 from compress.train.step import Stepper
 from compress.train.train import started, training_images
+from export.errors import WorkFailedError
 
 STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1.0
@@ -29,7 +30,8 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
     """Train for up to `STEPS` steps while the learning rate rises from `LOWEST` to `HIGHEST`, as the recipe says in all
     else, and throw the network away.
 
-    It ends early where the loss explodes. Raises what `train` raises.
+    It ends early where the loss explodes. Raises what `train` raises, and WorkFailedError when not even the first loss
+    is a number.
     """
     recipe = recipe or Recipe()
     dataset = require_sound(data, recipe.data.channels)
@@ -49,6 +51,7 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
     )
     stepper = Stepper(network, objective, recipe.train.model_copy(update={"ema_decay": 0.0}), runtime)
     network.train()
+    require_encoder(network, recipe.train)
     Freezing(network, recipe.train.freeze).apply(0)
     batches = _endless(Feed(images, recipe.train, recipe.train.augment, runtime, Clock(runtime)))
     rates: list[float] = []
@@ -66,6 +69,11 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
                 losses.append(loss)
             if has_exploded(losses):
                 break
+    if not rates:
+        raise WorkFailedError(
+            f"the loss or its gradient is no number at a learning rate of {LOWEST:g}, which is no matter of the rate; "
+            "look at the images and at what train.loss and train.augment ask for, or set train.precision=float32"
+        )
     return RateTest(data=str(data), rates=tuple(rates), losses=tuple(losses))
 
 

@@ -15,15 +15,9 @@ from export.errors import RecipeError
 class Freezing:
     """What of `network` stands still in which epoch: its weights, and the statistics of its BatchNorm."""
 
-    def __init__(self, network: nn.Module, settings: FreezeSettings, section: str = FitSettings.SECTION) -> None:
-        """Raises RecipeError when something is to be frozen and there is no pretrained encoder."""
+    def __init__(self, network: nn.Module, settings: FreezeSettings) -> None:
         self._settings = settings
         encoder = pretrained_encoder(network)
-        if settings.epochs and encoder is None:
-            raise RecipeError(
-                f"{section}.freeze.epochs",
-                ["the network has no pretrained encoder that could be frozen; leave it out, or set model.pretrained"],
-            )
         self._stages = [] if encoder is None else list(stages(encoder))
 
     def apply(self, epoch: int) -> None:
@@ -45,6 +39,21 @@ class Freezing:
         if self._settings.stage_epochs == 0:
             return len(self._stages)
         return min(len(self._stages), 1 + (epoch - self._settings.epochs) // self._settings.stage_epochs)
+
+
+def require_encoder(network: nn.Module, settings: FitSettings) -> None:
+    """Raises RecipeError when `settings` freeze stages, or give each a rate of its own, and there is no pretrained
+    encoder that has some."""
+    asked = {
+        "freeze.epochs": (settings.freeze.epochs > 0, "that could be frozen"),
+        "layer_decay": (settings.layer_decay < 1, "whose stages could learn at rates of their own"),
+    }
+    for name, (is_asked, what_for) in asked.items():
+        if is_asked and pretrained_encoder(network) is None:
+            raise RecipeError(
+                f"{settings.SECTION}.{name}",
+                [f"the network has no pretrained encoder {what_for}; leave it out, or set model.pretrained"],
+            )
 
 
 def pretrained_encoder(network: nn.Module) -> nn.Module | None:

@@ -22,7 +22,7 @@ from compress.train.batchnorm import reestimate
 from compress.train.clock import Clock, Throughput
 from compress.train.ema import EqualAverage
 from compress.train.feed import Feed
-from compress.train.freeze import Freezing
+from compress.train.freeze import Freezing, require_encoder
 from compress.train.losses import class_weights
 from compress.train.objective import Objective, Teacher
 from compress.train.runtime import Runtime
@@ -90,7 +90,8 @@ class Fit:
         weights_K = None if weights_K is None else weights_K.to(runtime.device)
         objective = Objective(settings.loss, weights_K, teacher, penalty)
         self._network = network
-        self._freezing = Freezing(network, settings.freeze, settings.SECTION)
+        require_encoder(network, settings)
+        self._freezing = Freezing(network, settings.freeze)
         self._swa = None if settings.swa.start is None else EqualAverage(network)
         self._stepper = Stepper(network, objective, settings, runtime)
         self._clock = Clock(runtime)
@@ -182,7 +183,8 @@ class Fit:
         A run that goes on after its last step comes here again, and to the same end.
         """
         done = self._progress
-        reestimate(swa.network, self._images, batch_size=self._settings.batch_size, seed=self._settings.seed)
+        size, seed = self._settings.batch_size, self._settings.seed
+        reestimate(swa.network, self._images, batch_size=size, at_once=self._stepper.at_once, seed=seed)
         metrics = validate(swa.network, self._validation, self._runtime.device).metrics
         say(f"the average over {swa.steps} epochs: mIoU {metrics.miou:.4f}, the best epoch {done.miou:.4f}")
         done.history[-1]["swa"] = metrics.as_tree()

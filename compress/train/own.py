@@ -7,6 +7,7 @@ N batch, C channels, K classes, H height, W width.
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -15,15 +16,17 @@ from compress.own import OwnCode, is_own
 from compress.settings.augment import AugmentSettings
 from compress.settings.fit import FitSettings
 from export.errors import RecipeError
+from export.scoring import VOID
 
 Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Shape = Callable[[int, int], float]
 
 
-def augmentation(name: str) -> Augmentation:
+def augmentation(name: str, classes: int) -> Augmentation:
     """`function(images_NCHW, masks_NHW)` gives both again, changed: floats of about -1 to 1, and uint8 with 255 for
-    void. What is random in it comes from torch's global generators, so that a run that goes on draws the same.
+    void. What is random in it comes from torch's global generators, so that a run that goes on draws the same. Its
+    masks are of the same `classes`.
 
     Raises RecipeError, here where there is no such function, and later where it gives something else.
     """
@@ -40,6 +43,10 @@ def augmentation(name: str) -> Augmentation:
             raise code.wrong(f"it gives {list(images.shape)} and {list(masks.shape)}; wanted are {wanted}")
         if images.dtype != torch.float32 or masks.dtype != torch.uint8:
             raise code.wrong(f"it gives {images.dtype} and {masks.dtype}; wanted are {wanted}")
+        beyond = masks[(masks >= classes) & (masks != VOID)]
+        if len(beyond):
+            found = ", ".join(str(label) for label in beyond.unique().tolist())
+            raise code.wrong(f"its masks hold {found}; classes are 0 to {classes - 1}, and {VOID} is void")
         return images, masks
 
     return augmented
@@ -59,6 +66,13 @@ def loss(name: str) -> Loss:
         if not isinstance(given, Tensor) or given.ndim or not given.is_floating_point():
             form = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
             raise code.wrong(f"what it gives is {form}; a scalar tensor of floats is wanted")
+        if logits_NKHW.requires_grad and not given.requires_grad:
+            if given != 0:
+                raise code.wrong(
+                    "what it gives has no gradient, so there is nothing to descend; make it of the logits by torch's "
+                    "operations, without detach, item, argmax and the like"
+                )
+            return (logits_NKHW * 0).sum()  # nothing of what it counts is in the batch
         return given
 
     return checked
@@ -75,7 +89,7 @@ def schedule(name: str) -> Shape:
 
     def shape(step: int, steps: int) -> float:
         given = function(step, steps)
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+        if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < math.inf:
             raise code.wrong(f"of step {step} of {steps} it gives {given!r}; a number from 0 on is wanted")
         return float(given)
 

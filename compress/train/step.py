@@ -36,6 +36,8 @@ class Stepper:
         self.average = MovingAverage(network, settings.ema_decay)
         self.norm = 0.0
         """L2, of the gradients of the last step before they were clipped."""
+        self.at_once = settings.micro_batch or settings.batch_size
+        """Images that pass through the network at a time; fewer, once memory was short."""
         self._network = network
         self._objective = objective
         self._clip_norm = settings.clip_norm
@@ -43,7 +45,6 @@ class Stepper:
         self._runtime = runtime
         self._optimizer = adamw(network, settings)
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "float16")
-        self._at_once = settings.micro_batch or settings.batch_size
         self._skipped: deque[list[str]] = deque(maxlen=NON_FINITE_IN_A_ROW)
         self._buffers = list(network.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
@@ -81,7 +82,7 @@ class Stepper:
             "average": self.average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "at_once": self._at_once,
+            "at_once": self.at_once,
             "skipped": list(self._skipped),
         }
 
@@ -90,7 +91,7 @@ class Stepper:
         self.average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        self._at_once = state["at_once"]
+        self.at_once = state["at_once"]
         self._skipped.extend(state["skipped"])
 
     def _step(self) -> None:
@@ -123,7 +124,7 @@ class Stepper:
         self._runtime.seed(batch.seed)
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._runtime.device)
-        for part in self._objective.parts(batch.images_NCHW, batch.masks_NHW, self._at_once, batch.second):
+        for part in self._objective.parts(batch.images_NCHW, batch.masks_NHW, self.at_once, batch.second):
             with autocast(self._runtime.precision, self._runtime.device):
                 logits = self._objective.logits(self._network, part)
             loss = self._objective.loss(logits, part)
@@ -136,16 +137,16 @@ class Stepper:
 
     def _halve(self, masks_NHW: Tensor) -> None:
         count, height, width = masks_NHW.shape
-        before = min(self._at_once, count)
+        before = min(self.at_once, count)
         if before == 1:
             raise WorkFailedError(
                 f"out of memory with a single image of {height}x{width}; set a smaller data.crop or data.size, a "
                 "smaller model.base, or train.precision=bfloat16"
             )
-        self._at_once = before // 2
+        self.at_once = before // 2
         say(
-            f"out of memory with {before} images of {height}x{width} at once; from here on {self._at_once} at a time, "
-            f"the gradients of {-(-count // self._at_once)} passes added up"
+            f"out of memory with {before} images of {height}x{width} at once; from here on {self.at_once} at a time, "
+            f"the gradients of {-(-count // self.at_once)} passes added up"
         )
 
     def _skip(self, names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from compress.data.loader import TrainingImages, ValidationImages
 from compress.data.match import require_classes
 from compress.diagnosis import Finding, Trained, diagnosed
 from compress.progress import say, task
-from compress.recipe import Recipe
+from compress.recipe import Recipe, leaves
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train import own
 from compress.train.lookback import look_back
@@ -141,8 +141,7 @@ def _looked_at(
             miou_train,
             dead,
             averaged=fitted.averaged,
-            base=getattr(recipe.model, "base", None),
-            model_settings=frozenset(type(recipe.model).model_fields),
+            recipe=dict(leaves(recipe.model_dump(mode="json"))),
         )
         findings = diagnosed(trained)
     except Exception as error:  # a network of the user's own may raise anything; hours of training are worth more
@@ -228,13 +227,15 @@ def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:
     crop = recipe.data.crop
     if crop is not None and (min(crop) < multiple or max(crop) == multiple):
         raise RecipeError("data.crop", [_too_small(crop, multiple)])
-    headers = (read_header(sample.image) for sample in dataset.split("train"))
-    sizes = [recipe.data.size] if recipe.data.size else [(header.height, header.width) for header in headers]
-    # Beside a larger image a small one is padded, and a batch of several has a pixel of each.
-    largest, smallest = max(sizes, key=max), min(sizes, key=max)
-    for size in [largest, smallest] if recipe.train.batch_size == 1 else [largest]:
-        if max(size) <= multiple:
-            raise RecipeError("data.size", [_too_small(size, multiple)])
+    headers = [read_header(sample.image) for sample in dataset.split("train")]
+    sizes = [recipe.data.size or (header.height, header.width) for header in headers]
+    small = [size for size in sizes if max(size) <= multiple]
+    # Beside a larger image a small one is padded, and several that are taken at once have a pixel of each.
+    batch = min(recipe.train.batch_size, len(sizes))
+    taken = min(recipe.train.micro_batch or batch, batch)
+    one_alone = taken == 1 or batch % taken == 1
+    if len(small) == len(sizes) or (one_alone and len(small) >= batch):
+        raise RecipeError("data.size", [_too_small(small[0], multiple)])
 
 
 def _too_small(size: tuple[int, int], multiple: int) -> str:

@@ -277,11 +277,13 @@ TOO_LATE = {
     "prune.finetune.schedule.kind=nofile.py:f": "no such file",
     "prune.finetune.loss.class_weights=[1.0]": "prune.finetune.loss.class_weights: 1 problem",
     "prune.finetune.freeze.epochs=2": "no pretrained encoder",
+    "prune.finetune.layer_decay=0.5": "no pretrained encoder",
     "prune.speedup=none prune.levels=2": "no smaller network inside",
     "quantize.mode=qat quantize.finetune.loss.own=nofile.py:f": "no such file",
     "quantize.mode=qat quantize.finetune.loss.class_weights=[1.0]": "quantize.finetune.loss.class_weights: 1 problem",
     "quantize.mode=qat quantize.target=tensorrt": "takes signed ones",
     "quantize.finetune.freeze.epochs=2": "what learns is a graph",
+    "quantize.finetune.layer_decay=0.5": "what learns is a graph",
     "quantize.finetune.attention_weight=1.0": "what learns is a graph",
 }
 

@@ -13,7 +13,7 @@ from support.fits import splits as small_splits
 from torch import Tensor, nn
 
 from compress.diagnosis import Trained, diagnosed
-from compress.recipe import Recipe, unusual
+from compress.recipe import Recipe, leaves, unusual
 from compress.settings.train import TrainSettings
 from compress.steps import read_record
 from compress.train import train
@@ -27,6 +27,10 @@ def epoch(number: int, *, loss: float, miou: float, norm: float = 0.5, **more: A
     }
 
 
+def named(recipe: Recipe) -> dict[str, Any]:
+    return dict(leaves(recipe.model_dump(mode="json")))
+
+
 HEALTHY = Trained(
     settings=TrainSettings(),
     history=[epoch(n, loss=1 / n, miou=0.8 - 0.2 / n) for n in range(1, 21)],
@@ -34,8 +38,7 @@ HEALTHY = Trained(
     miou=0.79,
     miou_train=0.82,
     dead={"up.relu": (1, 64)},
-    base=32,
-    model_settings=frozenset({"base", "block", "dropout"}),
+    recipe=named(Recipe()),
 )
 
 
@@ -111,11 +114,41 @@ def test_a_network_of_ones_own_is_not_told_to_change_what_it_does_not_have() -> 
     settings = [
         setting
         for trained, _ in SICK.values()
-        for finding in diagnosed(replace(trained, model_settings=frozenset()))
+        for finding in diagnosed(replace(trained, recipe={}))
         for setting in finding.tries
     ]
     assert settings
     assert not any(setting.startswith("model.") for setting in settings)
+
+
+TRIED = (
+    *("train.warmup=0.3", "train.loss.class_weights=balanced", "train.loss.lovasz_weight=2", "train.loss.pixel=ohem"),
+    *("train.augment.policy=trivial", "train.augment.cutmix=0.7", "train.patience=5", "train.precision=float32"),
+    *("data.rare_images=0.5", "model.block=residual", "model.dropout=0.2"),
+)
+
+
+@pytest.mark.parametrize(
+    "illness", ["by heart", "worse in the end", "one of two", "exploding", "skipped", "vanishing", "dead"]
+)
+def test_what_the_recipe_does_already_is_not_to_be_tried(illness: str) -> None:
+    recipe = Recipe.load(None, [*TRIED, "train.epochs=20"])
+    (finding,) = diagnosed(replace(SICK[illness][0], settings=recipe.train, recipe=named(recipe)))
+    assert finding.tries
+    done = {setting.partition("=")[0] for setting in TRIED}
+    assert not [setting for setting in finding.tries if setting.partition("=")[0] in done]
+
+
+def test_more_epochs_are_no_remedy_where_patience_ended_a_training() -> None:
+    for name in ("too small", "one of two"):
+        (finding,) = diagnosed(replace(SICK[name][0], settings=TrainSettings(epochs=60, patience=5)))
+        assert "train.patience=none" in finding.tries
+        assert not any(setting.startswith("train.epochs") for setting in finding.tries)
+
+
+def test_steps_that_were_all_skipped_have_no_gradient_that_vanished() -> None:
+    history = [{**entry, "skipped": 3, "gradient_norm": 0.0} for entry in HEALTHY.history]
+    assert [finding.kind for finding in diagnosed(replace(HEALTHY, history=history))] == ["exploding gradients"]
 
 
 def test_a_high_loss_is_no_divergence_where_it_is_made_of_more() -> None:

@@ -10,11 +10,13 @@ import pytest
 from support.datasets import write_dataset
 from support.fits import before_each_step
 
+from benchmarks.report.rates import verdict
 from compress.cli.main import main
 from compress.rates import EXPLODED, RateTest, has_exploded, smoothed
 from compress.recipe import Recipe
 from compress.train import find_rate as module
 from compress.train.find_rate import HIGHEST, LOWEST, STEPS, find_rate
+from export.errors import WorkFailedError
 
 SMALL = ["model.base=8", "model.depth=1", "train.batch_size=4", "train.precision=float32"]
 
@@ -70,6 +72,19 @@ def test_it_trains_at_the_rates_that_it_names_until_the_loss_explodes(
     monkeypatch.setattr(module, "LOWEST", 1e30)
     monkeypatch.setattr(module, "HIGHEST", 1e38)
     assert len(find_rate(data, Recipe.load(None, SMALL)).rates) < STEPS
+
+
+def test_a_loss_that_is_no_number_from_the_start_is_told(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def part(logits, target): return logits.sum() * float('nan')\n")
+    with pytest.raises(WorkFailedError, match=r"no number at a learning rate of 1e-06, .* no matter of the rate"):
+        find_rate(data, Recipe.load(None, [*SMALL, f"train.loss.own={path}:part"]))
+
+
+def test_beyond_the_last_rate_nothing_is_claimed() -> None:
+    falls = [1 - 0.01 * i for i in range(60)]
+    assert "no higher rate was tried" in verdict(found(falls))
+    assert "beyond that nothing holds" in verdict(found([*falls, *[1.0] * 20]))
 
 
 def test_the_command_writes_a_table_and_a_picture_and_no_network(

@@ -136,6 +136,14 @@ def test_validation_takes_fewer_images_at_once_and_finds_the_same(splits: Splits
         fit(Hungry(7, most_validated=0), splits, tmp_path / "none")
 
 
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_statistics_of_averaged_weights_are_taken_with_as_few_images_as_the_steps(
+    splits: Splits, tmp_path: Path, micro_batch: int | None
+) -> None:
+    fitted = fit(Hungry(2, norm=True), splits, tmp_path / "fit", swa={"start": 0.5}, micro_batch=micro_batch)
+    assert 0 <= fitted.history[-1]["swa"]["miou"] <= 1
+
+
 def test_an_optimizer_without_memory_ends_the_run(splits: Splits, tmp_path: Path) -> None:
     def hungry(_: torch.optim.Optimizer) -> None:
         torch.empty(2**55, dtype=torch.uint8)

@@ -66,6 +66,11 @@ def test_a_network_without_a_pretrained_encoder_has_nothing_to_freeze(splits: Sp
         fit(Pixelwise(), splits, tmp_path / "fit", freeze={"epochs": 1}, kind=DistillSettings)
 
 
+def test_rates_by_stage_need_a_pretrained_encoder(splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"recipe train\.layer_decay: .*\n.*no pretrained encoder"):
+        fit(Pixelwise(), splits, tmp_path / "fit", layer_decay=0.5)
+
+
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 5), ("efficientnet-lite0", 6)])
 def test_every_weight_of_an_encoder_is_in_one_stage(name: str, count: int) -> None:
     encoder = encoders.make(name, 3)

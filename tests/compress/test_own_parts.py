@@ -65,6 +65,21 @@ def test_a_schedule_of_ones_own_makes_every_rate(splits: Splits, tmp_path: Path)
     assert rates == pytest.approx([0.1 * (step + 1) for step in range(8)])
 
 
+def test_a_schedule_may_count_as_numpy_does(splits: Splits, tmp_path: Path) -> None:
+    name = written(tmp_path, "import numpy as np\ndef part(step, steps): return np.float32(0.5)\n")
+    rates: list[float] = []
+    with before_each_step(lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])):
+        fit(Pixelwise(), splits, tmp_path / "fit", learning_rate=0.8, schedule={"kind": name})
+    assert rates == [0.4] * 8
+
+
+def test_a_loss_of_ones_own_may_find_nothing_in_a_batch(splits: Splits, tmp_path: Path) -> None:
+    """Such as one that counts a class which is not in it; beside no other loss, too."""
+    name = written(tmp_path, "def part(logits, target): return logits.new_zeros(())\n")
+    fitted = fit(Pixelwise(), splits, tmp_path / "fit", loss={"pixel": "none", "dice_weight": 0, "own": name})
+    assert {epoch["loss"] for epoch in fitted.history} == {0.0}
+
+
 def test_an_augmentation_of_ones_own_is_what_the_network_sees(splits: Splits, tmp_path: Path) -> None:
     name = written(tmp_path, "def part(images, masks): return images * 0 + 0.25, masks | 255\n")
     network, seen = Pixelwise(), set()
@@ -82,10 +97,20 @@ WRONG = {
     "not a scalar": ("loss", "def part(logits, target): return logits\n", "a scalar tensor of floats is wanted"),
     "not a tensor": ("loss", "def part(logits, target): return 1.0\n", "of type float"),
     "a loss that fails": ("loss", "def part(logits, target): return 1 / 0\n", "ZeroDivisionError.*parts.py:1"),
+    "without a gradient": (
+        "loss",
+        "def part(logits, target): return logits.detach().exp().mean()\n",
+        "nothing to descend",
+    ),
     "a rate below zero": ("schedule", "def part(step, steps): return -1\n", "of step 0 of 8 it gives -1"),
     "no rate": ("schedule", "def part(step, steps): return None\n", "a number from 0 on is wanted"),
     "no pair": ("augment", "def part(images, masks): return images\n", "no pair of tensors"),
     "another size": ("augment", "def part(images, masks): return images[..., :8], masks\n", "wanted are images"),
+    "another class": (
+        "augment",
+        "def part(images, masks): return images, masks * 0 + 7\n",
+        "masks hold 7.* 0 to 1, and 255",
+    ),
     "another type": ("augment", "def part(images, masks): return images, masks.long()\n", "torch.int64"),
 }
 

@@ -93,6 +93,9 @@ def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
         ("prune.finetune.epochs=3", ("prune", "finetune", "epochs"), 3),
         ("train.augment.scale=[0.5, 2]", ("train", "augment", "scale"), (0.5, 2.0)),
         ("train.precision = bfloat16", ("train", "precision"), "bfloat16"),
+        ("train.loss.pixel=none", ("train", "loss", "pixel"), "none"),
+        ("model.skip=none", ("model", "skip"), "none"),
+        ("train.patience=none", ("train", "patience"), None),
     ],
 )
 def test_an_override_has_the_type_of_its_setting(text: str, place: tuple[str, ...], value: object) -> None:

@@ -275,6 +275,9 @@ def test_settings_that_cannot_be_trained_with(
         ((8, 7), ["data.crop=[32, 32]"], "[8, 7]"),
         ([(24, 24), (6, 8)], ["train.batch_size=1"], "[6, 8]"),
         ([(24, 24), (6, 8)], [], None),
+        ([(24, 24), (6, 8)], ["train.batch_size=2", "train.micro_batch=1"], "[6, 8]"),
+        ([(24, 24), (6, 8)], ["train.batch_size=3", "train.micro_batch=2"], "[6, 8]"),
+        ([(24, 24), (6, 8)], ["train.batch_size=8", "train.micro_batch=1"], None),
         ((8, 9), [], None),
     ],
 )
