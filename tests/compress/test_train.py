@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import write_checkpoint
 from support.datasets import write_dataset
+from support.fits import before_each_step
 from support.networks import random_unet
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from compress.checkpoint import Checkpoint
 from compress.recipe import Recipe
 from compress.steps import read_record
 from compress.train import train
-from export.errors import CheckpointError, DatasetError, RecipeError, UsageError, WorkFailedError
+from export.errors import CheckpointError, DatasetError, ImageError, RecipeError, UsageError, WorkFailedError
 from export.files import sha256_file
 from export.images import encode_mask
 
@@ -298,6 +299,31 @@ def test_a_training_says_what_it_keeps_in_memory(data: Path, tmp_path: Path, cap
     read = train(data, tmp_path / "read", recipe("data.cache_gb=0"))
     assert "0 of 8 images are kept decoded in memory; the others are read" in capfd.readouterr().err
     assert read.weights_sha256 == kept.weights_sha256
+
+
+def test_a_file_that_goes_away_meanwhile_costs_no_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SECONDS_BETWEEN_SAVES": 0.0, "SHARE_OF_THE_TIME": float("inf")}.items():
+        monkeypatch.setattr(f"compress.train.state.{name}", value)
+    images, away = data / "train" / "images", tmp_path / "away"
+    steps: list[int] = []
+
+    def take_away(_: torch.optim.Optimizer) -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            images.rename(away)
+
+    read = recipe("data.cache_gb=0", "train.epochs=4")
+    with before_each_step(take_away), pytest.raises(ImageError, match="no such file"):
+        train(data, tmp_path / "out", read)
+    taken = len(steps)
+    away.rename(images)
+    with before_each_step(lambda _: steps.append(1)):
+        made = train(data, tmp_path / "out", read)
+    assert len(steps) == 8  # of which none was taken twice
+    assert 3 <= taken < 8
+    assert made.weights_sha256 == train(data, tmp_path / "whole", read).weights_sha256
 
 
 def mostly_void(path: Path, *, counted: int) -> Path:
