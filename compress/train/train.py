@@ -230,9 +230,12 @@ def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:
         raise RecipeError("data.crop", [_too_small(crop, multiple)])
     headers = (read_header(sample.image) for sample in dataset.split("train"))
     sizes = [recipe.data.size] if recipe.data.size else [(header.height, header.width) for header in headers]
-    # Beside a larger image a small one is padded, and a batch of several has a pixel of each.
+    # Beside a larger image a small one is padded, and a batch of several has a pixel of each; but of a batch that is
+    # taken in parts the last may be a single image.
     largest, smallest = max(sizes, key=max), min(sizes, key=max)
-    for size in [largest, smallest] if recipe.train.batch_size == 1 else [largest]:
+    batch = min(recipe.train.batch_size, len(dataset.split("train")))
+    at_once = min(recipe.train.micro_batch or batch, batch)
+    for size in [largest, smallest] if 1 in (at_once, batch % at_once) else [largest]:
         if max(size) <= multiple:
             raise RecipeError("data.size", [_too_small(size, multiple)])
 

@@ -275,6 +275,8 @@ def test_settings_that_cannot_be_trained_with(
         ((24, 24), ["data.size=[4, 8]"], "[4, 8]"),
         ((8, 7), ["data.crop=[32, 32]"], "[8, 7]"),
         ([(24, 24), (6, 8)], ["train.batch_size=1"], "[6, 8]"),
+        ([(24, 24), (6, 8)], ["train.micro_batch=1"], "[6, 8]"),
+        ([(24, 24), (6, 8)], ["train.micro_batch=3"], "[6, 8]"),
         ([(24, 24), (6, 8)], [], None),
         ((8, 9), [], None),
     ],
