@@ -1,6 +1,7 @@
 """A batch that does not fit into memory is taken in parts, and the parts add up to it."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,10 @@ class Hungry(nn.Module):
     """Asks the allocator for more than there is in any machine when it sees more than `most` images at once, or in
     validation more than `most_validated`."""
 
-    def __init__(self, most: int, *, most_validated: int = 8, norm: bool = False) -> None:
+    def __init__(self, most: int, *, most_validated: int = 8, norm: bool = False, words: str | None = None) -> None:
+        """`words` are those of another allocator than the CPU's."""
         super().__init__()
+        self.words = words
         self.most = most
         self.most_validated = most_validated
         self.norm = nn.BatchNorm2d(1) if norm else nn.Identity()
@@ -37,6 +40,8 @@ class Hungry(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         image = self.norm(image)
         if len(image) > (self.most if self.training else self.most_validated):
+            if self.words is not None:
+                raise RuntimeError(self.words)
             torch.empty(2**55, dtype=torch.uint8)
         logits: Tensor = self.body(image)
         return logits
@@ -112,6 +117,24 @@ def test_memory_that_is_short_is_said_once_and_remembered(
     fitted = fit(Hungry(1), splits, tmp_path / "fit")
     assert "out of memory" not in capfd.readouterr().err
     assert len(fitted.history) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "MPS backend out of memory (MPS allocated: 17.98 GB, other allocations: 1.02 GB, max allowed: 18.13 GB)",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+    ],
+)
+def test_a_lack_of_memory_is_known_by_the_words_of_whoever_lacks_it(
+    splits: Splits, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str
+) -> None:
+    fitted = fit(Hungry(2, words=words), splits, tmp_path / "fit", epochs=1)
+    assert "from here on 2 at a time" in capfd.readouterr().err
+    assert math.isfinite(fitted.history[0]["loss"])
 
 
 def test_a_pass_that_failed_leaves_no_statistics(splits: Splits, tmp_path: Path) -> None:
