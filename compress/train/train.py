@@ -164,7 +164,11 @@ def decoded(
     """Training images, kept as the recipe says on `device` or in memory, and validation images, in memory: those of
     `validated`, by default the whole split."""
     images = training_images(dataset, recipe, multiple, device)
-    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple, samples=validated)
+    validation = ValidationImages(
+        dataset, size=recipe.data.size, multiple=multiple, cache_gb=recipe.data.cache_gb, samples=validated
+    )
+    say(f"validation images: {validation}")
+    return images, validation
 
 
 def shown(recipe: Recipe) -> dict[str, object]:

@@ -299,7 +299,9 @@ def test_a_training_says_what_it_keeps_in_memory(data: Path, tmp_path: Path, cap
     kept = train(data, tmp_path / "kept", recipe())
     assert "training images: 8 of 8 images are kept decoded in memory\n" in capfd.readouterr().err
     read = train(data, tmp_path / "read", recipe("data.cache_gb=0"))
-    assert "0 of 8 images are kept decoded in memory; the others are read" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "training images: 0 of 8 images are kept decoded in memory; the others are read" in said
+    assert "validation images: 0 of 4 images are kept decoded in memory; the others are read" in said
     assert read.weights_sha256 == kept.weights_sha256
 
 
