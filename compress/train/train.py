@@ -261,7 +261,15 @@ def _master(path: Path, dataset: Dataset) -> Checkpoint:
 
 
 def _weights_file(init: Path) -> Path:
-    return checkpoint.load(init).path / checkpoint.WEIGHTS if init.is_dir() else init
+    if not init.is_dir():
+        return init
+    source = checkpoint.load(init)
+    if source.card.pruning:
+        raise CheckpointError(
+            init,
+            ["it was pruned, and training makes a whole network; start from what it was cut from, and prune again"],
+        )
+    return source.path / checkpoint.WEIGHTS
 
 
 def _init_hash(init: Path) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from compress import checkpoint
 from compress.checkpoint import Checkpoint
+from compress.models.plan import GroupCut, PruningPlan
 from compress.recipe import Recipe
 from compress.steps import read_record
 from compress.train import train
@@ -132,6 +133,17 @@ def test_other_classes_start_with_a_fresh_head_that_is_named(
             assert tensor.shape == (2, 8, 1, 1)
         else:
             torch.testing.assert_close(tensor, start.state_dict()[name])
+
+
+def test_a_pruned_checkpoint_is_no_start_for_a_whole_network(data: Path, tmp_path: Path) -> None:
+    """Most of its weights would fit, and the rest start fresh."""
+    plan = PruningPlan(cuts=(GroupCut(layer="stem.0", width=8, remove=(3,)),))
+    sizes: dict[str, Any] = {"channels": 1, "base": 8, "depth": 2, "classes": 2}
+    network = plan.apply(random_unet(**sizes), channels=1)
+    cut = write_checkpoint(tmp_path / "cut", network, pruning=(plan,), **sizes).path
+    with pytest.raises(CheckpointError, match="it was pruned, and training makes a whole network"):
+        train(data, tmp_path / "out", recipe(), init=cut)
+    assert not (tmp_path / "out").exists()
 
 
 class Malicious:
