@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.settings.fit import LossSettings
 from compress.train import state
+from compress.train.batchnorm import reestimate
 from compress.train.objective import Teacher
 from export.errors import WorkFailedError
 
@@ -157,6 +158,14 @@ def test_validation_takes_fewer_images_at_once_and_finds_the_same(splits: Splits
     assert histories[0] == histories[1]
     with pytest.raises(WorkFailedError, match=r"validation of a single image of \d+x\d+, .* smaller data\.size"):
         fit(Hungry(7, most_validated=0), splits, tmp_path / "none")
+
+
+def test_the_statistics_of_an_average_are_taken_of_as_many_images_as_fit(splits: Splits, tmp_path: Path) -> None:
+    """At the very end, when all of the training is done."""
+    fitted = fit(Hungry(2, norm=True), splits, tmp_path / "fit", swa={"start": 0.5})
+    assert fitted.history[-1]["swa"]["miou"] > 0
+    with pytest.raises(WorkFailedError, match=r"single image while BatchNorm's .* smaller data\.crop"):
+        reestimate(Hungry(0, norm=True), splits[0])
 
 
 def test_an_optimizer_without_memory_ends_the_run(splits: Splits, tmp_path: Path) -> None:
