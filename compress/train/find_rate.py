@@ -20,6 +20,7 @@ from compress.train.schedule import Pace
 from compress.train.sparsity import penalty_of
 from compress.train.step import Stepper
 from compress.train.train import started, training_images
+from export.errors import WorkFailedError
 
 STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1.0
@@ -29,7 +30,8 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
     """Train for up to `STEPS` steps while the learning rate rises from `LOWEST` to `HIGHEST`, as the recipe says in all
     else, and throw the network away.
 
-    It ends early where the loss explodes. Raises what `train` raises.
+    It ends early where the loss explodes. Raises what `train` raises; WorkFailedError also when there is no loss at any
+    rate.
     """
     recipe = recipe or Recipe()
     dataset = require_sound(data, recipe.data.channels)
@@ -66,6 +68,11 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
                 losses.append(loss)
             if has_exploded(losses):
                 break
+    if not losses:
+        raise WorkFailedError(
+            f"the loss was not finite from the first step on, at a learning rate of {LOWEST:g}; look at the loss, or "
+            "at the weights that it starts from, before the rate"
+        )
     return RateTest(data=str(data), rates=tuple(rates), losses=tuple(losses))
 
 

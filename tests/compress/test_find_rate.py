@@ -15,6 +15,7 @@ from compress.rates import EXPLODED, RateTest, has_exploded, smoothed
 from compress.recipe import Recipe
 from compress.train import find_rate as module
 from compress.train.find_rate import HIGHEST, LOWEST, STEPS, find_rate
+from export.errors import WorkFailedError
 
 SMALL = ["model.base=8", "model.depth=1", "train.batch_size=4", "train.precision=float32"]
 
@@ -70,6 +71,11 @@ def test_it_trains_at_the_rates_that_it_names_until_the_loss_explodes(
     monkeypatch.setattr(module, "LOWEST", 1e30)
     monkeypatch.setattr(module, "HIGHEST", 1e38)
     assert len(find_rate(data, Recipe.load(None, SMALL)).rates) < STEPS
+
+
+def test_where_there_is_no_loss_at_any_rate_nothing_is_drawn(data: Path) -> None:
+    with pytest.raises(WorkFailedError, match="not finite from the first step on"):
+        find_rate(data, Recipe.load(None, [*SMALL, "train.loss.dice_weight=1e300"]))
 
 
 def test_the_command_writes_a_table_and_a_picture_and_no_network(
