@@ -107,7 +107,7 @@ def _is_new(setting: str, recipe: Mapping[str, Any]) -> bool:
 def _diverged(trained: Trained) -> Iterator[Finding]:
     settings, loss = trained.settings, trained.settings.loss
     classes = max((len(epoch.get("iou_per_class", ())) for epoch in trained.history), default=0)
-    losses = [epoch["loss"] for epoch in trained.history]
+    losses = [epoch["loss"] for epoch in trained.history if epoch["loss"] is not None]
     if not losses or not classes or loss.own is not None:  # nobody knows what one of the user's own comes to
         return
     late = fmean(losses[-max(1, len(losses) // 4) :])
@@ -194,7 +194,7 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
         )
     elif judged and trained.miou - judged[-1]["miou"] > FALL and judged[-1]["epoch"] > trained.best_epoch:
         best = next((epoch for epoch in judged if epoch["epoch"] == trained.best_epoch), judged[-1])
-        if judged[-1]["loss"] < best["loss"]:
+        if None not in (best["loss"], judged[-1]["loss"]) and judged[-1]["loss"] < best["loss"]:
             yield Finding(
                 "overfitting",
                 f"mIoU on validation fell from {trained.miou:.3f} (epoch {trained.best_epoch}) to "

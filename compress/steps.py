@@ -131,8 +131,9 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
         try:
             yield StepFolder(partial, time.monotonic())
         except UsageError:
-            # A mistake of the user's leaves nothing behind; but never throw away what an earlier run had done.
-            if not continued:
+            # A mistake of the user's leaves nothing behind; but never throw away what an earlier run had done, nor a
+            # training from which a file was taken away meanwhile.
+            if not continued and not _holds_training(partial):
                 shutil.rmtree(partial)
             raise
         # Without its key a partial folder is whole: from here on a kill loses nothing.

@@ -20,9 +20,12 @@ class EvaluationImages:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __getitem__(self, index: int) -> tuple[str, U8, U8]:
+        sample = self.samples[index]
+        return sample.name, self.dataset.read_image(sample), self.dataset.read_mask(sample)
+
     def __iter__(self) -> Iterator[tuple[str, U8, U8]]:
-        for sample in self.samples:
-            yield sample.name, self.dataset.read_image(sample), self.dataset.read_mask(sample)
+        return map(self.__getitem__, range(len(self)))
 
     def images(self) -> Iterator[tuple[str, U8]]:
         """(name, image HWC), without the truth."""

@@ -159,9 +159,14 @@ class _Prepared:
     geometry: Geometry
     truth: U8
 
+    @property
+    def nbytes(self) -> int:
+        return self.fitted.nbytes + self.truth.nbytes
+
 
 class ValidationImages:
-    """The validation split in memory, batched by padded size, so that an epoch's validation is short."""
+    """The validation split, batched by padded size; as much of it as a budget holds is in memory, so that an epoch's
+    validation is short."""
 
     def __init__(
         self,
@@ -169,30 +174,55 @@ class ValidationImages:
         *,
         size: tuple[int, int] | None,
         multiple: int,
+        cache_gb: float = math.inf,
         samples: Sequence[Sample] | None = None,
     ) -> None:
-        """`samples` of the split; None: all. Raises DatasetError when every mask is void everywhere."""
+        """`samples` of the split; None: all. What is beyond `cache_gb` is read whenever it is asked for.
+
+        Raises DatasetError when every mask is void everywhere.
+        """
         self.classes = dataset.classes
-        self._prepared = []
-        for name, image, truth in EvaluationImages(dataset, "val", samples):
-            geometry = Geometry.plan(*image.shape[:2], size=size, multiple=multiple)
-            self._prepared.append(_Prepared(name, geometry.fit(image), geometry, truth))
-        if all((item.truth == VOID).all() for item in self._prepared):
+        self._images = EvaluationImages(dataset, "val", samples)
+        self._size = size
+        self._multiple = multiple
+        self._kept: list[_Prepared] = []
+        self._by_shape: dict[tuple[int, ...], list[int]] = {}
+        used, counts = 0, False
+        for index in range(len(self._images)):
+            item = self._read(index)
+            self._by_shape.setdefault(item.fitted.shape, []).append(index)
+            counts = counts or bool((item.truth != VOID).any())
+            used += item.nbytes
+            if used <= cache_gb * 1e9:
+                self._kept.append(item)
+        if not counts:
             raise nothing_counts(dataset, "val")
 
     def __len__(self) -> int:
-        return len(self._prepared)
+        return len(self._images)
+
+    def __str__(self) -> str:
+        beyond = "" if len(self._kept) == len(self) else "; the others are read from disk in every validation"
+        return f"{len(self._kept)} of {len(self)} images are kept decoded in memory{beyond}"
 
     def predictions(
         self, masks_of: Callable[[Tensor], NDArray[np.uint8]], *, batch_size: int = 8
     ) -> Iterator[tuple[str, U8, U8]]:
-        """(name, truth HW, prediction HW) of every image; `masks_of` takes uint8 NCHW and gives uint8 NHW."""
-        by_shape: dict[tuple[int, ...], list[_Prepared]] = {}
-        for item in self._prepared:
-            by_shape.setdefault(item.fitted.shape, []).append(item)
-        for items in by_shape.values():
-            for start in range(0, len(items), batch_size):
-                chunk = items[start : start + batch_size]
+        """(name, truth HW, prediction HW) of every image; `masks_of` takes uint8 NCHW and gives uint8 NHW.
+
+        Raises ImageError or DatasetError when a file that is not kept cannot be read any more.
+        """
+        for indices in self._by_shape.values():
+            for start in range(0, len(indices), batch_size):
+                chunk = [
+                    self._kept[index] if index < len(self._kept) else self._read(index)
+                    for index in indices[start : start + batch_size]
+                ]
                 images = torch.from_numpy(np.stack([item.fitted for item in chunk])).permute(0, 3, 1, 2)
                 for item, mask in zip(chunk, masks_of(images), strict=True):
                     yield item.name, item.truth, item.geometry.restore(mask)
+
+    def _read(self, index: int) -> _Prepared:
+        name, image, truth = self._images[index]
+        geometry = Geometry.plan(*image.shape[:2], size=self._size, multiple=self._multiple)
+        return _Prepared(name, geometry.fit(image), geometry, truth)

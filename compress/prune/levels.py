@@ -30,7 +30,12 @@ def cut_levels(step: PruneStep) -> dict[str, Any]:
     child = card.build()
     state = network.state_dict()
     child.load_state_dict({name: state[name] for name in child.state_dict()})
-    validation = ValidationImages(step.dataset, size=parent.card.size, multiple=parent.card.size_multiple)
+    validation = ValidationImages(
+        step.dataset,
+        size=parent.card.size,
+        multiple=parent.card.size_multiple,
+        cache_gb=step.recipe.data.cache_gb,
+    )
     probe = step.probe(network)
     speedup = probe.measure(step.graph(child)).speedup
     say(f"cut to depth {levels}: {speedup:.2f}x faster than its parent")

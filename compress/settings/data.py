@@ -27,7 +27,8 @@ class DataSettings(Settings):
     """A class that is in a smaller share of the training images than this is shown more often, by the square root of
     what it lacks; 0: every image once an epoch. Source: Gupta et al. 2019 (arXiv:1908.03195)."""
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
-    """Decoded training images are kept in memory up to this; the rest is read from disk each epoch."""
+    """Decoded images are kept in memory up to this, those of training and those of validation; the rest is read from
+    disk each time."""
 
     @model_validator(mode="after")
     def _crops_where_there_are_some(self) -> Self:

@@ -3,11 +3,15 @@
 A cut or averaged network keeps statistics of what it was; judging it by them is judging another network.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from compress.checkpoint import normalised
-from compress.data.loader import TrainingImages
+from compress.data.loader import Batch, TrainingImages
+from compress.train.memory import free, is_out_of_memory
+from export.errors import WorkFailedError
 
 
 @torch.no_grad()
@@ -21,21 +25,44 @@ def reestimate(
     seed: int = 0,
 ) -> None:
     """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches, or over
-    their parts of `at_once` images.
+    their parts of `at_once` images; where memory is short, of fewer.
 
-    What is random in it, such as dropout, is drawn from `seed`: a run that goes on takes the same statistics.
+    What is random in it, such as dropout, is drawn from `seed`: a run that goes on takes the same statistics. Raises
+    WorkFailedError when a single image does not fit into memory.
     """
-    device = next(network.parameters()).device
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     network.train()
-    torch.manual_seed(seed)
-    for batch in images.drawn(batches, batch_size):
-        for part_NCHW in torch.split(batch.images_NCHW, at_once or batch_size):
-            network(normalised(part_NCHW.to(device)))
+    at_once = at_once or batch_size
+    while not _fits(network, norms, images.drawn(batches, batch_size), at_once, seed):
+        if at_once == 1:
+            raise WorkFailedError(
+                "out of memory with a single image while BatchNorm's statistics are taken; set a smaller data.crop or "
+                "data.size, or a smaller model.base"
+            )
+        free(next(network.parameters()).device)
+        at_once //= 2
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
+
+
+def _fits(
+    network: nn.Module, norms: Iterable[nn.BatchNorm2d], batches: Iterable[Batch], at_once: int, seed: int
+) -> bool:
+    """Show `network` the `batches` in parts of `at_once` images; whether there was memory enough for all of them."""
+    for norm in norms:
+        norm.reset_running_stats()
+    torch.manual_seed(seed)
+    device = next(network.parameters()).device
+    try:
+        for batch in batches:
+            for part_NCHW in torch.split(batch.images_NCHW, at_once):
+                network(normalised(part_NCHW.to(device)))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True

@@ -35,7 +35,7 @@ class Clock:
 
     def __init__(self, runtime: Runtime) -> None:
         # A GPU is asked for its time now and then only: it works ahead of the program as long as nobody waits for it.
-        self._every = 16 if runtime.device.type == "cuda" else 1
+        self._every = 1 if runtime.device.type == "cpu" else 16
         self._runtime = runtime
         self._seconds: dict[Part, float] = {"data": 0.0, "augmentation": 0.0, "network": 0.0}
         self._images = 0

@@ -13,10 +13,11 @@ class Average:
         self.network = frozen_copy(network)
         self.steps = 0
         """Updates so far."""
-        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
-        floating = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
-        self._mine = [mine for mine, _ in floating]
-        self._theirs = [theirs for _, theirs in floating]
+        mine, theirs = self.network.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
+        # A tensor that is used in two places has two names, and is one all the same.
+        names = {id(tensor): name for name, tensor in theirs.items() if tensor.is_floating_point()}.values()
+        self._mine = [mine[name] for name in names]
+        self._theirs = [theirs[name] for name in names]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -29,7 +29,8 @@ class Choice:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one. Torch is given the cores that this process may use, and no more.
+    """`auto` is CUDA where there is one. A device with a number becomes the current one, which seeds and waits are for.
+    Torch is given the cores that this process may use, and no more.
 
     Raises UsageError for a device that torch does not have here.
     """
@@ -41,6 +42,8 @@ def pick_device(wanted: str) -> torch.device:
         if device.type not in DEVICES:
             raise UsageError(f"train.device = {wanted!r} trains nothing; known: auto, {', '.join(DEVICES)}")
         torch.empty(0, device=device)
+        if device.type != "cpu" and device.index is not None:
+            torch.accelerator.set_device_index(device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"train.device = {wanted!r} is not there: {error}") from error
     return device

@@ -9,7 +9,7 @@ from compress.train.precision import Precision
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, and the precision of forward passes on it."""
+    """A device, the current one of its kind (`pick_device`), and the precision of forward passes on it."""
 
     device: torch.device
     precision: Precision
@@ -17,10 +17,10 @@ class Runtime:
     def seed(self, seed: int) -> None:
         """Of torch's global generators, on the CPU and on the device."""
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would walk through every backend, at every step
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was asked for."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize()

@@ -33,8 +33,8 @@ class Progress:
     miou: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    """An entry an epoch: epoch, mean loss and gradient norm, steps that were skipped, and in those that were validated
-    `Metrics.as_tree`."""
+    """An entry an epoch: epoch, mean loss and gradient norm (None where no step was taken), steps that were skipped,
+    and in those that were validated `Metrics.as_tree`."""
 
     def add(self, loss: float | None, norm: float) -> None:
         """Count a step; None is one that was skipped."""
@@ -47,17 +47,19 @@ class Progress:
     def end_epoch(self, figures: dict[str, Any]) -> None:
         """Close the epoch under way with `figures` beside its mean loss."""
         self.epoch += 1
-        taken = max(1, self.losses)
         self.history.append(
             {
                 "epoch": self.epoch,
-                "loss": self.loss_sum / taken,
-                "gradient_norm": self.norm_sum / taken,
+                "loss": self._mean(self.loss_sum),
+                "gradient_norm": self._mean(self.norm_sum),
                 "skipped": self.step - self.losses,
                 **figures,
             }
         )
         self.step, self.loss_sum, self.losses, self.norm_sum = 0, 0.0, 0, 0.0
+
+    def _mean(self, total: float) -> float | None:
+        return total / self.losses if self.losses else None
 
 
 class StateFile:

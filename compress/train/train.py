@@ -163,7 +163,11 @@ def decoded(
     """Training images, kept as the recipe says on `device` or in memory, and validation images, in memory: those of
     `validated`, by default the whole split."""
     images = training_images(dataset, recipe, multiple, device)
-    return images, ValidationImages(dataset, size=recipe.data.size, multiple=multiple, samples=validated)
+    validation = ValidationImages(
+        dataset, size=recipe.data.size, multiple=multiple, cache_gb=recipe.data.cache_gb, samples=validated
+    )
+    say(f"validation images: {validation}")
+    return images, validation
 
 
 def shown(recipe: Recipe) -> dict[str, object]:
@@ -255,7 +259,15 @@ def _master(path: Path, dataset: Dataset) -> Checkpoint:
 
 
 def _weights_file(init: Path) -> Path:
-    return checkpoint.load(init).path / checkpoint.WEIGHTS if init.is_dir() else init
+    if not init.is_dir():
+        return init
+    source = checkpoint.load(init)
+    if source.card.pruning:
+        raise CheckpointError(
+            init,
+            ["it was pruned, and training makes a whole network; start from what it was cut from, and prune again"],
+        )
+    return source.path / checkpoint.WEIGHTS
 
 
 def _init_hash(init: Path) -> str:

@@ -238,6 +238,13 @@ def test_channels_are_those_of_convolutions_alone(splits: Splits) -> None:
     assert dead == {"relu": (3, 4)}
 
 
+def test_an_epoch_whose_every_step_was_skipped_says_nothing_of_losses() -> None:
+    first, *others = HEALTHY.history
+    nothing = {"loss": None, "gradient_norm": None, "skipped": 2}
+    history = [{**first, **nothing}, *others, {**epoch(21, loss=0, miou=0.6), **nothing}]
+    assert diagnosed(replace(HEALTHY, history=history)) == []
+
+
 def test_a_finished_training_is_kept_whatever_becomes_of_its_diagnosis(
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,8 @@
 """Averaged weights and re-estimated statistics against sums that are written out."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 from compress.data.folder import open_dataset
 from compress.data.loader import TrainingImages
 from compress.train.batchnorm import reestimate
-from compress.train.ema import MovingAverage
+from compress.train.ema import Average, EqualAverage, MovingAverage
 
 
 def wander(network: nn.Module, steps: int, average: MovingAverage) -> list[torch.Tensor]:
@@ -53,6 +55,24 @@ def test_no_decay_means_the_network_itself() -> None:
     wander(network, 3, average)
     for name, tensor in average.network.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name]), name
+
+
+def _all_of(network: nn.Module, value: float) -> nn.Module:
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, value)
+    return network
+
+
+@pytest.mark.parametrize("kind", [EqualAverage, partial(MovingAverage, decay=0.9)])
+def test_weights_that_are_used_in_two_places_are_averaged_once(kind: Callable[[nn.Module], Average]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1))
+    network[1].weight = network[0].weight
+    average = kind(_all_of(network, 0.0))
+    for value in (1.0, 3.0, 8.0):
+        _all_of(network, value)
+        average.update()
+    weight, *biases = (float(parameter) for parameter in average.network.parameters())
+    assert biases == [weight, weight]
 
 
 def test_an_average_goes_on_from_what_was_saved() -> None:

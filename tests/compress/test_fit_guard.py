@@ -88,7 +88,10 @@ def test_a_loss_that_is_undefined_now_and_then_changes_nothing(splits: Splits, t
     assert network.forwards == 24
     # The statistics of a skipped step are no more worth keeping than its gradients.
     assert all(torch.isfinite(tensor).all() for tensor in fitted.weights.values())
-    assert all(math.isfinite(epoch["loss"]) for epoch in fitted.history)
+    # Nor is there a loss of an epoch in which no step was taken.
+    assert [epoch["loss"] is None for epoch in fitted.history] == [epoch["skipped"] == 2 for epoch in fitted.history]
+    assert fitted.history[0]["loss"] is fitted.history[0]["gradient_norm"] is None
+    assert all(epoch["loss"] is None or math.isfinite(epoch["loss"]) for epoch in fitted.history)
     assert json.dumps(fitted.history, allow_nan=False)
     assert fitted.miou > 0.7
 
@@ -136,7 +139,8 @@ def test_in_float16_the_scale_is_found_by_steps_that_change_nothing(
     saved = torch.load(tmp_path / "fit" / STATE, weights_only=True)["stepper"]
     assert saved["scaler"]["scale"] == 65536 / 2**3
     assert saved["average"]["steps"] == 5
-    assert all(math.isfinite(epoch["loss"]) for epoch in fitted.history)
+    assert fitted.history[0]["loss"] is None
+    assert all(math.isfinite(epoch["loss"]) for epoch in fitted.history[1:])
     said = [line for line in capfd.readouterr().err.splitlines() if "beyond float16" in line]
     assert [line.split("scaled by ")[1].split()[0] for line in said] == ["32768", "16384", "8192"]
 

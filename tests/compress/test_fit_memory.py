@@ -1,6 +1,7 @@
 """A batch that does not fit into memory is taken in parts, and the parts add up to it."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.settings.fit import LossSettings
 from compress.train import state
+from compress.train.batchnorm import reestimate
 from compress.train.objective import Teacher
 from export.errors import WorkFailedError
 
@@ -27,8 +29,10 @@ class Hungry(nn.Module):
     """Asks the allocator for more than there is in any machine when it sees more than `most` images at once, or in
     validation more than `most_validated`."""
 
-    def __init__(self, most: int, *, most_validated: int = 8, norm: bool = False) -> None:
+    def __init__(self, most: int, *, most_validated: int = 8, norm: bool = False, words: str | None = None) -> None:
+        """`words` are those of another allocator than the CPU's."""
         super().__init__()
+        self.words = words
         self.most = most
         self.most_validated = most_validated
         self.norm = nn.BatchNorm2d(1) if norm else nn.Identity()
@@ -37,6 +41,8 @@ class Hungry(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         image = self.norm(image)
         if len(image) > (self.most if self.training else self.most_validated):
+            if self.words is not None:
+                raise RuntimeError(self.words)
             torch.empty(2**55, dtype=torch.uint8)
         logits: Tensor = self.body(image)
         return logits
@@ -114,6 +120,24 @@ def test_memory_that_is_short_is_said_once_and_remembered(
     assert len(fitted.history) == 4
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "MPS backend out of memory (MPS allocated: 17.98 GB, other allocations: 1.02 GB, max allowed: 18.13 GB)",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+    ],
+)
+def test_a_lack_of_memory_is_known_by_the_words_of_whoever_lacks_it(
+    splits: Splits, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str
+) -> None:
+    fitted = fit(Hungry(2, words=words), splits, tmp_path / "fit", epochs=1)
+    assert "from here on 2 at a time" in capfd.readouterr().err
+    assert math.isfinite(fitted.history[0]["loss"])
+
+
 def test_a_pass_that_failed_leaves_no_statistics(splits: Splits, tmp_path: Path) -> None:
     network = Hungry(2, norm=True)
     with before_each_step(kill_at(1)), pytest.raises(Killed):
@@ -142,6 +166,14 @@ def test_statistics_of_averaged_weights_are_taken_with_as_few_images_as_the_step
 ) -> None:
     fitted = fit(Hungry(2, norm=True), splits, tmp_path / "fit", swa={"start": 0.5}, micro_batch=micro_batch)
     assert 0 <= fitted.history[-1]["swa"]["miou"] <= 1
+
+
+def test_the_statistics_of_an_average_are_taken_of_as_many_images_as_fit(splits: Splits, tmp_path: Path) -> None:
+    """At the very end, when all of the training is done."""
+    fitted = fit(Hungry(2, norm=True), splits, tmp_path / "fit", swa={"start": 0.5})
+    assert fitted.history[-1]["swa"]["miou"] > 0
+    with pytest.raises(WorkFailedError, match=r"single image while BatchNorm's .* smaller data\.crop"):
+        reestimate(Hungry(0, norm=True), splits[0])
 
 
 def test_an_optimizer_without_memory_ends_the_run(splits: Splits, tmp_path: Path) -> None:

@@ -199,6 +199,33 @@ def test_predictions_come_back_at_the_size_of_the_masks(mixed: Dataset, size: tu
         assert prediction.shape == truth.shape
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.5, 2), (1.0, 5)])
+def test_what_the_budget_does_not_hold_is_validated_all_the_same(
+    mixed: Dataset, tmp_path: Path, share: float, kept: int
+) -> None:
+    shutil.copytree(mixed.path, tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data")
+    # Bytes of the images, padded to multiples of 8, and of their masks.
+    sizes = [dataset.read_mask(sample).shape for sample in dataset.val]
+    total_gb = sum((h + -h % 8) * (w + -w % 8) + h * w for h, w in sizes) / 1e9
+    everything = ValidationImages(dataset, size=None, multiple=8)
+    some = ValidationImages(dataset, size=None, multiple=8, cache_gb=share * total_gb)
+    beyond = "" if kept == 5 else "; the others are read from disk in every validation"
+    assert str(some) == f"{kept} of 5 images are kept decoded in memory{beyond}"
+
+    def answered(images: ValidationImages) -> list[tuple[str, list[int], list[int]]]:
+        masks = images.predictions(lambda images_NCHW: images_NCHW[:, 0].numpy(), batch_size=2)
+        return [(name, truth.tolist(), prediction.tolist()) for name, truth, prediction in masks]
+
+    assert answered(some) == answered(everything)
+    shutil.rmtree(dataset.path / "val")
+    if kept == 5:
+        assert len(answered(some)) == 5
+    else:
+        with pytest.raises(ImageError, match="no such file"):
+            answered(some)
+
+
 def test_a_split_in_which_nothing_can_be_scored_is_refused(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "void", table={"ignore_index": 7})
     for mask in (path / "val" / "masks").iterdir():

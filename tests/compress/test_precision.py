@@ -6,6 +6,7 @@ from torch import nn
 
 from compress.train import precision
 from compress.train.precision import autocast, choose, pick_device
+from compress.train.runtime import Runtime
 from export.errors import UsageError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -66,6 +67,23 @@ def test_a_device_that_is_not_there_is_a_users_mistake() -> None:
     for wanted in ("meta", "xla"):
         with pytest.raises(UsageError, match=f"train.device = '{wanted}' trains nothing"):
             pick_device(wanted)
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "xpu:1", "mps"])
+def test_seeds_and_waits_are_for_the_device_that_trains(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    seeds: list[int] = []
+    waits: list[str] = []
+    current: list[torch.device] = []
+    device = torch.device(name)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # it is there
+    monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
+    monkeypatch.setattr(f"torch.{device.type}.manual_seed", seeds.append)
+    monkeypatch.setattr(f"torch.{device.type}.synchronize", lambda: waits.append(device.type))
+    runtime = Runtime(pick_device(name), "float32")
+    runtime.seed(7)
+    runtime.synchronize()
+    assert (seeds, waits) == ([7], [device.type])
+    assert current == ([device] if ":" in name else [])
 
 
 @pytest.mark.parametrize(("wanted", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])

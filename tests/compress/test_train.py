@@ -12,15 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import write_checkpoint
 from support.datasets import write_dataset
+from support.fits import before_each_step
 from support.networks import random_unet
 from torch import Tensor
 
 from compress import checkpoint
 from compress.checkpoint import Checkpoint
+from compress.models.plan import GroupCut, PruningPlan
 from compress.recipe import Recipe
 from compress.steps import read_record
 from compress.train import train
-from export.errors import CheckpointError, DatasetError, RecipeError, UsageError, WorkFailedError
+from export.errors import CheckpointError, DatasetError, ImageError, RecipeError, UsageError, WorkFailedError
 from export.files import sha256_file
 from export.images import encode_mask
 
@@ -131,6 +133,17 @@ def test_other_classes_start_with_a_fresh_head_that_is_named(
             assert tensor.shape == (2, 8, 1, 1)
         else:
             torch.testing.assert_close(tensor, start.state_dict()[name])
+
+
+def test_a_pruned_checkpoint_is_no_start_for_a_whole_network(data: Path, tmp_path: Path) -> None:
+    """Most of its weights would fit, and the rest start fresh."""
+    plan = PruningPlan(cuts=(GroupCut(layer="stem.0", width=8, remove=(3,)),))
+    sizes: dict[str, Any] = {"channels": 1, "base": 8, "depth": 2, "classes": 2}
+    network = plan.apply(random_unet(**sizes), channels=1)
+    cut = write_checkpoint(tmp_path / "cut", network, pruning=(plan,), **sizes).path
+    with pytest.raises(CheckpointError, match="it was pruned, and training makes a whole network"):
+        train(data, tmp_path / "out", recipe(), init=cut)
+    assert not (tmp_path / "out").exists()
 
 
 class Malicious:
@@ -299,8 +312,35 @@ def test_a_training_says_what_it_keeps_in_memory(data: Path, tmp_path: Path, cap
     kept = train(data, tmp_path / "kept", recipe())
     assert "training images: 8 of 8 images are kept decoded in memory\n" in capfd.readouterr().err
     read = train(data, tmp_path / "read", recipe("data.cache_gb=0"))
-    assert "0 of 8 images are kept decoded in memory; the others are read" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "training images: 0 of 8 images are kept decoded in memory; the others are read" in said
+    assert "validation images: 0 of 4 images are kept decoded in memory; the others are read" in said
     assert read.weights_sha256 == kept.weights_sha256
+
+
+def test_a_file_that_goes_away_meanwhile_costs_no_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SECONDS_BETWEEN_SAVES": 0.0, "SHARE_OF_THE_TIME": float("inf")}.items():
+        monkeypatch.setattr(f"compress.train.state.{name}", value)
+    images, away = data / "train" / "images", tmp_path / "away"
+    steps: list[int] = []
+
+    def take_away(_: torch.optim.Optimizer) -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            images.rename(away)
+
+    read = recipe("data.cache_gb=0", "train.epochs=4")
+    with before_each_step(take_away), pytest.raises(ImageError, match="no such file"):
+        train(data, tmp_path / "out", read)
+    taken = len(steps)
+    away.rename(images)
+    with before_each_step(lambda _: steps.append(1)):
+        made = train(data, tmp_path / "out", read)
+    assert len(steps) == 8  # of which none was taken twice
+    assert 3 <= taken < 8
+    assert made.weights_sha256 == train(data, tmp_path / "whole", read).weights_sha256
 
 
 def mostly_void(path: Path, *, counted: int) -> Path:
