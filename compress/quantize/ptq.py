@@ -57,7 +57,7 @@ OP_TYPES = (
 # The library knows no DepthToSpace; like Slice it only moves values, at the scale that they have.
 QDQRegistry["DepthToSpace"] = QDQDirect8BitOp
 
-_LAYOUT = frozenset({"Transpose", "Cast", "ReorderInput", "ReorderOutput"})
+_LAYOUT = frozenset({"Transpose", "Cast", "Identity", "ReorderInput", "ReorderOutput"})
 _BLOCKED = "_nchwc"
 """A convolution that works on blocks of channels is named by what it gives, and this."""
 
