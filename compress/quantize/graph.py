@@ -57,7 +57,12 @@ def channels_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def tapped(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
-    """From an image HWC to what `model` has at `names`, operator by operator as it is written, and no further."""
+    """From an image HWC to what `model` has at `names`, operator by operator as it is written, and no further.
+
+    For no names nothing is run: the runtime takes no graph without a node.
+    """
+    if not names:
+        return lambda _: []
     cut = copied(model)
     del cut.graph.node[:], cut.graph.output[:]
     cut.graph.node.extend(leading_to(model.graph.node, names))
