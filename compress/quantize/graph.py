@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.images import U8
-from export.latency.graph import leading_to
+from export.latency.graph import attributes, leading_to
 from export.runtime import LOGITS, tensors
 
 _OF_A_NORM = re.compile(r"_inlfunc_\w*Normalization_")
@@ -42,6 +42,12 @@ def with_tensors(model: onnx.ModelProto, new: Mapping[str, NDArray[Any]]) -> onn
 def logits_of(model: onnx.ModelProto) -> str:
     """The tensor whose largest value is a pixel's class: what ArgMax reads, or what a graph without a mask gives."""
     return next((str(node.input[0]) for node in model.graph.node if node.op_type == "ArgMax"), LOGITS)
+
+
+def has_classes_last(model: onnx.ModelProto) -> bool:
+    """Whether the tensor that `logits_of` names is NHWK: the runtime's fusions take out the Transpose between a last
+    layer whose channels are last and ArgMax."""
+    return any(node.op_type == "ArgMax" and attributes(node)["axis"] in (-1, 3) for node in model.graph.node)
 
 
 def is_of_a_norm(node: onnx.NodeProto) -> bool:
