@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from compress import models
 from compress.models.plan import PruningPlan
 from compress.progress import say
+from export.bundle import is_bundle
 from export.errors import CheckpointError, ModelError
 from export.files import sha256_file, write_atomic
 from export.images import U8, Geometry
@@ -32,6 +33,7 @@ from export.to_onnx import MEAN, STD
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
+_A_FILE = f"a file; a checkpoint is the folder with {MODEL} and {WEIGHTS}, so give that folder"
 MOSTLY_FRESH = 0.5
 """Fine-tuning that takes less than half of its start from somewhere is training from scratch by mistake."""
 
@@ -144,9 +146,12 @@ def load(path: Path) -> Checkpoint:
     Raises CheckpointError.
     """
     if not path.is_dir():
-        raise CheckpointError(path, ["no such folder"])
+        raise CheckpointError(path, [_A_FILE if path.is_file() else "no such folder"])
     if not is_checkpoint(path):
-        raise CheckpointError(path, [f"{MODEL} is missing; `compress train` and `compress prune` make checkpoints"])
+        missing = f"{MODEL} is missing; `compress train` and `compress prune` make checkpoints"
+        raise CheckpointError(
+            path, ["it is a bundle; give the checkpoint that it was made from" if is_bundle(path) else missing]
+        )
     if not (path / WEIGHTS).is_file():
         raise CheckpointError(path, [f"{WEIGHTS} is missing"])
     try:

@@ -125,9 +125,11 @@ def _quantize(model: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bo
         quantize(model, data, out, recipe)
     result = (read_record(out) or {})["result"]
     size_bytes = (out / MODEL).stat().st_size
-    speed = f"{result['speedup']:.2f}x faster than its float parent"
+    speedup = result["speedup"]
+    faster = f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
+    speed = f"{faster} than its float parent"
     if not result["timed_for_target"]:
-        speed = f"made for {result['target']}, which is not here: not timed there, {result['speedup']:.2f}x on this CPU"
+        speed = f"made for {result['target']}, which is not here: not timed there, {speedup:.2f}x on this CPU"
     emit(
         {**result, "size_bytes": size_bytes},
         f"{out}: {speed}, mIoU {result['miou_parent']:.4f} -> "

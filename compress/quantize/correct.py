@@ -29,11 +29,13 @@ def corrected(quantized: Quantized, images_HWC: Sequence[U8]) -> Quantized:
     parent in each channel, up to the step of a bias.
 
     Both run as they are written. Layer after layer in the order of the graph, so that each is measured behind those
-    that were corrected; a convolution without a bias is given one.
+    that were corrected; a convolution without a bias is given one. Where none is between integers, `quantized` itself.
     """
     graph = copied(quantized.graph)
     parents = {node.name: node for node in quantized.parent.graph.node if node.op_type == "Conv"}
     names = [layer.node.name for layer in _layers(graph) if layer.node.name in parents]
+    if not names:
+        return quantized
     expected = _means(quantized.parent, [parents[name].output[0] for name in names], images_HWC)
     with task("correct biases", len(names)) as bar:
         for name, mean in zip(names, expected, strict=True):

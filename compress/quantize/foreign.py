@@ -28,6 +28,16 @@ _COLOURS = 4
 _KEEPS_THE_BEST = ("ArgMax", "Softmax", "LogSoftmax", "Sigmoid", "Cast", "Identity")
 """Behind the logits these change nothing about which class is best; but 0 is no longer in the middle."""
 _KEEPS_THE_VALUES = ("Squeeze", "Reshape", "Flatten")
+_QUANTIZED = (
+    "ConvInteger",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QuantizeLinear",
+)
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
     """
     model = _loaded(path)
     digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    _require_float32(path, model)
     image = _input(path, model)
     dims = [dim.dim_value or None for dim in image.type.tensor_type.shape.dim]
     layout = declared.layout or _layout(path, image.name, dims)
@@ -100,6 +111,21 @@ def _raised(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
         return model if opset == OPSET else version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter has exceptions of its binding's own
         raise ModelError(path, [f"opset {opset} cannot be raised to {OPSET}: {error}"]) from error
+
+
+def _require_float32(path: Path, model: onnx.ModelProto) -> None:
+    """What is quantized or in 16 bits already would be its own float parent, and be compared with that."""
+    problems = []
+    found = sorted({node.op_type for node in model.graph.node}.intersection(_QUANTIZED))
+    if found:
+        problems.append(f"it is quantized already ({', '.join(found)}); give the float model that it was made from")
+    constants = [attributes(node).get("value") for node in model.graph.node if node.op_type == "Constant"]
+    weights = [*model.graph.initializer, *(tensor for tensor in constants if tensor is not None)]
+    half = next((tensor.data_type for tensor in weights if tensor.data_type in _HALVES), None)
+    if half is not None:
+        problems.append(f"it has weights in {_dtype(half)}; give the float32 model that it was converted from")
+    if problems:
+        raise ModelError(path, problems)
 
 
 def _input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:

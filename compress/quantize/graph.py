@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.images import U8
-from export.latency.graph import leading_to
+from export.latency.graph import attributes, leading_to
 from export.runtime import LOGITS, tensors
 
 _OF_A_NORM = re.compile(r"_inlfunc_\w*Normalization_")
@@ -44,6 +44,12 @@ def logits_of(model: onnx.ModelProto) -> str:
     return next((str(node.input[0]) for node in model.graph.node if node.op_type == "ArgMax"), LOGITS)
 
 
+def has_classes_last(model: onnx.ModelProto) -> bool:
+    """Whether the tensor that `logits_of` names is NHWK: the runtime's fusions take out the Transpose between a last
+    layer whose channels are last and ArgMax."""
+    return any(node.op_type == "ArgMax" and attributes(node)["axis"] in (-1, 3) for node in model.graph.node)
+
+
 def is_of_a_norm(node: onnx.NodeProto) -> bool:
     """Whether the runtime has put `node` in the place of a norm that it has no kernel for."""
     return any(_OF_A_NORM.match(name) for name in (*node.input, *node.output))
@@ -57,7 +63,12 @@ def channels_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def tapped(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
-    """From an image HWC to what `model` has at `names`, operator by operator as it is written, and no further."""
+    """From an image HWC to what `model` has at `names`, operator by operator as it is written, and no further.
+
+    For no names nothing is run: the runtime takes no graph without a node.
+    """
+    if not names:
+        return lambda _: []
     cut = copied(model)
     del cut.graph.node[:], cut.graph.output[:]
     cut.graph.node.extend(leading_to(model.graph.node, names))

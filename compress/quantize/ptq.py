@@ -17,7 +17,7 @@ from compress.quantize.biases import RoomyQuantizer
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
 from compress.quantize.equalise import equalised
-from compress.quantize.graph import copied, is_of_a_norm, logits_of
+from compress.quantize.graph import copied, has_classes_last, is_of_a_norm, logits_of
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
@@ -57,7 +57,7 @@ OP_TYPES = (
 # The library knows no DepthToSpace; like Slice it only moves values, at the scale that they have.
 QDQRegistry["DepthToSpace"] = QDQDirect8BitOp
 
-_LAYOUT = frozenset({"Transpose", "Cast", "ReorderInput", "ReorderOutput"})
+_LAYOUT = frozenset({"Transpose", "Cast", "Identity", "ReorderInput", "ReorderOutput"})
 _BLOCKED = "_nchwc"
 """A convolution that works on blocks of channels is named by what it gives, and this."""
 
@@ -171,7 +171,12 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
         for node in both.graph.node:
             node.input[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.input]
             node.output[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.output]
-        node = onnx.helper.make_node("Identity", [logits_of(both)], [LOGITS], name="logits_of_argmax")
+        last = has_classes_last(both)
+        node = onnx.helper.make_node(
+            "Transpose" if last else "Identity", [logits_of(both)], [LOGITS], "logits_of_argmax"
+        )
+        if last:
+            node.attribute.append(onnx.helper.make_attribute("perm", (0, 3, 1, 2)))
         both.graph.node.append(node)
         both.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None))
     return both, step

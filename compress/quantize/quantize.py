@@ -181,6 +181,9 @@ def _corrected(bench: Workbench, made: _Made) -> _Made:
     if wanted == "auto" and found is not None and found["with"] <= found["without"]:
         return replace(made, figures={**without, "bias_correction": found})
     quantized = corrected(made.quantized, bench.correction_images())
+    if quantized is made.quantized:
+        say("no bias is corrected: no convolution is in integers")
+        return replace(made, figures=without)
     score = bench.judge.score(model_of(quantized.graph))
     if found is None:
         found = {"without": made.score.miou, "with": score.miou}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.bundles import tiny_bundle
 from support.checkpoints import write_checkpoint
 from support.networks import random_network, random_unet
 
@@ -135,6 +136,14 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load(path)
     with pytest.raises(CheckpointError, match="no such folder"):
         load(tmp_path / "nowhere")
+
+
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="it is a bundle; give the checkpoint that it was made from"):
+        load(tiny_bundle(tmp_path / "bundle").path)
+    path = write_checkpoint(tmp_path / "ckpt", random_unet()).path
+    with pytest.raises(CheckpointError, match=r"a file; a checkpoint is the folder with model\.json"):
+        load(path / "weights.safetensors")
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:

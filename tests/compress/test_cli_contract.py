@@ -78,6 +78,16 @@ def test_quantize(cli: Cli, trained: Checkpoint, discs: Path, tmp_path: Path) ->
     assert load(tmp_path / "out").size_bytes == result["size_bytes"]
 
 
+def test_int8_that_is_kept_though_slower_is_called_slower(
+    cli: Cli, trained: Checkpoint, discs: Path, tmp_path: Path, clock: Callable[[float, float], None]
+) -> None:
+    clock(4.0, 5.0)
+    words = *settings(), "--set", "quantize.calibration=minmax", "--force"
+    status, out, _ = cli("quantize", trained.path, "--data", discs, "--out", tmp_path / "out", *words)
+    assert status == 0
+    assert "1.25x slower than its float parent" in " ".join(out.split())
+
+
 def test_verify_and_bench_latency(float_bundle: Bundle, int8_bundle: Bundle, discs: Path, tmp_path: Path) -> None:
     verified = result_of(call("verify", int8_bundle.path, "--threads", 1, "--json"))
     assert verified["ok"] is True

@@ -79,6 +79,12 @@ def test_layers_that_stay_in_float_keep_their_biases() -> None:
     assert any((before[name] != after[name]).any() for name in ("node_stem", "node_fuse", "node_head"))
 
 
+def test_where_all_layers_stay_in_float_nothing_is_corrected() -> None:
+    quantizer = Quantizer(with_outputs(small_unet(), "mask"), iter(blocks(4)), target="vnni")
+    floats = quantizer.quantized("minmax", {layer.name: "to see" for layer in quantizer.layers})
+    assert corrected(floats, blocks(4)) is floats
+
+
 def test_a_convolution_over_channels_is_corrected_like_one_over_pixels() -> None:
     """Its map has a single axis of them."""
     graph = with_outputs(with_eca(), "mask")

@@ -11,13 +11,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 from support.handmade import blocks, small_unet, with_a_norm
-from support.networks import Mixer, exported, random_unet, randomised
+from support.networks import ByPixel, Mixer, exported, random_unet, randomised
 from torch import nn
 
 from compress.quantize import targets
 from compress.quantize.door import normalised_tensor, remove_door
 from compress.quantize.kernels import look_at_kernels
 from compress.quantize.ptq import Quantized, Quantizer, with_quantized_logits
+from compress.quantize.qat import QuantizedNetwork
 from compress.quantize.targets import scheme_of
 from compress.settings.quantize import Target
 from export.errors import WorkFailedError
@@ -109,6 +110,24 @@ def test_matrix_products_are_in_integers() -> None:
     assert agreed.mean() > 0.9
     for batch, height, width in ((1, 4, 4), (3, 20, 12)):
         assert model.masks(images[:1, :height, :width].repeat(batch, 0)).shape == (batch, height, width)
+
+
+@pytest.mark.parametrize("outputs", ["mask", "logits", "both"])
+def test_logits_of_a_network_with_its_channels_last_have_the_classes_first(outputs: Outputs) -> None:
+    """For parity, and for training."""
+    made = Quantizer(with_outputs(exported(randomised(ByPixel())), outputs), pictures(4), target="avx2").quantized(
+        "minmax"
+    )
+    images = np.stack(list(pictures(2)))
+    as_written, _ = with_quantized_logits(made.graph)
+    logits = OnnxModel(as_written.SerializeToString(), threads=1, optimised=False).logits(images)
+    assert logits.shape == (2, 3, *images.shape[1:3])
+    masks = OnnxModel(made.graph.SerializeToString(), threads=1).masks(images)
+    assert np.mean(masks == logits.argmax(1)) > 0.99
+    normalised = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 128) / 128
+    with torch.inference_mode():
+        trained = QuantizedNetwork(made.graph, made.parent)(normalised).numpy()
+    assert np.abs(trained - logits).mean() < 0.02 * np.abs(logits).max()
 
 
 @pytest.mark.parametrize(

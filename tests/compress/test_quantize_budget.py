@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from support.quantizing import BUDGET, patch, recipe
+from support.quantizing import BUDGET, interrupt, patch, recipe
 
 from compress.checkpoint import Checkpoint
 from compress.quantize import quantize
+from compress.quantize.fallback import Fallback
 from compress.quantize.judge import Judge
 from compress.steps import read_record
 from export.bundle import verify
@@ -113,13 +114,18 @@ def test_a_killed_search_goes_on_where_it_was(
     monkeypatch.setattr(Judge, "score", score)
     with pytest.raises(KeyboardInterrupt):
         quantize(spoilt[0], discs, tmp_path / "out", recipe(*BUDGET))
+    with monkeypatch.context() as killed:
+        killed.setattr(Fallback, "choose", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(spoilt[0], discs, tmp_path / "out", recipe(*BUDGET))
     made = quantize(spoilt[0], discs, tmp_path / "out", recipe(*BUDGET))
     assert {layer.layer for layer in made.manifest.float_layers} == spoilt[1]
     layers = json.loads((made.path / "layers.json").read_text())["layers"]
     ways = sum(1 + (layer["with_readers"] is not None) for layer in layers)
     tried = len(json.loads((made.path / "float_layers.json").read_text()))
-    # All in INT8, and two layers in both ways, were done. Again all in INT8, the other ways, sets, and what leaves.
-    assert scored - 6 == 1 + (ways - 4) + tried + 1
+    # All in INT8, and two layers in both ways, were done. Again all in INT8, and the other ways; then, with all of them
+    # measured, all in INT8, sets, and what leaves.
+    assert scored - 6 == 1 + (ways - 4) + 1 + tried + 1
 
 
 def test_a_floor_that_nothing_reaches_keeps_what_came_nearest(

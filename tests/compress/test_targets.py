@@ -146,6 +146,12 @@ def test_the_same_network_runs_here(target: Target, tensorrt: Quantized, openvin
     assert made.float_layers == ()
 
 
+@pytest.mark.parametrize("target", ["vnni", "tensorrt", "openvino"])
+def test_logits_that_are_given_are_no_layer_in_float(target: Target) -> None:
+    source = with_outputs(small_unet(), "both")
+    assert Quantizer(source, iter(blocks(4)), target=target).quantized("minmax").float_layers == ()
+
+
 def test_what_has_no_integer_form_is_named_whoever_serves() -> None:
     net = Handmade()
     soft = net.add("Softmax", [net.conv("stem", net.image, 4)], "soft", axis=1)

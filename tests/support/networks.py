@@ -94,6 +94,19 @@ class Mixer(nn.Module):
         return nn.functional.interpolate(out, scale_factor=4.0, mode="nearest")
 
 
+class ByPixel(nn.Module):
+    """Each pixel by itself, its channels last."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.size_multiple = 1
+        self.layers = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 3))
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        out: Tensor = self.layers(image_NCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return out
+
+
 def exported(network: nn.Module, *, channels: int = 1, size_multiple: int | None = None) -> onnx.ModelProto:
     """What `export_onnx` gives for `network`, with mask and logits. An export takes seconds, so each is done once."""
     with TemporaryDirectory() as folder:

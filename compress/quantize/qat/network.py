@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.quantize.biases import roomy
-from compress.quantize.graph import logits_of, stored, with_tensors
+from compress.quantize.graph import has_classes_last, logits_of, stored, with_tensors
 from compress.quantize.qat.attributes import refused
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
 from compress.quantize.qat.operators import OPERATORS
@@ -64,6 +64,7 @@ class QuantizedNetwork(nn.Module):
         self._parents = {node.name: node for node in parent.graph.node}
         self._makers = {name: node for node in quantized.graph.node for name in node.output}
         self._logits = logits_of(quantized)
+        self._has_classes_last = has_classes_last(quantized)
         self._door = self._find_door()
         self._nodes = self._needed()
         self._last_use = {name: i for i, node in enumerate(self._nodes) for name in node.input}
@@ -83,8 +84,10 @@ class QuantizedNetwork(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits as the integer graph would have them, if it added up in float."""
         scale, zero_point = self._image
+        # Nothing turns the image of a network whose first layer has its channels last.
+        entering = images_NCHW.permute(0, 2, 3, 1) if self._makers[self._door].input[0] == IMAGE else images_NCHW
         values: dict[str, Any] = {
-            self._door: torch.fake_quantize_per_tensor_affine(images_NCHW.float(), scale, zero_point, 0, 255),
+            self._door: torch.fake_quantize_per_tensor_affine(entering.float(), scale, zero_point, 0, 255),
             IMAGE: images_NCHW.permute(0, 2, 3, 1),
         }
         for i, node in enumerate(self._nodes):
@@ -94,7 +97,7 @@ class QuantizedNetwork(nn.Module):
                 if self._last_use[name] == i and name != self._logits:
                     values.pop(name, None)
         logits: Tensor = values[self._logits]
-        return logits
+        return logits.permute(0, 3, 1, 2) if self._has_classes_last else logits
 
     def scale_of(self, tensor: str) -> Activation:
         """What quantizes the activation `tensor` of the graph."""
@@ -145,7 +148,7 @@ class QuantizedNetwork(nn.Module):
             for node in self._model.graph.node
             if node.op_type == "DequantizeLinear"
             and node.input[0] not in self._tensors
-            and self._makers[node.input[0]].op_type != "QuantizeLinear"
+            and (node.input[0] == IMAGE or self._makers[node.input[0]].op_type != "QuantizeLinear")
         ]
         if len(found) != 1:
             raise WorkFailedError(f"the graph dequantizes {len(found)} things that it did not quantize, not one image")
