@@ -26,7 +26,8 @@ def reestimate(
     What is random in it, such as dropout, is drawn from `seed`: a run that goes on takes the same statistics.
     """
     device = next(network.parameters()).device
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+    norms = [module for module in network.modules() if isinstance(module, kinds)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
