@@ -26,8 +26,9 @@ def reestimate(
     What is random in it, such as dropout, is drawn from `seed`: a run that goes on takes the same statistics.
     """
     device = next(network.parameters()).device
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-    norms = [module for module in network.modules() if isinstance(module, kinds)]
+    norms = [
+        module for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    ]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
