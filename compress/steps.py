@@ -185,7 +185,7 @@ def _require_free(out: Path, plan: StepPlan) -> None:
             f"{out} holds the result of another step ({record.get('step')}); give another --out, or remove it"
         )
     if out.exists() and record is None and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and was not made by this tool; give another --out, or move it away")
+        raise UsageError(f"{out} exists and is not the result of a step; give another --out, or move it away")
 
 
 def _partial(out: Path) -> Path:

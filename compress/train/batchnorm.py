@@ -13,6 +13,8 @@ from compress.data.loader import Batch, TrainingImages
 from compress.train.memory import free, is_out_of_memory
 from export.errors import WorkFailedError
 
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
 
 @torch.no_grad()
 def reestimate(
@@ -30,7 +32,7 @@ def reestimate(
     What is random in it, such as dropout, is drawn from `seed`: a run that goes on takes the same statistics. Raises
     WorkFailedError when a single image does not fit into memory.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # cumulative average
@@ -49,9 +51,7 @@ def reestimate(
     network.eval()
 
 
-def _fits(
-    network: nn.Module, norms: Iterable[nn.BatchNorm2d], batches: Iterable[Batch], at_once: int, seed: int
-) -> bool:
+def _fits(network: nn.Module, norms: Iterable[_BatchNorm], batches: Iterable[Batch], at_once: int, seed: int) -> bool:
     """Show `network` the `batches` in parts of `at_once` images; whether there was memory enough for all of them."""
     for norm in norms:
         norm.reset_running_stats()

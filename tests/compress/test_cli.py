@@ -194,7 +194,7 @@ MISTAKES = [
     (["train", "--data", "{data}", "--out", "x", "--recipe", "missing.toml"], "missing.toml"),
     (["train", "--data", "{data}", "--out", "x", "--init", "nowhere"], "nowhere"),
     (["train", "--data", "{data}", "--out", "x", "--set", "train.device=tpu9"], "tpu9"),
-    (["train", "--data", "{data}", "--out", "{data}"], "not made by this tool"),
+    (["train", "--data", "{data}", "--out", "{data}"], "is not the result of a step"),
     (["train", "--data", "{data}"], "--out"),
     (["prune", "nowhere", "--data", "{data}", "--out", "x", "--speedup", "2"], "nowhere"),
     (["prune", "{ckpt}", "--data", "{data}", "--out", "x"], "--speedup"),

@@ -65,6 +65,26 @@ class Grows(nn.Module):
         return torch.cat([-x, x], 1)
 
 
+class InARow(nn.Module):
+    """Normalises all places of an image in a row, as parts of a user's own network may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.norm(image.flatten(2)).reshape(image.shape)
+        return torch.cat([-x, x], 1)
+
+
+def test_statistics_of_every_kind_of_batch_norm_are_taken_again(splits: Splits) -> None:
+    networks = InARow(), Grows()
+    for network in networks:
+        reestimate(network, splits[0])
+    in_a_row, grows = (dict(network.norm.named_buffers()) for network in networks)
+    torch.testing.assert_close(in_a_row, grows)
+
+
 def test_the_average_is_taken_where_it_is_better_than_every_epoch(splits: Splits, tmp_path: Path) -> None:
     fitted = fit(Grows(), splits, tmp_path / "fit", epochs=8, learning_rate=1.0, swa={"start": 0.25, "rate": 1.0})
     of_epochs = max(epoch["miou"] for epoch in fitted.history)
