@@ -30,6 +30,7 @@ _BAD_HTTP = ProblemError(
     400, "bad_http", "these bytes are no HTTP/1.1 request with one Host, or its headers are too long; mend them"
 )
 _CROWDED = "crowded"
+_FULL = "full"
 
 # A second. Who takes fewer keeps a connection and the rest of an answer for next to nothing.
 _LEAST_BYTES_TAKEN = 1024
@@ -38,7 +39,7 @@ _ACKED_AT = 120
 
 def guarded(settings: ServeSettings) -> type["GuardedConnection"]:
     """Uvicorn's protocol with the limits of `settings`."""
-    return type("Connection", (GuardedConnection,), {"settings": settings})
+    return type("Connection", (GuardedConnection,), {"settings": settings, "awaited": set()})
 
 
 class _Sending(Enum):
@@ -122,6 +123,8 @@ class GuardedConnection(HttpToolsProtocol):
     """One connection, closed when its client dawdles."""
 
     settings: ServeSettings
+    awaited: set["GuardedConnection"]
+    """Those of one server whose clients have not taken all that is theirs."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -151,7 +154,7 @@ class GuardedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._reading = _disarmed(self._reading)
-        self._writing = _disarmed(self._writing)
+        self._await_no_more()
 
     def eof_received(self) -> None:
         super().eof_received()
@@ -184,6 +187,8 @@ class GuardedConnection(HttpToolsProtocol):
         # RFC 9112, 3.2; HTTP/1.0 may leave it out.
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
             raise ValueError("Host")  # the parser makes an error of its own of this, and uvicorn the 400 below
+        if not self._has_memory():
+            self.scope["state"][_FULL] = True
         self._earlier = self.cycle
         super().on_headers_complete()
         self._sending = _Sending.BODY  # only now: what is wrong before is the answer to no request of the application
@@ -210,7 +215,7 @@ class GuardedConnection(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         if not self.transport.is_closing():
-            self._writing = _disarmed(self._writing)
+            self._await_no_more()
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  it says nothing that helps
@@ -245,8 +250,13 @@ class GuardedConnection(HttpToolsProtocol):
 
     def _await_taking(self) -> None:
         if self._writing is None:
+            self.awaited.add(self)
             self._taken = _taken(self.transport)
             self._writing = self.loop.call_later(self.settings.send_seconds, self._cut_off_unless_it_takes)
+
+    def _await_no_more(self) -> None:
+        self.awaited.discard(self)
+        self._writing = _disarmed(self._writing)
 
     def _cut_off_unless_it_takes(self) -> None:
         self._writing = None
@@ -258,8 +268,7 @@ class GuardedConnection(HttpToolsProtocol):
 
     def _has_memory(self) -> bool:
         """Whether there is room for the answers that all clients have not taken: what each may ask for is large."""
-        connections: set[Any] = self.connections
-        untaken: int = sum(connection.transport.get_write_buffer_size() for connection in connections)
+        untaken = sum(connection.transport.get_write_buffer_size() for connection in self.awaited)
         return untaken <= self.settings.max_buffered_bytes
 
     def _cut_off(self) -> None:
@@ -306,14 +315,15 @@ def _written(problem: ProblemError) -> bytes:
 
 
 class Crowding:
-    """ASGI middleware that answers only health on the connections that are too many, and has them closed."""
+    """ASGI middleware that answers only health on the connections that are too many, and has them closed; and only
+    health while answers that nobody takes fill the memory."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _CROWDED not in scope["state"]:
+        if scope["type"] != "http" or not scope["state"].keys() & {_CROWDED, _FULL}:
             await self._app(scope, receive, send)
             return
 
@@ -325,9 +335,13 @@ class Crowding:
         if scope["path"] in OPEN:
             await self._app(scope, receive, send_last)
             return
-        self._metrics.refused(UNKNOWN_MODEL, "connections")
-        detail = "too many connections are open; use one for several requests, or try again"
-        problem = ProblemError(503, "connections", detail, headers={"Retry-After": "1"})
+        if _CROWDED in scope["state"]:
+            detail = "too many connections are open; use one for several requests, or try again"
+            problem = ProblemError(503, "connections", detail, headers={"Retry-After": "1"})
+        else:
+            detail = "answers that their clients have not taken fill the room set aside for bodies; try again"
+            problem = ProblemError(429, "memory", detail, headers={"Retry-After": "1"})
+        self._metrics.refused(UNKNOWN_MODEL, problem.reason)
         await problem_response(problem, scope["state"]["request_id"])(scope, receive, send_last)
 
 

@@ -59,7 +59,7 @@ class ServeSettings(BaseModel):
     max_buffered_bytes: int = Field(default=512 * 2**20, validate_default=True)
     """Of all request bodies held at once, received or being received; beyond it requests are answered 429. A message
     over gRPC is seen when it is whole: one that takes longer than a moment counts as the largest that is taken, and
-    such have half of this, shared out among clients."""
+    such have half of this, shared out among clients. As many again may be answers that clients have not taken."""
     max_pixels: int = Field(default=16 * 2**20, ge=1)
     """Of one image, read from its header before decoding, and again as padded for the model. A model of more than four
     channels takes a page for each, and the pixels of every page count."""

@@ -1,5 +1,6 @@
 """The documents and the program say the same."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -206,3 +207,23 @@ def test_the_table_of_limits_has_all_of_them_with_their_defaults() -> None:
     assert {name: float(value) for name, value in told.items() if value} == {
         name: defaults[name] for name in limits - {"concurrency"}
     }
+
+
+def reasons_in(source: str) -> set[str]:
+    """The words that a module gives problems as their reasons."""
+    places = {"ProblemError": 1, "QueueFullError": 0, "_unauthorized": 0}
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = [(call.func.id, call.args) for call in calls if isinstance(call.func, ast.Name)]
+    given = [arguments[places[name]] for name, arguments in named if name in places]
+    return {str(argument.value) for argument in given if isinstance(argument, ast.Constant)}
+
+
+def test_every_reason_of_a_refusal_is_told() -> None:
+    table = text_of("serve/README.md").partition("## What a refusal says")[2].partition("## Limits")[0]
+    rows = [row.split("|")[2] for row in table.splitlines() if re.match(r"\| \d", row)]
+    told = [word for row in rows for word in re.findall(r"`([a-z_]+)`", row)]
+    of_images = {"unsupported", "channels"}
+    found = of_images.union(*(reasons_in(path.read_text()) for path in (ROOT / "serve").rglob("*.py")))
+    # "http" is of statuses that no route gives; the request's id is no reason.
+    assert set(told) - {"request_id"} == found - {"http"}
+    assert len(told) == len(set(told))

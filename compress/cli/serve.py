@@ -38,7 +38,7 @@ def command(
         int, typer.Option("--max-batch", min=1, help="Requests that wait and are run together, at most.")
     ] = 1,
     batch_delay_ms: Annotated[
-        float, typer.Option("--batch-delay-ms", min=0, help="Wait so long for more to run together.")
+        float, typer.Option("--batch-delay-ms", min=0, help="With --max-batch: wait so long for more.")
     ] = 0.0,
     size_bucket: Annotated[
         int, typer.Option("--size-bucket", min=1, help="Pad images to multiples of so many pixels, too.")

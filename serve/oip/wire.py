@@ -25,6 +25,8 @@ JSON_BYTES = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 4 * 2**20
 """Of a request or an answer. Numbers in JSON take the interpreter for as long as they are read, and with it health."""
 
+_BINARY_DATA = "binary_data"
+_BINARY_DATA_OUTPUT = "binary_data_output"
 _MAX_DIMENSIONS = 8
 _READ_AT_ONCE_BYTES = 65536
 _ENCODINGS = ("gzip", "deflate")
@@ -101,20 +103,13 @@ class WireRequest:
                 413, "json_too_large", f"at most {MAX_JSON_BYTES} bytes of JSON are taken; send tensors as binary data"
             )
         self._asked = _parsed(body[:length])
+        self._wants_binary = _wants_binary(self._asked)
         self.request = InferenceRequest(
             inputs=_tensors(self._asked.inputs, memoryview(body)[length:]),
             outputs=[RequestedOutput(output.name, output.parameters) for output in self._asked.outputs or ()],
             id=self._asked.id,
             parameters=self._asked.parameters,
         )
-
-    @property
-    def wants_binary(self) -> bool:
-        """Whether the mask is to stand behind the JSON."""
-        for output in self._asked.outputs or ():
-            if "binary_data" in output.parameters:
-                return bool(output.parameters["binary_data"])
-        return bool(self._asked.parameters.get("binary_data_output", False))
 
     def answer(self, masks_NHW: U8, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
         """Body and headers.
@@ -123,7 +118,7 @@ class WireRequest:
         """
         output = ResponseOutput(name=MASK, shape=list(masks_NHW.shape), datatype="UINT8")
         binary = b""
-        if self.wants_binary:
+        if self._wants_binary:
             binary = masks_NHW.tobytes()
             output.parameters = {"binary_data_size": len(binary)}
         elif 2 * masks_NHW.size > MAX_JSON_BYTES:
@@ -135,7 +130,7 @@ class WireRequest:
             model_name=manifest.name, model_version=manifest.version, id=self._asked.id or None, outputs=[output]
         )
         header = response.model_dump_json(exclude_none=True).encode()
-        if not self.wants_binary:
+        if not self._wants_binary:
             return header, {"Content-Type": JSON}
         return header + binary, {"Content-Type": BINARY, JSON_BYTES: str(len(header))}
 
@@ -201,6 +196,17 @@ def _parsed(content: bytes) -> InferRequest:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ProblemError(400, "malformed", f"the request: {where + ': ' if where else ''}{first['msg']}") from error
+
+
+def _wants_binary(asked: InferRequest) -> bool:
+    """Whether the mask is to stand behind the JSON."""
+    of_output = [output.parameters[_BINARY_DATA] for output in asked.outputs or () if _BINARY_DATA in output.parameters]
+    wanted = [*of_output, asked.parameters.get(_BINARY_DATA_OUTPUT, False)][0]
+    if not isinstance(wanted, bool):
+        raise ProblemError(
+            400, "parameter", f"parameters {_BINARY_DATA!r} and {_BINARY_DATA_OUTPUT!r} are true or false"
+        )
+    return wanted
 
 
 def _tensors(inputs: Sequence[RequestInput], binary: memoryview) -> list[InputTensor]:

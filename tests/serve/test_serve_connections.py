@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import select
@@ -201,6 +202,20 @@ def test_where_answers_take_all_memory_nobody_is_waited_for_any_longer(bundle: B
     settings = ServeSettings(concurrency=1, send_seconds=1, max_body_bytes=8192, max_buffered_bytes=8192)
     with serving([bundle.path], settings, kernel_holds=4096) as url, slow_reader(url, more=b"") as reader:
         assert read_slowly(reader) < 512 * 512
+
+
+def test_while_answers_that_nobody_takes_fill_the_memory_no_more_are_made(bundle: Bundle) -> None:
+    settings = ServeSettings(concurrency=1, max_body_bytes=2**17, max_buffered_bytes=2**17)
+    with serving([bundle.path], settings, kernel_holds=4096) as url:
+        ask = functools.partial(httpx.post, url + SEGMENT, content=IMAGE, headers=PNG)
+        with slow_reader(url, more=b"") as reader:
+            until(lambda: bool(select.select([reader], [], [], 0)[0]))
+            refused = ask()
+            assert (refused.status_code, refused.json()["reason"]) == (429, "memory")
+            assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "1")
+            assert httpx.get(url + "/v2/health/ready").status_code == 200
+        until(lambda: ask().status_code == 200)
+        assert metric(url, 'segpress_errors_total{model="",reason="memory"}') >= 1
 
 
 def test_who_does_not_read_is_cut_off_where_writelines_never_pauses(

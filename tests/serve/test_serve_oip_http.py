@@ -261,6 +261,16 @@ def test_what_would_be_ignored_is_refused(base_url: str, of: str, name: str) -> 
     assert (answer.status_code, answer.json()["reason"]) == (400, "parameter"), answer.text
 
 
+@pytest.mark.parametrize("wanted", ["false", 0, 1])
+def test_the_form_of_the_answer_is_true_or_false(base_url: str, wanted: object) -> None:
+    for asked in (
+        {"outputs": [{"name": "mask", "parameters": {"binary_data": wanted}}]},
+        {"parameters": {"binary_data_output": wanted}},
+    ):
+        answer = httpx.post(base_url + INFER, json=json.loads(body()) | asked)
+        assert (answer.status_code, answer.json()["reason"]) == (400, "parameter"), answer.text
+
+
 def test_lengths_of_elements_are_not_believed(base_url: str) -> None:
     file = file_of(IMAGES[0])
     for content, shape in (
