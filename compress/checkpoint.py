@@ -204,7 +204,11 @@ def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = Fa
         ]
         problems += [f"{name}: not in the network" for name in strange]
         more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise CheckpointError(path, [*problems[:10], *more])
+        too_little = (
+            f"{fresh:.0%} of the network would start fresh: these weights are of another one; give its settings, as "
+            "--set model.NAME=VALUE"
+        )
+        raise CheckpointError(path, [*([too_little] if skip_other_shapes else []), *problems[:10], *more])
     network.load_state_dict({name: state[name] for name in own if name not in unfit}, strict=False)
     return sorted(unfit)
 

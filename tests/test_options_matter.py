@@ -17,6 +17,10 @@ OPTIONS = {
         "compress.models.blocks:SqueezeExcite.forward=second",
         "tests/compress/test_blocks.py::test_channel_attention_is_a_gate_that_sees_all_means",
     ),
+    "model.upsampling": (
+        "compress.models.blocks:_upsample=nearest",
+        "tests/compress/test_blocks.py::test_a_step_up_doubles_the_resolution_in_the_way_that_is_asked_for",
+    ),
     "model.dropout": (
         "compress.models.blocks:nn.Dropout2d.forward=second",
         "tests/compress/test_blocks.py::test_dropout_takes_whole_channels_and_only_in_training",
@@ -52,6 +56,10 @@ OPTIONS = {
     "model.factory of one's own": (
         "compress.train.train:rehearse=none",
         "tests/compress/test_own_model.py::test_what_cannot_be_exported_is_not_trained",
+    ),
+    "the loss in float32": (
+        "compress.train.pixels:without_void=first",
+        "tests/compress/test_losses.py::test_reduced_logits_are_summed_in_float32",
     ),
     "train.loss.pixel=focal": (
         "compress.train.losses:_focused=first",
@@ -244,6 +252,14 @@ OPTIONS = {
     "train.augment.scale": (
         "compress.data.loader:resample=first two",
         "tests/compress/test_crop.py::test_a_zoomed_crop_shows_what_is_there_at_that_scale",
+    ),
+    "data.size": (
+        "compress.data.cache:resize_image=first",
+        "tests/compress/test_loader.py::test_images_are_resized_once_and_masks_nearest",
+    ),
+    "data.crop": (
+        "compress.data.loader:Window.draw=whole image",
+        "tests/compress/test_loader.py::test_image_and_mask_are_cropped_and_padded_alike",
     ),
     "data.rare_crops": (
         "compress.data.loader:rare.place=none",

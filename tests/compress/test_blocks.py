@@ -9,8 +9,17 @@ from support.networks import random_network
 from torch import Tensor, nn
 
 from compress.models import build
-from compress.models.blocks import BlockStyle, ConvBlock, Residual, SqueezeExcite, StochasticDepth, Up
+from compress.models.blocks import (
+    BlockStyle,
+    ConvBlock,
+    Residual,
+    SqueezeExcite,
+    StochasticDepth,
+    Up,
+    Upsampling,
+)
 
+UPSAMPLINGS: tuple[Upsampling, ...] = ("nearest", "bilinear", "transposed")
 IMAGES = torch.randn(2, 8, 6, 10, generator=torch.Generator().manual_seed(0))
 
 OPTIONS = {
@@ -156,10 +165,23 @@ def test_an_option_of_the_network_is_one_of_each_of_its_blocks(factory: str, opt
 
 
 @pytest.mark.parametrize("skip", ["concat", "add"])
-@pytest.mark.parametrize("upsampling", ["nearest", "bilinear", "transposed"])
-def test_a_step_up_without_a_skip_takes_none(upsampling: str, skip: str) -> None:
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+def test_a_step_up_without_a_skip_takes_none(upsampling: Upsampling, skip: str) -> None:
     step = Up(8, 0, 4, upsampling, skip)  # type: ignore[arg-type]
     assert step(IMAGES).shape == (2, 4, 12, 20)
+
+
+@torch.inference_mode()
+def test_a_step_up_doubles_the_resolution_in_the_way_that_is_asked_for() -> None:
+    steps = {kind: Up(8, 0, 4, kind).eval() for kind in UPSAMPLINGS}
+    kernel, bias = steps["transposed"].upsample.parameters()  # type: ignore[union-attr]
+    larger = {
+        "nearest": IMAGES.repeat_interleave(2, 2).repeat_interleave(2, 3),
+        "bilinear": F.interpolate(IMAGES, scale_factor=2, mode="bilinear"),
+        "transposed": F.conv_transpose2d(IMAGES, kernel, bias, stride=2),
+    }
+    for kind, step in steps.items():
+        torch.testing.assert_close(step(IMAGES), step.block(larger[kind]))
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,15 @@ def test_a_long_list_of_unfit_weights_is_cut(tmp_path: Path) -> None:
         load_weights(random_unet(), tmp_path / "w.safetensors")
     assert len(caught.value.problems) == 11
     assert caught.value.problems[-1].startswith("... and ")
+
+
+def test_a_start_that_gives_too_little_says_how_little_and_what_to_set(tmp_path: Path) -> None:
+    state = random_unet(base=16).state_dict()
+    save_file({name: tensor for name, tensor in state.items() if name.startswith("stem")}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(random_unet(base=16), tmp_path / "w.safetensors", skip_other_shapes=True)
+    assert re.fullmatch(r"9\d% of the network would start fresh: .* --set model.NAME=VALUE", caught.value.problems[0])
+    assert caught.value.problems[1].startswith("down.0.0.weight: missing")
 
 
 def test_every_head_starts_fresh_where_the_classes_are_others(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from support.datasets import write_dataset
 from compress.data.folder import Dataset, open_dataset
 from compress.data.loader import Batch, TrainingImages, ValidationImages
 from export.errors import DatasetError, ImageError
-from export.images import PAD_VALUE, U8, encode_image, encode_mask
+from export.images import PAD_VALUE, U8, encode_image, encode_mask, resize_image, resize_mask
 from export.scoring import VOID
 
 SIZES = [(30, 44), (40, 20), (24, 24)]
@@ -169,9 +169,13 @@ def test_batches_are_full_unless_there_are_too_few_images(
 
 
 def test_images_are_resized_once_and_masks_nearest(mixed: Dataset) -> None:
+    samples = {sample.name: sample for sample in mixed.train}
     for batch in epoch(training(mixed, size=(24, 40))):
-        assert batch.masks_NHW.shape[1:] == (24, 40)
-        assert set(batch.masks_NHW.flatten().tolist()) <= {0, 1}
+        for name, image_CHW, mask_HW in zip(batch.names, batch.images_NCHW, batch.masks_NHW, strict=True):
+            image, mask = mixed.read_image(samples[name]), mixed.read_mask(samples[name])
+            np.testing.assert_array_equal(image_CHW.permute(1, 2, 0), resize_image(image, (24, 40)))
+            np.testing.assert_array_equal(mask_HW, resize_mask(mask, (24, 40)))
+            assert set(mask_HW.flatten().tolist()) <= {0, 1}
 
 
 def test_progress_is_told_image_by_image(mixed: Dataset) -> None:

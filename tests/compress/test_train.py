@@ -22,6 +22,7 @@ from compress.models.plan import GroupCut, PruningPlan
 from compress.recipe import Recipe
 from compress.steps import read_record
 from compress.train import train
+from compress.train.clock import Throughput
 from export.errors import CheckpointError, DatasetError, ImageError, RecipeError, UsageError, WorkFailedError
 from export.files import sha256_file
 from export.images import encode_mask
@@ -386,6 +387,16 @@ def test_a_killed_training_goes_on_with_the_precision_that_it_chose(
     monkeypatch.setattr(precision, "_probe_ms", lambda _: pytest.fail("it was probed again"))
     made = train(data, tmp_path / "out", recipe("train.precision=auto"))
     assert '"bfloat16"' in (made.path / "precision.json").read_text()
+
+
+def test_a_training_says_why_it_has_its_precision_and_how_its_time_was_shared(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compress.train.precision._probe_ms", {"float32": 10.0, "bfloat16": 30.0}.__getitem__)
+    made = train(data, tmp_path / "out", recipe("train.precision=auto", "train.device=cpu"))
+    said = capfd.readouterr().err
+    assert "training on cpu in float32 (probe: float32 10.0 ms, bfloat16 30.0 ms)\n" in said
+    assert f"{Throughput(**(read_record(made.path) or {})['result']['throughput'])}\n" in said
 
 
 def test_colour_and_mixed_sizes_train_alike(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "nothing apart": lambda student, _: sum(maps.sum() for maps in student.values()) * 0,
     "zero": lambda first, *_, **__: first.sum() * 0,
     "small norm": lambda parameters, *_, **__: sum(parameter.detach().sum() for parameter in parameters) * 0,
+    "nearest": lambda *_: importlib.import_module("torch").nn.Upsample(scale_factor=2),
+    "whole image": lambda _, size, *__: _window_of(size),
     "served": lambda network, images: [network(images)],
     "peak": lambda schedule, _: importlib.import_module("compress.train.schedule").Pace(schedule._peak),
     "whole": lambda _, images, masks, __, second: [_part(images, masks, second=second)],
@@ -62,6 +64,11 @@ def _scores_of(*given: Any, **named: Any) -> Any:
 
 def _part(*given: Any, **named: Any) -> Any:
     return importlib.import_module("compress.train.objective").Part(*given, **named)
+
+
+def _window_of(size: tuple[int, int]) -> Any:
+    crop = importlib.import_module("compress.data.crop")
+    return crop.Window(*map(crop.Side.whole, size))
 
 
 def _no_change(count: int) -> Any:
