@@ -104,12 +104,12 @@ def _out_of_reach(settings: PruneSettings, result: Mapping[str, Any]) -> str | N
 
 def _look_at_milliseconds(settings: PruneSettings, result: Mapping[str, Any]) -> None:
     """Warn of a goal that is met as a ratio, on a machine that has slowed down since milliseconds became one."""
-    goal, asked = settings.latency_ms, result.get("speedup_asked")
-    if goal is None or "speedup_here" in result or result["speedup"] < asked:
+    goal = settings.latency_ms
+    if goal is None or "speedup_here" in result or result["speedup"] < result["speedup_asked"]:
         return
     if result["milliseconds"] > (1 + QUIET) * goal:
         say(
             f"warning: {result['milliseconds']:.3g} ms were measured, and {goal:g} are asked for: this machine is "
-            f"slower than when its parent took {goal * asked:.3g}, and the goal is met as the speed-up that it was "
+            f"slower than when its parent took {goal * result['speedup_asked']:.3g}, and the goal is met as the speed-up that it was "
             "then; compress bench latency tells once it is quiet"
         )
