@@ -11,7 +11,7 @@ from compress.models.plan import PruningPlan
 from compress.progress import say
 from compress.prune.costs import NetworkCosts
 from compress.prune.importance import scores_by
-from compress.prune.probe import QUIET, LatencyProbe, Measured
+from compress.prune.probe import LatencyProbe, Measured
 from compress.prune.recover import Recovery
 from compress.prune.scores import Scores
 from compress.prune.search import ByRatio, ByTable, Search, fast_enough
@@ -41,7 +41,7 @@ class Decider:
         scores = self._scores(network)
         plan = scores.plan(ratio, self._step.recipe.prune.channel_multiple)
         measured = self._measured(network, plan)
-        _warn(measured)
+        measured.doubt()
         return Decision(plan, {**self._figures(measured), "groups": _groups(plan, scores)})
 
     def by_speedup(self, network: nn.Module, before: float, wanted: float) -> Decision:
@@ -50,7 +50,7 @@ class Decider:
         costs = self._table_of(network)
         if costs is None:
             plan, measured = self._fast_enough(self._ratios(network, scores, before), network, before, wanted)
-            _warn(measured)
+            measured.doubt()
             return Decision(plan, {**self._figures(measured), "groups": _groups(plan, scores)})
         search = ByTable(scores, costs)
         if costs.foreign:
@@ -69,7 +69,7 @@ class Decider:
         else:
             error = predicted / measured.speedup - 1
             say(f"the latency table foretold {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
-            _warn(measured)
+            measured.doubt()
         return Decision(plan, figures)
 
     def groups(self, plan: PruningPlan) -> dict[str, dict[str, float]]:
@@ -157,14 +157,6 @@ class Decider:
             "disturbed": measured.disturbed,
             "latency_size": list(self._probe.size),
         }
-
-
-def _warn(measured: Measured) -> None:
-    if measured.disturbed > QUIET:
-        say(
-            f"warning: other work kept this machine busy: the median run took {measured.disturbed:.0%} longer than the "
-            f"fastest, so that {measured.speedup:.2f}x is uncertain; compress bench latency tells once it is quiet"
-        )
 
 
 def _groups(
