@@ -110,6 +110,6 @@ def _look_at_milliseconds(settings: PruneSettings, result: Mapping[str, Any]) ->
     if result["milliseconds"] > (1 + QUIET) * goal:
         say(
             f"warning: {result['milliseconds']:.3g} ms were measured, and {goal:g} are asked for: this machine is "
-            f"slower than when its parent took {goal * result['speedup_asked']:.3g}, and the goal is met as the speed-up that it was "
-            "then; compress bench latency tells once it is quiet"
+            f"slower than when its parent took {goal * result['speedup_asked']:.3g}, and the goal is met as the "
+            "speed-up that it was then; compress bench latency tells once it is quiet"
         )
