@@ -1,6 +1,6 @@
 """Which channels go from a network, by a ratio or until it is so much faster; and what each group has to do with it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,19 +57,23 @@ class Decider:
             plan = search.plan(wanted / before)
             measured = self._measured(network, plan)
         else:
-            plan, measured = self._fast_enough(search, network, before, wanted)
+            # What other work makes uncertain would only mislead a search that has a table.
+            plan, measured = self._fast_enough(search, network, before, wanted, instead=search.predicted)
         predicted = before * search.predicted(plan)
         figures = {**self._figures(measured), "speedup_predicted": predicted}
         figures["groups"] = _groups(plan, scores, costs.spared(plan.kept()))
         if costs.foreign:
             say(f"by its latency table {predicted:.2f}x faster on {costs.machine}; {measured.speedup:.2f}x here")
-            # The machine that will serve decides; what it will measure is not known here.
-            there = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
-            figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **there}
+        elif measured.uncertain:
+            measured.doubt()
+            say(f"the latency table decides instead: {predicted:.2f}x faster")
         else:
             error = predicted / measured.speedup - 1
             say(f"the latency table foretold {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
-            measured.doubt()
+        if costs.foreign or measured.uncertain:
+            # What the machine that will serve would measure, or this one when it is quiet, is not known here and now.
+            foretold = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
+            figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **foretold}
         return Decision(plan, figures)
 
     def groups(self, plan: PruningPlan) -> dict[str, dict[str, float]]:
@@ -134,12 +138,20 @@ class Decider:
         return ByRatio(scores, self._step.recipe.prune.channel_multiple, guess)
 
     def _fast_enough(
-        self, search: Search, network: nn.Module, before: float, wanted: float
+        self,
+        search: Search,
+        network: nn.Module,
+        before: float,
+        wanted: float,
+        instead: Callable[[PruningPlan], float] | None = None,
     ) -> tuple[PruningPlan, Measured]:
+        """`instead` of what is measured and uncertain, the speed-up that a plan has over `network`."""
         found: dict[PruningPlan, Measured] = {}
 
         def measure(plan: PruningPlan) -> float:
             found[plan] = self._measured(network, plan)
+            if found[plan].uncertain and instead is not None:
+                return instead(plan)
             return found[plan].speedup / before
 
         plan = fast_enough(search, measure, wanted / before)

@@ -37,9 +37,13 @@ class Measured:
     disturbed: float
     """By what share the medians are above the fastest, at most; beyond `QUIET` other work never paused."""
 
+    @property
+    def uncertain(self) -> bool:
+        return self.disturbed > QUIET
+
     def doubt(self) -> None:
         """Warn of a figure that other work has made uncertain."""
-        if self.disturbed > QUIET:
+        if self.uncertain:
             say(
                 f"warning: other work kept this machine busy: the median run took {self.disturbed:.0%} longer than the "
                 f"fastest, so that {self.speedup:.2f}x is uncertain; compress bench latency tells once it is quiet"
