@@ -117,8 +117,12 @@ def _prune(checkpoint: Path, data: Path, out: Path, recipe: Recipe, *, as_json: 
 
 
 def _where(result: Mapping[str, Any]) -> str:
-    here = result.get("speedup_here")
-    return "" if here is None else f" by the latency table ({here:.2f}x here)"
+    words = ""
+    if "milliseconds" in result:
+        words = ", {:.3g} ms at {}x{}".format(result["milliseconds"], *result["latency_size"])
+    if "speedup_here" in result:
+        words += f" by the latency table ({result['speedup_here']:.2f}x here)"
+    return words
 
 
 def _what_went(result: Mapping[str, Any]) -> str:

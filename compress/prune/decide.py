@@ -1,6 +1,6 @@
 """Which channels go from a network, by a ratio or until it is so much faster; and what each group has to do with it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from compress.models.plan import PruningPlan
 from compress.progress import say
 from compress.prune.costs import NetworkCosts
 from compress.prune.importance import scores_by
-from compress.prune.probe import QUIET, LatencyProbe, Measured
+from compress.prune.probe import LatencyProbe, Measured
 from compress.prune.recover import Recovery
 from compress.prune.scores import Scores
 from compress.prune.search import ByRatio, ByTable, Search, fast_enough
@@ -41,7 +41,7 @@ class Decider:
         scores = self._scores(network)
         plan = scores.plan(ratio, self._step.recipe.prune.channel_multiple)
         measured = self._measured(network, plan)
-        _warn(measured)
+        measured.doubt()
         return Decision(plan, {**self._figures(measured), "groups": _groups(plan, scores)})
 
     def by_speedup(self, network: nn.Module, before: float, wanted: float) -> Decision:
@@ -50,26 +50,30 @@ class Decider:
         costs = self._table_of(network)
         if costs is None:
             plan, measured = self._fast_enough(self._ratios(network, scores, before), network, before, wanted)
-            _warn(measured)
+            measured.doubt()
             return Decision(plan, {**self._figures(measured), "groups": _groups(plan, scores)})
         search = ByTable(scores, costs)
         if costs.foreign:
             plan = search.plan(wanted / before)
             measured = self._measured(network, plan)
         else:
-            plan, measured = self._fast_enough(search, network, before, wanted)
+            # What other work makes uncertain would only mislead a search that has a table.
+            plan, measured = self._fast_enough(search, network, before, wanted, instead=search.predicted)
         predicted = before * search.predicted(plan)
         figures = {**self._figures(measured), "speedup_predicted": predicted}
         figures["groups"] = _groups(plan, scores, costs.spared(plan.kept()))
         if costs.foreign:
             say(f"by its latency table {predicted:.2f}x faster on {costs.machine}; {measured.speedup:.2f}x here")
-            # The machine that will serve decides; what it will measure is not known here.
-            there = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
-            figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **there}
+        elif measured.uncertain:
+            measured.doubt()
+            say(f"the latency table decides instead: {predicted:.2f}x faster")
         else:
             error = predicted / measured.speedup - 1
             say(f"the latency table foretold {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
-            _warn(measured)
+        if costs.foreign or measured.uncertain:
+            # What the machine that will serve would measure, or this one when it is quiet, is not known here and now.
+            foretold = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
+            figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **foretold}
         return Decision(plan, figures)
 
     def groups(self, plan: PruningPlan) -> dict[str, dict[str, float]]:
@@ -134,12 +138,20 @@ class Decider:
         return ByRatio(scores, self._step.recipe.prune.channel_multiple, guess)
 
     def _fast_enough(
-        self, search: Search, network: nn.Module, before: float, wanted: float
+        self,
+        search: Search,
+        network: nn.Module,
+        before: float,
+        wanted: float,
+        instead: Callable[[PruningPlan], float] | None = None,
     ) -> tuple[PruningPlan, Measured]:
+        """`instead` of what is measured and uncertain, the speed-up that a plan has over `network`."""
         found: dict[PruningPlan, Measured] = {}
 
         def measure(plan: PruningPlan) -> float:
             found[plan] = self._measured(network, plan)
+            if found[plan].uncertain and instead is not None:
+                return instead(plan)
             return found[plan].speedup / before
 
         plan = fast_enough(search, measure, wanted / before)
@@ -157,14 +169,6 @@ class Decider:
             "disturbed": measured.disturbed,
             "latency_size": list(self._probe.size),
         }
-
-
-def _warn(measured: Measured) -> None:
-    if measured.disturbed > QUIET:
-        say(
-            f"warning: other work kept this machine busy: the median run took {measured.disturbed:.0%} longer than the "
-            f"fastest, so that {measured.speedup:.2f}x is uncertain; compress bench latency tells once it is quiet"
-        )
 
 
 def _groups(

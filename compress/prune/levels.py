@@ -37,13 +37,15 @@ def cut_levels(step: PruneStep) -> dict[str, Any]:
         cache_gb=step.recipe.data.cache_gb,
     )
     probe = step.probe(network)
-    speedup = probe.measure(step.graph(child)).speedup
-    say(f"cut to depth {levels}: {speedup:.2f}x faster than its parent")
+    measured = probe.measure(step.graph(child))
+    measured.doubt()
+    say(f"cut to depth {levels}: {measured.speedup:.2f}x faster than its parent")
     device = pick_device(step.recipe.train.device)
     before, after = (validate(each.to(device), validation, device) for each in (network, child))
     accuracy = Accuracy.of(before, after)
     result = {
-        "speedup": speedup,
+        "speedup": measured.speedup,
+        "disturbed": measured.disturbed,
         "latency_size": list(probe.size),
         "levels": levels,
         **accuracy.as_result(),

@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 from torch import nn
 
+from compress.progress import say
 from export.runtime import OnnxModel
 from export.timing import Samples, interleaved
 
@@ -35,6 +36,18 @@ class Measured:
     """Median of the child."""
     disturbed: float
     """By what share the medians are above the fastest, at most; beyond `QUIET` other work never paused."""
+
+    @property
+    def uncertain(self) -> bool:
+        return self.disturbed > QUIET
+
+    def doubt(self) -> None:
+        """Warn of a figure that other work has made uncertain."""
+        if self.uncertain:
+            say(
+                f"warning: other work kept this machine busy: the median run took {self.disturbed:.0%} longer than the "
+                f"fastest, so that {self.speedup:.2f}x is uncertain; compress bench latency tells once it is quiet"
+            )
 
 
 class LatencyProbe:

@@ -27,8 +27,11 @@ def cut_weights(step: PruneStep) -> dict[str, Any]:
     probe = step.probe(network)
     weights = step.folder.path / checkpoint.WEIGHTS
     checkpoint.save_weights(weights, child.state_dict())
+    measured = probe.measure(step.graph(child))
+    measured.doubt()
     result = {
-        "speedup": probe.measure(step.graph(child)).speedup,
+        "speedup": measured.speedup,
+        "disturbed": measured.disturbed,
         "latency_size": list(probe.size),
         "sparsity": share_of_zeros(child),
         "gzip_bytes_parent": gzipped(step.parent.path / checkpoint.WEIGHTS),

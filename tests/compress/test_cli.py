@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from support.bundles import expected_mask, tiny_bundle
 from support.datasets import write_dataset
+from support.recipes import TINY_SETTINGS
 
 from compress.checkpoint import Checkpoint
 from compress.cli.main import main
 from compress.data.folder import open_dataset
+from compress.steps import read_record
 from export.bundle import Bundle
 from export.errors import WorkFailedError
 from export.images import decode_indices, encode_image, encode_mask
@@ -122,6 +124,15 @@ def test_prune_and_quantize_say_what_was_gained_and_lost(
     )
     assert quantized.status == 0, quantized.err
     assert {"speedup", "miou_parent", "miou"} <= json.loads(quantized.out).keys()
+
+
+def test_prune_prints_the_milliseconds_that_were_measured(
+    cli: Cli, trained: Checkpoint, pruned: Checkpoint, discs: Path
+) -> None:
+    settings = [word for one in TINY_SETTINGS for word in ("--set", one)]
+    done = cli("prune", trained.path, "--data", discs, "--out", pruned.path, *settings)
+    result = (read_record(pruned.path) or {})["result"]
+    assert f"x faster in FP32, {result['milliseconds']:.3g} ms at 48x64, mIoU " in done.out
 
 
 def test_a_missed_speed_up_prints_the_figures_and_fails(

@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,30 @@ def test_the_table_of_another_machine_decides_for_it(
         assert figures["milliseconds_spared"] >= 0
         assert 0 <= figures["importance_lost"] < 1
         assert figures["kept"] <= figures["width"]
+
+
+@pytest.mark.usefixtures("real_export")
+def test_the_table_decides_while_other_work_disturbs_the_clock(
+    trained: Checkpoint,
+    discs: Path,
+    tmp_path: Path,
+    table: Path,
+    counted: list[str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the clock no network is any faster, and the narrowest would be kept as the best of them."""
+    probe = import_module("compress.prune.step").LatencyProbe
+    measure = probe.measure
+    monkeypatch.setattr(probe, "measure", lambda *given: replace(measure(*given), speedup=1.01, disturbed=0.6))
+    made = prune(trained.path, discs, tmp_path / "out", by_table("prune.speedup=2", f"prune.latency_table={table}"))
+    result = (read_record(made.path) or {})["result"]
+    assert 2.0 <= result["speedup"] == result["speedup_predicted"] < 2.2
+    assert (result["speedup_here"], result["disturbed"]) == (1.01, 0.6)
+    assert counted.count("exported") == 1
+    said = capfd.readouterr().err
+    assert "the median run took 60% longer" in said
+    assert "the latency table decides instead" in said
 
 
 @pytest.mark.usefixtures("real_export")

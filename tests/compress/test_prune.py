@@ -1,6 +1,7 @@
 """`prune`: a checkpoint becomes a smaller one that was measured, and that recovered with its parent's help."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,18 @@ def test_a_nested_network_is_cut_to_a_depth(discs: Path, tmp_path: Path, counted
     # What is left has one depth.
     with pytest.raises(UsageError, match="has no smaller network inside"):
         prune(child.path, discs, tmp_path / "again", by_speedup("prune.levels=1"))
+
+
+def test_a_depth_that_was_timed_beside_other_work_is_doubted(
+    discs: Path, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    probe = STEP.LatencyProbe
+    measure = probe.measure
+    monkeypatch.setattr(probe, "measure", lambda *given: replace(measure(*given), disturbed=0.5))
+    parent = nested(tmp_path / "parent")
+    child = prune(parent.path, discs, tmp_path / "out", by_speedup("prune.levels=1"))
+    assert (read_record(child.path) or {})["result"]["disturbed"] == 0.5
+    assert "the median run took 50% longer than the fastest" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

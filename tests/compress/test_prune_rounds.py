@@ -1,6 +1,7 @@
 """A budget of accuracy: how many rounds are taken for it, what is kept when it is missed, and what a kill leaves."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -209,6 +210,18 @@ def test_a_latency_that_was_measured_once_is_the_goal_for_good(
     monkeypatch.setattr("compress.prune.step.LatencyProbe.parent_milliseconds", lambda _: 48.0)
     result = result_of(prune(trained.path, discs, tmp_path / "out", chosen).path)
     assert result["speedup_asked"] == 2.0
+
+
+def test_a_latency_that_a_slower_machine_does_not_show_is_warned_about(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The parent took 6 ms when the goal was set, and takes 12 beside the child."""
+    monkeypatch.setattr("compress.prune.step.LatencyProbe.parent_milliseconds", lambda _: 6.0)
+    chosen = by_speedup("prune.latency_ms=4", "prune.channel_multiple=4")
+    result = result_of(prune(trained.path, discs, tmp_path / "out", chosen).path)
+    assert result["speedup"] >= result["speedup_asked"] == 1.5
+    told = f"warning: {result['milliseconds']:.3g} ms were measured, and 4 are asked for: .* its parent took 6,"
+    assert re.search(told, capfd.readouterr().err)
 
 
 def test_a_latency_that_the_parent_has_is_not_pruned_for(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
