@@ -250,6 +250,8 @@ def _golden_problems(bundle: Bundle, model: OnnxModel) -> tuple[dict[str, float]
     same = manifest.instruction_set == instruction_set() and model.providers[0] == CPU
     golden = manifest.golden
     tolerance = golden.tolerance_same_instructions if same else golden.tolerance_other_instructions
+    in_half = manifest.half_floats and model.providers[0] != CPU
+    advice = "; what is in float may have 16 bits there, but for quantize.half_floats=false" if in_half else ""
     segmenter = Segmenter.of(manifest, model)
     differing: dict[str, float] = {}
     problems = []
@@ -266,7 +268,7 @@ def _golden_problems(bundle: Bundle, model: OnnxModel) -> tuple[dict[str, float]
         if share > tolerance:
             problems.append(
                 f"golden example {name}: {share:.2%} of its pixels differ, at most {tolerance:.2%} may; "
-                f"this runtime ({model.providers[0]}) does not give the answers that were proven"
+                f"this runtime ({model.providers[0]}) does not give the answers that were proven{advice}"
             )
     return differing, problems
 

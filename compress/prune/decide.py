@@ -57,20 +57,19 @@ class Decider:
             plan = search.plan(wanted / before)
             measured = self._measured(network, plan)
         else:
-            # What other work makes uncertain would only mislead a search that has a table.
-            plan, measured = self._fast_enough(search, network, before, wanted, instead=search.predicted)
+            plan, measured = self._fast_enough(search, network, before, wanted, foretold=search.predicted)
         predicted = before * search.predicted(plan)
         figures = {**self._figures(measured), "speedup_predicted": predicted}
         figures["groups"] = _groups(plan, scores, costs.spared(plan.kept()))
         if costs.foreign:
             say(f"by its latency table {predicted:.2f}x faster on {costs.machine}; {measured.speedup:.2f}x here")
-        elif measured.uncertain:
-            measured.doubt()
-            say(f"the latency table decides instead: {predicted:.2f}x faster")
         else:
             error = predicted / measured.speedup - 1
             say(f"the latency table foretold {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
-        if costs.foreign or measured.uncertain:
+            measured.doubt()
+            if measured.misleads(predicted):
+                say(f"the latency table decides instead: {predicted:.2f}x faster")
+        if costs.foreign or measured.misleads(predicted):
             # What the machine that will serve would measure, or this one when it is quiet, is not known here and now.
             foretold = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
             figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **foretold}
@@ -143,16 +142,17 @@ class Decider:
         network: nn.Module,
         before: float,
         wanted: float,
-        instead: Callable[[PruningPlan], float] | None = None,
+        foretold: Callable[[PruningPlan], float] | None = None,
     ) -> tuple[PruningPlan, Measured]:
-        """`instead` of what is measured and uncertain, the speed-up that a plan has over `network`."""
+        """`foretold`, where there is a table, is by what a plan is faster than `network`; it counts where what is
+        measured misleads."""
         found: dict[PruningPlan, Measured] = {}
 
         def measure(plan: PruningPlan) -> float:
-            found[plan] = self._measured(network, plan)
-            if found[plan].uncertain and instead is not None:
-                return instead(plan)
-            return found[plan].speedup / before
+            measured = found[plan] = self._measured(network, plan)
+            if foretold is not None and measured.misleads(before * foretold(plan)):
+                return foretold(plan)
+            return measured.speedup / before
 
         plan = fast_enough(search, measure, wanted / before)
         return plan, found[plan]

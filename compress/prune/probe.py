@@ -24,6 +24,9 @@ QUIET = 0.1
 """By as much a median may be above the fastest. Of 15 rounds in the reports it was by 0.01 to 0.06 where nothing else
 ran, at most 0.12 for a few milliseconds, and by 0.15 to 0.8 beside other work, which slows a small network down more
 than its parent: their ratio says little then."""
+CREDIBLE = 1 / 3
+"""By as much a latency table may contradict what other work has made uncertain; the reports' tables were off by 0.29 at
+most, and by 0.67 beside tests that ran at the same time."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Measured:
     @property
     def uncertain(self) -> bool:
         return self.disturbed > QUIET
+
+    def misleads(self, foretold: float) -> bool:
+        """Whether a speed-up that a latency table has `foretold` is nearer to what a quiet machine would measure."""
+        return self.uncertain and abs(foretold / self.speedup - 1) > CREDIBLE
 
     def doubt(self) -> None:
         """Warn of a figure that other work has made uncertain."""

@@ -12,6 +12,7 @@ from export.errors import BundleError
 from export.images import U8, decode_indices, encode_mask
 from export.machine import InstructionSet, instruction_set
 from export.manifest import Golden
+from export.runtime import CPU, OPENVINO, OnnxModel
 
 ELSEWHERE: InstructionSet = "arm_i8mm" if instruction_set() != "arm_i8mm" else "avx2"
 
@@ -90,3 +91,16 @@ def test_how_many_golden_pixels_may_differ(
 def test_a_bundle_may_carry_no_golden_example(tmp_path: Path) -> None:
     made = tiny_bundle(tmp_path / "b", golden=Golden(names=()))
     assert verify(made.path, threads=1).golden_differing == {}
+
+
+@pytest.mark.parametrize(("half_floats", "provider"), [(True, OPENVINO), (False, OPENVINO), (True, CPU)])
+def test_a_refusal_names_the_16_bits_where_there_are_some(tmp_path: Path, half_floats: bool, provider: str) -> None:
+    def opened(bundle: Bundle) -> OnnxModel:
+        model = bundle.model(threads=1)
+        model.providers = (provider,)
+        return model
+
+    made = change_pixels(tiny_bundle(tmp_path / "b"), "ramp-0", 99, precision="int8", half_floats=half_floats)
+    with pytest.raises(BundleError, match="answers that were proven") as refused:
+        verify(made.path, open_model=opened)
+    assert ("quantize.half_floats=false" in str(refused.value)) == (half_floats and provider == OPENVINO)
