@@ -40,7 +40,7 @@ def test_golden_answers_are_those_of_what_will_serve(bundle: Bundle, monkeypatch
             return (super().masks(images_NHWC) + 1) % 4
 
     create_app([bundle.path])
-    monkeypatch.setattr("serve.predictor.OnnxModel", OnAProviderThatIsWrong)
+    monkeypatch.setattr("export.bundle.OnnxModel", OnAProviderThatIsWrong)
     with pytest.raises(BundleError, match=r"golden example ramp-0: 100\.00% .* \(CPUExecutionProvider\)"):
         create_app([bundle.path])
 
