@@ -271,7 +271,8 @@ def test_every_kernel_by_itself_is_within_a_step_of_the_operators_as_written() -
     assert found.count == operators(int8.graph.SerializeToString())["QuantizeLinear"] > 10
 
 
-def test_a_kernel_that_errs_is_named(int8: Quantized, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_errs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a graph whose weights leave every processor's kernels room: none else errs."""
     module = import_module("compress.quantize.kernels")
     given = module.outputs
     named = "relu_3_QuantizeLinear_Output"
@@ -283,7 +284,7 @@ def test_a_kernel_that_errs_is_named(int8: Quantized, monkeypatch: pytest.Monkey
         return found
 
     monkeypatch.setattr(module, "outputs", erring)
-    found = look_at_kernels(int8.graph, next(pictures(1))[None])
+    found = look_at_kernels(quantized("avx2").graph, next(pictures(1))[None])
     assert found is not None
     assert (found.worst, found.steps, found.hold) == (named, 2, False)
 
