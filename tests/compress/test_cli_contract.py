@@ -131,7 +131,11 @@ def test_run(discs: Path, tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr
     report = json.loads(done.stdout)
     assert [model["name"] for model in report["models"]] == ["dense-fp32", "pruned-fp32", "dense-int8", "pruned-int8"]
-    assert done.returncode == (0 if all(verdict["ok"] for verdict in report["verdicts"]) else 1)
+    # A busy machine may fail the speed-up of the one or of the other.
+    failed = [verdict["text"] for verdict in report["verdicts"] if not verdict["ok"]]
+    assert all(text in done.stderr for text in failed)
+    assert done.returncode == (1 if "the run is complete, but:" in done.stderr else 0)
+    assert done.returncode == 1 or not failed
     assert json.loads((tmp_path / "run" / "report" / "report.json").read_text()) == report
     assert load(tmp_path / "run" / "int8").manifest.parents["parent"]
 
