@@ -131,7 +131,13 @@ def _quantize(
         looked = parity.kernels or "it quantizes nowhere, so that no kernel can be looked at by itself"
         say(f"the optimised graph gives other masks than the graph as written; {looked}")
     before = judge.parent_score
-    _require(parity, step, f"mIoU {before.miou:.4f} in float, {made.score.miou:.4f} in INT8. {_figures(latency)}")
+    figures = f"mIoU {before.miou:.4f} in float, {made.score.miou:.4f} in INT8. {_figures(latency)}"
+    if scheme_of(settings.target).saturates_here:
+        figures += (
+            f".\nThis machine ({instruction_set()}) cuts off products of 8 bits, which {settings.target} does not: "
+            "make it there, or on a machine with VNNI"
+        )
+    _require(parity, step, figures)
     parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": made.score.miou}})
     assert latency.milliseconds_parent is not None
     result = {

@@ -15,6 +15,7 @@ from compress.quantize.workbench import made_on, up_to_date
 from compress.settings.quantize import Target
 from compress.steps import StepPlan, read_record, running
 from export.bundle import Bundle, verify
+from export.machine import SATURATING, instruction_set
 
 
 @pytest.mark.parametrize("target", ["arm", "avx2"])
@@ -28,6 +29,8 @@ def test_a_bundle_for_another_processor_is_not_judged_by_the_clock_of_this_one(
     target: str,
 ) -> None:
     """No operator is timed in other forms, and a gain is not asked for."""
+    if target == "arm" and instruction_set() in SATURATING:
+        pytest.skip("products of 8 bits are cut off by this processor, so that its graph is not proven here")
     clock(4.0, 5.0)
     patch(monkeypatch, "instruction_set", lambda: "amx", "compress.quantize.targets")
     patch(monkeypatch, "Rewriter", lambda *_: pytest.fail("its clock was asked"), "compress.quantize.workbench")

@@ -54,6 +54,24 @@ def test_a_graph_that_is_optimised_wrongly_never_becomes_a_bundle(
     assert not (kept.parent / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(("target", "is_told"), [("arm", True), ("avx2", False)])
+def test_a_parity_that_this_processor_spoils_is_told_so(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, is_told: bool
+) -> None:
+    def spoilt(*given: Any, **named: Any) -> Parity:
+        parity = int8_parity(*given, **named)
+        cases = tuple(case.model_copy(update={"differing_pixels": 0.5}) for case in parity.cases)
+        return parity.model_copy(update={"cases": cases})
+
+    patch(monkeypatch, "instruction_set", lambda: "avx2", "compress.quantize.targets")
+    patch(monkeypatch, "int8_parity", spoilt)
+    patch(monkeypatch, "look_at_kernels", lambda *_: None)
+    settings = (f"quantize.target={target}", "quantize.calibration=minmax")
+    with pytest.raises(ParityError) as raised:
+        quantize(trained.path, discs, tmp_path / "out", recipe(*settings))
+    assert ("make it there, or on a machine with VNNI" in str(raised.value)) == is_told
+
+
 def test_masks_that_differ_though_no_kernel_errs_are_rounding_that_grew(
     trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
