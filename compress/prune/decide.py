@@ -155,7 +155,7 @@ class Decider:
             return measured.speedup / before
 
         plan = fast_enough(search, measure, wanted / before)
-        return plan, found[plan]
+        return plan, found.get(plan) or self._measured(network, plan)
 
     def _measured(self, network: nn.Module, plan: PruningPlan) -> Measured:
         """Of what is exported of `network` when `plan` is carried out."""

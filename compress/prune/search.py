@@ -68,7 +68,7 @@ class ByRatio:
                 ratio = (low + high) / 2
                 plan = self.scores.plan(ratio, self.multiple)
                 if plan not in measured:
-                    measured[plan] = self.speedup_of(plan)
+                    measured[plan] = self.speedup_of(plan) if _cuts(plan) else 1.0
                 bar.advance(1, speedup=measured[plan])
                 if measured[plan] >= speedup:
                     best, high = plan, ratio
@@ -88,7 +88,7 @@ def fast_enough(search: Search, measure: Callable[[PruningPlan], float], wanted:
         plan = search.plan(asked)
         known = plan in found
         if not known:
-            found[plan] = measure(plan)
+            found[plan] = measure(plan) if _cuts(plan) else 1.0
         if wanted <= found[plan] <= CLOSE * wanted or len(found) == _most(found, wanted):
             break
         short = found[plan] < wanted
@@ -104,7 +104,14 @@ def fast_enough(search: Search, measure: Callable[[PruningPlan], float], wanted:
         if narrowest not in found:
             found[narrowest] = measure(narrowest)
     enough = {plan: speedup for plan, speedup in found.items() if speedup >= wanted}
-    return min(enough, key=enough.__getitem__) if enough else max(found, key=found.__getitem__)
+    if enough:
+        return min(enough, key=enough.__getitem__)
+    return max(filter(_cuts, found), key=found.__getitem__, default=plan)
+
+
+def _cuts(plan: PruningPlan) -> bool:
+    """What takes nothing away is as fast as it was, whatever a disturbed clock says of it."""
+    return any(cut.remove for cut in plan.cuts)
 
 
 def _most(found: Mapping[PruningPlan, float], wanted: float) -> int:

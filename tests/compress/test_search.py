@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from compress.models.plan import GroupCut, PruningPlan
-from compress.prune.search import MEASUREMENTS, fast_enough
+from compress.prune.scores import Scores
+from compress.prune.search import MEASUREMENTS, ByRatio, fast_enough
 
 
 def plan_of(removed: int) -> PruningPlan:
@@ -86,3 +87,27 @@ def test_only_the_narrowest_says_that_it_is_out_of_reach() -> None:
     asked, measure = measured(search, lambda foretold: 1.99 if foretold < 30 else 2.5)
     assert fast_enough(search, measure, 2.0) == search.plans[30.0]
     assert asked[-1] == 30.0
+
+
+def test_what_cuts_nothing_is_not_taken_for_faster_whatever_the_clock_says() -> None:
+    """Each plan seems faster than it ought to be, until none is left that cuts anything."""
+    search = Steps([1.0, 1.5, 2.01, 3.0])
+    asked, measure = measured(search, lambda foretold: 5.0 - foretold / 10)
+    assert fast_enough(search, measure, 2.0) != search.plans[1.0]
+    assert asked[0] == 2.01
+    assert 1.0 not in asked
+
+
+def test_a_search_by_ratio_cuts_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of its ratios are too small for one step of channels."""
+    asked: list[PruningPlan] = []
+
+    def speedup_of(plan: PruningPlan) -> float:
+        asked.append(plan)
+        return 4.0
+
+    monkeypatch.setattr(Scores, "plan", lambda _, ratio, multiple: plan_of(int(ratio * 2) * multiple))
+    scores = object.__new__(Scores)
+    found = ByRatio(scores, 16, speedup_of).plan(2.0)
+    assert found in asked
+    assert found == plan_of(16)
