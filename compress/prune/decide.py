@@ -59,6 +59,7 @@ class Decider:
         else:
             plan, measured = self._fast_enough(search, network, before, wanted, foretold=search.predicted)
         predicted = before * search.predicted(plan)
+        table_decides = costs.foreign or measured.misleads(predicted)
         figures = {**self._figures(measured), "speedup_predicted": predicted}
         figures["groups"] = _groups(plan, scores, costs.spared(plan.kept()))
         if costs.foreign:
@@ -67,9 +68,9 @@ class Decider:
             error = predicted / measured.speedup - 1
             say(f"the latency table foretold {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
             measured.doubt()
-            if measured.misleads(predicted):
+            if table_decides:
                 say(f"the latency table decides instead: {predicted:.2f}x faster")
-        if costs.foreign or measured.misleads(predicted):
+        if table_decides:
             # What the machine that will serve would measure, or this one when it is quiet, is not known here and now.
             foretold = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
             figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **foretold}

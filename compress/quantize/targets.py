@@ -46,8 +46,11 @@ class Scheme:
     """Whether the runtime is the one that runs graphs here, on whatever processor."""
     is_here: bool = True
     """Whether what runs graphs here is what will serve them: only then a time that is taken here means anything."""
-    saturates_here: bool = False
-    """Whether products of its 8 bits may be cut off on this machine, where they are not on what it is made for."""
+
+    @property
+    def saturates_here(self) -> bool:
+        """Whether products of its 8 bits may be cut off on this machine, where they are not on what it is made for."""
+        return self.seven_bits != "all layers" and instruction_set() in SATURATING
 
     @property
     def activations(self) -> QuantType:
@@ -57,17 +60,10 @@ class Scheme:
 
 def scheme_of(target: Target) -> Scheme:
     """What `--for` stands for; auto is this machine."""
-    here = instruction_set()
-    narrow = here in SATURATING
     if target == "tensorrt":
-        return Scheme(
-            "no layer", signed=True, integer_biases=False, by_cpu_provider=False, is_here=False, saturates_here=narrow
-        )
+        return Scheme("no layer", signed=True, integer_biases=False, by_cpu_provider=False, is_here=False)
     if target == "openvino":
-        return Scheme("first layer", integer_biases=False, by_cpu_provider=False, is_here=False, saturates_here=narrow)
-    seven_bits = target == "avx2" or (target == "auto" and narrow)
-    return Scheme(
-        "all layers" if seven_bits else "no layer",
-        is_here=target == "auto" or here in _KERNELS[target],
-        saturates_here=narrow and not seven_bits,
-    )
+        return Scheme("first layer", integer_biases=False, by_cpu_provider=False, is_here=False)
+    here = instruction_set()
+    saturates = target == "avx2" or (target == "auto" and here in SATURATING)
+    return Scheme("all layers" if saturates else "no layer", is_here=target == "auto" or here in _KERNELS[target])
