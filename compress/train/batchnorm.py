@@ -7,13 +7,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.checkpoint import normalised
 from compress.data.loader import Batch, TrainingImages
 from compress.train.memory import free, is_out_of_memory
 from export.errors import WorkFailedError
-
-_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @torch.no_grad()
