@@ -23,89 +23,97 @@ class ServeSettings(BaseModel):
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 or :: for every interface."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """0 takes any free port; the log says which."""
+    """Port to listen on. 0 takes any free port; the log says which."""
     keep_alive_seconds: int = Field(default=75, ge=1)
-    """An idle connection is kept this long. Longer than the 60 s of most load balancers, or they would reuse a
-    connection in the moment in which it is closed."""
+    """An idle connection is kept this long. The default is longer than the 60 s of most load balancers, which would
+    otherwise reuse a connection at the moment when it is closed."""
 
     threads_per_run: int = Field(default=1, ge=1)
-    """Threads of one run of the model. One each, with as many runs as cores, costs the least CPU an image."""
+    """Threads of one run of the model. One thread, with as many runs as cores, costs the least CPU per image."""
     providers: tuple[Provider, ...] = Field(default=(Provider.CPU,), min_length=1)
-    """What runs the models: the first that is there and takes an operator. CPU comes last by itself."""
+    """What runs the models: the first of these that is installed and takes an operator. Unless named, CPU is last."""
     concurrency: int = Field(default_factory=usable_cores, ge=1)
-    """Requests in work at once, over all models. Default: the cores this process may use."""
+    """Requests computed at once, over all models. Default: the cores that this process may use."""
     queue_limit: int = Field(default=64, ge=0)
     """Requests that may wait for their turn; one more is answered 429."""
     max_wait_seconds: float = Field(default=10.0, gt=0)
     """A request that would wait longer than this for its turn, or longer than its own deadline, is answered 429 at
-    once. Estimated from what is waiting and how long the last runs of each one's model took."""
+    once. The wait is estimated from the waiting requests and from how long recent runs of their models took."""
     max_batch: int = Field(default=1, ge=1)
-    """Requests for one model that wait when a worker comes free, at most so many, are run together where they have the
-    same padded size. On a CPU that gains little and makes the first of them wait for the last."""
+    """When a worker becomes free, up to this many waiting requests for one model are run together, if they have the
+    same padded size. On a CPU that gains little, and the first of them waits for the last."""
     batch_delay_seconds: float = Field(default=0.0, ge=0, le=_DAY_SECONDS)
-    """With `max_batch`: a worker waits this long for more to come before it begins. 0 takes only what already waits."""
+    """With `max_batch`: a worker waits this long for more requests before it starts. 0 takes only those that wait
+    already."""
     size_bucket: int = Field(default=1, ge=1)
-    """Images are padded to multiples of this many pixels, beside the model's own: fewer sizes, so that more can be run
-    together and memory settles sooner. The model sees more padding, which may change masks near the lower and the right
-    border by a little."""
+    """Images are padded to multiples of this many pixels, in addition to the model's own multiple. There are then fewer
+    sizes, so more requests can be run together and memory settles sooner. The model sees more padding, which may change
+    masks slightly near the lower and the right border."""
     memory_pool: MemoryPool = "shrink"
-    """Memory between runs: keep all that was ever needed; shrink after runs that were larger than usual; or no pool.
-    Of the CPU: what a GPU's provider sets aside is its own."""
+    """What is done with memory between runs: `keep` all that was ever needed, `shrink` after runs that were larger than
+    usual, or `off` for no pool. For the CPU only: a GPU's provider manages its own memory."""
     deadline_seconds: float = Field(default=30.0, gt=0, le=_DAY_SECONDS)
-    """A request that has waited this long since it was received whole is answered 504 and never computed."""
+    """A request that has waited this long since its body was complete is answered 504 and never computed."""
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
-    """Of one request, also when it does not announce its length."""
+    """Bytes of one request's body, whether or not the request announces its length."""
     max_buffered_bytes: int = Field(default=512 * 2**20, validate_default=True)
-    """Of all request bodies held at once, received or being received; beyond it requests are answered 429. A message
-    over gRPC is seen when it is whole: one that takes longer than a moment counts as the largest that is taken, and
-    such have half of this, shared out among clients. As many again may be answers that clients have not taken."""
+    """Bytes of all request bodies held at once, complete or still being received. Beyond it, requests are answered 429.
+    A message over gRPC is seen only when it is complete: one that takes longer than a moment counts as the largest that
+    is accepted. Such messages get half of this, shared among clients. As much again may be held in answers that clients
+    have not taken."""
     max_pixels: int = Field(default=16 * 2**20, ge=1)
-    """Of one image, read from its header before decoding, and again as padded for the model. A model of more than four
-    channels takes a page for each, and the pixels of every page count."""
+    """Pixels of one image, read from its header before decoding, and again as padded for the model. A model of more
+    than four channels takes a page for each channel, and the pixels of every page count."""
     max_windowed_pixels: int = Field(default=64 * 2**20, ge=1)
-    """Of one image that a request wants looked at in windows (`?window=HxW`), in place of `max_pixels`; and of all its
-    windows together, as padded. One window has at most `max_pixels`."""
+    """Pixels of one image that is run in windows (`?window=HxW`), in place of `max_pixels`; and of all its windows
+    together, as padded. One window has at most `max_pixels`."""
     max_probabilities: int = Field(default=32 * 2**20, ge=1)
-    """Classes times pixels, where a request asks for probabilities; also of what the model gives of one window. Each
-    takes two bytes in the answer, and some twelve while it is made."""
+    """Classes times pixels, when a request asks for probabilities; also of what the model gives for one window. Each
+    value takes two bytes in the answer, and about twelve while the answer is made."""
     max_images: int = Field(default=16, ge=1)
-    """In one request. Each is computed or waits, so no more are taken than `concurrency` and `queue_limit` together."""
+    """Images in one request. Each is computed or waits, so no request may have more than `concurrency` and
+    `queue_limit` together."""
     upload_seconds: float = Field(default=30.0, gt=0)
-    """A body that is not whole after this long is answered 408."""
+    """A body that is not complete after this long is answered 408."""
 
     header_seconds: float = Field(default=10.0, gt=0)
-    """Headers that are not whole after this long are answered 408. Also what is left of a body that no route reads has
-    this long; then the connection is closed."""
+    """Headers that are not complete after this long are answered 408. The rest of a body that no route reads has this
+    long, too; then the connection is closed."""
     send_seconds: float = Field(default=30.0, gt=0)
-    """A client that takes next to nothing of its answer for this long, less than 1,024 bytes a second, is cut off."""
+    """A client that takes less than 1,024 bytes a second of its answer for this long is cut off."""
     max_connections: int = Field(default=1000, ge=1)
-    """On more, only health is answered; what comes beyond twice as many is closed unanswered. Over gRPC as many calls
-    at once, of which half may take longer than a moment to bring their message."""
+    """On connections beyond this number only health is answered; connections beyond twice this number are closed
+    unanswered. Over gRPC it is the number of calls at once, at most half of which may take longer than a moment to
+    bring their message."""
 
     grace_seconds: float = Field(default=2.0, ge=0, le=_DAY_SECONDS)
-    """After SIGTERM, this long the server says that it is not ready and answers all the same: load balancers hear late.
-    Ctrl-C is not followed by a grace."""
+    """For this long after SIGTERM the server says that it is not ready but still answers, because load balancers hear
+    of it late. Ctrl-C has no grace."""
     drain_seconds: float = Field(default=25.0, gt=0, le=_DAY_SECONDS)
-    """After the grace, accepted requests have this long to be answered. Both fit into the 30 s of Kubernetes."""
+    """After the grace, accepted requests have this long to be answered. Both together fit into the 30 s of
+    Kubernetes."""
 
     objective_seconds: float | None = Field(default=None, gt=0)
-    """How long a request should take at most, if that was promised. Histograms get buckets close around it, one ends at
-    it, and /metrics shows it as segpress_objective_seconds. Nothing is refused for it: that is the deadline's part."""
+    """How long a request should take at most, if that was promised. Histograms get buckets close around it, one of
+    which ends at it, and /metrics shows it as segpress_objective_seconds. Nothing is refused because of it: that is
+    what the deadline is for."""
     triton_metrics: bool = False
     """Show the same figures under Triton Inference Server's names (nv_inference_...), too."""
     otel: bool = False
-    """Send OpenTelemetry traces; the OTEL_... variables of the environment say where and how many."""
+    """Send OpenTelemetry traces; the OTEL_... environment variables say where and how many."""
 
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
-    """Speak the Open Inference Protocol over gRPC here, too, on the same host; 0 takes any free port."""
+    """Serve the Open Inference Protocol over gRPC on this port, too, on the same host; 0 takes any free port."""
     allow_load: bool = False
-    """Without `api_keys`: let whoever reaches the server load and unload models. With keys, those of admins may."""
+    """Without `api_keys`: let anybody who reaches the server load and unload models. With keys, only admins may."""
 
     api_keys: Path | None = None
-    """File of keys that `compress serve-key` makes. Everything but health then takes a key; None: nothing does."""
+    """File of keys made by `compress serve-key`. Everything but health then requires a key. None: no key is
+    required."""
     tls_cert: Path | None = None
-    """Certificate chain (PEM), with `tls_key`: HTTPS instead of HTTP. A new one is read at the next start."""
+    """Certificate chain (PEM); with `tls_key`, the server speaks HTTPS instead of HTTP. A new certificate is read at
+    the next start."""
     tls_key: Path | None = None
     """Private key (PEM) of `tls_cert`, not encrypted."""
 

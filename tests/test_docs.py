@@ -196,7 +196,7 @@ def test_output_and_pictures_are_no_commands() -> None:
 
 
 def test_the_table_of_limits_has_all_of_them_with_their_defaults() -> None:
-    table = text_of("serve/README.md").partition("## Limits")[2].partition("## What it bears")[0]
+    table = text_of("serve/README.md").partition("## Limits")[2].partition("## Performance")[0]
     rows = [re.findall(r"`([a-z_]+)(?:=([0-9]+))?`", line) for line in table.splitlines() if line.startswith("| ")]
     told = dict(found[0] for found in rows if found)
     defaults = ServeSettings().model_dump()

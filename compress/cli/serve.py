@@ -15,78 +15,95 @@ from serve.starting import ends_on_sigterm
 @ends_on_sigterm()  # importing what serves takes a second, too
 def command(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles, or folders of them as NAME/VERSION or NAME.")
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Bundles, or folders with bundles as NAME/VERSION or NAME."),
     ],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free port.")] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any free port.")
+    ] = 8000,
     grpc_port: Annotated[
-        int | None, typer.Option("--grpc-port", min=0, max=65535, help="Open Inference Protocol over gRPC, too.")
+        int | None,
+        typer.Option("--grpc-port", min=0, max=65535, help="Serve the Open Inference Protocol over gRPC here, too."),
     ] = None,
     allow_load: Annotated[
-        bool, typer.Option("--allow-load", help="Without API keys, let anybody load and unload models.")
+        bool, typer.Option("--allow-load", help="Without API keys: let anybody load and unload models.")
     ] = False,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", min=1, help="Requests in work at once; default: the cores.")
+        int | None, typer.Option("--concurrency", min=1, help="Requests computed at once; default: the cores.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one run of the model.")] = 1,
-    queue_limit: Annotated[int, typer.Option("--queue-limit", min=0, help="Requests that may wait.")] = 64,
+    queue_limit: Annotated[
+        int, typer.Option("--queue-limit", min=0, help="Requests that may wait for their turn.")
+    ] = 64,
     max_wait_seconds: Annotated[
         float,
-        typer.Option("--max-wait", min=0.001, help="Seconds to wait for a turn; who would wait longer is refused."),
+        typer.Option("--max-wait", min=0.001, help="Refuse a request that would wait longer than this, in seconds."),
     ] = 10.0,
     max_batch: Annotated[
-        int, typer.Option("--max-batch", min=1, help="Requests that wait and are run together, at most.")
+        int, typer.Option("--max-batch", min=1, help="Run up to this many waiting requests together.")
     ] = 1,
     batch_delay_ms: Annotated[
-        float, typer.Option("--batch-delay-ms", min=0, help="With --max-batch: wait so long for more.")
+        float, typer.Option("--batch-delay-ms", min=0, help="With --max-batch: wait this long for more requests.")
     ] = 0.0,
     size_bucket: Annotated[
-        int, typer.Option("--size-bucket", min=1, help="Pad images to multiples of so many pixels, too.")
+        int, typer.Option("--size-bucket", min=1, help="Pad images to multiples of this many pixels, too.")
     ] = 1,
     memory_pool: Annotated[
-        MemoryPool, typer.Option("--memory-pool", help="Between runs: keep all, shrink after large ones, or off.")
+        MemoryPool,
+        typer.Option("--memory-pool", help="Memory between runs: keep all, shrink after large runs, or no pool."),
     ] = "shrink",
     providers: Annotated[
         list[Provider] | None,
-        typer.Option("--provider", help="What runs the models, in order of preference; may be repeated."),
+        typer.Option("--provider", help="What runs the models; may be repeated, in order of preference. Default: cpu."),
     ] = None,
     deadline_seconds: Annotated[
-        float, typer.Option("--deadline", min=0.001, max=86400, help="Seconds a request may wait.")
+        float, typer.Option("--deadline", min=0.001, max=86400, help="Seconds that a request may wait in the queue.")
     ] = 30.0,
     grace_seconds: Annotated[
-        float, typer.Option("--grace", min=0, max=86400, help="Seconds to go on after SIGTERM while saying not ready.")
+        float,
+        typer.Option("--grace", min=0, max=86400, help="Seconds after SIGTERM to say not ready but still answer."),
     ] = 2.0,
-    drain_seconds: Annotated[float, typer.Option("--drain", min=0.001, max=86400, help="Seconds to finish.")] = 25.0,
+    drain_seconds: Annotated[
+        float,
+        typer.Option("--drain", min=0.001, max=86400, help="Seconds after the grace to finish accepted requests."),
+    ] = 25.0,
     log_format: Annotated[
         LogFormat | None,
-        typer.Option("--log-format", help="Log lines for people or as JSON; default: text at a terminal, else json."),
+        typer.Option("--log-format", help="Log lines as text or JSON; default: text at a terminal, else json."),
     ] = None,
     objective_ms: Annotated[
         float | None,
-        typer.Option("--objective-ms", min=0.001, help="Latency that was promised: histograms are fine around it."),
+        typer.Option("--objective-ms", min=0.001, help="Promised latency: histograms get fine buckets around it."),
     ] = None,
     triton_metrics: Annotated[
-        bool, typer.Option("--triton-metrics", help="Show /metrics under the names of Triton Inference Server, too.")
+        bool, typer.Option("--triton-metrics", help="Show /metrics under Triton Inference Server's names, too.")
     ] = False,
     otel: Annotated[
         bool, typer.Option("--otel", help="Send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says.")
     ] = False,
     api_keys: Annotated[
         Path | None,
-        typer.Option("--api-keys", metavar="FILE", help="Answer only who has a key; `compress serve-key` makes them."),
+        typer.Option(
+            "--api-keys",
+            metavar="FILE",
+            help="Require an API key from FILE, made by `compress serve-key`.",
+        ),
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM): serve HTTPS.")
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM), to serve HTTPS.")
     ] = None,
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key (PEM) of --tls-cert, not encrypted.")
     ] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any field of serve.settings.ServeSettings; may be repeated."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Set any field of serve.settings.ServeSettings; may be repeated."
+        ),
     ] = None,
 ) -> None:
-    """Verify bundles, warm them up, and answer requests; SIGTERM drains."""
+    """Verify bundles, warm them up, and answer requests. SIGTERM finishes accepted requests and ends."""
     require("fastapi", extra="serve", purpose="compress serve")
     if grpc_port is not None:
         require("grpc", extra="grpc", purpose="--grpc-port")

@@ -10,11 +10,11 @@ from compress.cli.common import JsonOption, emit
 
 def command(
     keys: Annotated[Path, typer.Argument(metavar="FILE", help="File of keys for `compress serve --api-keys`.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who will hold the key; stands in the server's log.")],
-    admin: Annotated[bool, typer.Option("--admin", help="May also change which models are served.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who will hold the key; shown in the server's log.")],
+    admin: Annotated[bool, typer.Option("--admin", help="Let the key also change which models are served.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an API key, print it once, and add its hash to a file; to take it back, delete its line and restart."""
+    """Make an API key, print it once, and add its hash to FILE; to revoke it, delete its line and restart."""
     from serve.keys import Role, add_key
 
     role = Role.ADMIN if admin else Role.USE
