@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """Cut a network by the latency table, by counting, and by ratios, side by side; nothing is fine-tuned.
 
-    Shows what choosing widths by measured milliseconds is worth here, and how well the table foretells the whole graph.
+    Shows what choosing widths by measured milliseconds is worth here, and how well the table predicts the whole graph.
     """
     require("torch", extra="train", purpose="compress bench widths")
     from benchmarks.report.table import for_terminal

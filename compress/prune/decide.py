@@ -25,7 +25,7 @@ class Decision:
 
     plan: PruningPlan
     figures: Mapping[str, Any]
-    """Plain values: speedup, milliseconds, what the table foretold, what each group costs and buys."""
+    """Plain values: speedup, milliseconds, what the table predicted, what each group costs and buys."""
 
 
 class Decider:
@@ -57,7 +57,7 @@ class Decider:
             plan = search.plan(wanted / before)
             measured = self._measured(network, plan)
         else:
-            plan, measured = self._fast_enough(search, network, before, wanted, foretold=search.predicted)
+            plan, measured = self._fast_enough(search, network, before, wanted, predicted=search.predicted)
         predicted = before * search.predicted(plan)
         table_decides = costs.foreign or measured.misleads(predicted)
         figures = {**self._figures(measured), "speedup_predicted": predicted}
@@ -66,14 +66,14 @@ class Decider:
             say(f"by its latency table {predicted:.2f}x faster on {costs.machine}; {measured.speedup:.2f}x here")
         else:
             error = predicted / measured.speedup - 1
-            say(f"the latency table foretold {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
+            say(f"the latency table predicted {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
             measured.doubt()
             if table_decides:
                 say(f"the latency table decides instead: {predicted:.2f}x faster")
         if table_decides:
             # What the machine that will serve would measure, or this one when it is quiet, is not known here and now.
-            foretold = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
-            figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **foretold}
+            by_table = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
+            figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **by_table}
         return Decision(plan, figures)
 
     def groups(self, plan: PruningPlan) -> dict[str, dict[str, float]]:
@@ -143,16 +143,16 @@ class Decider:
         network: nn.Module,
         before: float,
         wanted: float,
-        foretold: Callable[[PruningPlan], float] | None = None,
+        predicted: Callable[[PruningPlan], float] | None = None,
     ) -> tuple[PruningPlan, Measured]:
-        """`foretold`, where there is a table, is by what a plan is faster than `network`; it counts where what is
+        """`predicted`, where there is a table, is by what a plan is faster than `network`; it counts where what is
         measured misleads."""
         found: dict[PruningPlan, Measured] = {}
 
         def measure(plan: PruningPlan) -> float:
             measured = found[plan] = self._measured(network, plan)
-            if foretold is not None and measured.misleads(before * foretold(plan)):
-                return foretold(plan)
+            if predicted is not None and measured.misleads(before * predicted(plan)):
+                return predicted(plan)
             return measured.speedup / before
 
         plan = fast_enough(search, measure, wanted / before)

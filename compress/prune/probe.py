@@ -44,9 +44,9 @@ class Measured:
     def uncertain(self) -> bool:
         return self.disturbed > QUIET
 
-    def misleads(self, foretold: float) -> bool:
-        """Whether a speed-up that a latency table has `foretold` is nearer to what a quiet machine would measure."""
-        return self.uncertain and abs(foretold / self.speedup - 1) > CREDIBLE
+    def misleads(self, predicted: float) -> bool:
+        """Whether a speed-up that a latency table has `predicted` is nearer to what a quiet machine would measure."""
+        return self.uncertain and abs(predicted / self.speedup - 1) > CREDIBLE
 
     def doubt(self) -> None:
         """Warn of a figure that other work has made uncertain."""

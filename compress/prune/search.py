@@ -43,7 +43,7 @@ class ByTable:
         return self.scores.plan_of(min(found, key=lambda widths: (max(0.0, time(widths) - budget), loss(widths))))
 
     def predicted(self, plan: PruningPlan) -> float:
-        """The speed-up that the table foretells of `plan`."""
+        """The speed-up that the table predicts of `plan`."""
         return self.costs.milliseconds(self.costs.widest) / self.costs.milliseconds(plan.kept())
 
 

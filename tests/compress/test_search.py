@@ -1,4 +1,4 @@
-"""Plans are measured as a whole until one is fast enough, whatever was foretold of them."""
+"""Plans are measured as a whole until one is fast enough, whatever was predicted of them."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,13 +14,13 @@ def plan_of(removed: int) -> PruningPlan:
 
 
 class Steps:
-    """A plan for each of the speed-ups that are foretold; the one that is asked for next is the first beyond."""
+    """A plan for each of the speed-ups that are predicted; the one that is asked for next is the first beyond."""
 
-    def __init__(self, foretold: Sequence[float]) -> None:
-        self.plans = {speedup: plan_of(index) for index, speedup in enumerate(foretold)}
+    def __init__(self, predicted: Sequence[float]) -> None:
+        self.plans = {speedup: plan_of(index) for index, speedup in enumerate(predicted)}
 
     def plan(self, speedup: float) -> PruningPlan:
-        reach = [foretold for foretold in self.plans if foretold >= speedup]
+        reach = [predicted for predicted in self.plans if predicted >= speedup]
         return self.plans[min(reach, default=max(self.plans))]
 
 
@@ -38,7 +38,7 @@ def measured(search: Steps, real: Callable[[float], float]) -> tuple[list[float]
 
 def test_a_table_that_is_right_is_asked_once() -> None:
     search = Steps([1.0, 1.5, 2.01, 3.0])
-    asked, measure = measured(search, lambda foretold: foretold)
+    asked, measure = measured(search, lambda predicted: predicted)
     assert fast_enough(search, measure, 2.0) == search.plans[2.01]
     assert asked == [2.01]
 
@@ -46,7 +46,7 @@ def test_a_table_that_is_right_is_asked_once() -> None:
 @pytest.mark.parametrize("error", [0.8, 0.9, 0.95, 1.1, 1.3])
 def test_a_table_that_is_wrong_by_a_factor_is_made_up_for(error: float) -> None:
     search = Steps([1 + index / 20 for index in range(100)])
-    asked, measure = measured(search, lambda foretold: error * foretold)
+    asked, measure = measured(search, lambda predicted: error * predicted)
     found = fast_enough(search, measure, 2.0)
     assert 2.0 <= measure(found) <= 2.1
     assert len(asked) <= MEASUREMENTS + 1
@@ -55,25 +55,25 @@ def test_a_table_that_is_wrong_by_a_factor_is_made_up_for(error: float) -> None:
 def test_where_the_next_plan_is_far_away_it_is_found_all_the_same() -> None:
     """The first falls a little short, and asking for that little more gives the same plan again."""
     search = Steps([1.0, 2.1, 2.6])
-    _, measure = measured(search, lambda foretold: foretold * 0.95)
+    _, measure = measured(search, lambda predicted: predicted * 0.95)
     assert fast_enough(search, measure, 2.0) == search.plans[2.6]
 
 
 def test_out_of_reach_is_the_fastest() -> None:
     search = Steps([1.0, 2.0, 3.0])
-    _, measure = measured(search, lambda foretold: foretold)
+    _, measure = measured(search, lambda predicted: predicted)
     assert fast_enough(search, measure, 9.0) == search.plans[3.0]
 
 
 def test_a_machine_that_slows_down_does_not_put_it_out_of_reach() -> None:
-    """Each plan is foretold to be enough, and by the time that it is measured it is not."""
+    """Each plan is predicted to be enough, and by the time that it is measured it is not."""
     search = Steps([1 + index / 20 for index in range(100)])
     taken = 0
 
-    def slower(foretold: float) -> float:
+    def slower(predicted: float) -> float:
         nonlocal taken
         taken += 1
-        return foretold * 0.97**taken if taken < MEASUREMENTS + 2 else foretold
+        return predicted * 0.97**taken if taken < MEASUREMENTS + 2 else predicted
 
     _, measure = measured(search, slower)
     found = fast_enough(search, measure, 2.0)
@@ -84,7 +84,7 @@ def test_a_machine_that_slows_down_does_not_put_it_out_of_reach() -> None:
 def test_only_the_narrowest_says_that_it_is_out_of_reach() -> None:
     """Between the plans that can be asked for by a little more each time and the narrowest there may be a gap."""
     search = Steps([1.0, *(2 + index / 100 for index in range(40)), 30.0])
-    asked, measure = measured(search, lambda foretold: 1.99 if foretold < 30 else 2.5)
+    asked, measure = measured(search, lambda predicted: 1.99 if predicted < 30 else 2.5)
     assert fast_enough(search, measure, 2.0) == search.plans[30.0]
     assert asked[-1] == 30.0
 
@@ -92,7 +92,7 @@ def test_only_the_narrowest_says_that_it_is_out_of_reach() -> None:
 def test_what_cuts_nothing_is_not_taken_for_faster_whatever_the_clock_says() -> None:
     """Each plan seems faster than it ought to be, until none is left that cuts anything."""
     search = Steps([1.0, 1.5, 2.01, 3.0])
-    asked, measure = measured(search, lambda foretold: 5.0 - foretold / 10)
+    asked, measure = measured(search, lambda predicted: 5.0 - predicted / 10)
     assert fast_enough(search, measure, 2.0) != search.plans[1.0]
     assert asked[0] == 2.01
     assert 1.0 not in asked

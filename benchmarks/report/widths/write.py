@@ -31,14 +31,14 @@ def summary(report: WidthsReport) -> Table:
         "widths by",
         "p50 ms",
         "speed-up",
-        "foretold",
+        "predicted",
         "MMACs",
         "importance lost",
         "damage",
         "val mIoU, not fine-tuned",
     )
     size = f"{report.height}x{report.width}"
-    caption = f"{report.precision}, {threads(report.threads)}, batch 1, {size}; foretold by the latency table (error)"
+    caption = f"{report.precision}, {threads(report.threads)}, batch 1, {size}; predicted by the latency table (error)"
     return Table(caption, headers, tuple(map(row, report.choices)))
 
 
