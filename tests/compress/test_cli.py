@@ -293,9 +293,9 @@ TOO_LATE = {
     "quantize.mode=qat quantize.finetune.loss.own=nofile.py:f": "no such file",
     "quantize.mode=qat quantize.finetune.loss.class_weights=[1.0]": "quantize.finetune.loss.class_weights: 1 problem",
     "quantize.mode=qat quantize.target=tensorrt": "takes signed ones",
-    "quantize.finetune.freeze.epochs=2": "what learns is a graph",
-    "quantize.finetune.layer_decay=0.5": "what learns is a graph",
-    "quantize.finetune.attention_weight=1.0": "what learns is a graph",
+    "quantize.finetune.freeze.epochs=2": "quantization-aware training trains a graph",
+    "quantize.finetune.layer_decay=0.5": "quantization-aware training trains a graph",
+    "quantize.finetune.attention_weight=1.0": "quantization-aware training trains a graph",
 }
 
 
