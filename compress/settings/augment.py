@@ -43,7 +43,7 @@ class AugmentSettings(Settings):
     cutout_side: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Largest height and width of that rectangle, as shares of the image's; the smallest are half of this."""
     cutmix: Share = 0.0
-    """Probability that a rectangle of an image is replaced from another image of the batch, mask included. Not with
+    """Probability that a rectangle of an image and its mask is replaced by that of another image in the batch. Not with
     batches of one."""
     cutmix_alpha: Annotated[float, Field(gt=0)] = 1.0
     """The share of the image that stays is drawn from Beta(this, this); with 1, all shares are equally likely."""

@@ -19,8 +19,8 @@ class SparsitySettings(Settings):
     kind: Literal["none", "l1", "bn-scale", "group-lasso"] = "none"
     """l1: the sum of all absolute kernel weights. It shrinks single weights, which `compress prune --unstructured`
     cuts; the other kinds shrink whole channels. bn-scale: the sum of all absolute BatchNorm scales. Source: Liu et al.
-    2017 (arXiv:1708.06519). group-lasso: the sum over channels of the L2 norm of all weights that belong to one.
-    Source: Yuan and Lin 2006, over the coupled layers of Fang et al. 2023 (arXiv:2301.12900)."""
+    2017 (arXiv:1708.06519). group-lasso: the L2 norm of all weights that belong to a channel, summed over
+    the channels. Source: Yuan and Lin 2006, over the coupled layers of Fang et al. 2023 (arXiv:2301.12900)."""
     weight: Annotated[float, Field(gt=0)] = 1e-4
     """Factor of the penalty."""
 

@@ -402,9 +402,7 @@ def test_what_does_not_fit_into_memory_is_one_message(
         monkeypatch.setattr("compress.models.build", too_large)
     done = cli("train", "--data", discs, "--out", tmp_path / "out", "--set", "model.base=1000000")
     assert done.status == 1
-    assert done.err.endswith(
-        "compress: out of memory; ask for less: smaller images, a smaller batch, a smaller model\n"
-    )
+    assert done.err.endswith("compress: out of memory; try smaller images, a smaller batch or a smaller model\n")
     assert "Traceback" not in done.err
 
 
