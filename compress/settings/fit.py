@@ -43,7 +43,7 @@ class LossSettings(Settings):
     ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
     """With ohem: a pixel is hard where its true class has at most this probability; 1 keeps all pixels."""
     ohem_share: Share = 0.1
-    """With ohem: smallest share of a batch's pixels to keep. Where fewer are below the threshold, the hardest fill it
+    """With ohem: smallest share of a batch's pixels to keep. Where fewer are below the threshold, the hardest make it
     up. Source: Shrivastava et al. 2016 (arXiv:1604.03540)."""
 
     @model_validator(mode="after")
@@ -69,8 +69,8 @@ class ScheduleSettings(Settings):
     """How the learning rate rises to its peak and falls. `warmup` is the share of the steps in which it rises."""
 
     kind: Literal["cosine", "onecycle", "restarts", "poly"] | OwnName = "cosine"
-    """cosine: falls to zero along half a cosine. poly: falls by a power of the steps that remain. restarts: falls along
-    cosines, each starting again at the peak. onecycle: rises and falls along cosines while the momentum moves the
+    """cosine: falls to zero along half a cosine. poly: falls as a power of the share of steps left. restarts: falls
+    along cosines, each starting again at the peak. onecycle: rises and falls along cosines while the momentum moves the
     opposite way; a `warmup` of 0.3 is usual. All but onecycle rise linearly. A schedule of your own is
     `file.py:function`: called with step and steps, it returns the share of `learning_rate`, its own rise included."""
     momentum: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.85, 0.95)
@@ -136,7 +136,7 @@ class FitSettings(Settings):
     """Share of the steps in which the learning rate rises."""
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients with a larger L2 norm are scaled down to this."""
+    """Gradients whose L2 norm is larger than this are scaled down to it."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the moving average of the weights, which is validated and saved; 0 turns averaging off."""
     swa: AveragingSettings = AveragingSettings()

@@ -65,10 +65,10 @@ class QuantizeSettings(Settings):
     """Lowest IoU allowed on the validation split, by class."""
     equalise: Literal["auto"] | bool = "auto"
     """Bring the channels of each activation to similar ranges before calibration, which changes no answer in float.
-    auto: if that keeps more mIoU on the validation split."""
+    auto: only if that keeps more mIoU on the validation split."""
     bias_correction: Literal["auto"] | bool = "auto"
     """Correct the biases for the shift that rounding causes in the mean of each channel on the calibration images.
-    auto: if that keeps more mIoU on the validation split."""
+    auto: only if that keeps more mIoU on the validation split."""
     target: Target = "auto"
     """What will serve (`--for`): a processor with ONNX Runtime's CPU provider, TensorRT, or OpenVINO. auto: this
     processor. On x86 without VNNI weights take 7 bits, because U8S8 saturates. Nothing is decided by timing for
