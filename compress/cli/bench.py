@@ -29,12 +29,12 @@ from compress.cli.common import (
 from export.errors import require
 from export.sessions import Provider
 
-app = typer.Typer(help="Measure things side by side.", no_args_is_help=True)
+app = typer.Typer(help="Compare models, servers and training recipes side by side.", no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """Measure things side by side."""
+    """Compare models, servers and training recipes side by side."""
 
 
 app.command("ablation")(bench_ablation.command)
@@ -52,7 +52,7 @@ def latency_command(
     out: OutOption = Path("report"),
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="Dataset: scores the bundles, times real images."),
+        typer.Option("--data", metavar="DIR", help="Dataset, to score the bundles and time real images."),
     ] = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="Split to score.")] = "test",
     size: Annotated[str | None, typer.Option("--size", metavar="HxW", help="Image size to time at.")] = None,
@@ -60,14 +60,19 @@ def latency_command(
     threads: ThreadsOption = None,
     providers: Annotated[
         list[Provider] | None,
-        typer.Option("--provider", help="What runs the models; may be repeated: each bundle on each. Default: cpu."),
+        typer.Option(
+            "--provider", help="What runs the models; may be repeated, to time each bundle on each. Default: cpu."
+        ),
     ] = None,
     pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Show images of the data; off where they must not get out.")
+        bool,
+        typer.Option(
+            "--pictures/--no-pictures", help="Show images of the dataset; turn off if they must not be passed on."
+        ),
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Time bundles interleaved in one process; writes JSON, Markdown and one HTML page with plots."""
+    """Time bundles interleaved in one process, and write JSON, Markdown and one HTML page with plots."""
     require_no_run(out)
     from benchmarks.latency import bench
     from benchmarks.report.table import terminal_table
@@ -97,40 +102,44 @@ def amp_command(
     out: OutOption = Path("amp"),
     part: Annotated[
         Literal["grid", "accuracy", "both"],
-        typer.Option("--part", help="grid: time and memory of a step; accuracy: what is lost, by whole trainings."),
+        typer.Option(
+            "--part", help="grid: time and memory of a training step; accuracy: mIoU lost in whole trainings."
+        ),
     ] = "grid",
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: CUDA where there is one.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: CUDA if there is one.")] = "auto",
     base: Annotated[int, typer.Option("--base", min=1, help="Grid: width of the UNet's first level.")] = 64,
     size: Annotated[
         str | None, typer.Option("--size", metavar="HxW", help="Grid: image size; default 256x256.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Grid: images a step.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Grid: images per step.")] = 8,
     channels: Annotated[int, typer.Option("--channels", min=1, help="Grid: channels of the images.")] = 3,
     classes: Annotated[int, typer.Option("--classes", min=1, max=255, help="Grid: classes of the masks.")] = 12,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Grid: timed steps of each cell.")] = 10,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Grid: timed steps per cell.")] = 10,
     cell_seconds: Annotated[
-        float, typer.Option("--cell-seconds", min=0.0, help="Grid: a cell that needs longer is stopped, and says so.")
+        float,
+        typer.Option("--cell-seconds", min=0.0, help="Grid: a cell that takes longer is stopped and marked as such."),
     ] = 600.0,
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Grid: also by torch.compile, minutes a cell on a CPU.")
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Grid: also with torch.compile, which takes minutes per cell on a CPU."
+        ),
     ] = True,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="Accuracy: dataset folder; default: the sample set.")
     ] = None,
-    seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Accuracy: trainings of each precision, 10 at most.")
-    ] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Accuracy: trainings per precision, at most 10.")] = 3,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Same as --set train.epochs=N.")] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What mixed precision gains in time and memory here, and what it loses in mIoU.
+    """Measure what mixed precision gains in time and memory on this machine, and what it loses in mIoU.
 
-    The grid takes a training step in every precision x memory format x torch.compile; a cell that cannot run says
-    why. The accuracy part trains in float32 and in the precision that `compress train` chooses (another one by --set
-    train.precision=NAME), by default a UNet-16 by the recipe of the demo. Interrupted, the same command continues with
-    the trainings.
+    The grid measures a training step in every precision x memory format x torch.compile; a cell that cannot run states
+    why. The accuracy part trains in float32 and in the precision that `compress train` chooses (or another, with --set
+    train.precision=NAME), by default a UNet-16 with the recipe of the demo. If it is interrupted, the same command
+    continues with the trainings.
     """
     require("torch", extra="train", purpose="compress bench amp")
     require_no_run(out)

@@ -21,24 +21,25 @@ def command(
         typer.Option(
             "--changes",
             metavar="FILE",
-            help="Changes by group (TOML), each a list of settings; default: a built-in list.",
+            help="Changes in groups (TOML), each a list of settings; default: a built-in list.",
         ),
     ] = None,
     groups: Annotated[
-        list[str] | None, typer.Option("--group", metavar="NAME", help="Only this group; may be repeated.")
+        list[str] | None, typer.Option("--group", metavar="NAME", help="Run only this group; may be repeated.")
     ] = None,
     seeds: Annotated[
         list[str] | None,
         typer.Option(
-            "--seeds", metavar="[GROUP=]N", help="Trainings of each change, or of those of a group; may be repeated."
+            "--seeds", metavar="[GROUP=]N", help="Trainings per change, of all or of one group; may be repeated."
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What each part of a training recipe is worth: the base, and each change of it by itself, trained and compared.
+    """Measure what each part of a training recipe is worth: train the recipe and each change to it alone, and compare.
 
-    Losses, augmentation, schedules, averaging and encoders by default. Differences are told with what seeds alone make
-    of them. Interrupted, the same command continues; a change that fails is told, and the others go on.
+    By default the changes are of losses, augmentation, schedules, averaging and encoders. Differences are reported with
+    those that seeds alone cause. If it is interrupted, the same command continues. A change that fails is reported, and
+    the others go on.
     """
     require("torch", extra="train", purpose="compress bench ablation")
     require_no_run(out)

@@ -10,49 +10,54 @@ from export.errors import require
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to serve, in a process of its own.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to serve, in a separate process.")],
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder for the report: JSON, Markdown, HTML.")
     ] = Path("load"),
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="Dataset whose test images are sent; default: made-up pictures."),
+        typer.Option("--data", metavar="DIR", help="Dataset whose test images are sent; default: synthetic images."),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="HxW", help="Image size; default: what the bundle is for, else 360x480."),
+        typer.Option("--size", metavar="HxW", help="Image size; default: that of the bundle, else 360x480."),
     ] = None,
     loads: Annotated[
         list[float] | None,
-        typer.Option("--load", min=0.01, help="Open loop at this share of the capacity; default 0.5, 0.8 and 2."),
+        typer.Option(
+            "--load",
+            min=0.01,
+            help="Open loop at this share of the capacity; may be repeated; default: 0.5, 0.8 and 2.",
+        ),
     ] = None,
     connections: Annotated[
         int | None,
         typer.Option(
-            "--connections", min=1, help="Of the closed loop; default: four times the requests in work at once."
+            "--connections", min=1, help="Connections of the closed loop; default: four times the server's concurrency."
         ),
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Length of each run.")] = 10.0,
-    turns: Annotated[int, typer.Option("--turns", min=1, help="Times that HTTP and the bare work take turns.")] = 3,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Turns of HTTP and the same work without it.")] = 3,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds after which a client gives up; counts as an error.")
+        float,
+        typer.Option("--timeout", min=0.1, help="Seconds after which a client gives up, which counts as an error."),
     ] = 30.0,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A setting of the server, as `compress serve --set`; not port, TLS, keys.",
+            help="A setting of the server, as in `compress serve --set`; not port, grace, TLS or keys.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a bundle, load it, and say what it bears; needs no torch.
+    """Serve a bundle, put it under load, and report what it can handle; needs no torch.
 
-    In turns with the same work done without HTTP: one request at a time, and a closed loop at saturation. Then an open
-    loop, Poisson arrivals at shares of the capacity that was found: latency from when a request was due, errors by
-    kind, the server's stages beside the clients' view, health probed all the while. What is not as it should be is
-    NOT OK in the report, and the status is 1.
+    First one request at a time and a closed loop at saturation, each in turns with the same work without HTTP. Then an
+    open loop, with Poisson arrivals at shares of the capacity that was found. The report has latency from when a
+    request was due, errors by kind, and the server's stages beside the clients' view; health is probed throughout.
+    Anything that is not as it should be is NOT OK in the report, and the exit status is 1.
     """
     require("fastapi", extra="serve", purpose="compress bench load")
     require_no_run(out)

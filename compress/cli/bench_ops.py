@@ -10,27 +10,29 @@ from export.errors import require
 
 
 def command(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles; several are set side by side.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles; several are compared side by side.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder for a report: JSON with every time, Markdown, HTML."),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="HxW", help="Image size; default: what the first bundle says of itself."),
+        typer.Option("--size", metavar="HxW", help="Image size; default: that of the first bundle."),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images of one run.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run.")] = 1,
     threads: ThreadsOption = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Profiled runs, and as many without the profiler.")] = 50,
     peak: Annotated[
         bool,
-        typer.Option("--peak/--no-peak", help="Measure what this machine multiplies at its best, to compare with."),
+        typer.Option("--peak/--no-peak", help="Measure how fast this machine multiplies at best, for comparison."),
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Where the time of a bundle goes, by operator, and what stayed in float and why; needs no torch.
+    """Show where the time of a bundle goes, by operator, and what stayed in float and why; needs no torch.
 
-    Every node of the graph that the runtime makes of the bundle is timed, and traced to the layer that it came from.
+    Every node of the graph that the runtime makes of the bundle is timed, and traced to the layer it came from.
     """
     require("onnx", extra="bench", purpose="compress bench ops")
     if out is not None:

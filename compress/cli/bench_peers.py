@@ -10,28 +10,32 @@ from export.errors import require
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle whose graph all of them serve.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle whose graph every server serves.")],
     peers: Annotated[
         list[str] | None,
-        typer.Option("--peer", metavar="NAME=ENV", help="litserve, mosec, bentoml or mlserver, and its environment."),
+        typer.Option(
+            "--peer",
+            metavar="NAME=ENV",
+            help="litserve, mosec, bentoml or mlserver, and its environment; may be repeated.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = Path("peers"),
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="Dataset whose test images are sent; default: made-up pictures."),
+        typer.Option("--data", metavar="DIR", help="Dataset whose test images are sent; default: synthetic images."),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="HxW", help="Image size; default: what the bundle is for, else 360x480."),
+        typer.Option("--size", metavar="HxW", help="Image size; default: that of the bundle, else 360x480."),
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Length of each run.")] = 10.0,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Turns of the servers at saturation.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Our server beside others with the same model: throughput, latency, and behaviour in hard cases.
+    """Compare our server with others on the same model: throughput, latency, and behaviour in hard cases.
 
-    Each of the others runs in an environment of its own; `make peers` makes them in build/peers. The status is 1 when
-    ours does not behave in a hard case; that another is faster is a result, and the status stays 0.
+    Each of the others runs in its own environment; `make peers` creates them in build/peers. The exit status is 1 if
+    our server misbehaves in a hard case. That another is faster is a result, and the status stays 0.
     """
     require("fastapi", extra="serve", purpose="compress bench peers")
     require_no_run(out)
@@ -62,7 +66,7 @@ def command(
         f"report: {out / 'report.md'}",
     ]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
-    # To be slower than another is what was to be found out; to behave is what a server owes.
+    # Being slower than another server is a finding; misbehaving is a failure.
     require_met([behaves(report)], out)
 
 

@@ -10,25 +10,28 @@ from export.errors import require
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to serve, in a process of its own.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to serve, in a separate process.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = Path("soak"),
-    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long.")] = 20.0,
-    load: Annotated[float, typer.Option("--load", min=0.01, help="Share of the capacity, measured first.")] = 0.8,
-    hostile: Annotated[float, typer.Option("--hostile", min=0.0, help="Hostile clients for each good request.")] = 0.01,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="Duration in minutes.")] = 20.0,
+    load: Annotated[
+        float, typer.Option("--load", min=0.01, help="Share of the capacity, which is measured first.")
+    ] = 0.8,
+    hostile: Annotated[float, typer.Option("--hostile", min=0.0, help="Hostile clients per good request.")] = 0.01,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A setting of the server, as `compress serve --set`; not port, TLS, keys.",
+            help="A setting of the server, as in `compress serve --set`; not port, grace, TLS or keys.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a bundle under load for long, with hostile clients among the good, and say what was lost or has grown.
+    """Serve a bundle under load for a long time, with some hostile clients, and report what was lost or has grown.
 
-    Every image has a random size of its own. Hostile: garbage, decompression bombs, 40 MB bodies, clients that leave,
-    a byte a second, what is no HTTP. What is not as it should be is NOT OK in the report, and the status is 1.
+    Every image has its own random size. Hostile clients send garbage, decompression bombs, 40 MB bodies, one byte per
+    second or something other than HTTP, or disconnect. Anything that is not as it should be is NOT OK in the report,
+    and the exit status is 1.
     """
     require("fastapi", extra="serve", purpose="compress bench soak")
     require_no_run(out)

@@ -15,17 +15,18 @@ from export.manifest import Precision
 
 def command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Float bundle of the dense network.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Table to write, or to go on with.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Table to write, or to continue.")],
     size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Image size; default: what the bundle says of itself.")
+        str | None, typer.Option("--size", metavar="HxW", help="Image size; default: that of the bundle.")
     ] = None,
-    precision: Annotated[Precision, typer.Option("--precision", help="What will serve.")] = "fp32",
+    precision: Annotated[Precision, typer.Option("--precision", help="Precision that will be served.")] = "fp32",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time the layers of a network at all widths it may be cut to, on the machine that will serve; needs no torch.
 
-    The latency of any choice of widths is predicted from it. Interrupted, the same command continues.
+    From this table, pruning predicts the latency of any choice of widths. If it is interrupted, the same command
+    continues.
     """
     require("onnx", extra="bench", purpose="compress bench table")
     from compress.progress import counter
@@ -34,7 +35,7 @@ def command(
     source = load(bundle)
     wanted = parse_size(size) or source.manifest.own_size
     if wanted is None:
-        raise UsageError(f"{source.path} does not say for which image size it is; give --size HxW")
+        raise UsageError(f"{source.path} does not state its image size; give --size HxW")
     padded = padded_size(*wanted, source.manifest.size_multiple)
     started = time.monotonic()
     with counter("measuring layers") as progress:

@@ -13,13 +13,13 @@ def command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder of the dense network.")],
     data: DataOption,
     out: OutOption = Path("widths"),
-    speedup: Annotated[float, typer.Option("--speedup", help="What each way is to reach.")] = 4.0,
+    speedup: Annotated[float, typer.Option("--speedup", help="Speed-up that each method is to reach.")] = 4.0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed runs of each network.")] = 50,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Cut a network by the latency table, by counting, and by ratios, side by side; nothing is fine-tuned.
+    """Cut a network by the latency table, by counting operations, and by ratios, and compare; nothing is fine-tuned.
 
     Shows what choosing widths by measured milliseconds is worth here, and how well the table predicts the whole graph.
     """

@@ -13,7 +13,10 @@ from compress.recipe import Recipe, on_one_line
 from export.errors import BudgetMissedError, UsageError
 
 DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder.")]
-OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; whole or absent.")]
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", metavar="DIR", help="Folder to write. The folder of a step is either complete or absent."),
+]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", metavar="FILE", help="Recipe (TOML), or the name of a built-in one.")
 ]
@@ -22,37 +25,47 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="One setting, such as train.epochs=20; may be repeated. All stand in compress settings.",
+        help="Change one setting, such as train.epochs=20; may be repeated. `compress settings` lists them.",
     ),
 ]
 NameOption = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Model name in the manifest and in URLs.")
 ]
 VersionOption = Annotated[
-    str | None, typer.Option("--version", metavar="VERSION", help="Version of the model beside its name; default: 1.")
+    str | None,
+    typer.Option("--version", metavar="VERSION", help="Model version in the manifest and in URLs; default: 1."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads of one run; default: all cores that may be used.")
+    int | None, typer.Option("--threads", min=1, help="Threads per run; default: all cores that may be used.")
 ]
 
 
 MirrorOption = Annotated[
     bool,
-    typer.Option("--mirror", help="Test-time augmentation: the mean over image and mirror image; twice the time."),
+    typer.Option(
+        "--mirror",
+        help="Test-time augmentation: the mean answer for the image and its mirror image; takes twice the time.",
+    ),
 ]
 WindowOption = Annotated[
     str | None,
-    typer.Option("--window", metavar="HxW", help="Look at images window by window, overlapping; for very large ones."),
+    typer.Option(
+        "--window", metavar="HxW", help="Process images in overlapping windows of this size; for very large images."
+    ),
 ]
 
 
 MaxDropOption = Annotated[
-    float | None, typer.Option("--max-drop", help="mIoU that may be lost on the validation split; 0.01 is a point.")
+    float | None, typer.Option("--max-drop", help="mIoU that may be lost on the validation split; 0.01 is one point.")
 ]
 MinIouOption = Annotated[
     list[str] | None,
-    typer.Option("--min-iou", metavar="CLASS=IOU", help="Floor of a class on the validation split; may be repeated."),
+    typer.Option(
+        "--min-iou",
+        metavar="CLASS=IOU",
+        help="Lowest IoU allowed for a class on the validation split; may be repeated.",
+    ),
 ]
 
 
@@ -91,7 +104,7 @@ def require_no_run(out: Path) -> None:
     Raises UsageError.
     """
     if (out / "step.json").exists():
-        raise UsageError(f"{out} belongs to a run; its report would be lost: give another --out")
+        raise UsageError(f"{out} belongs to a run, whose report would be overwritten; give another --out")
 
 
 class Missed:

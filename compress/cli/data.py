@@ -24,13 +24,13 @@ def check_command(
         typer.Option(
             "--channels",
             metavar="N|auto",
-            help="Channels that the model takes: 1 grey, 3 RGB, another number the bands or pages of the files; "
-            "auto: 1 or 3, by the images.",
+            help="Channels that the model takes: 1 for grey, 3 for RGB, any other number for the bands or pages of the "
+            "files; auto: 1 or 3, depending on the images.",
         ),
     ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Count, measure and check a dataset folder; names every problem at once (status 2)."""
+    """Report counts, sizes and classes of a dataset folder, and every problem at once (exit status 2)."""
     from compress.data.check import check
     from compress.data.report import render
     from compress.progress import counter
@@ -63,14 +63,16 @@ def sample_command(folder: FolderArgument, as_json: JsonOption = False) -> None:
 @app.command("suspects")
 def suspects_command(
     folder: FolderArgument,
-    model: Annotated[Path, typer.Option("--model", metavar="MODEL", help="Checkpoint or bundle that doubts.")],
+    model: Annotated[
+        Path, typer.Option("--model", metavar="MODEL", help="Checkpoint or bundle that judges the masks.")
+    ],
     split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="Split to look at.")] = "train",
-    count: Annotated[int, typer.Option("--count", min=1, help="Images to name, at most.")] = 20,
+    count: Annotated[int, typer.Option("--count", min=1, help="Most images to list.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """Name the images whose masks a model doubts most: look there for mistakes.
+    """List the images whose masks a model doubts most, and in which to look for mistakes.
 
-    A model that was trained on other images doubts better.
+    A model that was trained on other images is a better judge.
     """
     from compress.suspects import suspects
 

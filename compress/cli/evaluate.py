@@ -21,7 +21,7 @@ HEADERS = {
 
 def command(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Checkpoint (through torch) or bundle (ONNX Runtime).")
+        Path, typer.Argument(metavar="MODEL", help="Checkpoint (run by torch) or bundle (by ONNX Runtime).")
     ],
     data: DataOption,
     split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="Split to score.")] = "test",
@@ -29,13 +29,13 @@ def command(
     mirror: MirrorOption = False,
     window: WindowOption = None,
     auc: Annotated[
-        bool, typer.Option("--auc", help="ROC-AUC of each class, too; a bundle has to give logits (--outputs both).")
+        bool, typer.Option("--auc", help="Also report ROC-AUC per class; a bundle must output logits (--outputs both).")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a checkpoint or a bundle: mIoU over the whole split, void ignored, at the size of the masks.
+    """Score a checkpoint or a bundle: mIoU over the whole split, at the size of the masks, void ignored.
 
-    The boundary F1 beside it says how well edges are found, within 0.75 % of the image's diagonal.
+    The boundary F1 measures how well edges are found, within 0.75 % of the image's diagonal.
     """
     from compress.anymodel import evaluate
     from export.boundaries import BoundaryScore

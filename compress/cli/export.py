@@ -23,22 +23,22 @@ def command(
     out: OutOption,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="Dataset for parity, golden examples and accuracy."),
+        typer.Option("--data", metavar="DIR", help="Dataset for the parity check, golden inputs and accuracy."),
     ] = None,
     outputs: Annotated[
-        str | None, typer.Option("--outputs", help="What the graph gives: mask (default), logits, both.")
+        str | None, typer.Option("--outputs", help="Outputs of the graph: mask (default), logits or both.")
     ] = None,
     name: NameOption = None,
     version: VersionOption = None,
     golden: Annotated[
         str | None,
-        typer.Option("--golden", help="Golden inputs: calibration (default) or synthetic."),
+        typer.Option("--golden", help="Source of the golden inputs: calibration (default) or synthetic."),
     ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a checkpoint as a float ONNX bundle, proven to give the answers that torch gives."""
+    """Export a checkpoint as a float ONNX bundle, proven to give the same answers as torch."""
     require("torch", extra="train", purpose="compress export")
     from compress.export_fp32 import export
 

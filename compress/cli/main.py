@@ -58,17 +58,17 @@ def main() -> None:
         sys.exit(error.exit_status)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # what Typer makes of Ctrl-C
-            _say("compress: interrupted; what is finished is kept, and the same command continues")
+            _say("compress: interrupted; finished work is kept, and running the same command again continues")
         raise
     except BrokenPipeError:
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _say("compress: out of memory; ask for less: smaller images, a smaller batch, a smaller model")
+        _say("compress: out of memory; try smaller images, a smaller batch or a smaller model")
         sys.exit(1)
     except OSError as error:
-        _say(f"compress: {error}; what is finished is kept, and the same command continues")
+        _say(f"compress: {error}; finished work is kept, and running the same command again continues")
         sys.exit(1)
 
 

@@ -39,29 +39,34 @@ def command(
     data: DataOption,
     out: OutOption,
     speedup: Annotated[
-        float | None, typer.Option("--speedup", help="Wanted latency gain, measured through ONNX Runtime.")
+        float | None, typer.Option("--speedup", help="Speed-up to reach, measured through ONNX Runtime.")
     ] = None,
     latency_ms: Annotated[
-        float | None, typer.Option("--latency-ms", help="The same goal in milliseconds an image.")
+        float | None, typer.Option("--latency-ms", help="The same goal in milliseconds per image.")
     ] = None,
-    ratio: Annotated[float | None, typer.Option("--ratio", help="Share of the channels that go, 0 to 1.")] = None,
+    ratio: Annotated[float | None, typer.Option("--ratio", help="Share of the channels to remove, 0 to 1.")] = None,
     levels: Annotated[
-        int | None, typer.Option("--levels", help="Depth that is kept of a UNet++ with deep supervision.")
+        int | None, typer.Option("--levels", help="Depth to keep of a UNet++ with deep supervision.")
     ] = None,
     unstructured: Annotated[
         float | None,
-        typer.Option("--unstructured", help="Share of the single weights to set to zero: saves bytes, no time."),
+        typer.Option("--unstructured", help="Share of the single weights to set to zero; saves bytes, not time."),
     ] = None,
     max_drop: MaxDropOption = None,
     min_iou: MinIouOption = None,
     latency_table: Annotated[
         Path | None,
         typer.Option(
-            "--latency-table", metavar="FILE", help="Layer times of the machine that will serve (compress bench table)."
+            "--latency-table",
+            metavar="FILE",
+            help="Layer times of the machine that will serve, from `compress bench table`.",
         ),
     ] = None,
     analyze: Annotated[
-        bool, typer.Option("--analyze", help="Report what mIoU it costs to cut each group of layers; nothing is kept.")
+        bool,
+        typer.Option(
+            "--analyze", help="Report how much mIoU it costs to cut each group of layers; no network is kept."
+        ),
     ] = False,
     recipe: RecipeOption = None,
     settings: SetOption = None,
@@ -69,8 +74,8 @@ def command(
 ) -> None:
     """Cut channels until the network is fast enough, then fine-tune it with its parent as teacher.
 
-    Status 1 when the speed-up is out of reach, or more is lost than --max-drop and --min-iou allow. With these alone
-    the network is made as fast as they allow.
+    With only --max-drop or --min-iou, the network is made as fast as they allow. The exit status is 1 if the speed-up
+    is out of reach, or if more is lost than they allow.
 
     With --levels, keep the smaller network inside a UNet++ as it is. With --unstructured, set single weights to zero.
     With --analyze, cut each group of layers alone and write a table and a picture of what that costs.
@@ -83,7 +88,7 @@ def command(
     judged = (max_drop, min_iou, latency_table)
     if analyze and (given or any(option is not None for option in judged)):
         without = (*GOALS.values(), "--max-drop", "--min-iou", "--latency-table")
-        raise UsageError(f"--analyze cuts nothing for good; leave out {', '.join(without)}")
+        raise UsageError(f"--analyze keeps no pruned network; leave out {', '.join(without)}")
     # The goal on the line takes the place of the one in the recipe.
     cleared = [f"prune.{name}=none" for name in GOALS] if given else []
     chosen = recipe_of(

@@ -35,7 +35,7 @@ def command(
     out: OutOption,
     mode: Annotated[
         str | None,
-        typer.Option("--mode", help="ptq: calibrated; qat: then trained, with its float parent as teacher."),
+        typer.Option("--mode", help="ptq: calibrate only; qat: then train, with the float parent as teacher."),
     ] = None,
     max_drop: MaxDropOption = None,
     min_iou: MinIouOption = None,
@@ -45,49 +45,54 @@ def command(
         str | None,
         typer.Option(
             "--for",
-            help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino; these two may "
-            "compute in 16 bits what stays in float (quantize.half_floats). Timed is only what is here.",
+            help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino. The last two may "
+            "compute in 16 bits what stays in float (quantize.half_floats). Only this machine's CPU is timed.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Keep INT8 that is not faster than its float parent.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Keep INT8 even if not faster than its float parent.")] = False,
     analyze: Annotated[
         bool,
-        typer.Option("--analyze", help="Report noise, mIoU and milliseconds of each layer; no bundle is written."),
+        typer.Option("--analyze", help="Report noise, mIoU and milliseconds per layer; no bundle is written."),
     ] = False,
     layout: Annotated[
-        str | None, typer.Option("--layout", help="Of MODEL.onnx: nchw or nhwc; default: where its channels stand.")
+        str | None, typer.Option("--layout", help="For MODEL.onnx: nchw or nhwc; default: found from its channels.")
     ] = None,
     mean: Annotated[
         str | None,
-        typer.Option("--mean", metavar="M[,M...]", help="Of MODEL.onnx: subtracted from pixels of 0 to 1; default: 0."),
+        typer.Option(
+            "--mean", metavar="M[,M...]", help="For MODEL.onnx: subtracted from pixels scaled to 0 to 1; default: 0."
+        ),
     ] = None,
     std: Annotated[
-        str | None, typer.Option("--std", metavar="S[,S...]", help="Of MODEL.onnx: then divided by this; default: 1.")
+        str | None,
+        typer.Option("--std", metavar="S[,S...]", help="For MODEL.onnx: divides the difference; default: 1."),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", metavar="NAME", help="Of MODEL.onnx: the tensor with its logits; default: found."),
+        typer.Option("--output", metavar="NAME", help="For MODEL.onnx: the tensor with its logits; default: detected."),
     ] = None,
     class_map: Annotated[
         str | None,
         typer.Option(
             "--class-map",
             metavar="CLASS[,CLASS...]",
-            help="Of MODEL.onnx: the class of classes.json that each of its logits means; default: in their order.",
+            help="For MODEL.onnx: the class of classes.json that each logit stands for; default: in their order.",
         ),
     ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a checkpoint, or an ONNX model from elsewhere, to INT8; writes a proven bundle.
+    """Quantize a checkpoint, or an ONNX model from elsewhere, to INT8, and write a proven bundle.
 
-    Where --max-drop or --min-iou does not hold, as few layers as it takes stay in float. Status 1 when that does not
-    help, or is not faster than float any more.
+    If --max-drop or --min-iou is missed, as few layers as necessary stay in float. The exit status is 1 if that does
+    not help, or if the model is then no faster than in float.
     """
     require("torch", extra="train", purpose="compress quantize")
     if analyze and (mode is not None or max_drop is not None or min_iou or force or name or version):
-        raise UsageError("--analyze keeps nothing; leave out --mode, --max-drop, --min-iou, --name, --version, --force")
+        raise UsageError(
+            "--analyze writes no bundle; leave out --mode, --max-drop, --min-iou, --name, --version, --force"
+        )
     chosen = recipe_of(
         recipe,
         settings,
@@ -114,7 +119,7 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(map(float, text.split(",")))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not numbers with commas between", param_hint=option) from None
+        raise typer.BadParameter(f"{text!r} is not a list of numbers, such as 0.5,0.5,0.5", param_hint=option) from None
 
 
 def _quantize(model: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:

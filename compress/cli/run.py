@@ -12,17 +12,20 @@ from export.errors import UsageError, require
 def command(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="Recipe (TOML) or built-in one: demo; default when data.path is set."),
+        typer.Argument(
+            metavar="[RECIPE]",
+            help='Recipe (TOML), or the name of a built-in one. Default: "demo", or "default" if data.path is set.',
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; for the demo: runs/demo.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default for the demo: runs/demo.")
     ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train, prune, quantize, export and report, in order; a step that is up to date is not run again.
+    """Train, prune, quantize, export and report, in order; steps that are up to date are skipped.
 
-    Killed at any moment, the same command continues. Without data.path the built-in sample set is used.
+    If it is killed at any moment, the same command continues. Without data.path the built-in sample set is used.
     """
     require("torch", extra="train", purpose="compress run")
     from benchmarks.report.table import terminal_table
@@ -32,7 +35,7 @@ def command(
     on_own_data = any(setting.replace(" ", "").startswith("data.path=") for setting in settings or [])
     chosen = recipe_of(recipe or ("default" if on_own_data else "demo"), settings)
     if out is None and (recipe or on_own_data):
-        raise UsageError("say where the run goes: --out runs/NAME")
+        raise UsageError("give the folder for the run: --out runs/NAME")
     finished = run(chosen, out or Path("runs/demo"), command=typed())
     if not as_json:
         show_table(terminal_table(finished.report))

@@ -21,7 +21,7 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every setting that a recipe and --set take: its default, what it may be, and what it is for."""
+    """List the settings that a recipe and --set take: default, allowed values, and purpose."""
     found = sections(name)
     console = Console()
     if as_json or not console.is_terminal:

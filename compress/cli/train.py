@@ -39,7 +39,8 @@ def command(
         typer.Option("--init", help="Checkpoint folder, or state dict (.safetensors, .pt), to start from."),
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", metavar="CKPT", help="Checkpoint whose logits are followed, too.")
+        Path | None,
+        typer.Option("--teacher", metavar="CKPT", help="Checkpoint of a teacher, whose logits to follow as well."),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Same as --set train.epochs=N.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same as --set train.seed=N.")] = None,
@@ -49,17 +50,17 @@ def command(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a network with mixed precision on a dataset folder; writes a checkpoint.
+    """Train a network with mixed precision on a dataset folder, and write a checkpoint.
 
-    Killed or interrupted, the same command continues and ends with the same weights.
+    If it is killed or interrupted, the same command continues and ends with the same weights.
 
-    With --find-lr, write a table and a picture of the loss at rising learning rates to --out, and nothing else.
+    With --find-lr, write only a table and a picture of the loss at rising learning rates to --out.
     """
     require("torch", extra="train", purpose="compress train")
     chosen = recipe_of(recipe, settings, model__factory=model, train__epochs=epochs, train__seed=seed)
     if find_lr:
         if teacher is not None:
-            raise UsageError("--find-lr looks at the loss against the masks; leave out --teacher")
+            raise UsageError("--find-lr measures only the loss against the masks; leave out --teacher")
         _find_rate(data, out, chosen, init, as_json=as_json)
     else:
         _train(data, out, chosen, init, teacher, as_json=as_json)

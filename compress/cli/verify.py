@@ -13,7 +13,7 @@ def command(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check everything a bundle claims: schema, hashes, signature, golden answers. Names all that is wrong."""
+    """Check everything a bundle claims: schema, hashes, signature, golden answers. Reports every problem at once."""
     from export.bundle import verify
 
     found = verify(bundle, threads=threads)

@@ -1,1 +1,1 @@
-"""Every setting of a run, explained and checked where it stands; `compress.recipe` puts them into one tree."""
+"""Every setting of a run, explained and checked where it is defined; `compress.recipe` builds one tree of them."""

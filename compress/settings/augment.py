@@ -8,58 +8,64 @@ from compress.settings.common import OwnName, Settings, Share
 
 
 class AugmentSettings(Settings):
-    """What training does to each batch; the mask follows exactly, void where nothing is."""
+    """Augmentation of each training batch. The mask follows the image exactly; what lies outside the image is void."""
 
     flip_horizontal: Share = 0.5
-    """Probability."""
+    """Probability of mirroring left to right."""
     flip_vertical: Share = 0.0
-    """Probability; for pictures without an up, such as microscopes or satellites."""
+    """Probability of mirroring top to bottom; for images that have no up, such as those of microscopes or
+    satellites."""
     quarter_turn: Share = 0.0
-    """Probability of turning by 90 degrees, either way: nothing is resampled; what is not square is padded to it."""
+    """Probability of a turn by 90 degrees, either way. Nothing is resampled; images that are not square are padded to
+    squares."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 10.0
-    """Rotation is drawn from ± this."""
+    """The angle of rotation is drawn from ± this."""
     shear_degrees: Annotated[float, Field(ge=0, le=60)] = 0.0
-    """Shear along rows, and along columns, is drawn from ± this."""
+    """The angles of shear along rows and along columns are each drawn from ± this."""
     scale: tuple[float, float] = (0.8, 1.25)
-    """Zoom is drawn from this range; with `data.crop` before the crop is taken, so that it sees what is there."""
+    """The zoom factor is drawn from this range. With `data.crop`, zoom comes before the crop is taken, so that zooming
+    out shows more of the image."""
     brightness: Share = 0.15
-    """Added to the normalised image, drawn from ± this."""
+    """An offset drawn from ± this is added to the normalised image."""
     contrast: Share = 0.15
-    """The normalised image is multiplied by 1 ± this."""
+    """The normalised image is multiplied by a factor drawn from 1 ± this."""
     gamma: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Pixels, from 0 to 1, are raised to a power of 1 ± this: exposure, where brightness shifts all alike."""
+    """Pixels, scaled to 0 to 1, are raised to a power drawn from 1 ± this. This imitates exposure, whereas brightness
+    shifts all pixels alike."""
     saturation: Share = 0.0
-    """That of an RGB image is multiplied by 1 ± this; other images have none."""
+    """The saturation of an RGB image is multiplied by a factor drawn from 1 ± this. Other images have no saturation."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """The hue of an RGB image is turned by ± this share of the colour circle."""
+    """The hue of an RGB image is shifted by a share of the colour circle drawn from ± this."""
     noise: Share = 0.0
-    """Standard deviation of Gaussian noise, of pixels from -1 to 1, is drawn from 0 to this."""
+    """Gaussian noise is added to pixels scaled to -1 to 1; its standard deviation is drawn from 0 to this."""
     cutout: Share = 0.0
-    """Probability of a hole in the image, grey and void."""
+    """Probability of erasing a rectangle: grey in the image, void in the mask."""
     cutout_side: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Its height and width over those of the image, at most; at least half of it."""
+    """Largest height and width of that rectangle, as shares of the image's; the smallest are half of this."""
     cutmix: Share = 0.0
-    """Probability that a rectangle is taken from another image of the batch, with its mask; not with batches of one."""
+    """Probability that a rectangle of an image and its mask is replaced by that of another image in the batch. Not with
+    batches of one."""
     cutmix_alpha: Annotated[float, Field(gt=0)] = 1.0
-    """The share of the picture that stays is drawn from Beta(this, this); with 1 all are alike."""
+    """The share of the image that stays is drawn from Beta(this, this); with 1, all shares are equally likely."""
     mixup: Share = 0.0
-    """Probability that each image of a batch is blended with another one, and the loss with the loss of that mask; not
-    with batches of one."""
+    """Probability that the images of a batch are each blended with another one, and the loss with the loss against that
+    one's mask. Not with batches of one."""
     mixup_alpha: Annotated[float, Field(gt=0)] = 0.2
-    """The share of the blend is drawn from Beta(this, this): with little of the other image mostly."""
+    """The blending weight is drawn from Beta(this, this). Small values mostly blend in little of the other image."""
     own: OwnName | None = None
-    """An augmentation of your own, after ours: `file.py:function`, called with images NCHW of about -1 to 1 and masks
-    NHW, 255 for void; it gives both again, of the same sizes and classes."""
+    """An augmentation of your own, applied after the built-in ones: `file.py:function`. It is called with images NCHW,
+    of about -1 to 1, and masks NHW, 255 for void, and returns both in the same sizes and with the same classes."""
     policy: Literal["none", "trivial", "rand"] = "none"
-    """Operations of a list (`compress/data/change.py`) that each image draws for itself, beside the settings above.
-    trivial: one, of any strength; rand: several, of one strength."""
+    """Random operations from a built-in list (`compress/data/change.py`), drawn for each image, in addition to the
+    settings above. trivial: one operation of any strength; rand: several of the same strength."""
     policy_operations: Annotated[int, Field(ge=1, le=4)] = 2
-    """Of rand; those that are the same add up, and five could shear an image by a right angle."""
+    """Number of operations with rand. Equal operations add up: with `shear_degrees`, five could shear by a right
+    angle."""
     policy_strength: Annotated[float, Field(gt=0, le=2)] = 1.0
-    """Over the widest change that the list has, which is mild: 15 degrees, a tenth of the side, brightness by 0.3."""
+    """Multiple of the list's widest changes, which are mild: 15 degrees, a tenth of the side, brightness by 0.3."""
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> Self:
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale {list(self.scale)} is not a range of positive numbers")
+            raise ValueError(f"scale {list(self.scale)} is not a range of positive numbers; write [lowest, highest]")
         return self

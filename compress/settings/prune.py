@@ -14,7 +14,7 @@ Scope = Literal["global", "local"]
 
 
 class DistillSettings(FitSettings):
-    """Recovery after pruning: the parent teaches."""
+    """Fine-tuning after pruning, with the parent as teacher."""
 
     SECTION: ClassVar[str] = "prune.finetune"
 
@@ -23,55 +23,59 @@ class DistillSettings(FitSettings):
 
 
 class PruneSettings(Settings):
-    """How much to cut, and how to recover. `speedup`, `latency_ms`, `ratio`, `levels` and `sparsity` exclude each
-    other; without any of them the network is made as fast as `max_drop` and `min_iou` allow."""
+    """How much to cut, and how to recover. Of `speedup`, `latency_ms`, `ratio`, `levels` and `sparsity` only one may be
+    set. Without any of them the network is made as fast as `max_drop` and `min_iou` allow."""
 
     speedup: Annotated[float, Field(gt=1)] | None = None
-    """Measured latency of the parent over that of the child, both through ONNX Runtime in `precision`."""
+    """Speed-up to reach: latency of the parent over that of the child, both measured through ONNX Runtime in
+    `precision`."""
     latency_ms: Annotated[float, Field(gt=0)] | None = None
-    """The same goal, in milliseconds an image."""
+    """The same goal in milliseconds per image."""
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the channels that go, the least important first."""
+    """Share of the channels to remove, the least important first."""
     levels: Positive | None = None
-    """Depth that is kept of a UNet++ with deep supervision; no channels go, and nothing has to recover."""
+    """Depth to keep of a UNet++ with deep supervision. No channels are removed, and nothing has to recover."""
     sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the single weights that become zero, the smallest over the whole network; shapes stay, and so does the
-    latency. Zeros save bytes where the file is compressed."""
+    """Share of the single weights to set to zero, the smallest of the whole network. Shapes and latency stay the same.
+    Zeros save bytes where the file is compressed."""
     max_drop: Share | None = None
-    """mIoU that may be lost on the validation split, absolute; 0.01 is one point. None: the loss is only told."""
+    """mIoU that may be lost on the validation split, absolute; 0.01 is one point. None: the loss is only reported."""
     min_iou: dict[str, Share] = Field(default_factory=dict)
-    """Floors of the IoU on the validation split, by class."""
+    """Lowest IoU allowed on the validation split, by class."""
     rounds: Positive = 1
-    """Cuts on the way to the goal, with a recovery after each. Without a goal there are as many as the budget pays."""
+    """Cuts on the way to the goal, each followed by fine-tuning. Without a goal there are as many as the budget
+    allows."""
     tries: Positive = 2
-    """Ways that are taken while `max_drop` or `min_iou` is missed at the goal, each in twice as many rounds."""
+    """Attempts at the goal while `max_drop` or `min_iou` is missed, each in twice as many rounds as the one before."""
     precision: Precision = "fp32"
-    """In which latency is measured: int8 where quantization follows, and what it will gain is to be counted in. Parent
-    and child are quantized plainly then, without the forms and the float first layer that `compress quantize` chooses
-    by the clock afterwards: goal and figures are those of plain INT8, and what ships may gain more or less over its
+    """Precision in which latency is measured: int8 if quantization follows and its gain should count. Parent and child
+    are then quantized plainly, without the operator forms and the float first layer that `compress quantize` later
+    chooses by timing. Goal and figures are those of plain INT8, so the model that ships may gain more or less over its
     parent."""
     search: Literal["table", "ratio"] = "table"
-    """table: a width for every group, the least importance lost for the milliseconds that a table of measured layers
-    says; ratio: one share for all (`scope` local) or one threshold of importance (global), found by bisection."""
+    """table: a width for each group of layers, losing the least importance for the milliseconds that a table of
+    measured layers predicts. ratio: one share for all groups (`scope` local) or one threshold of importance (global),
+    found by bisection."""
     latency_table: Path | None = None
-    """Measured by `compress bench table` on the machine that will serve; None: measured here, and kept."""
+    """Table from `compress bench table` on the machine that will serve. None: layers are timed here and the times
+    cached."""
     whole_parts: bool = True
-    """Where widths are chosen by the table, the deepest levels of a UNet and what residual blocks add to their input
-    may go as a whole."""
+    """With `search` = table, the deepest levels of a UNet and what residual blocks add to their input may be removed
+    entirely."""
     channel_multiple: Positive = 16
-    """Widths are kept in multiples of this, and not below it; the INT8 and FP32 kernels step here."""
+    """Widths stay multiples of this and never fall below it. The default is the step of the INT8 and FP32 kernels."""
     importance: Criterion = "l2"
-    """What a channel is worth. By the weights that go with it: l2 and l1, how large they are in all coupled layers;
-    bn-scale, its BatchNorm scales; fpgm, how unlike the other channels it is. By training images: taylor, how much the
-    loss of `finetune` would change to first order; activation, how much it fires. By chance (`finetune.seed`), the
-    control: random."""
+    """How the importance of a channel is judged. By its weights: l2 and l1, their size in all coupled layers; bn-scale,
+    its BatchNorm scales; fpgm, how unlike the other channels it is. By training images: taylor, the first-order change
+    of the loss of `finetune`; activation, how strongly it fires. By chance (`finetune.seed`), as a control: random."""
     scope: Scope = "global"
-    """global: the least important channels of the whole network go; local: the same share of each group of layers, for
-    `ratio` and for `search` = ratio."""
+    """global: the least important channels of the whole network are removed. local: the same share of each group of
+    layers, for `ratio` and for `search` = ratio."""
     latency_size: SizeHW | None = None
-    """Height and width at which latency is measured; None: that of the validation images."""
+    """Height and width at which latency is measured. None: those of `data.size` in the model's training, else the most
+    common of the dataset."""
     analysis_images: Positive | None = None
-    """Validation images that `compress prune --analyze` scores on, drawn by the hash of their names; None: all."""
+    """Validation images that `compress prune --analyze` scores on, chosen by the hash of their names; None: all."""
     finetune: DistillSettings = DistillSettings()
 
     GOALS: ClassVar[tuple[str, ...]] = ("speedup", "latency_ms", "ratio", "levels", "sparsity")
@@ -86,10 +90,10 @@ class PruneSettings(Settings):
     def _table_where_there_is_a_search(self) -> Self:
         searched = self.says_how_much and not self.goals.keys() - {"speedup", "latency_ms"}
         if self.latency_table is not None and self.says_how_much and not (searched and self.search == "table"):
-            raise ValueError("latency_table is for a goal of speed, and for search = 'table'; leave it out")
+            raise ValueError("latency_table is for a goal of speed with search = 'table'; leave it out")
         if self.scope == "local" and searched and self.search == "table":
             raise ValueError(
-                "scope = 'local' cuts the same share of each group, and search = 'table' chooses a width for each: set "
+                "scope = 'local' cuts the same share of each group, but search = 'table' chooses a width for each: set "
                 "search = 'ratio', or leave scope out"
             )
         return self
@@ -101,6 +105,6 @@ class PruneSettings(Settings):
 
     @property
     def goals(self) -> dict[str, float]:
-        """What was asked for, by name: none or one of `GOALS`."""
+        """The goals that were set, by name: none or one of `GOALS`."""
         asked = {name: getattr(self, name) for name in self.GOALS}
         return {name: value for name, value in asked.items() if value is not None}

@@ -12,7 +12,8 @@ Target = Literal["auto", "vnni", "avx2", "arm", "tensorrt", "openvino"]
 
 
 class LearnSettings(FitSettings):
-    """Quantization-aware training, which starts from what post-training quantization gave; the float parent teaches."""
+    """Quantization-aware training. It starts from the result of post-training quantization, with the float parent as
+    teacher."""
 
     SECTION: ClassVar[str] = "quantize.finetune"
 
@@ -24,58 +25,61 @@ class LearnSettings(FitSettings):
     def _of_a_graph(self) -> Self:
         if self.freeze.epochs or self.attention_weight or self.layer_decay < 1:
             raise ValueError(
-                "what learns is a graph, without an encoder or layers: leave out freeze, attention_weight, layer_decay"
+                "quantization-aware training trains a graph, which has no encoder and no layers by name: leave out "
+                "freeze, attention_weight, layer_decay"
             )
         return self
 
 
 class OnnxSettings(Settings):
-    """What a float ONNX model from elsewhere does not say of itself; nothing is to be said of a checkpoint."""
+    """What the file of a float ONNX model from elsewhere does not state. Leave these unset for a checkpoint."""
 
     layout: Literal["nchw", "nhwc"] | None = None
-    """Of its input and its logits; None: where the channels stand."""
+    """Layout of the model's input and logits. None: found from the position of the channels."""
     mean: tuple[float, ...] = (0.0,)
-    """Subtracted from pixels of 0 to 1, one for all channels or one for each; as torchvision's Normalize has it."""
+    """Subtracted from pixels scaled to 0 to 1: one value for all channels or one for each, as in torchvision's
+    Normalize."""
     std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
-    """What that is divided by."""
+    """The difference is divided by this."""
     output: str | None = None
-    """The tensor with the logits; None: the graph's only output, or what its ArgMax, Softmax or Sigmoid reads."""
+    """The tensor with the logits. None: the graph's only output, or the input of its ArgMax, Softmax or Sigmoid."""
     classes: tuple[str, ...] | None = None
-    """Which class of classes.json each of its logits means, the same one more than once if need be; None: theirs, in
-    their order. A single logit means the second of two."""
+    """The class of classes.json that each logit stands for; a class may appear more than once. None: all classes, in
+    their order. A single logit stands for the second of two."""
 
 
 class QuantizeSettings(Settings):
-    """INT8, from calibration alone or trained."""
+    """INT8, by calibration alone or with training."""
 
     mode: Literal["ptq", "qat"] = "ptq"
-    """ptq: post-training quantization; qat: then weights and scales learn with the rounding in place."""
+    """ptq: post-training quantization. qat: quantization-aware training after it; weights and scales learn with the
+    rounding in place."""
     calibration: Calibration | Literal["auto"] = "auto"
-    """How activation ranges are taken from the calibration images; auto: each is tried, and that which keeps most mIoU
-    on the validation split is taken."""
+    """How activation ranges are derived from the calibration images. auto: all methods are tried, and the one that
+    keeps the most mIoU on the validation split is used."""
     calibration_images: Positive = 32
-    """Drawn from the training split by the hash of their names."""
+    """Images to calibrate on, chosen from the training split by the hash of their names."""
     max_drop: Share = 0.01
     """mIoU that may be lost on the validation split, absolute; 0.01 is one point."""
     min_iou: dict[str, Share] = Field(default_factory=dict)
-    """Floors of the IoU on the validation split, by class."""
+    """Lowest IoU allowed on the validation split, by class."""
     equalise: Literal["auto"] | bool = "auto"
-    """Bring the channels of each activation to like ranges before calibration, which changes no answer in float; auto:
-    where that keeps more mIoU on the validation split."""
+    """Bring the channels of each activation to similar ranges before calibration, which changes no answer in float.
+    auto: only if that keeps more mIoU on the validation split."""
     bias_correction: Literal["auto"] | bool = "auto"
-    """Take out of the biases by what rounding moves the mean of each channel on the calibration images; auto: where
-    that keeps more mIoU on the validation split."""
+    """Correct the biases for the shift that rounding causes in the mean of each channel on the calibration images.
+    auto: only if that keeps more mIoU on the validation split."""
     target: Target = "auto"
-    """What will serve (`--for`): a machine for ONNX Runtime's CPU provider, where without VNNI weights take 7 bits
-    because U8S8 saturates; or TensorRT or OpenVINO. Nothing is decided by the clock for them, or for a processor that
-    this machine is not."""
+    """What will serve (`--for`): a processor with ONNX Runtime's CPU provider, TensorRT, or OpenVINO. auto: this
+    processor. On x86 without VNNI weights take 7 bits, because U8S8 saturates. Nothing is decided by timing for
+    TensorRT, OpenVINO, or a processor other than this machine's."""
     half_floats: bool = True
-    """Let TensorRT or OpenVINO, where INT8 is made for them, compute in 16 bits what stays in float: float16 on a GPU
-    that has it, bfloat16 on a processor that has it. The CPU provider computes it in float32."""
+    """For TensorRT and OpenVINO: compute in 16 bits what stays in float, as float16 on a GPU that has it or bfloat16 on
+    a processor that has it. The CPU provider computes it in float32."""
     rewrites: bool = True
-    """Put operators into an equal form where that measures faster in INT8 here."""
+    """Replace operators by an equivalent form where that measures faster in INT8 on this machine."""
     force: bool = False
     """Keep an INT8 model that is not faster than its float parent."""
     finetune: LearnSettings = LearnSettings()
-    """Of qat."""
+    """For qat."""
     onnx: OnnxSettings = OnnxSettings()

@@ -1,4 +1,4 @@
-"""The sections `export`, `budget` and `bench`: what a bundle carries, and what a whole run is held to."""
+"""The sections `export`, `budget` and `bench`: what a bundle contains, and what a whole run must reach."""
 
 from typing import Annotated, Literal
 
@@ -9,36 +9,38 @@ from export.manifest import ModelName, ModelVersion
 
 
 class ExportSettings(Settings):
-    """What every bundle carries."""
+    """What every bundle contains."""
 
     name: ModelName | None = None
-    """Model name in the manifest and in URLs; None: that of the bundle's folder."""
+    """Model name in the manifest and in URLs; None: the name of the bundle's folder."""
     version: Annotated[ModelVersion, Field(coerce_numbers_to_str=True)] = "1"
-    """Of the model in the manifest and in URLs, and of its folder in a folder of models, NAME/VERSION. The server takes
-    the greatest number for the newest."""
+    """Model version in the manifest and in URLs, and the name of its folder in a folder of models (NAME/VERSION). The
+    server takes the greatest number as the newest."""
     outputs: Literal["mask", "logits", "both"] = "mask"
-    """Of the graph: the class of each pixel, the logits that it comes from (windows and probabilities need them)."""
+    """Outputs of the graph: the class of each pixel (mask), the logits it is computed from, or both. Windows and
+    probabilities need the logits."""
     golden: Literal["calibration", "synthetic"] = "calibration"
-    """Where the golden inputs come from; synthetic when pixels must not leave the house."""
+    """Source of the golden inputs, the images in a bundle on which its answers are verified. synthetic: for data whose
+    pixels must not be passed on."""
     golden_images: Positive = 4
-    """How many golden inputs a bundle carries."""
+    """Number of golden inputs in a bundle."""
 
 
 class BudgetSettings(Settings):
-    """What a whole run must gain and may lose: the served model against the dense one in FP32, on the test split."""
+    """What a whole run must gain and may lose: the served model against the dense FP32 model, on the test split."""
 
     speedup: Annotated[float, Field(gt=1)] | None = None
-    """Wanted latency gain, both through ONNX Runtime in one run; None: none is asked for."""
+    """Speed-up to reach, both models timed through ONNX Runtime in one run; None: no requirement."""
     max_drop: Share | None = None
-    """mIoU that may be lost, absolute; None: the report only states it."""
+    """mIoU that may be lost, absolute; None: the report only states the loss."""
     above_lookup_table: Share | None = None
-    """mIoU by which the dense model must beat the best grey-value look-up table."""
+    """mIoU by which the dense model must beat the best look-up table from grey value to class."""
 
 
 class BenchSettings(Settings):
     """The latency part of the report."""
 
     rounds: Positive = 50
-    """Times that each model is timed, in turns."""
+    """Timed runs of each model; the models take turns."""
     threads: Positive | None = None
-    """None: all cores that the process may use."""
+    """Threads of one run; None: all cores that the process may use."""

@@ -151,4 +151,4 @@ def test_the_command(
     assert Analysis.model_validate_json(out).groups
     status, _, err = call("--ratio", "0.5")
     assert status == 2
-    assert "--analyze cuts nothing for good; leave out --speedup" in err
+    assert "--analyze keeps no pruned network; leave out --speedup" in err

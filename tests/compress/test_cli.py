@@ -293,9 +293,9 @@ TOO_LATE = {
     "quantize.mode=qat quantize.finetune.loss.own=nofile.py:f": "no such file",
     "quantize.mode=qat quantize.finetune.loss.class_weights=[1.0]": "quantize.finetune.loss.class_weights: 1 problem",
     "quantize.mode=qat quantize.target=tensorrt": "takes signed ones",
-    "quantize.finetune.freeze.epochs=2": "what learns is a graph",
-    "quantize.finetune.layer_decay=0.5": "what learns is a graph",
-    "quantize.finetune.attention_weight=1.0": "what learns is a graph",
+    "quantize.finetune.freeze.epochs=2": "quantization-aware training trains a graph",
+    "quantize.finetune.layer_decay=0.5": "quantization-aware training trains a graph",
+    "quantize.finetune.attention_weight=1.0": "quantization-aware training trains a graph",
 }
 
 
@@ -402,9 +402,7 @@ def test_what_does_not_fit_into_memory_is_one_message(
         monkeypatch.setattr("compress.models.build", too_large)
     done = cli("train", "--data", discs, "--out", tmp_path / "out", "--set", "model.base=1000000")
     assert done.status == 1
-    assert done.err.endswith(
-        "compress: out of memory; ask for less: smaller images, a smaller batch, a smaller model\n"
-    )
+    assert done.err.endswith("compress: out of memory; try smaller images, a smaller batch or a smaller model\n")
     assert "Traceback" not in done.err
 
 

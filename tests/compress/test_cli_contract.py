@@ -160,7 +160,7 @@ def test_ctrl_c_says_how_to_go_on(discs: Path, tmp_path: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    assert "interrupted; what is finished is kept, and the same command continues" in err
+    assert "interrupted; finished work is kept, and running the same command again continues" in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
 

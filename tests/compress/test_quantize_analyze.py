@@ -168,4 +168,4 @@ def test_the_command(
     assert [effect["layer"] for effect in json.loads(out)["layers"]] == LAYERS
     status, _, err = call("--mode", "qat")
     assert status == 2
-    assert "--analyze keeps nothing; leave out --mode, --max-drop, --min-iou, --name, --version, --force" in err
+    assert "--analyze writes no bundle; leave out --mode, --max-drop, --min-iou, --name, --version, --force" in err

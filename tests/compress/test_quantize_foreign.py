@@ -423,7 +423,7 @@ def test_the_command(
     assert status == 0
     assert " than its float parent, mIoU " in out
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--mean", "grey")
-    assert (status, "'grey' is not numbers with commas between" in " ".join(err.split())) == (2, True)
+    assert (status, "'grey' is not a list of numbers" in " ".join(err.split())) == (2, True)
     swapped = ("--class-map", "disc, background", "--max-drop", 1)
     status, out, _ = call(
         theirs, "--data", colours, "--out", tmp_path / "swapped", *declared, *small, *swapped, "--json"

@@ -49,12 +49,12 @@ FILES = {
     ),
     "weights without weight": (
         "[train.loss]\nclass_weights = [0, 0]",
-        ["- train.loss: class_weights [0.0, 0.0] leave no class that counts"],
+        ["- train.loss: class_weights [0.0, 0.0] leave no class with a weight"],
     ),
-    "rare crops of whole images": ("[data]\nrare_crops = 0.5", ["data", "set crop, or leave it out"]),
+    "rare crops of whole images": ("[data]\nrare_crops = 0.5", ["data", "set crop, or leave rare_crops out"]),
     "stages of what never stands still": (
         "[train.freeze]\nstage_epochs = 2",
-        ["train.freeze", "set epochs, or leave it out"],
+        ["train.freeze", "set epochs, or leave stage_epochs out"],
     ),
     "a batch of one to mix": (
         "[train]\nbatch_size = 1\n[train.augment]\nmixup = 0.5",

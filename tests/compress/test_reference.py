@@ -111,7 +111,7 @@ def test_piped_it_is_plain_and_a_setting_is_a_line() -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "[train.swa]"
     assert "train.swa.start = none  (number from 0, below 1 | none)" in lines
-    assert "    Share of the epochs after which averaging begins, such as 0.75; none: none is made." in lines
+    assert "    Share of the epochs after which averaging begins, such as 0.75; none: no averaging." in lines
     assert "\x1b" not in done.stdout
 
 
@@ -150,7 +150,7 @@ def test_programs_get_one_object() -> None:
             "name": "prune.finetune.epochs",
             "may_be": "integer from 1",
             "schema": {"minimum": 1, "type": "integer"},
-            "doc": "Times that every training image is shown.",
+            "doc": "Passes over the training images.",
             "default": 15,
         }
     ]
