@@ -27,7 +27,7 @@ lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	@failed=0; \
 	$(BIN)/ruff check -q || failed=1; \
 	$(BIN)/ruff format -q --check || failed=1; \
-	$(BIN)/mypy --no-error-summary || failed=1; \
+	$(BIN)/mypy --no-error-summary --num-workers auto || failed=1; \
 	contracts="$$($(BIN)/lint-imports --no-logo)" || { echo "$$contracts"; failed=1; }; \
 	if [ $$failed = 0 ]; then echo "lint: ruff, mypy and the import contracts pass"; fi; \
 	exit $$failed

@@ -21,6 +21,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return usable_cores() * 3 // 2
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes starts first: begun at the end, it would keep one process busy and the others idle."""
+    items.sort(key=lambda item: not any(mark.kwargs.get("first") for mark in item.iter_markers("slow")))
+
+
 # How long an example takes is the machine's doing; a test that hangs meets pytest's timeout.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

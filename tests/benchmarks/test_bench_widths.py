@@ -15,7 +15,7 @@ from compress.cli.main import app
 from compress.models.plan import Dependencies
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_every_way_is_carried_out_and_timed(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "discs", counts={"train": 6, "val": 3, "test": 1}, size=(32, 48))
     network = random_unet(base=16, classes=2)

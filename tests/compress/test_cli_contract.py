@@ -120,7 +120,7 @@ def test_a_bundle_and_its_readers_need_no_torch(int8_bundle: Bundle, discs: Path
     assert "compress train needs torch, which is not installed; run: pip install 'segpress[train]'" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_run(discs: Path, tmp_path: Path) -> None:
     words = ("run", "--out", tmp_path / "run", *settings(), "--set", f"data.path={discs}", "--set", "prune.speedup=1.2")
     words += ("--set", "prune.search=ratio")  # a table of layers takes a minute to measure

@@ -305,7 +305,7 @@ def test_a_table_that_is_not_there_is_told_before_anything_starts(
     assert not (tmp_path / ".out.partial").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_real_layers_real_clock(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
     made = prune(trained.path, discs, tmp_path / "out", by_table("prune.speedup=1.1", "prune.channel_multiple=8"))
     result = (read_record(made.path) or {})["result"]

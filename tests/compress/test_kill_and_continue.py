@@ -111,7 +111,7 @@ def finish(arguments: list[str]) -> str:
     return done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_a_run_killed_in_every_step_ends_like_one_that_was_left_alone(workplace: Path) -> None:
     finish(command(workplace, "whole"))
     for marker, target in MOMENTS:

@@ -328,7 +328,7 @@ def test_an_edited_file_is_trained_again(write: Write, tmp_path: Path) -> None:
 # The worked example, with the commands that the documents name.
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_the_example_goes_the_whole_way(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "discs", size=(32, 48))
     (tmp_path / "nets").mkdir()

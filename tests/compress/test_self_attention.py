@@ -200,6 +200,7 @@ def pruned(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prune(dense.path, discs, runs / "pruned", recipe).path
 
 
+@pytest.mark.slow(first=True)
 def test_it_goes_the_whole_way(pruned: Path, discs: Path, tmp_path: Path) -> None:
     """Parity of the float bundle is proven at several batches and sizes by the export itself, of INT8 by quantize."""
     export(pruned, tmp_path / "float", data=discs)

@@ -45,7 +45,7 @@ def served(folder: Path) -> Iterator[str]:
             process.communicate(timeout=60)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_two_versions_are_made_served_and_rolled_back_by_commands(
     trained: Checkpoint, discs: Path, tmp_path: Path
 ) -> None:

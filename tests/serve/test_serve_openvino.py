@@ -8,6 +8,6 @@ from support.environments import run_beside
 SUITE = Path(__file__).with_name("openvino_suite.py")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(first=True)
 def test_openvino(tmp_path: Path) -> None:
     run_beside(tmp_path / "venv", ["onnxruntime-openvino==1.24.1"], SUITE)

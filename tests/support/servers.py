@@ -89,9 +89,10 @@ def serving(
         yield f"{'https' if config.is_ssl else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
         listener.close()
-        assert not thread.is_alive(), "the server did not stop"
+        left = server.server_state
+        assert not thread.is_alive(), f"the server did not stop: {left.connections} are open, {left.tasks} are running"
 
 
 def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
