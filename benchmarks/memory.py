@@ -41,7 +41,7 @@ def footprint(bundle: Bundle, *, height: int, width: int, threads: int) -> Footp
     Raises WorkFailedError when that process fails.
     """
     arguments = [str(bundle.path), ",".join(bundle.providers), *map(str, (height, width, threads))]
-    # -P: a folder of the user's that happens to share its name with one of our packages must not be imported.
+    # -P: a folder of the user that happens to share its name with one of our packages must not be imported.
     command = [sys.executable, "-P", "-m", "benchmarks.memory", *arguments]
     root = str(Path(benchmarks.__file__).parent.parent)
     known = os.environ.get("PYTHONPATH")

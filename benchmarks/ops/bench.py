@@ -101,7 +101,7 @@ class _Subject:
         self._model = bundle.model(threads=threads)
         self.run()  # what the graph refuses is found out before anything is measured
         self._written = Written(onnx.load(str(bundle.model_path)), images_NHWC.shape[1:3])
-        # Optimised only once, and profiled as it is: each time the runtime optimises, it numbers what it adds anew.
+        # Optimised only once, and profiled as it is: the runtime renumbers what it adds whenever it optimises.
         self._optimised = optimised_graph(self._written.content)
         self._nodes = run_nodes(self._optimised)
         self._whole_ms: list[float] = []

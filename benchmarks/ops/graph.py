@@ -40,7 +40,7 @@ class RunNode:
 
 
 class Written:
-    """model.onnx for images of one size; every node gets a name of its own, by which a profile names it.
+    """model.onnx for images of one size; every node gets a name of its own, to be found by in a profile.
 
     Raises ShapeError for a size that the graph does not take.
     """

@@ -85,7 +85,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _float_nodes(nodes: Sequence[RunNode], kernels: dict[str, Kernel]) -> frozenset[str]:
-    """Names of nodes that read or give a float tensor of two dimensions or more, unlike arithmetic on sizes."""
+    """Names of nodes that read or write a float tensor of two dimensions or more, unlike arithmetic on sizes."""
     maps: set[str] = set()
     found = set()
     for node in nodes:

@@ -10,7 +10,7 @@ from export.machine import Machine
 from export.manifest import Precision
 
 Kind = Literal["integer", "float"]
-"""What an operator works on: float if a tensor that it reads or gives is float, weights and scales aside."""
+"""What an operator works on: float if a tensor that it reads or writes is float, weights and scales aside."""
 
 
 class NodeTime(Part):

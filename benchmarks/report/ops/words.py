@@ -45,7 +45,7 @@ def circumstances(report: OpsReport) -> Iterable[tuple[str, str]]:
     )
     yield (
         "Nodes",
-        "of the graph as it is optimised for serving; float: it reads or gives a float tensor, scales and weights "
+        "of the graph as it is optimised for serving; float: it reads or writes a float tensor, scales and weights "
         "aside; multiply-accumulates: of convolutions, as model.onnx has them",
     )
     if report.peaks:
