@@ -1,7 +1,7 @@
 """Bundles side by side: scored, timed, and reported.
 
-`bench` starts from paths and is what the command line calls; `report_on` starts from bundles that somebody has
-loaded and scored, and is what a run ends with. Both give the same report.
+`bench` starts from paths and is what the command line calls; `report_on` starts from bundles that are already
+loaded and scored, and is how `compress run` ends. Both give the same report.
 """
 
 from collections import Counter
@@ -46,11 +46,11 @@ def bench(
 ) -> Report:
     """Compare bundles and write the report into `out`; the first is the reference, the last the most compressed.
 
-    With `data` all are scored on its `split` and timed on its images; without, accuracy is quoted from the
-    manifests and latency measured on noise. With several `providers` each bundle is measured on each, and one after the
-    other is a model of its own. Without `pictures` the report shows none of its images. `command` is what
-    the report says makes it again. Raises UsageError for anything wrong with what was given: BundleError,
-    DatasetError, models and data that do not go together.
+    With `data`, all are scored on its `split` and timed on its images; without, accuracy is quoted from the
+    manifests and latency is measured on noise. With several `providers`, each bundle is measured on each of them, and
+    every such pair counts as a model. Without `pictures`, the report shows none of the images. `command` is
+    what the report names to reproduce it. Raises UsageError for bad input: BundleError, DatasetError, and
+    models and data that do not go together.
     """
     bundles = _on_each(named([load(path) for path in bundle_paths]), providers)
     if not bundles:
@@ -99,9 +99,9 @@ def report_on(
     notes: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Report:
-    """Time `bundles`, set them beside their `scores` on `split` of `dataset`, and write the report into `out`.
+    """Time `bundles` and write a report of that and their `scores` on `split` of `dataset` into `out`.
 
-    The first is the reference, the last the most compressed. `size` (height, width) is by default what the
+    The first is the reference, the last the most compressed. `size` (height, width) defaults to what the
     reference was made for, else that of most images, else 256x256. Raises what `measure` raises, and
     DatasetError for a split without images.
     """
@@ -133,7 +133,7 @@ def report_on(
 
 
 def named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
-    """By the name in the manifest; by folder where that tells them apart and the manifest does not."""
+    """Bundles by the name in their manifest, or by folder where only that is unique; else with a number added."""
     names = [bundle.manifest.name for bundle in bundles]
     if len(set(names)) < len(names):
         folders = [bundle.path.resolve().name for bundle in bundles]
@@ -150,9 +150,9 @@ def named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
 
 
 def _on_each(bundles: Mapping[str, Bundle], providers: Sequence[Provider]) -> dict[str, Bundle]:
-    """Each bundle on each provider, which stands behind its name unless all run on the CPU.
+    """Each bundle on each provider; the provider is added to the name unless everything runs on the CPU.
 
-    Raises UsageError for a provider that is not there.
+    Raises UsageError for a provider that is not available.
     """
     asked = {provider: tuple(required(provider)) for provider in dict.fromkeys(providers)}
     return {
@@ -163,14 +163,14 @@ def _on_each(bundles: Mapping[str, Bundle], providers: Sequence[Provider]) -> di
 
 
 def _dataset_for(bundles: Mapping[str, Bundle], path: Path) -> Dataset:
-    """The dataset, with the channels that the models take.
+    """The dataset, with as many channels as the models take.
 
-    Raises UsageError when the models differ from one another or from the data.
+    Raises UsageError when the models' channels differ, or their classes are not those of the data.
     """
     channels = {name: bundle.manifest.channels for name, bundle in bundles.items()}
     if len(set(channels.values())) > 1:
         spelt = ", ".join(f"{name} {count}" for name, count in channels.items())
-        raise UsageError(f"the models take images of different channels ({spelt}); compare those that take the same")
+        raise UsageError(f"the models take images with different channels ({spelt}); compare models that take the same")
     dataset = open_dataset(path, channels=next(iter(channels.values())))
     for name, bundle in bundles.items():
         if bundle.manifest.classes != dataset.classes:
@@ -189,7 +189,7 @@ def _samples(dataset: Dataset, split: Split) -> tuple[Sample, ...]:
 
 
 def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most `count`, evenly chosen."""
+    """At most `count` of `samples`, evenly spaced."""
     positions = np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)
     return [samples[position] for position in positions]
 
@@ -208,7 +208,7 @@ def _strip(
     samples: Sequence[Sample],
     threads: int | None,
 ) -> Strip | None:
-    """Pictures of a few images; none where there is nothing to set beside the reference."""
+    """Pictures of a few images; None if there is nothing to compare with the reference."""
     reference, compressed = next(iter(bundles)), list(bundles)[-1]
     if reference == compressed or not {reference, compressed} <= scores.keys():
         return None

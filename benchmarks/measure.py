@@ -27,16 +27,16 @@ WARMUP = 3
 """Untimed rounds before the timed ones."""
 DEFAULT_ROUNDS = 50
 TIMED_IMAGES = 8
-"""How many different images the rounds go through."""
+"""How many different images the rounds cycle through."""
 
 _TURNS = 3
 _TURN_SECONDS = 0.4
-"""What a turn of the throughput measurement aims at: long enough to drown the start of its threads."""
+"""Target length of a turn of the throughput measurement: long enough that starting the threads hardly counts."""
 
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """What one model cost, beside the others of the same run."""
+    """What one model costs, measured in the same run as the others."""
 
     height: int
     width: int
@@ -51,7 +51,7 @@ class LatencyResult:
     concurrency: int
     footprint: Footprint | None
     failure: str | None
-    """Why there is no footprint."""
+    """Why there is no footprint; None if there is one."""
 
 
 def measure(
@@ -65,16 +65,16 @@ def measure(
 ) -> dict[str, LatencyResult]:
     """Time each of `bundles` on the same inputs.
 
-    `size` is (height, width), padded up to a multiple that all of the models take. `threads` of one run: all
-    usable cores by default. `images` are uint8 HWC and brought to `size`; without them, seeded noise. Every model
-    is given the same image in the same round. Raises UsageError for no bundle, no round or no thread, ShapeError
-    for images that have not the channels of a model, WorkFailedError for a provider that does not start.
+    `size` is (height, width), padded up to a multiple that all of the models take. `threads` is for one run: all
+    usable cores by default. `images` are uint8 HWC and are fitted to `size`; without them, seeded noise is used. Every
+    model gets the same image in the same round. Raises UsageError without a bundle, round or thread, ShapeError
+    for images with other channels than a model's, WorkFailedError for a provider that does not start.
     """
     if not bundles:
         raise UsageError("no bundle to measure; name at least one")
     threads = usable_cores() if threads is None else threads
     if threads < 1 or rounds < 1:
-        raise UsageError(f"threads and rounds are at least 1, got {threads} and {rounds}")
+        raise UsageError(f"threads and rounds must be at least 1, got {threads} and {rounds}")
     inputs = _inputs(bundles, size, images)
     height, width = next(iter(inputs.values()))[0].shape[1:3]
     concurrency = usable_cores()
@@ -149,7 +149,7 @@ def _throughput(
     concurrency: int,
     progress: Progress,
 ) -> dict[str, float]:
-    """Median over turns of images a second; the models take turns here too."""
+    """Images a second, median over the turns; the models take turns here too."""
     rates: dict[str, list[float]] = {name: [] for name in models}
     order = list(models)
     shuffle = random.Random(0).shuffle
@@ -175,7 +175,7 @@ def _repeat(call: Callable[[], object], times: int) -> None:
 
 
 def _footprint(bundle: Bundle, height: int, width: int, threads: int) -> tuple[Footprint | None, str | None]:
-    """A memory figure that cannot be had is no reason to lose the times."""
+    """The footprint, or why there is none: a failure here must not cost the times."""
     try:
         return footprint(bundle, height=height, width=width, threads=threads), None
     except WorkFailedError as error:

@@ -1,8 +1,8 @@
 """What one model costs a process: time to load, and peak memory.
 
-Memory that is given back to the allocator still counts against a process that had more before, so each
-model gets a fresh one: `python -m benchmarks.memory` is that process. It holds Python, NumPy, ONNX
-Runtime and the one model, which is about what a server holds besides its web framework.
+The peak of a process includes what earlier models used and freed, so each model gets a fresh process:
+`python -m benchmarks.memory`. It holds Python, NumPy, ONNX Runtime and the one model, which is about
+what a server holds besides its web framework.
 """
 
 import json
@@ -22,15 +22,15 @@ from export.images import PAD_VALUE
 from export.machine import peak_memory_mib
 
 RUNS = 3
-"""The arena of ONNX Runtime has its full size after the first run or two."""
+"""ONNX Runtime's arena reaches its full size after the first run or two."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one model in a process of its own."""
+    """What one model costs in a process of its own."""
 
     load_ms: float
-    """To make the session: read, optimise, prepare weights."""
+    """To create the session: read, optimise, prepare weights."""
     peak_memory_mib: float
     """Largest resident set of the process, interpreter and libraries included."""
 
@@ -41,7 +41,7 @@ def footprint(bundle: Bundle, *, height: int, width: int, threads: int) -> Footp
     Raises WorkFailedError when that process fails.
     """
     arguments = [str(bundle.path), ",".join(bundle.providers), *map(str, (height, width, threads))]
-    # -P: a folder of the user's that happens to be called like one of our packages must not be imported.
+    # -P: a folder of the user that happens to share its name with one of our packages must not be imported.
     command = [sys.executable, "-P", "-m", "benchmarks.memory", *arguments]
     root = str(Path(benchmarks.__file__).parent.parent)
     known = os.environ.get("PYTHONPATH")

@@ -1,4 +1,4 @@
-"""How this package tells whoever watches how far it is; `compress.progress.task` is one such thing."""
+"""How this package reports its progress; `compress.progress.task` is one implementation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +12,7 @@ class Bar(Protocol):
 
 
 Progress = Callable[[str, int], AbstractContextManager[Bar]]
-"""A title and the number of steps, to a bar that lives as long as the step."""
+"""Takes a title and the number of steps; gives a bar that lives as long as the block."""
 
 
 class _NoBar:
@@ -22,6 +22,6 @@ class _NoBar:
 
 @contextmanager
 def silent(title: str, total: int) -> Iterator[Bar]:
-    """Nobody watches."""
+    """Show nothing."""
     del title, total
     yield _NoBar()

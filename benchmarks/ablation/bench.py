@@ -24,12 +24,12 @@ from export.files import write_json
 from export.machine import Machine
 
 WORK = "trainings"
-"""Folder of the trainings, in that of the report."""
+"""Folder of the trainings, inside that of the report."""
 
 
 @dataclass
 class _Trial:
-    """A change with the recipe that it makes, and how its trainings went."""
+    """A change, the recipe that it makes, and how its trainings went."""
 
     change: Change
     recipe: Recipe
@@ -55,20 +55,20 @@ def bench(
     data: Path | None = None,
     command: str,
 ) -> AblationReport:
-    """Train `recipe` with `settings` as it is and with each of `changes` (None: those that come with the program), of
-    `groups` alone where any are named, from seeds 0, 1, ... (`seeds` of them, or as many as `seeds_by_group` says), and
-    write what each is worth into `out`.
+    """Train `recipe` with `settings`, as it is and with each of `changes`, and write what each is worth into `out`.
 
-    Trainings are kept in `out` and never repeated; an interrupted one goes on. `data` is by default the built-in sample
-    set, which is then made in `out`. A change that fails is a row of the report, and tried again the next time. Raises
-    UsageError for anything wrong with what was given, and what the training of the base raises.
+    `changes` is a TOML file, by default the list that comes with the program; only its `groups` are tried where any are
+    named. Each is trained from seeds 0, 1, ...: `seeds` of them, or as many as `seeds_by_group` says. Trainings are
+    kept in `out` and never repeated; an interrupted one goes on. `data` defaults to the built-in sample set, which is
+    then written into `out`. A change that fails is a row of the report, and is tried again the next time. Raises
+    UsageError for bad input, and what the training of the base raises.
     """
     tried = read_changes(changes, groups=groups)
     by_group = seeds_by_group or {}
     if (fewest := min([seeds, *by_group.values()])) < 1:
-        raise UsageError(f"a change takes one training or more, got {fewest}")
+        raise UsageError(f"a change needs one training or more, got {fewest}")
     if unknown := by_group.keys() - {change.group for change in tried}:
-        raise UsageError(f"no change is of the group {', '.join(sorted(unknown))}; leave its number of seeds out")
+        raise UsageError(f"no change is in the group {', '.join(sorted(unknown))}; leave out its number of seeds")
     named = "changes" if changes is None else str(changes)
     plain = Recipe.load(recipe, list(settings))
     trials = [
@@ -95,7 +95,7 @@ def bench(
 
 
 def _train_all(base: _Trial, others: Sequence[_Trial], work: Path, dataset: Dataset) -> None:
-    """Seed by seed, so that what there is after an interruption is of all changes alike; the base first."""
+    """Train seed by seed, the base first, so that an interruption leaves all changes equally far along."""
     order = [(trial, seed) for seed in range(base.seeds) for trial in (base, *others) if seed < trial.seeds]
     start, fresh = time.monotonic(), 0
     for done, (trial, seed) in enumerate(order):
@@ -135,7 +135,7 @@ def _run(folder: Path, dataset: Dataset, recipe: Recipe, seed: int) -> Run:
 
 
 def _judged(folder: Path, data: Path, key: str) -> float:
-    """mIoU on the test split, which is looked at once, when the network is done: no epoch is chosen by it."""
+    """mIoU on the test split, which is used once, when the network is done: no epoch is chosen by it."""
     kept = folder.with_name(f"{folder.name}.test.json")
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))

@@ -17,26 +17,26 @@ from export.errors import RecipeError, UsageError
 
 BASE = "base"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")
-"""Groups and changes are folders of the trainings, too."""
+"""Groups and changes also name the folders of the trainings."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is done otherwise than in the base recipe."""
+    """One thing that is done differently from the base recipe."""
 
     group: str
     name: str
     settings: tuple[str, ...]
-    """As `--set` takes them, over those of the base; none: the base itself."""
+    """As `--set` takes them, applied over those of the base; none: the base itself."""
 
     def __str__(self) -> str:
         return f"{self.group}.{self.name}"
 
 
 def read_changes(source: Path | None = None, *, groups: Sequence[str] = ()) -> tuple[Change, ...]:
-    """The changes of a TOML file (None: the list that comes with the program), of `groups` alone where any are named.
+    """The changes in a TOML file (None: the list that comes with the program), only of `groups` where any are named.
 
-    Raises RecipeError with everything that is wrong with the file, UsageError for a group that it has not.
+    Raises RecipeError with everything that is wrong with the file, UsageError for a group that it does not have.
     """
     path = _usual() if source is None else source
     try:
@@ -60,7 +60,7 @@ def read_changes(source: Path | None = None, *, groups: Sequence[str] = ()) -> t
 def changed(source: str | None, settings: Sequence[str], changes: Sequence[Change], *, named: str) -> list[Recipe]:
     """The base recipe `source` with `settings`, once with each of `changes`, which come from the file `named`.
 
-    Raises RecipeError with every change that is none.
+    Raises RecipeError with every change that is invalid.
     """
     recipes: list[Recipe] = []
     problems: list[str] = []
@@ -80,15 +80,15 @@ def _usual() -> Path:
 
 def _problems(tree: dict[str, Any]) -> Iterator[str]:
     if not tree:
-        yield "there is no group in it"
+        yield "there is no group in it; give each group a table of changes"
     for group, changes in tree.items():
         if not isinstance(changes, dict):
-            yield f"{group}: a table of changes is wanted, each a list of settings"
+            yield f"{group}: must be a table of changes, each a list of settings"
             continue
         if group == BASE:
-            yield f"{group}: this is what the recipe without any change is called; name the group otherwise"
+            yield f"{group}: this name stands for the recipe without any change; give the group another"
         for name, settings in changes.items():
             if not _NAME.fullmatch(name) or not _NAME.fullmatch(group):
-                yield f"{group}.{name}: a name is of letters, digits, and + . _ - behind the first"
+                yield f"{group}.{name}: names consist of letters, digits and + . _ -, the first a letter or digit"
             if not isinstance(settings, list) or not all(isinstance(setting, str) for setting in settings):
-                yield f'{group}.{name}: a list of settings is wanted, such as ["train.loss.dice_weight=0"]'
+                yield f'{group}.{name}: must be a list of settings, such as ["train.loss.dice_weight=0"]'

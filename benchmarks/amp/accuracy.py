@@ -1,7 +1,7 @@
 """What mixed precision costs in mIoU: pairs of trainings that differ in nothing but their precision.
 
-The seed gives both of a pair the same first weights and the same images in the same order. Every training is a step of
-its own in the work folder, so an interrupted comparison goes on where it was.
+The seed gives both trainings of a pair the same initial weights and the same images in the same order. Every training
+is a step of its own in the work folder, so an interrupted comparison continues where it stopped.
 """
 
 import json
@@ -29,7 +29,7 @@ SPLIT: Split = "test"
 
 
 def kept_choice(folder: Path, recipe: Recipe, device: torch.device) -> Choice:
-    """What `compress train` chooses on `device`, decided once for `folder`: a probe may change its mind later."""
+    """What `compress train` chooses on `device`, decided once for `folder`: a later probe may decide otherwise."""
     if recipe.train.precision != "auto":
         return choose(recipe.train.precision, device)
     path = folder / CHOICE
@@ -46,7 +46,7 @@ def compare(
 ) -> Accuracy:
     """Train in float32 and in `precision` from each of `seeds`, and score both on the test split.
 
-    `data` is by default the built-in sample set, which is then made in `folder`. Raises what
+    `data` defaults to the built-in sample set, which is then written into `folder`. Raises what
     `compress.train.train` and `compress.anymodel.evaluate` raise.
     """
     dataset = write_sample(folder / "data") if data is None else open_dataset(data, channels=recipe.data.channels)

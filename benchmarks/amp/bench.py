@@ -21,9 +21,9 @@ from export.errors import ShapeError, UsageError
 from export.machine import Machine
 
 WORK = "accuracy"
-"""Folder of the trainings, in that of the report."""
+"""Folder of the trainings, inside that of the report."""
 NOISY = 1.5
-"""A slowest step this many times the median says that the machine was busy with something else."""
+"""A slowest step of this many times the median means that the machine was busy with something else."""
 
 
 def bench(
@@ -40,10 +40,9 @@ def bench(
 ) -> AmpReport:
     """Measure the grid on `workload`, train `recipe` in pairs from seeds 0, 1, ..., and write the report into `out`.
 
-    Either part may be left out, and the cells with torch.compile too, which take minutes each on a CPU. The trainings
-    come first: they are kept in `out` and never repeated, while a grid is measured in one go. A cell that cannot run is
-    a row of the report. Raises UsageError for anything wrong with what was given, and what `compress.train.train`
-    raises.
+    Either part may be left out, and so may the cells with torch.compile, which take minutes each on a CPU. The
+    trainings come first: they are kept in `out` and never repeated, while a grid is measured in one go. A cell that
+    cannot run is still a row of the report. Raises UsageError for bad input, and what `compress.train.train` raises.
     """
     if workload is None and recipe is None:
         raise UsageError("nothing to measure; give a workload, a recipe, or both")
@@ -118,9 +117,9 @@ def _in_words(device: torch.device, machine: Machine) -> str:
 
 def _notes(measured: Sequence[CellResult], device: torch.device, *, compiled: bool) -> Iterable[str]:
     if device.type == "cpu":
-        yield "TF32 is a format of GPUs, so there are no such cells."
+        yield "TF32 exists only on GPUs, so there are no such cells."
     if not compiled:
-        yield "The cells with torch.compile were not asked for."
+        yield "The cells with torch.compile were left out on request."
     noisy = [r for r in measured if r.step_ms is not None and max(r.samples_ms) > NOISY * r.step_ms]
     if noisy:
         yield (

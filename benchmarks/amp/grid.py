@@ -12,11 +12,11 @@ from benchmarks.progress import Progress, silent
 from benchmarks.report.amp.results import Cell, CellResult, GridPrecision, Workload
 
 WARMUP = 3
-"""Untimed steps before the first round: the compiler, the optimizer's state, the scaler's way down from 65536."""
+"""Untimed steps before the first round: for the compiler, the optimizer's state, the scaler's way down from 65536."""
 STEPS_A_TURN = 2
-"""Timed ones, after one to find memory and caches again: few, so that a machine that drifts drifts for all."""
+"""Timed steps a turn, after one that warms up memory and caches again: few, so that a drift affects all cells."""
 _START_SECONDS = 120.0
-"""Of a process before its cell begins: torch is imported, the network made."""
+"""What a process may take before its cell begins, to import torch and build the network."""
 
 
 def cells(device_type: str, *, compiled: bool = True) -> tuple[Cell, ...]:
@@ -32,14 +32,14 @@ def cells(device_type: str, *, compiled: bool = True) -> tuple[Cell, ...]:
 
 
 def measure(grid: Sequence[Cell], workload: Workload, *, progress: Progress = silent) -> tuple[CellResult, ...]:
-    """Run `workload.steps` timed steps of each cell, interleaved; one that fails or takes too long is a result too.
+    """Run `workload.steps` timed steps of each cell, interleaved; a cell that fails or takes too long is a result too.
 
-    All processes are alive together: each holds its weights and AdamW's state while it waits, its
+    All processes are alive at once: each holds its weights and AdamW's state while it waits, its
     activations only in its turn.
     """
     with ExitStack() as stack:
         processes: list[CellProcess] = []
-        # On a CPU, cells that warm up together wait for each other; for a GPU the cores of the CPU compile.
+        # On a CPU, cells that warm up together slow each other down; for a GPU, the CPU's cores compile them together.
         groups = [grid] if device_of(workload.device).type == "cuda" else [[cell] for cell in grid]
         with progress("warm up", len(grid)) as bar:
             for group in groups:
@@ -63,7 +63,7 @@ def measure(grid: Sequence[Cell], workload: Workload, *, progress: Progress = si
 
 
 class CellProcess:
-    """The process of one cell, and what came out of it so far."""
+    """The process of one cell, and its results so far."""
 
     def __init__(self, cell: Cell, workload: Workload) -> None:
         # A forked process would share what torch's threads and CUDA hold in this one.
@@ -82,14 +82,14 @@ class CellProcess:
         self._failure: str | None = None
 
     def ask(self, steps: int) -> None:
-        """For so many steps; for none where the cell has failed before."""
-        # A process that has ended may have said why, and that is still to be received.
+        """Ask for `steps` more steps; for none if the cell has failed."""
+        # A process that has ended may have sent the reason, which is still to be received.
         if self._failure is None:
             with suppress(BrokenPipeError):
                 self._connection.send(steps)
 
     def take(self, *, untimed: int, timed: int) -> None:
-        """Wait for the steps that were asked for; there are fewer where one of them fails."""
+        """Wait for the steps that were asked for; there are fewer if one of them fails."""
         for index in range(untimed + timed):
             message = self._receive()
             if isinstance(message, Ready):
@@ -125,7 +125,7 @@ class CellProcess:
         self._connection.close()
 
     def _receive(self) -> Message | None:
-        """What the process says next; None, with the failure noted, where it will say nothing more."""
+        """The next message of the process; None, with the failure noted, if there will be no more."""
         if self._failure is not None:
             return None
         start = time.monotonic()
@@ -151,7 +151,7 @@ class CellProcess:
         return f"stopped after {done} steps: the limit of {self._limit_s:g} s is reached{takes}"
 
     def _bound(self, unfinished_ms: float) -> float | None:
-        """What a step takes at least, where none was timed and one has run so far for `unfinished_ms`."""
+        """What a step takes at least, if none was timed and one has been running for `unfinished_ms`."""
         # The start of the process, and a first step with its compiler, say nothing about a step.
         compiling = self._cell.compiled and not self._untimed
         if self._timed or self._ready is None or compiling:

@@ -30,9 +30,9 @@ _FIRST_WITH_TF32 = (8, 0)
 
 
 def device_of(wanted: str) -> torch.device:
-    """What `pick_device` picks, where it is one that can be measured.
+    """What `pick_device` picks, if it can be measured.
 
-    Raises UsageError for any but a CPU and CUDA.
+    Raises UsageError for anything but a CPU and CUDA.
     """
     device = pick_device(wanted)
     if device.type not in ("cpu", "cuda"):
@@ -41,10 +41,10 @@ def device_of(wanted: str) -> torch.device:
 
 
 class TrainingStep:
-    """A fresh network, what moves it, and a batch of noise; `run` is one step on it."""
+    """A fresh network, its optimizer, and a batch of noise; `run` takes one step on it."""
 
     def __init__(self, cell: Cell, workload: Workload) -> None:
-        """Makes what a step needs and runs nothing. Raises WorkFailedError where there is no TF32."""
+        """Build what a step needs, and run nothing. Raises WorkFailedError for TF32 on a device that lacks it."""
         precision: Precision = "float32" if cell.precision == "tf32" else cell.precision
         self._runtime = Runtime(device_of(workload.device), precision)
         _allow_tf32(cell.precision == "tf32", self._runtime.device)
@@ -61,7 +61,7 @@ class TrainingStep:
         self._stepper = Stepper(network.train(), self._objective, self._settings, self._runtime)
         self._batch = self._noise(workload, layout)
         self.skipped = False
-        """Whether the optimizer did not run in the last step, because a gradient was beyond float16."""
+        """Whether the last step skipped the optimizer, because a gradient was beyond float16."""
 
     @property
     def logits(self) -> "Logits | None":
@@ -69,27 +69,27 @@ class TrainingStep:
         return self._objective.seen
 
     def run(self) -> float:
-        """Take a step; milliseconds until the device has done all of it.
+        """Take a step; return the milliseconds until the device has finished it.
 
-        Raises WorkFailedError when the batch does not fit into memory as a whole, and what `Stepper` raises.
+        Raises WorkFailedError when the batch does not fit into memory in one piece, and what `Stepper` raises.
         """
         self._runtime.synchronize()
         start = time.perf_counter_ns()
         loss = self._stepper.take(self._batch, Pace(self._settings.learning_rate))
         self._runtime.synchronize()
         elapsed_ms = (time.perf_counter_ns() - start) / 1e6
-        # In training that is a remedy; here it would be another cell.
+        # In training, smaller parts are a remedy; here they would be another cell.
         if self._stepper.state_dict()["at_once"] < self._settings.batch_size:
             raise WorkFailedError(f"out of memory with {self._settings.batch_size} images at once; lower --batch")
         self.skipped = loss is None
         return elapsed_ms
 
     def rest(self) -> None:
-        """Give back the memory that the others can use meanwhile."""
+        """Free the memory that other cells can use meanwhile."""
         free(self._runtime.device)
 
     def peak_memory_mib(self) -> float:
-        """Of everything so far."""
+        """The peak of everything so far."""
         return self._memory.mib()
 
     def rounding(self) -> float:
@@ -116,7 +116,7 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class Logits:
-    """In what form a network gave them: what it really ran in."""
+    """The form of a network's logits, which shows what it really ran in."""
 
     dtype: str
     """As torch names it."""
@@ -132,7 +132,7 @@ class Logits:
 
 
 class _Watched(Objective):
-    """Notes in what form the logits came."""
+    """Records the form of the logits."""
 
     seen: Logits | None = None
 
@@ -152,16 +152,16 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def mib(self) -> float:
-        """On a GPU all that torch's allocator gave out, on a CPU what the process grew by."""
+        """On a GPU the most that torch's allocator gave out, on a CPU what the process's peak grew by."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / 2**20
         return peak_memory_mib() - self._before_mib
 
 
 def _allow_tf32(allowed: bool, device: torch.device) -> None:
-    """Torch lets cuDNN round float32 to TF32 unless it is told not to.
+    """Allow TF32 or forbid it: by default, torch lets cuDNN round float32 to it.
 
-    Raises WorkFailedError where it is asked for and the device has none.
+    Raises WorkFailedError if it is to be allowed and the device does not have it.
     """
     if allowed and (device.type != "cuda" or torch.cuda.get_device_capability(device) < _FIRST_WITH_TF32):
         raise WorkFailedError(f"{device} has no TF32")

@@ -1,4 +1,4 @@
-"""One cell in a process of its own: what it allocates is its own, and it can be stopped in the middle of a step."""
+"""One cell in a process of its own: its memory is measured alone, and it can be stopped in the middle of a step."""
 
 import os
 import signal
@@ -39,22 +39,22 @@ class Failed:
 
 
 _TINY = {"base": 1, "height": 32, "width": 32, "batch": 2}
-"""A first step of this loads and keeps 100 MiB of torch, which are no part of what a step needs."""
+"""A first step of this size loads 100 MiB of torch that stay loaded, and are not part of what a step needs."""
 
 Message = Ready | Stepped | Failed
 
 
 def serve(connection: Connection, cell: Cell, workload: Workload) -> None:
-    """Send `Ready`, then for every number that is received so many `Stepped`; or `Failed`, and end.
+    """Send `Ready`, then for every number received that many `Stepped`; on an error send `Failed` and return.
 
-    Ends when the other end is closed.
+    Returns when the other end is closed.
     """
     # Ctrl-C reaches the whole group of processes; the one that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Standard output belongs to the result of the command.
     os.dup2(sys.__stderr__.fileno() if sys.__stderr__ else 2, 1)
     warnings.simplefilter("ignore")
-    with _failures_told(connection):
+    with _failures_sent(connection):
         TrainingStep(cell.model_copy(update={"compiled": False}), workload.model_copy(update=_TINY)).run()
         step = TrainingStep(cell, workload)
         connection.send(Ready(step.params, step.rounding()))
@@ -66,12 +66,12 @@ def serve(connection: Connection, cell: Cell, workload: Workload) -> None:
 
 
 @contextmanager
-def _failures_told(connection: Connection) -> Iterator[None]:
-    """Whatever a cell stumbles over, a compiler that is not there or memory that is not enough, is its result."""
+def _failures_sent(connection: Connection) -> Iterator[None]:
+    """Send whatever makes a cell fail, such as a missing compiler or too little memory, as its result."""
     try:
         yield
     except (EOFError, ConnectionError):
-        return  # nobody listens any more
+        return  # the other end is closed
     except Exception as error:
         connection.send(Failed(_in_a_line(error)))
 

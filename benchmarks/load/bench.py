@@ -1,4 +1,4 @@
-"""`compress bench load` without its command line: what a server bears, and how it answers while it bears it."""
+"""`compress bench load` without its command line: how much load a server takes, and how it answers meanwhile."""
 
 import asyncio
 import time
@@ -59,11 +59,11 @@ def bench(
 ) -> LoadReport:
     """Serve `bundle` in a process of its own, load it, and write the report into `out`.
 
-    First the limit: in `turns`, the same work is done without HTTP and over HTTP, each for `seconds`, one image after
-    the other and then at saturation (closed loop of `connections`, by default four times the requests in work at once).
-    Then an open loop (Poisson arrivals) at each of `loads`, shares of the capacity found before, latency counted from
-    when a request was due; beside it health is probed. `size` (height, width) of the images is by default what the
-    bundle was made for, else 360x480.
+    First the limit: in `turns`, the same work is done without HTTP and over HTTP, one image after the other (`seconds`
+    for both together) and then at saturation (`seconds` each; a closed loop of `connections`, by default four for each
+    request that the server works on at once). Then an open loop (Poisson arrivals) at each of `loads`, which are shares
+    of the capacity just found; latency counts from when a request was due. Meanwhile health is probed. `size` (height,
+    width) of the images defaults to what the bundle was made for, else 360x480.
 
     Raises BundleError, DatasetError, UsageError, and WorkFailedError for a server that does not start or ends.
     """
@@ -113,7 +113,7 @@ def bench(
 
 
 class Generator:
-    """Sends the load, and looks at both sides of it."""
+    """Sends the load, and observes it from the client's and the server's side."""
 
     def __init__(self, base_url: str, path: str, sent: Payload, timeout: float) -> None:
         self._base_url = base_url
@@ -137,7 +137,7 @@ class Generator:
         rate: float | None = None,
         connections: int | None = None,
     ) -> Run:
-        """One run, seen from here and from the server."""
+        """One run, as the clients and the server saw it."""
         before, cpu, begun = View.of(self._base_url), time.process_time(), time.perf_counter()
         outcomes, probes = asyncio.run(self._beside_probes(loop))
         spent, wall = time.process_time() - cpu, time.perf_counter() - begun
@@ -166,10 +166,10 @@ class Generator:
 def _pairs_alone(
     generator: Generator, without: Limit, seconds: float, turns: int, bar: Bar
 ) -> tuple[tuple[Pair, ...], float]:
-    """Medians of each turn, and of the model's own milliseconds.
+    """Medians of each turn, and the median of the model's own milliseconds.
 
-    In a turn both take turns again every half second: a few milliseconds are to be told, and the machine's pace changes
-    by more within seconds.
+    Within a turn both sides alternate every half second: they differ by a few milliseconds, and the machine's speed
+    drifts by more than that within seconds.
     """
     slices = max(1, round(seconds / 2 / _SLICE_SECONDS))
     pairs = []
@@ -234,5 +234,6 @@ def _require_sound(loads: Sequence[float], seconds: float, turns: int) -> None:
     """Raises UsageError."""
     if turns < 1 or seconds <= 0 or any(load <= 0 for load in loads):
         raise UsageError(
-            f"turns, seconds and loads are above 0, got {turns}, {seconds:g} and {', '.join(map('{:g}'.format, loads))}"
+            "turns, seconds and loads must be above 0, got "
+            f"{turns}, {seconds:g} and {', '.join(map('{:g}'.format, loads))}"
         )

@@ -1,6 +1,6 @@
-"""One kept connection of HTTP/1.1 over plain asyncio streams.
+"""One persistent HTTP/1.1 connection over plain asyncio streams.
 
-A general client spends more CPU time on a request than the server's own HTTP does, and here both share the cores.
+A general client spends more CPU time on a request than the server's HTTP code does, and here both share the cores.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ class Target:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port or 80
         except ValueError as error:
-            raise UsageError(f"{url} is no URL: {error}") from error
+            raise UsageError(f"{url} is not a URL: {error}") from error
         if parts.scheme != "http" or not host:
             raise UsageError(f"{url} is not of the form http://HOST:PORT/PATH")
         return cls(host, port, parts.path or "/")
 
     def get(self, path: str) -> bytes:
-        """A whole request for `path` of the same server."""
+        """A whole request for `path` on the same server."""
         return f"GET {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n\r\n".encode("ascii")
 
     def post(self, body: bytes, content_type: str) -> bytes:
@@ -46,17 +46,17 @@ class Target:
 
 
 class Connection:
-    """Sends one request after the other; opened when it is needed, opened again where the server closed it."""
+    """Sends one request after another; opens when needed, and again if the server has closed it."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def exchange(self, request: bytes) -> int:
-        """Send `request`; the status of its answer once the body is there whole.
+        """Send `request` and return the status once the whole body has arrived.
 
-        A request is sent once and never again. Raises OSError, or EOFError for an answer that breaks off; the
-        connection is closed then, and when the task is cancelled.
+        A request is never sent twice. Raises OSError, or EOFError for an answer that breaks off; the
+        connection is then closed, as it is when the task is cancelled.
         """
         whole = False
         try:

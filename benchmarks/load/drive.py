@@ -1,4 +1,4 @@
-"""Closed loop: each connection sends its next request when it has its answer. Open loop: requests are sent when they
+"""Closed loop: each connection sends its next request once it has an answer. Open loop: requests are sent when they
 are due, however slow the answers are."""
 
 import asyncio
@@ -16,19 +16,19 @@ OK, TIMEOUT, CONNECTION = "ok", "timeout", "connection"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one request. Times are seconds from the start of the run."""
+    """How one request ended. Times are seconds from the start of the run."""
 
     due: float
-    """When it was meant to be sent; in a closed loop, when it was."""
+    """When it was meant to be sent; in a closed loop, when it was sent."""
     sent: float | None
-    """None: it was given up while it waited for a connection."""
+    """None: it timed out while it waited for a connection."""
     ended: float
     result: str
-    """ok, timeout, connection, or the status of an answer that is none, such as 503."""
+    """ok, timeout, connection, or the status of an answer other than 200, such as 503."""
 
     @property
     def latency_ms(self) -> float:
-        """From when it was due: a generator that is held up by the server must not hide that wait.
+        """Counted from when it was due: a generator that the server holds up must not hide that wait.
 
         Source: Gil Tene, "How NOT to measure latency", on coordinated omission.
         """
@@ -38,7 +38,7 @@ class Outcome:
 async def closed_loop(
     target: Target, requests: Sequence[bytes], *, connections: int, seconds: float, timeout: float
 ) -> list[Outcome]:
-    """`connections` of them for `seconds`; what is under way then is waited for. Raises UsageError for none."""
+    """Send over `connections` for `seconds`, then wait for what is in flight. Raises UsageError for none of either."""
     if connections < 1 or seconds <= 0:
         raise UsageError(f"a closed loop needs connections and time, got {connections} and {seconds:g} s")
     begun = time.perf_counter()
@@ -64,9 +64,9 @@ async def open_loop(
     timeout: float,
     max_connections: int = 512,
 ) -> list[Outcome]:
-    """One request for each of `arrivals` (seconds from the start, in order), each with one outcome, in that order.
+    """Send one request for each of `arrivals` (seconds from the start, in order); the outcomes are in that order.
 
-    `timeout` counts from when a request is due. What finds `max_connections` busy waits, and its latency grows.
+    `timeout` counts from when a request is due. One that finds `max_connections` busy waits, and its latency grows.
     """
     begun = time.perf_counter()
     idle: list[Connection] = []
@@ -77,7 +77,7 @@ async def open_loop(
         result = TIMEOUT
         try:
             async with asyncio.timeout(due + timeout - (time.perf_counter() - begun)), places:
-                # The one used last is the least likely to have been closed by the server.
+                # The server is least likely to have closed the one used last.
                 connection = idle.pop() if idle else Connection(target)
                 sent = time.perf_counter() - begun
                 try:
@@ -110,7 +110,7 @@ async def _result(connection: Connection, request: bytes, timeout: float) -> str
 async def _answer(connection: Connection, request: bytes) -> str:
     try:
         status = await connection.exchange(request)
-    except TimeoutError:  # an OSError too
+    except TimeoutError:  # a kind of OSError
         raise
     except (OSError, EOFError):
         return CONNECTION

@@ -1,4 +1,4 @@
-"""Clients that no server has deserved: what they send, and what a server should make of each."""
+"""Hostile clients: what each kind sends, and how a server should respond."""
 
 import asyncio
 import struct
@@ -28,13 +28,13 @@ class Hostile:
     """One kind of client."""
 
     act: Callable[[Target, bytes], Awaitable[str]]
-    """Against the target, with a whole good request at hand; gives the status of the answer, or one of the above."""
+    """Takes the target and a whole good request; returns the status of the answer, or one of the above."""
     accepted: frozenset[str]
-    """What may come of it, as `is_accepted` reads it."""
+    """Outcomes that are acceptable, as `is_accepted` reads them."""
 
 
 def _png(width: int, height: int) -> bytes:
-    """A PNG whose header promises so many pixels; behind it are a few rows."""
+    """A PNG whose header promises `width` x `height` pixels, with only a few rows behind it."""
     row = bytes(1 + 3 * width)
     parts = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
@@ -97,7 +97,7 @@ async def _slow(target: Target, good: bytes) -> str:
     return GONE
 
 
-# Whoever reads all of it finds zeros, which are no image: to say so is as honest as to stop it early.
+# A server that reads all of it finds zeros, which are no image: refusing them then is as good as stopping early.
 _REFUSED_LARGE = frozenset({CLIENT_ERROR, CLOSED})
 
 KINDS: Mapping[str, Hostile] = {
@@ -113,7 +113,7 @@ KINDS: Mapping[str, Hostile] = {
 
 
 async def attack(name: str, target: Target, good: bytes) -> str:
-    """Be one of KINDS once; what came of it. A server that cannot be reached has closed."""
+    """Be one of KINDS once; return the outcome. A server that cannot be reached counts as CLOSED."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             return await KINDS[name].act(target, good)
@@ -124,7 +124,7 @@ async def attack(name: str, target: Target, good: bytes) -> str:
 
 
 async def _exchange(target: Target, request: bytes, more: Sequence[bytes] = ()) -> str:
-    """Send all of it unless an answer comes first; the status."""
+    """Send all of it unless an answer comes first; return the status."""
     reader, writer = await asyncio.open_connection(target.host, target.port)
     try:
         sending = asyncio.create_task(_send(writer, [request, *more]))

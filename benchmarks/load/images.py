@@ -1,4 +1,4 @@
-"""What the requests carry: image files, made once and sent many times, or each of a size of its own."""
+"""What the requests carry: image files, made once and sent many times, or each of a different size."""
 
 import io
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _SPLIT: Split = "test"
 _JPEG_QUALITY = 90
 _JPEG_CHANNELS = (1, 3)
 _BLOB = 24
-"""Pixels between the points that a made-up picture is smooth around."""
+"""Pixels between the random points that a generated picture interpolates."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Payload:
 
 
 def payload(size: tuple[int, int], channels: int, data: Path | None = None) -> Payload:
-    """Images of `size` (height, width), from the test split of the dataset in the folder `data`, else made up.
+    """Images of `size` (height, width), from the test split of the dataset in the folder `data`, else generated.
 
-    Raises DatasetError, ImageError, and UsageError for a dataset whose images have other channels.
+    Raises DatasetError, ImageError, and UsageError for a dataset with other channels or without test images.
     """
     pictures: Sequence[U8]
     if data is None:
@@ -68,7 +68,7 @@ def payload(size: tuple[int, int], channels: int, data: Path | None = None) -> P
 def picture(size: tuple[int, int], channels: int, *, seed: int) -> U8:
     """A smooth picture HWC of `size` (height, width).
 
-    Noise is what no camera gives: slow to decode, and its masks are slow to encode.
+    No camera gives noise: it is slow to decode, and its masks are slow to encode.
     """
     height, width = size
     small = (height // _BLOB + 2, width // _BLOB + 2, channels)
@@ -76,7 +76,7 @@ def picture(size: tuple[int, int], channels: int, *, seed: int) -> U8:
 
 
 def media_type(channels: int) -> str:
-    """Of `encoded`."""
+    """The media type of what `encoded` gives."""
     return FORMATS["JPEG" if channels in _JPEG_CHANNELS else "PNG"]
 
 

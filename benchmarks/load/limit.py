@@ -1,4 +1,4 @@
-"""What this machine gives without HTTP: decode, run, encode, by the server's own code, in a process of its own."""
+"""What this machine achieves without HTTP: the server's own code decodes, runs and encodes in a process of its own."""
 
 import logging
 import multiprocessing
@@ -32,7 +32,7 @@ class Turn:
     milliseconds: tuple[float, ...]
     """Of each image, from file to file."""
     model_milliseconds: tuple[float, ...]
-    """Of each, what the model's run took of it."""
+    """Of each image, the part that the model's run took."""
     seconds: float
 
     @property
@@ -41,26 +41,26 @@ class Turn:
 
 
 class Limit:
-    """The process that does the server's work without a server; idle unless it is asked."""
+    """The process that does the server's work without a server; idle between turns."""
 
     def __init__(self, connection: "Connection[tuple[int, float], Turn]") -> None:
         self._connection = connection
 
     def turn(self, workers: int, seconds: float) -> Turn:
-        """Image after image by so many threads; what is begun is finished.
+        """Work on image after image in `workers` threads for `seconds`; what has begun is finished.
 
-        Raises WorkFailedError for a process that has ended.
+        Raises WorkFailedError if the process has ended.
         """
         try:
             self._connection.send((workers, seconds))
             return self._connection.recv()
         except (EOFError, OSError) as error:
-            raise WorkFailedError("the process that works without HTTP has ended; what it said stands above") from error
+            raise WorkFailedError("the process that works without HTTP has ended; its messages are above") from error
 
 
 @contextmanager
 def limit(bundle: Path, settings: ServeSettings, payload: Payload) -> Iterator[Limit]:
-    """Such a process with one shared session of `bundle`, as `settings` make the server's."""
+    """Start that process, with one shared session of `bundle`, set up by `settings` as the server's is."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, bundle, settings, payload), daemon=True)
@@ -112,7 +112,7 @@ def _turn(predictor: Predictor, sizes: Sizes, files: tuple[bytes, ...], workers:
 
 
 def _answered(predictor: Predictor, sizes: Sizes, file: bytes) -> float:
-    """Milliseconds of the model's run."""
+    """Answer one image; return the milliseconds of the model's run."""
     manifest = predictor.manifest
 
     def read() -> list[U8]:

@@ -1,4 +1,4 @@
-"""Health asked again and again while others load the server: it must never wait behind their work."""
+"""Asks for the server's health while others load it: the answer must never wait behind their work."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,18 +16,18 @@ _TIMEOUT_SECONDS = 10.0
 
 @dataclass
 class Probes:
-    """What the probes met so far."""
+    """What the probes found so far."""
 
     milliseconds: list[float] = field(default_factory=list)
-    """One of each that was answered 200, from when it was due: who waits for a stall must not hide it."""
+    """One for each probe answered 200, counted from when it was due: waiting out a stall must not hide it."""
     failed: int = 0
     until: float = inf
-    """What is due later, by the clock of the event loop, is not asked any more."""
+    """Probes due later than this, by the clock of the event loop, are not sent."""
 
 
 @asynccontextmanager
 async def probed(target: Target, path: str = _PATH) -> AsyncIterator[Probes]:
-    """Ask 20 times a second on a connection of its own while the block lasts; what was due in it is waited for."""
+    """Probe 20 times a second on a connection of its own while the block lasts, then wait for what was due in it."""
     probes = Probes()
     asking = asyncio.create_task(_ask(target.get(path), target, probes))
     try:
@@ -49,7 +49,7 @@ async def _ask(request: bytes, target: Target, probes: Probes) -> None:
             try:
                 async with asyncio.timeout_at(due + _TIMEOUT_SECONDS):
                     status = await connection.exchange(request)
-            except (OSError, EOFError):  # a timeout is an OSError, too
+            except (OSError, EOFError):  # a timeout is an OSError
                 status = 0
             if status == 200:
                 probes.milliseconds.append(1e3 * (loop.time() - due))

@@ -22,18 +22,18 @@ _START_SECONDS = 120.0
 
 _NOT_MEASURED = {
     "port": "the bench takes a free one",
-    "grace_seconds": "the bench ends its server without a grace",
+    "grace_seconds": "the bench stops its server without a grace period",
     "tls_cert": "the load is sent over HTTP",
     "tls_key": "the load is sent over HTTP",
     "api_keys": "the load is sent without a key",
 }
-"""Settings with which the server could not be loaded, or would be without what was asked for, and why."""
+"""Settings that would keep the load from the server, or that the bench overrides, and why."""
 
 
 def settings_of(given: Sequence[str]) -> ServeSettings:
-    """Of a server that is to be measured: the defaults with each `NAME=VALUE` in place of its own.
+    """Settings of a server to be measured: the defaults, with each `NAME=VALUE` in place of its own.
 
-    Raises UsageError with everything that is wrong, also for what a bench cannot measure.
+    Raises UsageError with everything that is wrong, and for settings that a bench cannot use.
     """
     settings = ServeSettings().with_given(given)
     names = dict.fromkeys(setting.partition("=")[0] for setting in given)
@@ -44,7 +44,7 @@ def settings_of(given: Sequence[str]) -> ServeSettings:
         )
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise UsageError(f"settings that a bench of the server cannot have; leave them out:{lines}")
+        raise UsageError(f"a bench of the server cannot use these settings; leave them out:{lines}")
     return settings
 
 
@@ -60,10 +60,10 @@ class Server:
 def serving(bundle: Path, settings: ServeSettings) -> Iterator[Server]:
     """Serve `bundle` on a free port while the block lasts.
 
-    Raises WorkFailedError, with what it said, for a server that does not start.
+    Raises WorkFailedError, with the server's own message, if it does not start.
     """
     given = settings.model_copy(update={"port": free_port(settings.host), "grace_seconds": 0.0})
-    context = multiprocessing.get_context("spawn")  # a fork would take the runtime's threads along as locks
+    context = multiprocessing.get_context("spawn")  # a fork would copy the runtime's locks without its threads
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, bundle, given), daemon=True)
     process.start()
@@ -88,12 +88,12 @@ def serving(bundle: Path, settings: ServeSettings) -> Iterator[Server]:
 
 
 def _last_words(server: Connection, status: int | None) -> str:
-    with suppress(EOFError, OSError):  # also that its end of the pipe is closed can be polled
+    with suppress(EOFError, OSError):  # poll is also true once its end of the pipe is closed
         if server.poll():
             return str(server.recv())
     if status is not None and status < 0:
-        return f"it was ended by {signal.Signals(-status).name}, as the kernel does where memory is short"
-    return f"it ended with exit status {status}; what it said stands above"
+        return f"it was ended by {signal.Signals(-status).name}, as the kernel does when memory runs out"
+    return f"it ended with exit status {status}; its messages are above"
 
 
 def _serve(parent: Connection, bundle: Path, settings: ServeSettings) -> None:
@@ -114,6 +114,6 @@ def _is_ready(url: str) -> bool:
 
 
 def free_port(host: str) -> int:
-    """Free a moment ago."""
+    """A port of `host` that was free a moment ago."""
     with socket.create_server((host, 0)) as listener:
         return int(listener.getsockname()[1])

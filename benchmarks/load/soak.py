@@ -54,13 +54,15 @@ def soak(
     """Serve `bundle` in a process of its own for `minutes` at `load_share` of its capacity, and write the report.
 
     Every image has a random size of its own between 64 and 512 pixels a side, which is what makes memory grow where
-    it can. `hostile` is how many clients of KINDS come for each good request. Memory, file descriptors and threads of
-    the server are looked at all the while.
+    it can. `hostile` is the number of hostile clients (KINDS) for each good request. The server's memory, file
+    descriptors and threads are sampled throughout.
 
     Raises BundleError, UsageError, and WorkFailedError for a server that does not start or ends.
     """
     if minutes <= 0 or load_share <= 0 or hostile < 0:
-        raise UsageError(f"minutes and load are above 0, hostile at least 0: {minutes:g}, {load_share:g}, {hostile:g}")
+        raise UsageError(
+            f"minutes and load must be above 0, hostile at least 0, got {minutes:g}, {load_share:g} and {hostile:g}"
+        )
     settings = settings or ServeSettings()
     manifest = load(bundle).manifest
     seconds = 60 * minutes
@@ -100,7 +102,7 @@ def soak(
 
 
 class _Varied(Sequence[bytes]):
-    """Requests without end, each with an image of another size; made when they are sent."""
+    """Endless requests, each with an image of a different size; made when they are sent."""
 
     def __init__(self, target: Target, channels: int) -> None:
         self._target = target
@@ -124,7 +126,7 @@ class _Varied(Sequence[bytes]):
 
 
 class _Watch:
-    """Looks at the server's process while it is under load."""
+    """Samples the server's process while it is under load."""
 
     def __init__(self, server: Server, every_seconds: float, bar: Bar) -> None:
         self._proc = Path("/proc") / str(server.pid)
@@ -134,7 +136,7 @@ class _Watch:
         self.samples: list[SoakSample] = []
 
     async def look(self) -> None:
-        """Until it is cancelled. Raises WorkFailedError when the server is no more."""
+        """Sample until cancelled. Raises WorkFailedError when the server is gone."""
         begun = time.perf_counter()
         while True:
             await asyncio.sleep(self._every)
@@ -144,7 +146,7 @@ class _Watch:
                 threads = int(status.partition("\nThreads:")[2].split(maxsplit=1)[0])
                 descriptors = len(list((self._proc / "fd").iterdir()))
             except (OSError, ValueError, IndexError) as error:
-                raise WorkFailedError(f"the server cannot be looked at any more: {error}") from error
+                raise WorkFailedError(f"the server's process can no longer be sampled: {error}") from error
             self.samples.append(
                 SoakSample(
                     seconds=time.perf_counter() - begun,

@@ -1,4 +1,4 @@
-"""What came of a run of requests, in figures."""
+"""The outcomes of a run of requests, in figures."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +33,6 @@ def pooled(runs: Sequence[Sequence[Outcome]]) -> LoadSummary:
 
 
 def _percentile(times: "np.ndarray[tuple[int], np.dtype[np.float64]]", percent: float) -> Percentile:
-    # A time that was measured, not one between two: with few requests the tail must not be smoothed.
+    # A time that was measured, not an interpolated one: with few requests the tail must not be smoothed.
     found = float(np.percentile(times, percent, method="higher"))
     return Percentile(percent=percent, milliseconds=found, beyond=int((times > found).sum()))

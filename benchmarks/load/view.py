@@ -1,4 +1,4 @@
-"""The server's own view of a run: its /metrics before, taken from its /metrics after."""
+"""The server's own view of a run: its /metrics after the run, less those before it."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class View:
         return sum(self._by(_CPU).values()) - sum(before._by(_CPU).values())
 
     def stages_ms_since(self, before: "View") -> dict[str, float]:
-        """Mean milliseconds of each stage, in the order in which they come; of the whole request as `request`."""
+        """Mean milliseconds of each stage, in their order, and of the whole request as `request`."""
         means = {}
         for name, label in ((_STAGE, "stage"), (_DURATION, "")):
             spent, spent_then = self._by(f"{name}_sum", label), before._by(f"{name}_sum", label)
@@ -60,7 +60,7 @@ class View:
         return means
 
     def _by(self, name: str, label: str = "") -> Mapping[str, float]:
-        """Values of one metric, summed over all its labels but `label`; 0 for what was not seen."""
+        """Values of one metric by `label`, summed over all its other labels; 0 for what was not seen."""
         sums: dict[str, float] = defaultdict(float)
         for (found, labels), value in self.samples.items():
             if found == name:

@@ -1,5 +1,5 @@
 """Where the time of a bundle goes, by operator, and what stayed in float and why.
 
 It reads graphs, and so needs the package onnx (the extra `bench`), but no torch: the machine that serves can measure.
-What it finds is kept and shown by `benchmarks.report.ops`, which needs neither.
+Its results are stored and shown by `benchmarks.report.ops`, which needs neither.
 """

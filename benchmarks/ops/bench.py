@@ -31,10 +31,11 @@ from export.timing import Samples, interleaved
 DEFAULT_RUNS = 50
 
 _DISTURBED = 1.15
-"""Whole runs that take so many times the sum over the nodes were disturbed: only a few percent are between nodes."""
+"""Whole runs that take this many times the sum over the nodes were disturbed: only a few percent of a run lie between
+nodes."""
 
 _TURNS = 5
-"""Runs with the profiler and without it alternate so often: a machine drifts within seconds."""
+"""How often runs with the profiler and without it alternate: a machine drifts within seconds."""
 
 
 def bench(
@@ -49,11 +50,11 @@ def bench(
     command: str,
     progress: Progress = silent,
 ) -> OpsReport:
-    """Take bundles apart: time every node of the graph that the runtime makes of each, `runs` times, on noise.
+    """Time every node of each bundle's graph, as the runtime optimises it, `runs` times on noise.
 
-    `size` (height, width) is by default what the first bundle says it is for, and padded to what all of them take;
-    `threads` by default all cores that may be used. `peak`: the machine's own is measured beside them. With `out` the
-    report is written there. Raises UsageError: BundleError, and for sizes and batches that cannot be.
+    `size` (height, width) defaults to what the first bundle was made for, and is padded to what all of them take;
+    `threads` defaults to all usable cores. With `peak`, the machine's own peak is measured beside them. With `out`, the
+    report is written there. Raises UsageError: BundleError, and for sizes and batches that are impossible.
     """
     bundles = named([load(path) for path in bundle_paths])
     if not bundles:
@@ -98,20 +99,20 @@ class _Subject:
         self._images_NHWC = images_NHWC
         self._threads = threads
         self._model = bundle.model(threads=threads)
-        self.run()  # what the graph does not take is found out before anything is measured
+        self.run()  # what the graph refuses is found out before anything is measured
         self._written = Written(onnx.load(str(bundle.model_path)), images_NHWC.shape[1:3])
-        # Loaded as it is each time it is profiled: the runtime numbers what it adds anew whenever it optimises.
+        # Optimised only once, and profiled as it is: the runtime renumbers what it adds whenever it optimises.
         self._optimised = optimised_graph(self._written.content)
         self._nodes = run_nodes(self._optimised)
         self._whole_ms: list[float] = []
         self._profiles: list[tuple[Kernel, ...]] = []
 
     def run(self) -> object:
-        """Once, without the profiler."""
+        """Run once, without the profiler."""
         return self._model.masks(self._images_NHWC)
 
     def took(self, whole: Samples) -> None:
-        """Keep what runs without the profiler took."""
+        """Keep the times of runs without the profiler."""
         self._whole_ms.extend(whole.milliseconds)
 
     def profile(self, runs: int) -> None:
@@ -120,7 +121,7 @@ class _Subject:
         self._profiles += profiled(self._optimised, feeds, threads=self._threads, runs=runs, optimised=False)
 
     def result(self, name: str, peaks: Sequence[Peak]) -> BundleOps:
-        """Of all that was kept."""
+        """What was measured in all, as a part of the report."""
         manifest = self._bundle.manifest
         batch = len(self._images_NHWC)
         times = node_times(self._nodes, self._written, self._profiles, batch)
@@ -152,7 +153,7 @@ class _Subject:
 
 
 def _measure(subjects: Mapping[str, _Subject], probes: Sequence[PeakProbe], runs: int, progress: Progress) -> None:
-    """In turns, each of all that is compared."""
+    """Measure all subjects and probes, in turns."""
     turns = min(_TURNS, runs)
     parts = [runs // turns + (turn < runs % turns) for turn in range(turns)]
     with progress("measuring", turns * (1 + len(subjects) + len(probes))) as bar:
@@ -175,21 +176,21 @@ def _busy(results: Sequence[BundleOps]) -> Iterator[str]:
         whole_ms = bundle.whole_ms.p50 if len(results) == 1 else bundle.profiled_ms
         if max(bundle.profiled_ms, whole_ms) > _DISTURBED * bundle.nodes_ms:
             yield (
-                f"The machine was not quiet: by their medians {bundle.name}'s nodes add up to "
+                f"The machine was not quiet: the medians of {bundle.name}'s nodes add up to "
                 f"{number(bundle.nodes_ms)} ms, whole runs take {number(bundle.profiled_ms)} ms with the profiler and "
-                f"{number(bundle.whole_ms.p50)} without; run it again with nothing else running."
+                f"{number(bundle.whole_ms.p50)} ms without; run it again with nothing else running."
             )
 
 
 def _noise(batch: int, size: Pair, channels: int) -> U8:
-    """Kernels take as long for noise as for pictures.
+    """Seeded noise: kernels take as long for it as for pictures.
 
-    Raises UsageError for what no memory holds.
+    Raises UsageError if it does not fit into memory.
     """
     try:
         return np.random.default_rng(0).integers(0, 256, (batch, *size, channels), dtype=np.uint8)
     except (MemoryError, ValueError) as error:
         raise UsageError(
-            f"memory does not hold a batch of {batch} at {size[0]}x{size[1]} ({error}); "
+            f"a batch of {batch} at {size[0]}x{size[1]} does not fit into memory ({error}); "
             "give a smaller --size or --batch"
         ) from error

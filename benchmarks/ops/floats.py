@@ -26,16 +26,16 @@ _INTEGER_KERNELS = frozenset(
         "Reshape",
     }
 )
-"""Operators whose Q/DQ pairs the runtime can take in on a CPU; a Resize only to the nearest. Source:
+"""Operators that the runtime can fuse with their Q/DQ pairs on a CPU; a Resize only in mode nearest. Source:
 microsoft/onnxruntime, `qdq_selector_action_transformer.cc`."""
 
 
 def floats(
     nodes: Sequence[RunNode], times: Sequence[NodeTime], written: Written, declared: Sequence[FloatLayer]
 ) -> tuple[tuple[FloatNode, ...], tuple[str, ...]]:
-    """The float ones among `nodes` with the reason for each, and which layers of `declared` do not run in float.
+    """The float nodes among `nodes` with the reason for each, and the layers of `declared` that do not run in float.
 
-    `times` are those of `nodes`, in their order; `declared` is what the manifest says.
+    `times` are those of `nodes`, in the same order; `declared` are the layers that the manifest says run in float.
     """
     why = _Why(nodes, written, declared)
     found = []
@@ -62,7 +62,7 @@ class _Why:
         self._written = written
         self._declared: Mapping[str, FloatLayer] = {layer.layer: layer for layer in declared}
         self.met: set[str] = set()
-        """Of the declared layers."""
+        """Declared layers that were met among the nodes."""
         self._makers = {output: node for node in nodes for output in node.outputs}
         self._readers: dict[str, list[RunNode]] = {}
         for node in nodes:
@@ -72,7 +72,7 @@ class _Why:
         self._after_integers, self._before_integers = after(nodes, integers), before(nodes, integers)
 
     def declared(self, node: RunNode) -> FloatLayer | None:
-        """What the manifest says of it, by any of its names."""
+        """What the manifest says of `node` under any of its names."""
         for name in self._names(node):
             if name in self._declared:
                 self.met.add(name)
@@ -80,27 +80,27 @@ class _Why:
         return None
 
     def reason(self, node: RunNode) -> str:
-        """What the graph says."""
+        """Why `node` runs in float, as far as the graph tells."""
         if node.op == DEQUANTIZE:
             return self._of_dequantize(node)
         if node.op == QUANTIZE:
-            return f"turns into integers what {self._layers(self._makers.get(n) for n in node.inputs)} gives"
+            return f"quantizes what {self._layers(self._makers.get(n) for n in node.inputs)} gives"
         origin = self._written.origin(node)
         if origin is None:
-            return "added by the runtime: another layout for the float operators beside it"
+            return "added by the runtime: changes the layout for the float operators next to it"
         if not self._written.is_quantized(origin):
             return f"not quantized: no Q/DQ pairs around it in model.onnx{self._place(node)}"
         mode = self._written.mode(origin)
         if origin.op_type not in _INTEGER_KERNELS or mode not in ("", "nearest"):
             return f"no integer kernel for {mode + ' ' if mode else ''}{origin.op_type}"
-        return "the Q/DQ pairs around it could not be joined with it"
+        return "the runtime could not fuse it with the Q/DQ pairs around it"
 
     def _of_dequantize(self, node: RunNode) -> str:
         readers = [reader for output in node.outputs for reader in self._readers.get(output, [])]
         whom = self._layers(readers) if readers else f"the output {node.outputs[0]}"
         if not node.inputs:
-            return f"turns constants into float in every run, for {whom}"
-        return f"turns integers into float for {whom}"
+            return f"dequantizes constants in every run, for {whom}"
+        return f"dequantizes for {whom}"
 
     def _layers(self, nodes: "Iterator[RunNode | None] | Sequence[RunNode]") -> str:
         names = [self._layer(node) for node in nodes if node is not None]
@@ -118,7 +118,7 @@ class _Why:
 
     def _place(self, node: RunNode) -> str:
         if node.name not in self._after_integers:
-            return ", and it stands before the first integer layer"
+            return ", and it comes before the first integer layer"
         if node.name not in self._before_integers:
-            return ", and it stands after the last integer layer"
+            return ", and it comes after the last integer layer"
         return ""

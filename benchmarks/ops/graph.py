@@ -1,8 +1,9 @@
-"""A bundle's graph as written and as the runtime made it, and which node of the one came from which of the other.
+"""A bundle's graph as written and as the runtime optimised it, and which node of the one came from which of the other.
 
-The runtime leaves no trace of its rewrites but names: a node that it replaces keeps its name, perhaps with `_token_7`
-behind it, and a convolution on blocked channels is called like its result as written, with `_nchwc` behind it. Source:
-microsoft/onnxruntime, `Graph::GenerateUniqueNodeName` and `nchwc_transformer.cc`; tests compare with real graphs.
+The runtime leaves no trace of its rewrites but names: a node that replaces another keeps its name, perhaps with
+`_token_7` appended, and a convolution on blocked channels is named after its output as written, with `_nchwc` appended.
+Source: microsoft/onnxruntime, `Graph::GenerateUniqueNodeName` and `nchwc_transformer.cc`; tests compare with real
+graphs.
 """
 
 import re
@@ -39,7 +40,7 @@ class RunNode:
 
 
 class Written:
-    """model.onnx for images of one size; every node gets a name of its own, so that it is found again in a profile.
+    """model.onnx for images of one size; every node gets a name of its own, to be found by in a profile.
 
     Raises ShapeError for a size that the graph does not take.
     """
@@ -56,7 +57,7 @@ class Written:
                 self._readers.setdefault(name, []).append(node)
 
     def origin(self, node: RunNode) -> onnx.NodeProto | None:
-        """The node that `node` does the work of; None of one that the runtime added."""
+        """The written node whose work `node` does; None for one that the runtime added."""
         for name in (node.name, _NUMBERED.sub("", node.name)):
             found = self._by_name.get(name)
             if found is None and name.endswith(_BLOCKED):
@@ -66,13 +67,13 @@ class Written:
         return None
 
     def layer(self, node: onnx.NodeProto) -> str:
-        """By the name of its weight, where it has one; else the name of the node."""
+        """The layer's name: taken from the weight of a convolution, else that of the node."""
         if node.op_type not in CONVOLUTIONS:
             return str(node.name)
         return layer_name(self._stored(node.input[1]))
 
     def macs(self, node: onnx.NodeProto | None) -> int | None:
-        """Multiply-accumulates of a convolution on one image; None of everything else."""
+        """Multiply-accumulates of a convolution on one image; None for everything else."""
         return None if node is None else self._sized.macs(node) or None
 
     def total_macs(self) -> int:
@@ -80,13 +81,13 @@ class Written:
         return sum(map(self._sized.macs, self._sized.nodes))
 
     def is_quantized(self, node: onnx.NodeProto) -> bool:
-        """Whether it stands between Q/DQ pairs: what it reads was dequantized, and what it gives is quantized."""
+        """Whether it stands between Q/DQ pairs: its input was dequantized, and its output is quantized."""
         makers = [self._makers[name] for name in node.input if name in self._makers]
         reads = any(maker.op_type == DEQUANTIZE and maker.input[0] not in self._sized.weights for maker in makers)
         return reads and (node.op_type == "ArgMax" or self._is_quantized_next(node))
 
     def mode(self, node: onnx.NodeProto) -> str:
-        """How a Resize interpolates; empty of other operators."""
+        """How a Resize interpolates; empty for other operators."""
         return str(attributes(node).get("mode", "nearest")) if node.op_type == "Resize" else ""
 
     def _is_quantized_next(self, node: onnx.NodeProto) -> bool:
@@ -96,7 +97,7 @@ class Written:
         return any(reader.op_type == QUANTIZE for reader in readers)
 
     def _convolution_of(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """`node`, or the convolution before it that it was joined with."""
+        """`node`, or the convolution before it that it was fused with."""
         found: onnx.NodeProto | None = node
         while found is not None and found.op_type not in CONVOLUTIONS:
             found = self._makers.get(found.input[0]) if found.input else None
@@ -109,7 +110,7 @@ class Written:
 
 
 def run_nodes(optimised: bytes) -> tuple[RunNode, ...]:
-    """The nodes of a graph that the runtime made."""
+    """The nodes of a graph that the runtime optimised, in its order."""
     graph = onnx.load_from_string(optimised).graph
     stored = {tensor.name for tensor in graph.initializer}
     return tuple(
@@ -125,7 +126,7 @@ def run_nodes(optimised: bytes) -> tuple[RunNode, ...]:
 
 
 def after(nodes: Sequence[RunNode], start: Set[str]) -> frozenset[str]:
-    """Names of the nodes that read, over any others, what one of those named in `start` gives; `nodes` are in order."""
+    """Names of all nodes downstream of those named in `start`; `nodes` are in the order in which they run."""
     tensors: set[str] = set()
     reached: set[str] = set()
     for node in nodes:
@@ -137,7 +138,7 @@ def after(nodes: Sequence[RunNode], start: Set[str]) -> frozenset[str]:
 
 
 def before(nodes: Sequence[RunNode], end: Set[str]) -> frozenset[str]:
-    """Names of the nodes whose results, over any others, one of those named in `end` reads; `nodes` are in order."""
+    """Names of all nodes upstream of those named in `end`; `nodes` are in the order in which they run."""
     tensors: set[str] = set()
     leading: set[str] = set()
     for node in reversed(nodes):

@@ -15,14 +15,14 @@ _FLOATS = ("float", "float16", "bfloat16", "double")
 def node_times(
     nodes: Sequence[RunNode], written: Written, profiles: Sequence[Sequence[Kernel]], batch: int
 ) -> tuple[NodeTime, ...]:
-    """What each of `nodes`, which are those that the runtime makes of `written`, took in the runs of `profiles`.
+    """The times of `nodes`, the runtime's graph for `written`, over the runs in `profiles`.
 
     Raises WorkFailedError for a node that is in no profile.
     """
     kernels = {kernel.name: kernel for kernel in profiles[0]}
     if unseen := [node.name for node in nodes if node.name not in kernels]:
         raise WorkFailedError(
-            f"the runtime's profile lacks {', '.join(unseen)}: nothing can be said of this bundle here"
+            f"the runtime's profile lacks {', '.join(unseen)}: this bundle cannot be measured by operator here"
         )
     # Whatever else is in a profile runs within one of these nodes, as the branches of an If do.
     runs = [{kernel.name: kernel.microseconds / 1e3 for kernel in profile} for profile in profiles]
@@ -52,7 +52,7 @@ def node_times(
 
 
 def by_operator(times: Sequence[NodeTime]) -> tuple[OperatorTime, ...]:
-    """Summed, the slowest first; an operator that runs in integers here and in float there has a row for each."""
+    """Sums by operator, the slowest first; one that runs partly in integers and partly in float has two rows."""
     groups: dict[tuple[str, Kind], list[NodeTime]] = {}
     for time in times:
         groups.setdefault((time.op, time.kind), []).append(time)
@@ -76,7 +76,7 @@ def by_operator(times: Sequence[NodeTime]) -> tuple[OperatorTime, ...]:
 
 
 def speed(macs: int | None, milliseconds: float) -> float | None:
-    """Thousands of millions of multiply-accumulates a second; None where there are none, or no time was seen."""
+    """Thousands of millions of multiply-accumulates a second; None without any, or without a time."""
     return macs / milliseconds / 1e6 if macs and milliseconds else None
 
 
@@ -85,7 +85,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _float_nodes(nodes: Sequence[RunNode], kernels: dict[str, Kernel]) -> frozenset[str]:
-    """Names of those that read or give a float tensor. Arithmetic of sizes, which has no two dimensions, is none."""
+    """Names of nodes that read or write a float tensor of two dimensions or more, unlike arithmetic on sizes."""
     maps: set[str] = set()
     found = set()
     for node in nodes:

@@ -1,6 +1,6 @@
-"""What this machine multiplies at its best: a product of large square matrices, whose weights the runtime has packed.
+"""How fast this machine multiplies at best: products of large square matrices, whose weights the runtime has packed.
 
-That is the work of a convolution without its gathering of pixels, and the same kernels do it: u8 by s8 in integers.
+That is a convolution's work without the gathering of pixels, done by the same kernels: u8 by s8 in integers.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ SIDES = (1024, 1536, 2048)
 """Large enough that little but multiplication is left, small enough to take milliseconds."""
 
 RUNS = 3
-"""Of each side in a turn, after those that find memory and caches."""
+"""Timed runs of each side in a turn, after those that warm up memory and caches."""
 
 _OPERATORS: Mapping[Precision, str] = {"int8": "MatMulInteger", "fp32": "MatMul"}
 
 
 class PeakProbe:
-    """Times products of one precision; called several times, so that a busy moment does not decide."""
+    """Times products of one precision, at several moments, so that a busy one does not decide."""
 
     def __init__(self, precision: Precision, threads: int) -> None:
         self.precision = precision
@@ -39,7 +39,7 @@ class PeakProbe:
                 samples_ms.append(sum(kernel.microseconds for kernel in run) / 1e3)
 
     def peak(self) -> Peak:
-        """Of all that was taken."""
+        """The peak over all that was timed."""
         points = tuple(_point(side, tuple(samples)) for side, samples in self._samples_ms.items())
         best = max(point.gmacs_per_s for point in points)
         return Peak(precision=self.precision, op=_OPERATORS[self.precision], gmacs_per_s=best, points=points)

@@ -1,5 +1,5 @@
-"""Other serving frameworks with the same ONNX file, under the same load as ours, and how each behaves when it is hard.
+"""Other serving frameworks with the same ONNX file, under the same load as ours, and how each behaves in hard cases.
 
-The programs in `apps` run in an environment of their framework's own (`make peers`), where nothing of segpress is
-installed: what they share is the file beside them, `apps/model.py`.
+Each program in `apps` runs in its framework's own environment (`make peers`), where segpress is not installed: all they
+share is the file `apps/model.py`.
 """

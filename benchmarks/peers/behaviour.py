@@ -1,4 +1,4 @@
-"""What each server does with clients that are hard on it: the cells of the behaviour table."""
+"""How each server behaves in hard cases: the cells of the behaviour table."""
 
 import asyncio
 import time
@@ -60,19 +60,19 @@ async def unannounced(subject: Subject) -> Cell:
 
 
 async def leavers(subject: Subject) -> Cell:
-    """How long the next client waits behind those that have left: their work must not be done any more."""
+    """How long the next client waits behind those that have left: their work must be dropped."""
     target = subject.server.target
     await asyncio.gather(*(attack("leaves at once", target, subject.good) for _ in range(_LEAVERS)))
     begun = time.perf_counter()
     result = await _once(subject)
     waited_ms = 1e3 * (time.perf_counter() - begun)
-    # As long as what was in work already, and a little more, for a machine is never quiet.
+    # Time for what the server was already working on, and a little more, since a machine is never quiet.
     fair_ms = 4 * subject.alone_ms + 100
     return Cell(good=result == OK and waited_ms < fair_ms, text=f"{result}; waits {waited_ms:.0f} ms")
 
 
 async def neighbours(subject: Subject) -> Cell:
-    """Every second client leaves; the others, who may share a run of the model with one, must not be hurt by it."""
+    """Every second client leaves; the others, which may share a run of the model with it, must not suffer."""
     target = subject.server.target
     staying = (_once(subject) for _ in range(_NEIGHBOURS))
     leaving = (attack("leaves at once", target, subject.good) for _ in range(_NEIGHBOURS))
@@ -82,7 +82,7 @@ async def neighbours(subject: Subject) -> Cell:
 
 
 async def burst(subject: Subject) -> Cell:
-    """Far more than it can do at once: all must be told something soon, and nobody a 500."""
+    """Far more than it can do at once: all must be answered or refused in time, and none with a 500."""
     arrivals = np.linspace(0, _BURST_SECONDS, _BURST).tolist()
     outcomes = await open_loop(
         subject.server.target, [subject.good], arrivals, timeout=TIMEOUT_SECONDS, max_connections=_BURST
@@ -94,7 +94,7 @@ async def burst(subject: Subject) -> Cell:
 
 
 async def health(subject: Subject) -> Cell:
-    """At twice its capacity."""
+    """Health answers quickly even at twice the server's capacity."""
     target = subject.server.target
     rate = 2 * subject.capacity
     arrivals = np.arange(0, _HEALTH_SECONDS, 1 / rate).tolist()
@@ -109,7 +109,7 @@ async def health(subject: Subject) -> Cell:
 
 
 async def ending(subject: Subject) -> Cell:
-    """SIGTERM while requests are in work: what was sent before it must be answered. The last thing that is asked."""
+    """SIGTERM under load: whatever was sent before it must be answered. Comes last, as it ends the server."""
     told: list[float] = []
 
     async def tell() -> int | None:

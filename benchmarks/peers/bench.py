@@ -28,7 +28,7 @@ from export.machine import Machine, usable_cores
 DEFAULT_SECONDS = 10.0
 DEFAULT_TURNS = 3
 OPEN_LOAD = 0.8
-"""Of the smallest capacity: every server must be able to bear it."""
+"""Share of the smallest capacity, so that no server is overloaded."""
 
 _WARM_UP_SECONDS = 2.0
 _ALONE_SECONDS = 2.0
@@ -47,11 +47,11 @@ def bench(
     command: str,
     progress: Progress = silent,
 ) -> PeersReport:
-    """Serve the graph of a bundle by ours and by each of `peers` (a name, and the environment that has it).
+    """Serve a bundle's graph by our server and by each of `peers` (name to environment), and write a report into `out`.
 
-    At saturation the servers take turns, each of `seconds`; then in an open loop, at the same rate for all, of
-    `seconds` in all; in every turn in another order. Then come the hard cases, the end by SIGTERM last. A peer that
-    does not run is named in the report and loses nothing of the others. The report is written into `out`.
+    First the servers take turns at saturation, `seconds` a turn; then in an open loop at the same rate for all,
+    `seconds` over all turns; their order changes every turn. Then come the hard cases, SIGTERM last. A peer that does
+    not run is named in the report; the others are still measured.
 
     Raises BundleError, DatasetError, UsageError, and WorkFailedError when ours does not run.
     """
@@ -61,7 +61,7 @@ def bench(
     padded = bundle.manifest.geometry(height, width).padded
     if padded != (height, width):
         raise UsageError(
-            f"the peers pad nothing, and the model takes no {height}x{width}; give --size {padded[0]}x{padded[1]}"
+            f"the peers do not pad, and the model does not take {height}x{width}; give --size {padded[0]}x{padded[1]}"
         )
     sent = payload((height, width), bundle.manifest.channels, data)
     workers = usable_cores()
@@ -100,7 +100,7 @@ def bench(
             failures=tuple(failures),
         )
         report = report.model_copy(update={"verdicts": verdicts(report)})
-        # Before the servers are stopped, which may take half a minute each: nothing is lost to who does not wait.
+        # Before the servers are stopped, which may take half a minute each: an impatient user loses nothing.
         write(report, out)
     return report
 
@@ -124,7 +124,7 @@ class _RoundRobin:
         return median(run.throughput for run in self.saturated[name])
 
     def measure(self, turns: int, bar: Bar) -> None:
-        """Warm, then one by one; then in turns at saturation, and at a rate that all of them bear."""
+        """Warm up, then send one by one; then in turns at saturation, and at a rate that overloads none of them."""
         for name in self.servers:
             # One connection would reach only some of a server's processes, and the first turn would warm the others.
             self._closed(name, self._connections, _WARM_UP_SECONDS)
@@ -141,7 +141,7 @@ class _RoundRobin:
             bar.advance()
 
     def _in_turns(self, turns: int) -> Iterator[tuple[int, str]]:
-        """Every server once a turn, each turn in another order: who comes first meets another machine."""
+        """Every server once a turn, each turn in another order: the first finds the machine in another state."""
         order = list(self.servers)
         shuffle = random.Random(0).shuffle
         for turn in range(turns):
@@ -149,7 +149,7 @@ class _RoundRobin:
             yield from ((turn, name) for name in order)
 
     def drop_the_dead(self) -> list[str]:
-        """Leave out servers that answered nothing; says so of each."""
+        """Leave out servers that answered nothing; return a message for each."""
         dead = [name for name in self.servers if not self.capacity(name)]
         for name in dead:
             del self.servers[name]
@@ -176,7 +176,7 @@ class _RoundRobin:
 def _started(
     pythons: Mapping[str, str], bundle: Bundle, workers: int, stack: ExitStack, progress: Progress
 ) -> tuple[dict[str, Running], list[str]]:
-    """All that start, and of the others why not; they end with `stack`."""
+    """The servers that started, which end with `stack`, and why the others did not."""
     servers, failures = {}, []
     with progress("starting", len(pythons)) as bar:
         for name, python in pythons.items():

@@ -1,4 +1,4 @@
-"""How each server is started, asked, and spoken to."""
+"""How each server is started, and what its requests look like."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ class Job:
     port: int
     workers: int
     folder: Path
-    """To keep settings in while it runs."""
+    """For its settings while it runs."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Kind:
     """One framework."""
 
     start: Callable[[str, Job], list[str]]
-    """A command line, by the interpreter of its environment."""
+    """Takes the interpreter of its environment; returns a command line."""
     path: Callable[[Job], str]
     health: str
     request: Callable[[Target, bytes, str], bytes]
@@ -67,7 +67,7 @@ class Running:
         return self.request(self.target, file, media_type)
 
     def terminate(self) -> int | None:
-        """SIGTERM; the exit status, None when it has to be killed."""
+        """Send SIGTERM; return the exit status, or None if it has to be killed."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(_STOP_SECONDS)
@@ -139,27 +139,27 @@ KINDS: Mapping[str, Kind] = {
 
 
 def interpreters(given: Mapping[str, Path]) -> dict[str, str]:
-    """Ours first, then those given, by name: each an environment's folder, or its interpreter.
+    """Interpreters by name, ours first; each of `given` is an environment's folder, or its interpreter.
 
-    Raises UsageError for a name that is none and for an environment that is not there.
+    Raises UsageError for an unknown name, and for an environment that does not exist.
     """
     found = {OURS: sys.executable}
     for name, place in given.items():
         if name not in KINDS or name == OURS:
-            raise UsageError(f"there is no peer {name}; there is {', '.join(kind for kind in KINDS if kind != OURS)}")
+            raise UsageError(f"there is no peer {name}; choose {', '.join(kind for kind in KINDS if kind != OURS)}")
         python = place / "bin" / "python" if place.is_dir() else place
         if not python.exists():
             raise UsageError(f"{name}: {place} is no environment; `make peers` makes them in build/peers")
-        # Absolute, since it is started elsewhere; not resolved, or a venv's interpreter would be the one it links to.
+        # Absolute, since it is started in another folder; not resolved, since a venv's interpreter is a link out of it.
         found[name] = str(python.absolute())
     return found
 
 
 @contextmanager
 def running(name: str, python: str, bundle: Bundle, workers: int) -> Iterator[Running]:
-    """Serve `bundle`'s graph by one of KINDS while the block lasts, silent.
+    """Serve `bundle`'s graph by one of KINDS while the block lasts, with its output hidden.
 
-    Raises WorkFailedError, with its last words, for one that does not become ready.
+    Raises WorkFailedError, with the last line of that output, if it does not become ready.
     """
     kind = KINDS[name]
     with TemporaryDirectory() as folder, TemporaryFile() as log:
@@ -182,7 +182,7 @@ def running(name: str, python: str, bundle: Bundle, workers: int) -> Iterator[Ru
                 process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_SECONDS)
-            # What it started may outlive it.
+            # Processes that it started may outlive it.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -1,4 +1,4 @@
-"""From what was measured to a report."""
+"""Builds a report from what was measured."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +16,9 @@ from export.machine import Machine
 from export.scoring import Score
 
 NOISY = 1.5
-"""A 95th percentile this many times the median says that the machine was busy with something else."""
+"""A 95th percentile of this many times the median means that the machine was busy with something else."""
 COARSE = 0.02
-"""An interval of the drop wider than this cannot tell one point from none."""
+"""An interval of the drop wider than this cannot tell a drop of one point from none."""
 
 
 def build(
@@ -34,7 +34,7 @@ def build(
     widths: Sequence[GroupWidth] = (),
     notes: Sequence[str] = (),
 ) -> Report:
-    """Set `bundles` beside each other: the first is the reference, the last the most compressed.
+    """Compare `bundles`: the first is the reference, the last the most compressed.
 
     A model without a score takes its mIoU from its manifest, if that names one.
     """
@@ -133,14 +133,14 @@ def _accuracy_notes(
 ) -> Iterable[str]:
     quoted = [model.name for model in models if model.name not in scores and model.miou is not None]
     if quoted:
-        yield f"The mIoU of {', '.join(quoted)} is quoted from the manifest; --data scores it here and now."
+        yield f"The mIoU of {', '.join(quoted)} is quoted from the manifest; --data scores it here."
     splits = {model.miou_split for model in models if model.miou is not None}
     if len(splits) > 1:
-        yield f"The mIoU is of different splits ({', '.join(sorted(map(str, splits)))}), so no drop is given."
+        yield f"The models' mIoU is of different splits ({', '.join(sorted(map(str, splits)))}), so no drop is given."
     if drop_interval is not None and drop_interval[1] - drop_interval[0] > COARSE and len(models) > 1:
         yield (
             f"The split is small: the drop lies anywhere from {interval(drop_interval)} (95 %). "
-            "More images would tell one point from none."
+            "It takes more images to tell a drop of one point from none."
         )
 
 
@@ -152,18 +152,18 @@ def _latency_notes(models: Sequence[ModelResult], bundles: Mapping[str, Bundle],
         worst = max(noisy, key=lambda model: model.latency_ms.p95 / model.latency_ms.p50)
         yield (
             f"The machine was not quiet: the 95th percentile of {worst.name} is "
-            f"{number(worst.latency_ms.p95 / worst.latency_ms.p50)} times its median. Medians hold better than tails; "
-            "run it again with nothing else running."
+            f"{number(worst.latency_ms.p95 / worst.latency_ms.p50)} times its median. Trust the medians more than the "
+            "tails, or run it again with nothing else running."
         )
     elsewhere = {counted for bundle in bundles.values() if (counted := _counted_at(bundle)) is not None}
     elsewhere -= {(settings.height, settings.width)}
     if elsewhere:
         sizes = ", ".join(f"{height}x{width}" for height, width in sorted(elsewhere))
-        yield f"MMACs are as the manifests count them, at {sizes}; latency here is at {size(settings)}."
+        yield f"MMACs are those of the manifests, counted at {sizes}; latency was measured at {size(settings)}."
 
 
 def _counted_at(bundle: Bundle) -> tuple[int, int] | None:
-    """Height and width, padding included, that the manifest's MACs are of."""
+    """Height and width, padding included, at which the manifest's MACs were counted."""
     latency, multiple = bundle.manifest.latency, bundle.manifest.size_multiple
     if latency is None:
         return None

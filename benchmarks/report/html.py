@@ -1,4 +1,4 @@
-"""Parts of a page that needs nothing beside it: every report that has one is made of these."""
+"""Parts of a page in a single file: every report that has a page is made of these."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -23,7 +23,7 @@ def document(title: str, body: Iterable[str]) -> str:
 
 
 def tiles(figures: Iterable[tuple[str, str, str]]) -> str:
-    """(label, figure, what it is made of), each on a tile."""
+    """A tile for each (label, figure, what the figure is made of)."""
     shown = "".join(
         f'<div class="tile"><dt>{escape(label)}</dt><dd>{escape(figure)}</dd>'
         f'<dd class="aside">{escape(aside)}</dd></div>'
@@ -33,7 +33,7 @@ def tiles(figures: Iterable[tuple[str, str, str]]) -> str:
 
 
 def section(title: str, content: str, *, hidden_title: bool = False) -> str:
-    """`content` is HTML already."""
+    """A section of the page; `content` is HTML already."""
     kind = ' class="unseen"' if hidden_title else ""
     return f"<section>\n<h2{kind}>{escape(title)}</h2>\n{content}\n</section>"
 
@@ -41,9 +41,12 @@ def section(title: str, content: str, *, hidden_title: bool = False) -> str:
 def html_table(
     table: Table, *, stacks: bool = False, swatches: bool = False, marked: str | None = None, captioned: bool = True
 ) -> str:
-    """`stacks`: on a narrow page each row becomes a card. `swatches`: rows have the colours that plots give them, in
-    their order. `marked`: the name of a row that stands out. `captioned`: the caption is to be seen; else the section's
-    title says it."""
+    """`table` as HTML.
+
+    `stacks`: on a narrow page each row becomes a card. `swatches`: rows show the colours that plots give them, in their
+    order. `marked`: the name of a row that stands out. `captioned`: the caption is visible; else the section's title
+    stands for it.
+    """
     # Roles are spelt out because a table that CSS lays out as blocks loses its own.
     head = "".join(f'<th scope="col" role="columnheader">{escape(header)}</th>' for header in table.headers)
     rows = []
@@ -66,7 +69,7 @@ def html_table(
 
 
 def plots_section(plots: Iterable[Plot]) -> str:
-    """All of them, side by side where there is room."""
+    """All `plots`, side by side where there is room."""
     return section("Plots", f'<div class="plots">{"".join(map(_figure, plots))}</div>', hidden_title=True)
 
 
@@ -75,15 +78,15 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def checks(verdicts: Sequence[Verdict]) -> str:
-    """What was asked of the figures, and whether it holds."""
+    """What the figures were checked for, and whether it holds."""
     shown = "".join(map(_verdict, failed_first(verdicts)))
     return section("Checks", f'<ul class="checks">{shown}</ul>')
 
 
 def how_it_was_measured(facts: Iterable[tuple[str, str]], command: str) -> str:
-    """What the figures belong to, and the command that makes them again."""
+    """The conditions of the measurement, and the command that reproduces it."""
     shown = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
-    again = f'<p>Made again by:</p><pre tabindex="0"><code>{escape(command)}</code></pre>'
+    again = f'<p>Reproduce it with:</p><pre tabindex="0"><code>{escape(command)}</code></pre>'
     return section("How it was measured", f'<dl class="facts">{shown}</dl>{again}')
 
 

@@ -13,12 +13,12 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 
 def markdown(report: Report, plots: Sequence[Plot], strip: Strip | None) -> str:
-    """The whole report; pictures are named by the files that lie beside it."""
+    """The whole report; it shows pictures from the files beside it."""
     return "\n".join(_lines(report, plots, strip)) + "\n"
 
 
 def escaped(text: str) -> str:
-    """`text` so that it reads as itself, in one line."""
+    """`text` on one line, so that Markdown shows it as it is."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
@@ -50,11 +50,11 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in circumstances(report))
-    yield from ("", "Made again by:", "", *code_lines(report.command))
+    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
 
 
 def check_lines(verdicts: Sequence[Verdict]) -> Iterable[str]:
-    """What was asked of the figures, and whether it holds; a blank line after it."""
+    """What the figures were checked for, and whether it holds; a blank line after it."""
     yield from ("## Checks", "")
     for verdict in failed_first(verdicts):
         mark = "passed" if verdict.ok else "**failed**"

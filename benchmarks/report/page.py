@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing beside it."""
+"""The report as one HTML page in a single file."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -71,13 +71,13 @@ def _head(report: Report) -> Iterable[str]:
 
 
 def _of_models(table: Table, report: Report) -> str:
-    """A row a model, in the report's order; the compressed one stands out beside a reference."""
+    """A row for each model, in the report's order; the compressed one stands out where there is a reference."""
     marked = None if report.compressed == report.reference else report.compressed
     return html_table(table, stacks=True, swatches=True, marked=marked)
 
 
 def _unbroken(sentence: str, names: Iterable[str]) -> str:
-    """`sentence` escaped, with no line break inside of `names`."""
+    """`sentence` escaped, with no line break within `names`."""
     text = escape(sentence)
     for name in sorted(set(map(escape, names)), key=len, reverse=True):
         text = text.replace(f"{name} ", f'<span class="unbroken">{name}</span> ')

@@ -26,10 +26,10 @@ SERIES = ("#3b7dd8", "#c8641b", "#118a6f", "#a257c9", "#b98200", "#d6487e", "#6b
 _MARKERS = "osD^vP*X"
 
 _INCHES = (5.0, 3.7)
-"""Small, so that the text is still read where the page scales it to the width of a telephone."""
+"""Small, so that the text can still be read where the page scales it to the width of a phone."""
 _PNG_DOTS_PER_INCH = 160
 _SHOWN_SAMPLES = 300
-"""Dots a model in the distribution; more only make the page heavy."""
+"""Dots for each model in the distribution; more would only make the page heavy."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Plot:
     """One figure."""
 
     name: str
-    """Of its file, without suffix."""
+    """Name of its file, without suffix."""
     title: str
     alt: str
     """What it shows, for those who cannot see it."""
     svg: str
-    """To be put into a page as it is; colours are that page's variables."""
+    """To be put into a page as it is; its colours are variables of page.css."""
     png: bytes
     """On white."""
 
@@ -57,7 +57,7 @@ class _ErrorBar:
 
 
 def shortcomings(missing: str = "report.html") -> tuple[str, ...]:
-    """What the report lacks because matplotlib is not installed: `missing`."""
+    """A note that there is no `missing` because matplotlib is not installed; none if it is."""
     try:
         _matplotlib()
     except MissingExtraError as error:
@@ -70,8 +70,7 @@ def colour_of(index: int) -> str:
 
 
 def draw(report: Report) -> tuple[Plot, ...]:
-    """Accuracy against latency where two or more models have an mIoU, how the latencies are distributed, and what
-    pruning cut.
+    """Accuracy against latency if two or more models have an mIoU, the distribution of latencies, and what pruning cut.
 
     Raises MissingExtraError without matplotlib.
     """
@@ -91,7 +90,7 @@ def draw(report: Report) -> tuple[Plot, ...]:
 
 
 def _of_widths(report: Report) -> Iterator[Plot]:
-    """The network before and after, a bar a group of layers; none where nothing was pruned."""
+    """The network before and after, a bar for each group of layers; none where nothing was pruned."""
     groups = report.widths
     if not groups:
         return
@@ -125,7 +124,7 @@ def _of_widths(report: Report) -> Iterator[Plot]:
 def plot(
     name: str, title: str, alt: str, paint: Callable[["Axes"], None], *, inches: tuple[float, float] = _INCHES
 ) -> Plot:
-    """A figure of `inches` (width, height) in the style of all of them, on which `paint` draws.
+    """A figure of `inches` (width, height) in the style that all share, on which `paint` draws.
 
     Raises MissingExtraError without matplotlib.
     """
@@ -161,7 +160,7 @@ def _matplotlib(part: str = "") -> Any:
 
 
 def _tradeoff(axes: "Axes", report: Report) -> None:
-    """mIoU with its interval over median latency, a point a model."""
+    """mIoU with its interval over median latency, a point for each model."""
     _log_milliseconds(axes, [model.latency_ms.p50 for model in report.models], room=1.7)
     bars = []
     for index, model in enumerate(report.models):
@@ -194,7 +193,7 @@ def _tradeoff(axes: "Axes", report: Report) -> None:
 
 
 def _lookup_table(axes: "Axes", lookup: float) -> None:
-    """A line where it is near; far below the models it would only press them together, so it is named at the edge."""
+    """A line where it is near; far below the models it would squeeze them together, so it is only named at the edge."""
     low, high = axes.get_ylim()
     near = lookup > low - (high - low) / 2
     if near:
@@ -251,7 +250,7 @@ def _label(axes: "Axes", bars: Sequence[_ErrorBar]) -> None:
 
 
 def _distribution(axes: "Axes", report: Report) -> None:
-    """Every sample as a dot, a row a model, with the percentiles marked."""
+    """Every sample as a dot, a row for each model, with the percentiles marked."""
     _log_milliseconds(axes, [time for model in report.models for time in model.latency_ms.samples], room=1.15)
     for index, model in enumerate(report.models):
         times = _thinned(model.latency_ms.samples)

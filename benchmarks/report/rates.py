@@ -1,4 +1,4 @@
-"""A learning-rate range test as files to be read: rates.md, the picture that it shows, and the figures as JSON."""
+"""A learning-rate range test as files: rates.md, the picture that it shows, and the figures as JSON."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,9 +19,9 @@ _ROWS = 12
 
 
 def write(test: RateTest, folder: Path, *, command: str) -> Path:
-    """Into `folder`; gives the file to open. Without matplotlib there is no picture, and a note says so.
+    """Write `test` into `folder`; return the file to open. Without matplotlib there is no picture, and a note says so.
 
-    `command` is what makes it again.
+    `command` is what reproduces it.
     """
     make_folder(folder)
     picture: Plot | None
@@ -45,7 +45,7 @@ def verdict(test: RateTest) -> str:
     """One sentence."""
     if test.suggested is None:
         return "the loss fell at none of the rates; look at the data, or at the loss, before the rate"
-    beyond = "beyond that nothing holds" if test.lowest < test.rates[-1] else "no higher rate was tried"
+    beyond = "beyond that it rises" if test.lowest < test.rates[-1] else "no higher rate was tried"
     return (
         f"try --set train.learning_rate={test.suggested:g}: there the loss falls fastest; "
         f"it is lowest at {test.lowest:.2g}, and {beyond}"
@@ -53,7 +53,7 @@ def verdict(test: RateTest) -> str:
 
 
 def losses(test: RateTest) -> Table:
-    """Every so many steps, and the last one."""
+    """About a dozen of the steps, evenly spaced, and the last one."""
     stride = max(1, len(test.rates) // _ROWS)
     shown = sorted({*range(0, len(test.rates), stride), len(test.rates) - 1})
     rows = tuple((f"{test.rates[i]:.2g}", f"{test.losses[i]:.4f}", f"{test.smoothed[i]:.4f}") for i in shown)
@@ -85,4 +85,4 @@ def _lines(test: RateTest, picture: Plot | None, command: str) -> Iterable[str]:
     yield from table_lines(losses(test))
     for note in shortcomings(PICTURE):
         yield from (escaped(note), "")
-    yield from ("Made again by:", "", *code_lines(command))
+    yield from ("Reproduce it with:", "", *code_lines(command))

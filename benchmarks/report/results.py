@@ -13,7 +13,7 @@ from export.timing import Samples
 
 
 class Part(BaseModel):
-    """Figures that belong together, as they stand in a JSON file."""
+    """Figures that belong together, as a JSON file holds them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -42,14 +42,14 @@ class ModelResult(Part):
     """Name of the bundle's folder."""
     precision: Precision
     recipe: tuple[str, ...] = ()
-    """How it was made: the settings that were not the defaults, as `--set` takes them."""
+    """How it was made: the settings that differ from the defaults, as `--set` takes them."""
     params: int
     macs: int
     """Multiply-accumulates of one image, as the manifest counts them."""
     size_bytes: int
     """Of model.onnx."""
     miou: float | None
-    """None where nothing was scored and the manifest names no accuracy."""
+    """None if it was not scored and the manifest names no accuracy."""
     miou_interval: tuple[float, float] | None
     """95 % bootstrap over images."""
     miou_split: str | None
@@ -65,9 +65,9 @@ class ModelResult(Part):
     throughput_images_s: float
     """Images a second with `Settings.concurrency` one-thread runs of one shared session at a time."""
     load_ms: float | None
-    """To make the session in a fresh process; None where that process failed."""
+    """To create the session in a fresh process; None if that process failed."""
     peak_memory_mib: float | None
-    """Largest resident set of a fresh process that holds this model and the runtime; None where it failed."""
+    """Largest resident set of a fresh process that holds this model and the runtime; None if it failed."""
 
 
 class DataUsed(Part):
@@ -127,14 +127,14 @@ class GroupWidth(Part):
     """Channels before."""
     kept: int
     importance_lost: float | None = None
-    """Share of the importance of its channels that went with those that were cut; None after several rounds, of which
-    each has an importance of its own."""
+    """Share of the importance of its channels that was cut with them; None after several rounds, of which each has an
+    importance of its own."""
     milliseconds_spared: float | None = None
-    """By the latency table: what it would cost to keep the group whole; None where no table was asked, too."""
+    """By the latency table: what keeping the group whole would cost; None after several rounds, or without a table."""
 
 
 class Report(Part):
-    """A comparison of models, everything that is needed to judge it and to make it again.
+    """A comparison of models, and everything that is needed to judge and reproduce it.
 
     `speedup` and `miou_drop` are of the last model, the most compressed one, against the reference.
     """
@@ -142,7 +142,7 @@ class Report(Part):
     schema_version: int = 1
     title: str
     command: str
-    """Makes this report again."""
+    """Reproduces this report."""
     date: str
     """ISO 8601, UTC."""
     machine: Machine
@@ -157,7 +157,7 @@ class Report(Part):
     miou_drop_interval: tuple[float, float] | None
     """95 % paired bootstrap over images; None where the models were not scored here."""
     lookup_table_miou: float | None = None
-    """Of the best grey-value look-up table: what colour alone is worth on this data."""
+    """mIoU of the best grey-value look-up table: what colour alone is worth on this data."""
     widths: tuple[GroupWidth, ...] = ()
     """What pruning cut, in the order of the network's layers."""
     goals: Goals = Goals()

@@ -1,4 +1,4 @@
-"""How much a figure varies from seed to seed, and what can be said of it."""
+"""How much a figure varies from seed to seed."""
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
@@ -10,7 +10,7 @@ T_975 = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-"""Quantile 0.975 of Student's distribution with 1, 2, ... 30 degrees of freedom."""
+"""Quantile 0.975 of Student's t distribution with 1, 2, ... 30 degrees of freedom."""
 
 
 class Spread(Part):
@@ -26,5 +26,5 @@ class Spread(Part):
 
 
 def quantile(degrees: int) -> float:
-    """Of Student's distribution for an interval of 95 %; beyond 30 `degrees` of freedom that of 30, a bit too wide."""
+    """Student's t for a 95 % interval; beyond 30 `degrees` of freedom that of 30, which is a little too wide."""
     return T_975[min(degrees, len(T_975)) - 1]

@@ -27,7 +27,7 @@ DIFFERENCES = (
 EVEN, WORST = "one of a few spread evenly over the split", "the image that lost most"
 
 LARGEST_SIDE = 480
-"""Pictures are brought down to this for the page."""
+"""Pictures are scaled down to this for the page."""
 
 CELL_WIDTH = 240
 GAP = 8
@@ -110,11 +110,9 @@ class Strip:
 
 
 def choose(reference: Score, compressed: Score, *, count: int = 4) -> tuple[tuple[str, str], ...]:
-    """(image, why) of `count` images: spread evenly over the split, and the one that lost most.
-
-    Nobody picks them by their looks. Fewer where the split has fewer.
-    """
-    # NaN where an image is void all over: nothing is lost there.
+    """(image, why) for `count` images: some spread evenly over the split, so that none is picked by its looks, and the
+    one that lost most. Fewer where the split has fewer."""
+    # NaN where all of an image is void: nothing is lost there.
     drops = np.nan_to_num(mean_iou(reference.counts) - mean_iou(compressed.counts))
     names = reference.images
     chosen: dict[str, str] = {}

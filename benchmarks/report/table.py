@@ -1,4 +1,4 @@
-"""The report's tables, once, for terminal, Markdown and HTML alike."""
+"""The report's tables, for terminal, Markdown and HTML alike."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ def summary(report: Report) -> Table:
 
 
 def details(report: Report) -> Table:
-    """What one looks up afterwards."""
+    """Figures to look up afterwards."""
     headers = (
         "model",
         "p99 ms",
@@ -80,7 +80,7 @@ def details(report: Report) -> Table:
     concurrency = report.settings.concurrency
     caption = (
         f"images/s: {concurrency} one-thread run{'s' if concurrency != 1 else ''} of one shared session at a time, "
-        "which is how the server runs. Load time and peak memory: a fresh process with Python, ONNX Runtime and "
+        "which is how the server runs. Load time and peak memory: of a fresh process with Python, ONNX Runtime and "
         "the one model"
     )
     return Table(caption, headers, tuple(map(row, report.models)))
@@ -98,7 +98,7 @@ def per_class(report: Report) -> Table | None:
 
 
 def narrowed(report: Report) -> Table | None:
-    """What pruning cut of each group of layers; None where nothing was pruned."""
+    """What pruning cut from each group of layers; None where nothing was pruned."""
     if not report.widths:
         return None
     timed = any(group.milliseconds_spared is not None for group in report.widths)
@@ -114,8 +114,8 @@ def narrowed(report: Report) -> Table | None:
             *times,
         )
 
-    spared = "; ms spared: by the latency table, what it would cost to keep the group whole" if timed else ""
-    caption = f"Coupled layers, named by the first of them; importance lost: of the group's channels{spared}"
+    spared = "; ms spared: by the latency table, what keeping the group whole would cost" if timed else ""
+    caption = f"Groups of coupled layers, named by the first; importance lost: share of the group's importance{spared}"
     return Table(caption, headers, tuple(map(row, report.widths)))
 
 

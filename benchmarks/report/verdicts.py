@@ -6,7 +6,7 @@ from benchmarks.report.results import Goals, ModelResult, Verdict
 from benchmarks.report.words import lost, miou, number, times
 
 CONVERGENCE_MARGIN = 0.01
-"""A baseline that its own compression beats by more than a point was not trained to its end."""
+"""A baseline that a compressed form of itself beats by more than a point was not trained to the end."""
 
 DRIFT = 0.03
 """Medians that differ by less than this may change places in the next run, and the verdict says so."""
@@ -47,8 +47,8 @@ def _convergence(models: Sequence[ModelResult]) -> Iterable[Verdict]:
     else:
         yield Verdict(
             ok=True,
-            text=f"no compressed model more than {CONVERGENCE_MARGIN} above the baseline",
-            detail=f"at best {figures}; more would mean a baseline not converged",
+            text=f"no compressed model scores more than {CONVERGENCE_MARGIN} above the baseline",
+            detail=f"at best {figures}; a larger lead would mean a baseline not converged",
         )
 
 
@@ -69,8 +69,8 @@ def _int8_against_float(models: Sequence[ModelResult]) -> Iterable[Verdict]:
             ok=ok,
             text=f"{model.name}: INT8 {'faster' if ok else 'not faster'} than float",
             detail=f"{number(model.latency_ms.p50)} ms against {number(parent.latency_ms.p50)} ms of {parent.name}"
-            + (f"; by less than {DRIFT:.0%}, which another run may turn round" if close else "")
-            + ("" if ok else "; on this machine INT8 costs accuracy and buys nothing, serve the float model"),
+            + (f"; by less than {DRIFT:.0%}, which another run may reverse" if close else "")
+            + ("" if ok else "; on this machine INT8 costs accuracy and gains nothing: serve the float model"),
         )
 
 
@@ -112,5 +112,5 @@ def _lookup_table(reference: ModelResult, lookup: float | None, margin: float | 
         ok=ok,
         text=f"{reference.name} {'beats' if ok else 'does not beat'} a grey-value look-up table",
         detail=f"mIoU {miou(reference.miou)}; the best table from grey value to class scores {miou(lookup)}"
-        + (f", at least {miou(margin)} above it is asked for" if margin else ""),
+        + (f", and the goal is at least {miou(margin)} above it" if margin else ""),
     )

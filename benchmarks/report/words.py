@@ -1,4 +1,4 @@
-"""Figures and sentences as every form of the report spells them."""
+"""Figures and sentences, spelt alike in every form of the report."""
 
 import math
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def times(value: float) -> str:
 
 def percent(share: float) -> str:
     """Whole percent: 47%."""
-    return f"{round(share, 2) + 0.0:.0%}".replace("-", MINUS)  # + 0.0: there is no minus nought
+    return f"{round(share, 2) + 0.0:.0%}".replace("-", MINUS)  # + 0.0 turns -0.0 into 0.0
 
 
 def millions(value: float) -> str:
@@ -54,17 +54,17 @@ def millions(value: float) -> str:
 
 
 def faster(gain: float) -> str:
-    """A speed-up as words; below 1 it is none."""
+    """A speed-up in words; below 1 it is a slow-down."""
     return f"{times(gain)} faster" if gain >= 1 else f"{times(1 / gain)} slower"
 
 
 def smaller(ratio: float) -> str:
-    """A ratio of sizes, reference over model, as words."""
+    """A ratio of sizes, reference over model, in words."""
     return f"{times(ratio)} smaller" if ratio >= 1 else f"{times(1 / ratio)} larger"
 
 
 def lost(drop: float) -> str:
-    """An mIoU drop as words; below 0 it is a gain."""
+    """An mIoU drop in words; below 0 it is a gain."""
     if round(drop, 4) == 0:
         return "loses no mIoU"
     return f"{'loses' if drop > 0 else 'gains'} {miou(abs(drop))} mIoU"
@@ -121,7 +121,7 @@ def failed_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
-    """What the figures belong to: data, settings, machine, versions."""
+    """The conditions of the measurement: data, settings, machine, versions."""
     settings = report.settings
     inputs = "real images" if settings.real_images else "seeded noise"
     facts = [
@@ -129,8 +129,8 @@ def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
         (
             "Latency",
             f"uint8 image to uint8 mask through ONNX Runtime, batch 1, {size(settings)}, {threads(settings.threads)}, "
-            f"spinning off; {settings.rounds} rounds after {settings.warmup} to warm up, the models taking turns in "
-            f"one process, on {inputs}",
+            f"spinning off; {settings.rounds} rounds after {settings.warmup} to warm up, with the models taking turns "
+            f"in one process, on {inputs}",
         ),
     ]
     if report.data is not None:
@@ -142,7 +142,7 @@ def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
     facts += [
         *machine_facts(report.machine),
         ("Bundles", ", ".join(f"{model.name} from {model.bundle}" for model in report.models)),
-        *((f"Made of {model.name}", ", ".join(model.recipe)) for model in report.models if model.recipe),
+        *((f"Recipe of {model.name}", ", ".join(model.recipe)) for model in report.models if model.recipe),
     ]
     return tuple(facts)
 
@@ -152,7 +152,8 @@ def machine_facts(machine: Machine) -> tuple[tuple[str, str], ...]:
     return (
         (
             "Machine",
-            f"{machine.cpu}, {machine.cores} usable cores, {machine.memory_gib} GiB, {machine.instruction_set}",
+            f"{machine.cpu}, {machine.cores} usable core{'s' if machine.cores != 1 else ''}, "
+            f"{machine.memory_gib} GiB, {machine.instruction_set}",
         ),
         ("System", f"{machine.system}, Python {machine.python}"),
         ("Libraries", ", ".join(f"{name} {version}" for name, version in machine.libraries.items())),

@@ -18,7 +18,7 @@ def write(report: Report, out: Path, strip: Strip | None = None) -> tuple[Path, 
     """Write `report` into the folder `out` and return the files, report.json first.
 
     Without matplotlib there are no plots and no page; the report's notes say so. Files of an earlier
-    report that this one has not are removed.
+    report that this one does not have are removed.
     """
     out.mkdir(parents=True, exist_ok=True)
     plots: tuple[Plot, ...]
@@ -36,6 +36,6 @@ def write(report: Report, out: Path, strip: Strip | None = None) -> tuple[Path, 
         (out / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomic(out / name, content)
-    # Last: who finds it finds the others whole.
+    # Last: whoever finds it finds the others whole.
     write_json(out / JSON, report.model_dump(mode="json"))
     return (out / JSON, *(out / name for name in files))

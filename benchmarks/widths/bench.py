@@ -44,13 +44,14 @@ def bench(
     command: str,
     progress: Progress = silent,
 ) -> WidthsReport:
-    """Cut `checkpoint` to `speedup` by the latency table, by one threshold and by the same share everywhere, and by
-    counting multiply-accumulates at the importance that the table's widths lose; time all of them in one run.
+    """Cut `checkpoint` in four ways and time all of them in one run.
 
-    Nothing is fine-tuned. Raises CheckpointError, DatasetError, UsageError.
+    The latency table, one threshold, and the same share everywhere are held to `speedup`; counting
+    multiply-accumulates is held to the damage that the table's widths do. Nothing is fine-tuned. Raises
+    CheckpointError, DatasetError, UsageError.
     """
     if speedup <= 1:
-        raise UsageError(f"--speedup is a gain, and so larger than 1, got {speedup:g}")
+        raise UsageError(f"--speedup must be larger than 1, got {speedup:g}")
     source, dataset = opened(checkpoint, data, out)
     sized = recipe.data.model_copy(update={"size": source.card.size})
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,7 +61,7 @@ def bench(
         choices = comparison.choices()
     images = len(dataset.split("val"))
     report = WidthsReport(
-        title="Widths by measured milliseconds, and by other ways",
+        title="Widths chosen by measured milliseconds, and in other ways",
         command=command,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=Machine.here(),
@@ -99,7 +100,7 @@ class _Comparison:
         )
 
     def choices(self) -> tuple[Choice, ...]:
-        """Dense, and cut in each of the ways."""
+        """The dense network, and the network cut in each way."""
         plans = self._plans()
         taken = self._timed({name: plan for name, (_, plan) in plans.items()})
         dense = taken["dense"].p50
@@ -130,16 +131,20 @@ class _Comparison:
         asked = f"{self._speedup:g} times faster"
         plans = {
             "dense": ("nothing is cut", self._scores.plan_of({})),
-            "latency table": (f"the least importance lost for {asked}, by the table alone", by_table),
+            "latency table": (f"the least damage of all widths that the table predicts to be {asked}", by_table),
             "MACs": (
-                "the fewest multiply-accumulates for the damage that the row above does",
+                "the fewest multiply-accumulates at no more damage than the row above",
                 self._of_fewest_macs(by_table),
             ),
         }
         for name, scope in (("one threshold", "global"), ("same share", "local")):
             scores = Scores(self._scores.raw, self._scores.comparable, scope)  # type: ignore[arg-type]
             plan = ByRatio(scores, multiple, self._guess).plan(self._speedup)
-            plans[name] = (f"{'of importance' if scope == 'global' else 'of each group'}, measured {asked}", plan)
+            plans[name] = (
+                f"of {'importance over all groups' if scope == 'global' else 'the channels of each group'}, "
+                f"the lightest cut that is measured {asked}",
+                plan,
+            )
         return plans
 
     @cached_property
@@ -147,7 +152,7 @@ class _Comparison:
         return self._costs.choices(self._scores.damage, count="macs")[0]
 
     def _of_fewest_macs(self, other: PruningPlan) -> PruningPlan:
-        """Of the plans that do no more damage than `other`, that of the fewest multiply-accumulates."""
+        """Among the plans that do no more damage than `other`, the one with the fewest multiply-accumulates."""
         choices = self._by_macs
         lost = choices.loss(other.kept())
         low, high = choices.time(choices.narrowest), choices.time(choices.widest)
@@ -162,7 +167,7 @@ class _Comparison:
         return self._scores.plan_of(best)
 
     def _lost(self, plan: PruningPlan | None) -> float:
-        """Importance that goes with `plan`; None: all there is."""
+        """Importance that `plan` cuts away; None: that of all channels."""
         kept: Mapping[str, int] = dict.fromkeys(self._costs.widths, 0) if plan is None else plan.kept()
         return sum(self._scores.lost(name, width) for name, width in kept.items())
 

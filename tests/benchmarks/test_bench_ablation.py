@@ -180,17 +180,17 @@ def test_another_setting_of_the_base_is_another_training(place: Path, report: Ab
 @pytest.mark.parametrize(
     ("changes", "more", "problem"),
     [
-        ("losses = 3", (), "losses: a table of changes is wanted"),
+        ("losses = 3", (), "losses: must be a table of changes"),
         ("", (), "there is no group in it"),
         ("[a", (), "not TOML"),
-        ('[a]\nb = "train.epochs=1"', (), "a.b: a list of settings is wanted"),
-        ('[a]\n"b/c" = []', (), "a.b/c: a name is of letters"),
-        ("[base]\nb = []", (), "name the group otherwise"),
+        ('[a]\nb = "train.epochs=1"', (), "a.b: must be a list of settings"),
+        ('[a]\n"b/c" = []', (), "a.b/c: names consist of letters"),
+        ("[base]\nb = []", (), "give the group another"),
         ('[a]\nb = ["train.epoch=1"]\nc = ["train.epochs=0"]', (), "c: train.epochs = 0"),
         ('[a]\nb = ["train.epoch=1"]\nc = ["train.epochs=0"]', (), "did you mean 'epochs'?"),
         (CHANGES, ("--group", "encoders"), "it has losses, schedules"),
-        (CHANGES, ("--seeds", "encoders=2"), "no change is of the group encoders"),
-        (CHANGES, ("--seeds", "losses=0"), "one training or more, got 0"),
+        (CHANGES, ("--seeds", "encoders=2"), "no change is in the group encoders"),
+        (CHANGES, ("--seeds", "losses=0"), "a change needs one training or more, got 0"),
     ],
 )
 def test_a_list_that_means_nothing_is_refused_before_any_training(

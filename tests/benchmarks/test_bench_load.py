@@ -88,7 +88,7 @@ def test_the_aims_tell_the_images_and_the_models_own_time(run: tuple[LoadReport,
     assert report.ceiling.model_ms is not None
     assert 0 < report.ceiling.model_ms < max(pair.direct for pair in report.ceiling.latency_ms)
     told = verdicts(changed(report, model_ms=20.12))
-    for aim in ("HTTP keeps", "HTTP adds"):
+    for aim in ("the server keeps", "HTTP adds"):
         [verdict] = [verdict for verdict in told if aim in verdict.text]
         assert "image/jpeg of 32x48 in, PNG out; the model's own run takes 20.1 ms" in verdict.detail
     assert "- Model: " in (folder / "report.md").read_text()
@@ -112,7 +112,7 @@ def changed(report: LoadReport, **figures: object) -> LoadReport:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda report: changed(report, kept=0.91), "HTTP keeps"),
+        (lambda report: changed(report, kept=0.91), "the server keeps"),
         (lambda report: changed(report, added_ms=3.1), "HTTP adds"),
         (lambda report: with_first(report, health={"p99_ms": 50.1}), "health answers"),
         (lambda report: with_first(report, health={"failed": 1}), "health answers"),

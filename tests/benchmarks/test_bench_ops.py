@@ -240,8 +240,8 @@ def test_what_the_manifest_names_is_what_runs_in_float(
     assert untold.keys() == {node.node for node in found.floats}
     assert {untold[name] for name in told} == {f"no integer kernel for {operator}"}
     layers = [node.layer for node in found.floats if node.told_by == "manifest"]
-    assert [reason for reason in untold.values() if reason.startswith("turns integers into float")] == [
-        f"turns integers into float for {layer}" for layer in layers
+    assert [reason for reason in untold.values() if reason.startswith("dequantizes")] == [
+        f"dequantizes for {layer}" for layer in layers
     ]
 
 
@@ -277,8 +277,8 @@ def test_a_stem_in_float_is_told_by_the_manifest_and_what_it_drags_along_by_the_
     assert found.not_in_float == ("head",)
     status, out, _ = cli(bundle.path, *FLAGS[:-1])
     assert status == 0
-    assert "0.2 ms faster in float (says the manifest)" in out
-    assert "head: the manifest says that it was left in float; nothing of that name runs in float here" in out
+    assert "0.2 ms faster in float (from the manifest)" in out
+    assert "head: the manifest says that it was left in float, but nothing of that name runs in float here" in out
 
 
 def test_an_end_in_float_is_told(cli: Cli, tmp_path: Path) -> None:
@@ -348,8 +348,8 @@ def test_the_report_holds_what_was_printed(
         cells = [str(node.layer), node.op, node.kind, "x".join(map(str, node.output))]
         assert f"| {' | '.join(cells)} |" in text.replace("\\", "")
         assert f">{node.layer}</th>" in page
-    assert "Nothing of unet-int8 runs in float." in text
-    assert "Nothing of unet-int8 runs in float." in page
+    assert "Nothing in unet-int8 runs in float." in text
+    assert "Nothing in unet-int8 runs in float." in page
     assert "<svg" in page
     assert report.command in text
 

@@ -187,4 +187,4 @@ def test_macs_of_another_size_are_noted(tmp_path: Path) -> None:
     assert not any("MMACs" in note for note in make_report(tmp_path / "same", models=models).notes)
     models = {name: {**fields, **latency(128, 96)} for name, fields in FOUR.items()}
     other = make_report(tmp_path / "other", models=models)
-    assert any("at 128x96; latency here is at 64x96" in note for note in other.notes)
+    assert any("at 128x96; latency was measured at 64x96" in note for note in other.notes)

@@ -38,7 +38,7 @@ def test_a_point_above_is_still_noise(tmp_path: Path) -> None:
 
 def test_a_converged_baseline_is_said_to_be_one(tmp_path: Path) -> None:
     report = make_report(tmp_path, hits=CONVERGED)
-    assert about(report, "no compressed model more than 0.01 above the baseline").ok
+    assert about(report, "no compressed model scores more than 0.01 above the baseline").ok
     assert report.ok
     assert judgement(report) == "All 3 checks passed."
 

@@ -95,7 +95,7 @@ def test_what_is_at_its_floor_is_named_and_not_cut(trained: Checkpoint, discs: P
     # Two shares that come to one width are tried once.
     assert all(len({cut.kept for cut in group.cuts}) == len(group.cuts) for group in analysis.groups)
     assert analysis.images == 2
-    assert f"At their floor, not to be cut: {floor[0]} (16)" in (tmp_path / "out" / "analysis.md").read_text()
+    assert f"At their minimum width, and not cut: {floor[0]} (16)" in (tmp_path / "out" / "analysis.md").read_text()
 
 
 def test_interrupted_it_goes_on_and_finished_it_is_up_to_date(

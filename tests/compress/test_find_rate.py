@@ -84,7 +84,7 @@ def test_a_loss_that_is_no_number_from_the_start_is_told(data: Path, tmp_path: P
 def test_beyond_the_last_rate_nothing_is_claimed() -> None:
     falls = [1 - 0.01 * i for i in range(60)]
     assert "no higher rate was tried" in verdict(found(falls))
-    assert "beyond that nothing holds" in verdict(found([*falls, *[1.0] * 20]))
+    assert "beyond that it rises" in verdict(found([*falls, *[1.0] * 20]))
 
 
 def test_the_command_writes_a_table_and_a_picture_and_no_network(

@@ -92,7 +92,7 @@ def test_it_is_to_be_read(analyzed: tuple[Path, QuantizationAnalysis]) -> None:
     won = [analysis.most_won(effect) for effect in analysis.most_won_first()]
     assert won == sorted(won, reverse=True)
     assert (out / "layers.png").read_bytes().startswith(b"\x89PNG")
-    assert "![mIoU won when a layer stays in float, 13 layers. Most is won by" in text
+    assert "![mIoU gained when a layer stays in float, 13 layers. Most is gained by" in text
     assert "compress quantize it again" in text
 
 

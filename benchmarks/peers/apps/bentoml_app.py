@@ -10,7 +10,7 @@ from model import WORKERS, Model
 
 @bentoml.service(workers=int(os.environ[WORKERS]), traffic={"timeout": 30})
 class Segment:
-    """A file comes as a form and reaches the method as a path; so does the answer leave it."""
+    """A file comes as a form and reaches the method as a path; the answer leaves it as a path, too."""
 
     def __init__(self) -> None:
         self.model = Model()

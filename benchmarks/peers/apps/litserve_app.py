@@ -1,4 +1,4 @@
-"""LitServe: one API server, as many workers as runs at once."""
+"""LitServe: one API server, and a worker for each run at once."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""MLServer: a runtime of one's own behind the Open Inference Protocol, images as base64 in its JSON."""
+"""MLServer: a custom runtime behind the Open Inference Protocol, images as base64 in its JSON."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ class Segment(MLModel):
 
     async def load(self) -> bool:
         self.model = Model()
-        # Each worker begins every request that it is given at once: without this bound all would share its cores.
+        # A worker starts every request it gets at once: without this bound they would all compete for its core.
         self.one_run = ThreadPoolExecutor(1)
         return True
 

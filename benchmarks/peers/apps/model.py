@@ -1,7 +1,7 @@
 """What every peer computes: an image file in, a PNG of class indices out, by the bundle's own graph.
 
-A user of these frameworks writes this much by hand, but for the session's options: those are our server's
-(`export.runtime.session_options`, which these environments have not), so that all run the same kernels.
+Users of these frameworks write this much by hand, except for the session's options: those are our server's
+(`export.runtime.session_options`, which these environments lack), so that all run the same kernels.
 """
 
 import io

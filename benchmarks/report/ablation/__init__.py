@@ -1,1 +1,1 @@
-"""What `compress bench ablation` found, as data, tables, a picture and files. No torch."""
+"""The results of `compress bench ablation` as data, tables, a picture and files. No torch."""

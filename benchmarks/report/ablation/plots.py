@@ -1,4 +1,4 @@
-"""The differences as a picture: a row a change, a dot with its interval a split."""
+"""The differences as a picture: a row for each change, a dot with its interval for each split."""
 
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _OFFSET = 0.17
-"""Rows that the two splits of a change lie off its own place, so that none hides the other."""
+"""How far, in rows, the two splits of a change are moved apart from its place, so that neither hides the other."""
 
 
 def draw(report: AblationReport) -> tuple[Plot, ...]:
-    """None where no change was trained.
+    """The picture; none where no change was trained.
 
     Raises MissingExtraError without matplotlib.
     """
     if not report.differences_test:
         return ()
-    title = "mIoU gained on the base"
+    title = "mIoU gained over the base"
     rows = len(report.differences_test) + len(report.by_group())
     inches = (6.5, 1.3 + 0.27 * rows)
     return (plot("differences", title, _describe(report), lambda axes: _paint(axes, report), inches=inches),)
@@ -51,7 +51,7 @@ def _paint(axes: "Axes", report: AblationReport) -> None:
     axes.grid(visible=True, axis="x")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.2f}".replace("-", MINUS))
     interval = "" if report.deviation is None else " (95 %)"
-    axes.set_xlabel(f"mIoU gained on the base{interval}; right is better")
+    axes.set_xlabel(f"mIoU gained over the base{interval}; right is better")
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9.5)
 
 
@@ -64,4 +64,4 @@ def _dot(axes: "Axes", difference: Difference, place: float, colour: str, marker
 def _describe(report: AblationReport) -> str:
     ordered = sorted(report.differences_test.items(), key=lambda item: item[1].mean, reverse=True)
     rows = "; ".join(f"{name} {miou(difference.mean)} ({difference.judgement})" for name, difference in ordered)
-    return f"mIoU on the test split less that of the base, the best first. {rows}."
+    return f"mIoU on the test split minus that of the base, the best first. {rows}."

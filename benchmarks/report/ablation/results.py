@@ -24,8 +24,8 @@ class Run(Part):
     test: float
     """mIoU of the same weights on the test split, which chose nothing."""
     train: float | None
-    """mIoU on a few batches of its training images, as they are; far above `val`, it has learnt them by heart. None
-    where nothing counted in them."""
+    """mIoU on a few batches of training images without augmentation; far above `val`, the network has memorised them.
+    None where nothing counted in them."""
     best_epoch: int
     seconds: float
     """Of the training; after an interruption, of what was left."""
@@ -46,7 +46,7 @@ class Variant(Part):
 
 
 class Difference(Part):
-    """Means of a variant's trainings less those of the base."""
+    """Mean of a variant's trainings minus that of the base's."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -61,15 +61,15 @@ class Difference(Part):
 
 
 class Deviation(Part):
-    """How far trainings lie apart that differ in their seed alone, taken over all variants together.
+    """How far apart trainings lie that differ in their seed alone, taken over all variants together.
 
-    Two or three seeds of one variant say next to nothing of its own spread.
+    Two or three seeds of one variant say next to nothing about its own spread.
     """
 
     val: float
     test: float
     degrees: int
-    """Of freedom: trainings less variants, of those with several trainings."""
+    """Of freedom: trainings minus variants, among those with several trainings."""
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[Run]]) -> "Deviation | None":
@@ -114,7 +114,7 @@ class AblationReport(Part):
 
     @classmethod
     def of(cls, base: Sequence[Run], variants: Sequence[Variant], **fields: Any) -> "AblationReport":
-        """Compares each of `variants` with `base`."""
+        """Compare each of `variants` with `base`."""
         others = [variant for variant in variants if variant.runs and not variant.same_as_base]
         deviation = Deviation.of([base, *(variant.runs for variant in others)])
 
@@ -136,7 +136,7 @@ class AblationReport(Part):
         )
 
     def by_group(self) -> Mapping[str, Sequence[Variant]]:
-        """In the order of the file."""
+        """The variants by group, in the order of the file."""
         groups: dict[str, list[Variant]] = {}
         for variant in self.variants:
             groups.setdefault(variant.group, []).append(variant)

@@ -1,4 +1,4 @@
-"""The tables of the report, once, for terminal and Markdown."""
+"""The report's tables, for terminal and Markdown alike."""
 
 from collections.abc import Sequence
 from statistics import fmean, median
@@ -21,7 +21,7 @@ HEADERS = (
 
 
 def of_group(report: AblationReport, group: str) -> Table:
-    """A row a change of `group`, under that of the base."""
+    """A row for each change of `group`, under that of the base."""
     base = (
         "base",
         *_scores(report.base),

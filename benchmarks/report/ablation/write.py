@@ -44,7 +44,7 @@ def write(report: AblationReport, out: Path) -> None:
     for plot in plots:
         write_atomic(out / PICTURE, plot.png)
     write_atomic(out / MARKDOWN, "\n".join(_lines(report, plots)) + "\n")
-    # Last: who finds it finds the others whole.
+    # Last: whoever finds it finds the others whole.
     write_json(out / JSON, report.model_dump(mode="json"))
 
 
@@ -70,20 +70,20 @@ def _lines(report: AblationReport, plots: Sequence[Plot]) -> Iterable[str]:
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
-    yield from ("", "Made again by:", "", *code_lines(report.command))
+    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
 
 
 def _spread_in_words(report: AblationReport) -> str:
     text = (
-        "Mean ± deviation over the seeds; train: on a few batches without augmentation; gained: mean less that of the "
-        "base, ± half of its 95 % interval. Each change is compared with the base and with nothing else, so one in "
-        "twenty that does nothing lies outside by chance."
+        "Mean ± deviation over the seeds; train: on a few batches without augmentation; gained: mean minus that of the "
+        "base, ± half of its 95 % interval. Each change is compared with the base and with nothing else, so of changes "
+        "that do nothing, one in twenty lies outside by chance."
     )
     if report.deviation is None:
         return text
     found = report.deviation
     return (
-        f"{text} The intervals take all trainings to vary alike from seed to seed, by {miou(found.val)} on validation "
+        f"{text} The intervals assume that all trainings vary alike from seed to seed: {miou(found.val)} on validation "
         f"and {miou(found.test)} on test ({found.degrees} degrees of freedom)."
     )
 
@@ -94,6 +94,6 @@ def _circumstances(report: AblationReport) -> Iterable[tuple[str, str]]:
     yield "Data", f"{data.name}, {counts} images, fingerprint {data.fingerprint}"
     yield (
         "mIoU",
-        "of the epoch that the validation split ranked first, in torch float32; the test split is looked at after that",
+        "of the epoch that the validation split ranked first, in torch float32; the test split is used only after that",
     )
     yield from machine_facts(report.machine)

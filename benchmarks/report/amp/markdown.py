@@ -11,7 +11,7 @@ from benchmarks.report.words import failed_first, machine_facts
 
 
 def markdown(report: AmpReport, plots: Sequence[Plot]) -> str:
-    """The whole report; pictures are named by the files that lie beside it."""
+    """The whole report; it shows pictures from the files beside it."""
     return "\n".join(_lines(report, plots)) + "\n"
 
 
@@ -43,13 +43,13 @@ def _lines(report: AmpReport, plots: Sequence[Plot]) -> Iterable[str]:
         yield from table_lines(seeds(report.accuracy))
         yield from (escaped(f"From the differences of the seeds, {resolved(report.accuracy)}."), "")
     if report.cells:
-        yield from ("## Whether the cells ran in what they say", "")
+        yield from ("## Whether each cell ran as labelled", "")
         yield from table_lines(checks(report))
     if report.notes:
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
-    yield from ("", "Made again by:", "", *code_lines(report.command))
+    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
 
 
 def _circumstances(report: AmpReport) -> Iterable[tuple[str, str]]:
@@ -58,12 +58,12 @@ def _circumstances(report: AmpReport) -> Iterable[tuple[str, str]]:
         yield "Step", _step(report.workload)
         yield (
             "Taking turns",
-            "each cell is a process of its own; all are alive together and take turns of one untimed and up to two "
+            "each cell is a process of its own; all are alive at once and take turns of one untimed and up to two "
             "timed steps, each round in another order",
         )
         yield (
             "Memory",
-            "on a GPU the peak of what torch's allocator gave out; on a CPU the largest resident set over that of the "
+            "on a GPU the peak of what torch's allocator gave out; on a CPU the largest resident set minus that of the "
             "same process after a step of a tiny network. Compiled cells include what the compiler needs",
         )
     if report.accuracy is not None:
@@ -80,7 +80,7 @@ def _step(workload: Workload) -> str:
     return (
         f"UNet-{workload.base}, batch {workload.batch} of {workload.height}x{workload.width}, {workload.channels} "
         f"channels, {workload.classes} classes, by the code of compress train: forward, cross-entropy + Dice in "
-        f"float32, backward, clipping, AdamW, averaged weights, with a gradient scaler for float16; on noise that lies "
-        f"on the device, so neither data nor augmentation are in it. {workload.steps} timed steps a cell, "
+        f"float32, backward, clipping, AdamW, averaged weights, with a gradient scaler for float16; on noise that is "
+        f"already on the device, without loading or augmenting. {workload.steps} timed steps a cell, "
         f"{workload.cell_seconds:g} s at most"
     )

@@ -1,4 +1,4 @@
-"""The grid as pictures: milliseconds a step and peak memory, a row a cell."""
+"""The grid as pictures: milliseconds a step and peak memory, a row for each cell."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
@@ -14,7 +14,7 @@ _PRECISIONS: tuple[GridPrecision, ...] = get_args(GridPrecision)
 
 
 def draw(report: AmpReport) -> tuple[Plot, ...]:
-    """A figure for each of the two in which some cell has a value.
+    """A figure for each of step time and peak memory, where some cell has a value.
 
     Raises MissingExtraError without matplotlib.
     """

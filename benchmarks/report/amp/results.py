@@ -13,7 +13,7 @@ from benchmarks.report.spread import Spread, quantile
 from export.machine import Machine
 
 GridPrecision = Literal["float32", "tf32", "float16", "bfloat16"]
-"""float32 is true float32: cuDNN may not round to TF32 in it, as it does in torch unless it is told not to."""
+"""float32 is true float32: cuDNN may not round to TF32 in it, as torch lets it by default."""
 
 
 class Cell(Part):
@@ -66,9 +66,9 @@ class CellResult(Part):
     untimed_ms: tuple[float, ...]
     """Of the steps that warm up, in order; the first one includes the compiler."""
     at_least_ms: float | None
-    """Where no step was timed, because one takes so long: the longest that was seen, finished or not."""
+    """If no step was timed because one takes too long: the longest time that was seen, of a finished step or not."""
     peak_memory_mib: float | None
-    """On a GPU what its allocator gave out; on a CPU the largest resident set over that after a tiny network's step."""
+    """On a GPU what its allocator gave out; on a CPU the largest resident set less that after a tiny network's step."""
     params: int | None
     compute_dtype: str | None
     """Of the logits, as torch names it."""
@@ -80,7 +80,7 @@ class CellResult(Part):
     """Largest error of one convolution in this process against float64, over its largest value: about 1e-6 in
     float32, 5e-4 in TF32 and float16, 4e-3 in bfloat16."""
     skipped_steps: int
-    """Timed steps in which the optimizer did not run, which makes them cheaper: a gradient was beyond float16."""
+    """Timed steps without the optimizer, and so cheaper, because a gradient was beyond float16."""
     failure: str | None
     """Why there are fewer timed steps than were asked for."""
 
@@ -90,7 +90,7 @@ class CellResult(Part):
 
 
 MAX_SEEDS = 10
-"""Trainings of each precision; more tell no more that is worth their time."""
+"""Trainings of each precision; what more of them would tell is not worth their time."""
 
 
 class SeedScore(Part):
@@ -110,7 +110,7 @@ class Accuracy(Part):
 
     data: DataUsed
     recipe: dict[str, Any]
-    """Of all trainings, but for precision and seed."""
+    """Of all trainings, apart from precision and seed."""
     precision: str
     seeds: tuple[SeedScore, ...]
     float32: Spread
@@ -143,7 +143,7 @@ class Accuracy(Part):
 
 
 class AmpReport(Part):
-    """What mixed precision gains and loses here, and everything that is needed to make that again."""
+    """What mixed precision gains and loses here, and everything that is needed to reproduce it."""
 
     schema_version: int = 1
     title: str
@@ -165,9 +165,9 @@ class AmpReport(Part):
     notes: tuple[str, ...] = ()
 
     def result(self, cell: Cell) -> CellResult | None:
-        """Of `cell`, where the grid has it."""
+        """The result of `cell`, if the grid has it."""
         return next((result for result in self.cells if result.cell == cell), None)
 
     def counterpart(self, result: CellResult) -> CellResult | None:
-        """The same in float32: what precision alone is compared with."""
+        """The same cell in float32, which shows what precision alone gains."""
         return self.result(result.cell.model_copy(update={"precision": "float32"}))

@@ -1,4 +1,4 @@
-"""The tables of the report, once, for terminal and Markdown."""
+"""The report's tables, for terminal and Markdown alike."""
 
 from benchmarks.report.amp.results import Accuracy, AmpReport, Cell, CellResult
 from benchmarks.report.amp.verdicts import memory_saved, speedup
@@ -33,7 +33,7 @@ def grid(report: AmpReport) -> Table:
 
 
 def checks(report: AmpReport) -> Table:
-    """Whether each cell ran in what it says, and what is needed to doubt its figures."""
+    """Whether each cell ran as labelled, and how far its figures can be trusted."""
     headers = ("cell", "logits", "rounding", "timed steps", "lowest ms", "highest ms", "first step ms", "skipped")
 
     def row(result: CellResult) -> tuple[str, ...]:
@@ -63,12 +63,12 @@ def seeds(accuracy: Accuracy) -> Table:
         for seed in accuracy.seeds
     ]
     rows.append(("mean ± deviation", *map(spread, (accuracy.float32, accuracy.reduced, accuracy.drop))))
-    caption = f"mIoU on the {accuracy.data.split} split, scored in float32 whatever it was trained in"
+    caption = f"mIoU on the {accuracy.data.split} split, scored in float32 whatever the training's precision"
     return Table(caption, ("training", "float32", accuracy.precision, "lost"), tuple(rows))
 
 
 def tables(report: AmpReport) -> tuple[Table, ...]:
-    """What there is to show of `report` in a few lines."""
+    """The tables that show `report` in a few lines."""
     return (
         *([grid(report)] if report.cells else []),
         *([] if report.accuracy is None else [seeds(report.accuracy)]),

@@ -1,8 +1,8 @@
-"""What was promised of mixed precision, beside what was measured.
+"""What was promised of mixed precision, compared with what was measured.
 
-The promise is held against the cells that differ in nothing but their precision: the product's own way to run
-(channels_last, eager), in float32 and in what `compress train` chooses. A figure that the layout of memory or the
-compiler brought is named, and not counted.
+The promise is checked on cells that differ in nothing but their precision: the product's own way to run
+(channels_last, eager), in float32 and in what `compress train` chooses. Gains from the memory layout or the
+compiler are named, but not counted.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ LOST_MIOU = 0.003
 
 
 def verdicts(report: AmpReport) -> tuple[Verdict, ...]:
-    """One for each part of the promise that was looked at."""
+    """One for each part of the promise that was measured."""
     return (*_grid(report), *([] if report.accuracy is None else [_accuracy(report.accuracy)]))
 
 
@@ -66,14 +66,14 @@ def _grid(report: AmpReport) -> Iterable[Verdict]:
 
 
 def _held(promise: str, ok: bool | None, detail: str) -> Verdict:
-    """None: it could not be looked at."""
+    """The verdict on a promise; `ok` is None if it could not be checked."""
     if ok is None:
-        return Verdict(ok=False, text=f"promise not checked: {promise}", detail="a cell that it rests on has no figure")
+        return Verdict(ok=False, text=f"promise not checked: {promise}", detail="a cell that it needs has no figure")
     return Verdict(ok=ok, text=f"promise {'kept' if ok else 'missed'}: {promise}", detail=detail)
 
 
 def _beside(report: AmpReport, chosen: CellResult) -> str:
-    """What the same cell is over others that a reader may have in mind."""
+    """The gain of the same cell over others that a reader may have in mind."""
     others = (
         Cell(precision="float32", channels_last=False, compiled=False),
         Cell(precision="tf32", channels_last=True, compiled=False),
@@ -86,14 +86,14 @@ def _accuracy(accuracy: Accuracy) -> Verdict:
     count = len(accuracy.seeds)
     return _held(
         f"at most {miou(LOST_MIOU)} mIoU lost",
-        round(accuracy.drop.mean, 6) <= LOST_MIOU,  # a difference of two doubles is a little beside its own figure
+        round(accuracy.drop.mean, 6) <= LOST_MIOU,  # the difference of two doubles is slightly off
         f"{accuracy.precision} {lost(accuracy.drop.mean)} against float32 ({miou(accuracy.float32.mean)} to "
         f"{miou(accuracy.reduced.mean)}, mean of {count} seed{'s' if count != 1 else ''}); {resolved(accuracy)}",
     )
 
 
 def resolved(accuracy: Accuracy) -> str:
-    """What these seeds can tell, as words."""
+    """What these seeds can tell, in words."""
     if accuracy.drop_interval is None or accuracy.resolution is None:
         return "one seed says nothing about the spread: give --seeds"
     low, high = accuracy.drop_interval

@@ -22,5 +22,5 @@ def write(report: AmpReport, out: Path) -> None:
     for plot in plots:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_atomic(out / MARKDOWN, markdown(report, plots))
-    # Last: who finds it finds the others whole.
+    # Last: whoever finds it finds the others whole.
     write_json(out / JSON, report.model_dump(mode="json"))

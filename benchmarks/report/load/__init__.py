@@ -1,1 +1,1 @@
-"""What `compress bench load` found, as data, tables, a plot and files. No torch, no web framework."""
+"""The results of `compress bench load` and `soak` as data, tables, plots and files. No torch, no web framework."""

@@ -1,4 +1,4 @@
-"""Whether something grows with time, and how surely."""
+"""Whether memory grows with time, and how certain that is."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.report.load.results import SoakReport, SoakSample
 
 SETTLED = 0.25
-"""Share of a soak after which memory must have found its level."""
+"""Share of a soak after which memory must have settled."""
 _EARLY, _LATE = 500, 5000
 """Requests."""
 
@@ -18,12 +18,12 @@ class Slope:
 
     per_hour: float
     error: float
-    """Standard error of it. Memory goes in steps, so neighbouring samples are not independent and the true error is
+    """Its standard error. Memory changes in steps, so neighbouring samples are not independent, and the true error is
     larger."""
 
 
 def slope(samples: tuple[SoakSample, ...]) -> Slope | None:
-    """Of resident memory in MiB, after SETTLED; None of fewer than three samples."""
+    """The slope of resident memory in MiB, after SETTLED; None for fewer than three samples."""
     chosen = samples[round(SETTLED * len(samples)) :]
     if len(chosen) < 3:
         return None

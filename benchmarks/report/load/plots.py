@@ -1,4 +1,4 @@
-"""A picture of it: latency by load."""
+"""The report's picture: latency by load."""
 
 from typing import TYPE_CHECKING
 
@@ -37,4 +37,4 @@ def draw(report: LoadReport) -> Plot | None:
         f"at {percent(load)}: " + ", ".join(f"p{p:g} {number(client.ms(p) or 0)} ms" for p in _SHOWN)
         for load, client in opened
     )
-    return plot("latency", "Latency by load", f"Latency of answered requests. {points}.", paint)
+    return plot("latency", "Latency by load", f"Latency of answered requests: {points}.", paint)

@@ -1,4 +1,4 @@
-"""The figures of `compress bench load`: what its report.json holds.
+"""The figures of `compress bench load` and `compress bench soak`: what their report.json holds.
 
 Times are milliseconds, throughput is images a second, shares are between 0 and 1 but may pass 1 for CPUs: 1 is one
 core.
@@ -15,12 +15,12 @@ from export.manifest import Precision
 
 
 class Percentile(Part):
-    """A point of the distribution, and on how many requests it rests."""
+    """A point of the distribution, and how many requests lie beyond it."""
 
     percent: float
     milliseconds: float
     beyond: int = Field(ge=0)
-    """Requests that took longer: of fewer than ten, the figure is chance."""
+    """Requests that took longer; with fewer than ten, the figure is chance."""
 
 
 class LoadSummary(Part):
@@ -30,16 +30,16 @@ class LoadSummary(Part):
     """Requests that were due; each is in `ok` or once in `errors`."""
     ok: int
     errors: dict[str, int]
-    """timeout, connection, or a status, with how often."""
+    """How often each occurred: timeout, connection, or a status."""
     seconds: float
     """From the start to the last outcome."""
     throughput: float
     """Answers 200 a second."""
     latency: tuple[Percentile, ...]
-    """Of the answers 200, from when they were due; none where there are none."""
+    """Of the answers 200, from when they were due; empty if there are none."""
 
     def ms(self, percent: float) -> float | None:
-        """One of the percentiles; None where nothing was answered."""
+        """The latency at `percent`; None where nothing was answered."""
         return next((point.milliseconds for point in self.latency if point.percent == percent), None)
 
 
@@ -67,7 +67,7 @@ class ServerView(Part):
 
 
 class Health(Part):
-    """What probes of /v2/health/ready met beside the load."""
+    """What probes of /v2/health/ready found during the load."""
 
     asked: int
     failed: int
@@ -90,7 +90,7 @@ class Run(Part):
     generator_cpu: float
     """Cores that the load generator kept busy."""
     server: ServerView | None
-    """None: it has no metrics of ours."""
+    """None for a server without our metrics."""
     health: Health | None
 
 
@@ -106,20 +106,20 @@ class Ceiling(Part):
 
     workers: int
     throughput: tuple[Pair, ...]
-    """Images a second at saturation, a pair a turn."""
+    """Images a second at saturation, a pair for each turn."""
     latency_ms: tuple[Pair, ...]
-    """Median of one image after the other, a pair a turn."""
+    """Median of one image after the other, a pair for each turn."""
     kept: float
-    """Median over the turns of throughput over HTTP by throughput without."""
+    """Throughput over HTTP divided by throughput without, median over the turns."""
     added_ms: float
-    """Median over the turns of what HTTP adds to one image."""
+    """What HTTP adds to one image, median over the turns."""
     model_ms: float | None = None
-    """Median of the model's own run, one image after the other without HTTP; None in a report from before it was
-    looked at."""
+    """Median of the model's own run, one image after the other without HTTP; None in reports from before it was
+    measured."""
 
 
 class LoadReport(Part):
-    """How a server bears load, and everything that is needed to find it again."""
+    """How a server behaves under load, and everything that is needed to reproduce the figures."""
 
     schema_version: int = 1
     title: str
@@ -130,9 +130,9 @@ class LoadReport(Part):
     target: str
     """The bundle's folder, or the URL."""
     precision: Precision | None
-    """None: of a server that was there before."""
+    """None for a server that was already running."""
     settings: dict[str, str]
-    """Of the server, those that decide what it can bear."""
+    """Those of the server that decide how much load it takes."""
     requests: Requests
     seconds: float
     """Of each run."""
@@ -145,23 +145,23 @@ class LoadReport(Part):
 
 
 CLIENT_ERROR = "4xx"
-"""Among what is accepted: any status that says that the client is wrong."""
+"""Among accepted outcomes: any status that says that the client is wrong."""
 
 
 def is_accepted(outcome: str, accepted: Collection[str]) -> bool:
-    """Whether what came of a hostile client is among what may."""
+    """Whether the `outcome` of a hostile client is among those `accepted`."""
     refused = len(outcome) == len(CLIENT_ERROR) and outcome.startswith("4")
     return outcome in accepted or (refused and CLIENT_ERROR in accepted)
 
 
 class HostileTraffic(Part):
-    """What came of the clients of one kind."""
+    """The outcomes of one kind of hostile client."""
 
     kind: str
     outcomes: dict[str, int]
-    """A status, gone, closed or silent, with how often."""
+    """How often each occurred: a status, gone, closed or silent."""
     accepted: tuple[str, ...]
-    """What may come of them, as `is_accepted` reads it."""
+    """Outcomes that are acceptable, as `is_accepted` reads them."""
 
 
 class SoakSample(Part):
@@ -177,7 +177,7 @@ class SoakSample(Part):
 
 
 class SoakReport(Part):
-    """How a server holds out, and everything that is needed to find it again."""
+    """How a server holds up over time, and everything that is needed to reproduce the figures."""
 
     schema_version: int = 1
     title: str
@@ -194,7 +194,7 @@ class SoakReport(Part):
     """Good requests a second, on average."""
     smallest: int
     largest: int
-    """Pixels of height and width, drawn evenly for every image."""
+    """Bounds of height and width in pixels, between which both are drawn evenly for every image."""
     client: LoadSummary
     """Of the good requests."""
     answers: dict[str, int]

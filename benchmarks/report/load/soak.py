@@ -1,4 +1,4 @@
-"""A soak as files: report.json, report.md and the PNG that it shows; and what the server is held to."""
+"""A soak's report as files, report.json, report.md and the PNG that it shows, and what the server is held to."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,10 +22,10 @@ MAX_RATIO = 1.3
 MAX_GROWTH = 0.02
 """Share of the resident memory by which a soak may grow after it has settled."""
 MIN_ANSWERED = 0.99
-"""Share of the good requests that is answered 200, up to LOAD of the capacity."""
+"""Share of the good requests that must be answered 200, up to LOAD of the capacity."""
 LOAD = 0.8
 REFUSED = "429"
-"""What anybody may be told before a server looks at what they sent."""
+"""What any client may get before the server looks at what it sent."""
 _PICTURE = "memory.png"
 
 
@@ -35,10 +35,10 @@ def verdicts(report: SoakReport) -> tuple[Verdict, ...]:
 
 def _verdicts(report: SoakReport) -> Iterable[Verdict]:
     client = report.client
-    # On a machine with other tenants the capacity of the first seconds may not be there in all of the others: a few
-    # refusals are that, many are a server that does not bear what it should. Beyond LOAD they are its duty.
+    # On a machine with other tenants the capacity of the first seconds may not last: that explains a few refusals, but
+    # many mean that the server takes less load than it should. Beyond LOAD, refusing is its duty.
     asked = MIN_ANSWERED if report.load <= LOAD else 0.0
-    told = f"{percent(asked)} of them 200, the rest" if asked else "200, or"
+    told = f"at least {percent(asked)} of them with 200, the rest with" if asked else "with 200, or with"
     yield Verdict(
         ok=client.errors.keys() <= {REFUSED} and client.ok > 0 and client.ok >= asked * client.sent,
         text=f"every good request was answered: {told} 429 where it would have waited too long",
@@ -61,8 +61,8 @@ def _verdicts(report: SoakReport) -> Iterable[Verdict]:
         met = sum(sum(traffic.outcomes.values()) for traffic in report.hostile)
         yield Verdict(
             ok=not odd,
-            text="hostile clients met what they deserve",
-            detail=", ".join(odd) or f"{met} of {len(report.hostile)} kinds",
+            text="hostile clients were handled as they should be",
+            detail=", ".join(odd) or f"{met} clients of {len(report.hostile)} kinds",
         )
     settled = report.samples[round(SETTLED * len(report.samples)) :]
     found = slope(report.samples)
@@ -77,14 +77,14 @@ def _verdicts(report: SoakReport) -> Iterable[Verdict]:
         )
         middle = len(settled) // 2
         earlier, later = settled[:middle], settled[middle:]
-        # The most go with the crowd of connections; what leaks never comes back, and so raises the least.
+        # The largest numbers follow the connections; a leak never comes back, and so raises the smallest one, too.
         for what, first, last in (
             ("file descriptors", min(s.descriptors for s in earlier), min(s.descriptors for s in later)),
             ("threads", min(s.threads for s in earlier), min(s.threads for s in later)),
         ):
             yield Verdict(
                 ok=last <= first,
-                text=f"the least number of {what} does not grow",
+                text=f"the smallest number of {what} does not grow",
                 detail=f"{first} in the first half, {last} in the second",
             )
     growth = ratio(report)
@@ -97,7 +97,7 @@ def _verdicts(report: SoakReport) -> Iterable[Verdict]:
 
 
 def hostile_table(report: SoakReport) -> Table:
-    """A row a kind."""
+    """A row for each kind."""
     rows = tuple(
         (
             traffic.kind,
@@ -106,11 +106,11 @@ def hostile_table(report: SoakReport) -> Table:
         )
         for traffic in report.hostile
     )
-    return Table("Hostile clients, and what came of them", ("kind", "clients", "outcomes"), rows)
+    return Table("Hostile clients and their outcomes", ("kind", "clients", "outcomes"), rows)
 
 
 def headline(report: SoakReport) -> str:
-    """In one sentence."""
+    """The result in one sentence."""
     client = report.client
     last = report.samples[-1].resident_mib if report.samples else None
     return (
@@ -131,7 +131,7 @@ def write(report: SoakReport, out: Path) -> None:
         (out / _PICTURE).unlink(missing_ok=True)
     else:
         write_atomic(out / _PICTURE, picture.png)
-    # Last: who finds it finds the others whole.
+    # Last: whoever finds it finds the others whole.
     write_json(out / JSON, report.model_dump(mode="json"))
 
 
@@ -163,15 +163,15 @@ def _lines(report: SoakReport, picture: Plot | None) -> Iterable[str]:
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
-    yield from ("", "Made again by:", "", *code_lines(report.command))
+    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
 
 
 def _circumstances(report: SoakReport) -> Iterable[tuple[str, str]]:
     yield "Date", report.date
     yield (
         "Load",
-        f"{number(report.rate)} requests a second, Poisson arrivals over loopback; every image has a size of its own, "
+        f"{number(report.rate)} requests a second, Poisson arrivals over loopback; every image has a random size, "
         f"{report.smallest} to {report.largest} pixels a side",
     )
-    yield "Looked at", f"{len(report.samples)} times; memory has settled after {percent(SETTLED)} of the time"
+    yield "Sampled", f"{len(report.samples)} times; memory must have settled after {percent(SETTLED)} of the time"
     yield from machine_facts(report.machine)

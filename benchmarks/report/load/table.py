@@ -8,7 +8,7 @@ STAGES = ("queue", "decode", "preprocess", "inference", "postprocess", "encode",
 
 
 def runs(report: LoadReport) -> Table:
-    """What the clients saw, a row a run."""
+    """What the clients saw, a row for each run."""
 
     def row(run: Run) -> tuple[str, ...]:
         client, health = run.client, run.health
@@ -37,7 +37,7 @@ def runs(report: LoadReport) -> Table:
 
 
 def stages(report: LoadReport) -> Table | None:
-    """The server's own view, a row a run."""
+    """The server's own view, a row for each run."""
     seen = [(run, run.server.stages_ms) for run in report.runs if run.server is not None]
     if not seen:
         return None
@@ -46,7 +46,7 @@ def stages(report: LoadReport) -> Table | None:
 
 
 def costs(report: LoadReport) -> Table:
-    """What either side took of the machine, a row a run."""
+    """What each side used of the machine, a row for each run."""
 
     def row(run: Run) -> tuple[str, ...]:
         server = run.server
@@ -58,7 +58,7 @@ def costs(report: LoadReport) -> Table:
 
 
 def ceiling(report: LoadReport) -> Table | None:
-    """The same work without HTTP, a row a turn."""
+    """The same work without HTTP, a row for each turn."""
     found = report.ceiling
     if found is None:
         return None
@@ -75,11 +75,11 @@ def ceiling(report: LoadReport) -> Table | None:
         )
         for turn, (rate, one) in enumerate(zip(found.throughput, found.latency_ms, strict=True), start=1)
     )
-    return Table(f"Decode, run and encode by the same code in {found.workers} threads, in turns", headers, rows)
+    return Table(f"The same decode, run and encode in {found.workers} threads, without HTTP and over it", headers, rows)
 
 
 def name(run: Run) -> str:
-    """closed, 4 connections; open, 80%."""
+    """Such as `closed, 4 connections` or `open, 80%`."""
     if run.load is None:
         return f"closed, {run.connections} connection{'s' if run.connections != 1 else ''}"
     return f"open, {percent(run.load)}"

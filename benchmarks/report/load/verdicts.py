@@ -8,9 +8,9 @@ from benchmarks.report.results import Verdict
 from benchmarks.report.words import number, percent
 
 KEPT = 0.92
-"""Of the throughput that the same work has without HTTP."""
+"""Share of the throughput of the same work without HTTP."""
 ADDED_MS = 3.0
-"""To one image at a time."""
+"""What HTTP may add to one image at a time."""
 HEALTH_MS = 50.0
 """Probes decide within about a second; they must not wait behind images."""
 
@@ -28,7 +28,7 @@ def _all(report: LoadReport) -> Iterable[Verdict]:
         shares = ", ".join(percent(pair.over_http / pair.direct) for pair in ceiling.throughput)
         yield Verdict(
             ok=ceiling.kept >= KEPT,
-            text=f"at saturation HTTP keeps {percent(KEPT)} of the throughput that the work has without it",
+            text=f"at saturation the server keeps {percent(KEPT)} of the throughput of the same work without HTTP",
             detail=f"{percent(ceiling.kept)}; by turn {shares}; {conditions(report)}",
         )
         added = ", ".join(number(pair.over_http - pair.direct) for pair in ceiling.latency_ms)
@@ -50,14 +50,14 @@ def _all(report: LoadReport) -> Iterable[Verdict]:
     odd = [error for run in report.runs for error in run.client.errors if error not in _REFUSALS]
     yield Verdict(
         ok=not odd,
-        text="no request failed in another way than a refusal",
+        text="no request failed other than by a refusal",
         detail=", ".join(sorted(set(odd))) or f"{sum(run.client.ok for run in report.runs)} answered 200",
     )
     yield from _counted(report.runs)
 
 
 def _counted(runs: Iterable[Run]) -> Iterable[Verdict]:
-    """Both sides count the same answers, where no client went away first."""
+    """Both sides count the same answers, in the runs where no client left first."""
     compared = [run for run in runs if run.server is not None and not {*_CLIENT_GAVE_UP} & run.client.errors.keys()]
     if compared:
         ours = [{**run.client.errors, "200": run.client.ok} for run in compared]

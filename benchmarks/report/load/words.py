@@ -1,4 +1,4 @@
-"""Sentences as every form of the report spells them."""
+"""Sentences, spelt alike in every form of the report."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from benchmarks.report.words import machine_facts, number, percent
 
 
 def headline(report: LoadReport) -> str:
-    """What it bears, in one sentence."""
+    """How much load the server takes, in one sentence."""
     parts = [f"{report.target} answers {number(report.capacity)} images a second"]
     if report.ceiling is not None:
         parts.append(
@@ -18,7 +18,7 @@ def headline(report: LoadReport) -> str:
 
 
 def conditions(report: LoadReport) -> str:
-    """What the aims are met or missed with: what HTTP costs shows more the faster the model is."""
+    """What the goals are met or missed with: the faster the model, the more the cost of HTTP shows."""
     sent = report.requests
     model_ms = None if report.ceiling is None else report.ceiling.model_ms
     own = "" if model_ms is None else f"; the model's own run takes {number(model_ms)} ms"
@@ -26,7 +26,7 @@ def conditions(report: LoadReport) -> str:
 
 
 def circumstances(report: LoadReport) -> Iterable[tuple[str, str]]:
-    """What the figures belong to."""
+    """The conditions of the measurement."""
     sent = report.requests
     yield "Date", report.date
     yield (
@@ -36,14 +36,13 @@ def circumstances(report: LoadReport) -> Iterable[tuple[str, str]]:
     )
     yield (
         "Runs",
-        f"of {report.seconds:g} s each; closed: every connection sends its next request when it has its answer; open: "
-        "Poisson arrivals, sent when they are due, latency from then on",
+        f"of {report.seconds:g} s each; closed: every connection sends its next request once it has an answer; open: "
+        "Poisson arrivals, sent when they are due, with latency counted from then",
     )
     if report.ceiling is not None and report.ceiling.model_ms is not None:
         yield (
             "Model",
-            f"{number(report.ceiling.model_ms)} ms for one of these images, median of runs one after the other without "
-            "HTTP",
+            f"{number(report.ceiling.model_ms)} ms for one of these images, the median of single runs without HTTP",
         )
     if report.settings:
         yield "Server", ", ".join(f"{name} = {value}" for name, value in report.settings.items())

@@ -36,7 +36,7 @@ def write(report: LoadReport, out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomic(out / name, content)
-    # Last: who finds it finds the others whole.
+    # Last: whoever finds it finds the others whole.
     write_json(out / JSON, report.model_dump(mode="json"))
 
 
@@ -59,7 +59,7 @@ def _markdown(report: LoadReport, plot: Plot | None) -> Iterable[str]:
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in circumstances(report))
-    yield from ("", "Made again by:", "", *code_lines(report.command))
+    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
 
 
 def _body(report: LoadReport, plot: Plot | None) -> Iterable[str]:

@@ -1,1 +1,1 @@
-"""What `compress bench ops` found, as data, tables, a picture and files. No torch, and no onnx."""
+"""The results of `compress bench ops` as data, tables, a picture and files. No torch, and no onnx."""

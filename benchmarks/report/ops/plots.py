@@ -1,4 +1,4 @@
-"""A picture of it: milliseconds by operator, a bar a bundle."""
+"""The report's picture: milliseconds by operator, a bar for each bundle."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHOWN = 0.01
-"""Share of some bundle's time below which an operator is left to the table."""
+"""An operator below this share of every bundle's time is left to the table."""
 _HATCH = "////"
 _BAR, _GAP = 0.2, 0.14
 """Inches."""

@@ -10,7 +10,7 @@ from export.machine import Machine
 from export.manifest import Precision
 
 Kind = Literal["integer", "float"]
-"""What an operator works on: float where a tensor that it reads or gives is, weights and scales aside."""
+"""What an operator works on: float if a tensor that it reads or writes is float, weights and scales aside."""
 
 
 class NodeTime(Part):
@@ -18,7 +18,7 @@ class NodeTime(Part):
 
     name: str
     layer: str | None
-    """The layer or node of model.onnx that it came from; None of what the runtime added."""
+    """The layer or node of model.onnx that it came from; None for what the runtime added."""
     op: str
     output: tuple[int, ...]
     """Shape of its first output, in the runtime's own layout."""
@@ -56,7 +56,7 @@ class FloatNode(Part):
     share: float
     reason: str
     told_by: Literal["manifest", "graph"]
-    """Where the reason comes from: the bundle's own word, or the graph as it is run here."""
+    """Where the reason comes from: the bundle's manifest, or the graph as it is run here."""
 
 
 class PeakPoint(Part):
@@ -64,13 +64,13 @@ class PeakPoint(Part):
 
     side: int
     milliseconds: float
-    """In the fastest run: what disturbs a product only ever makes it slower."""
+    """Of the fastest run: a disturbance only ever makes a product slower."""
     gmacs_per_s: float
     samples_ms: tuple[float, ...]
 
 
 class Peak(Part):
-    """What this machine multiplies at its best, through the same runtime with the same threads in the same run."""
+    """How fast this machine multiplies at best, through the same runtime with the same threads in the same run."""
 
     precision: Precision
     op: str
@@ -93,9 +93,9 @@ class BundleOps(Part):
     profiled_ms: float
     """Whole runs with the profiler: the median of what all nodes took together."""
     nodes_ms: float
-    """Sum over the medians of the nodes. A busy machine disturbs some node in most runs, and this is less."""
+    """Sum of the nodes' medians; less than `profiled_ms` where a busy machine disturbs some node in most runs."""
     convolutions_ms: float
-    """Of which convolutions."""
+    """The part of `nodes_ms` that convolutions take."""
     convolutions_gmacs_per_s: float | None
     """None without a convolution."""
     graph_gmacs_per_s: float | None
@@ -108,13 +108,13 @@ class BundleOps(Part):
     operators: tuple[OperatorTime, ...]
     """The slowest first."""
     floats: tuple[FloatNode, ...]
-    """In the order in which they run; none of a float bundle, which is meant to be float."""
+    """In the order in which they run; none for a float bundle, which is meant to be float."""
     not_in_float: tuple[str, ...]
-    """Layers that the manifest names as left in float, and that do not run in float here."""
+    """Layers that the manifest names as left in float, but that do not run in float here."""
 
 
 class OpsReport(Part):
-    """Bundles taken apart, one beside the other."""
+    """Bundles taken apart, side by side."""
 
     schema_version: int = 1
     title: str
@@ -128,7 +128,7 @@ class OpsReport(Part):
     width: int
     """Of the images that the graphs were given, padding included."""
     runs: int
-    """Profiled, and as many without the profiler."""
+    """With the profiler, and as many without it."""
     peaks: tuple[Peak, ...]
     """One for each precision among the bundles; none where they were not asked for."""
     bundles: tuple[BundleOps, ...]

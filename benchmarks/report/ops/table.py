@@ -1,4 +1,4 @@
-"""The tables of the report, once, for terminal, Markdown and HTML alike."""
+"""The report's tables, for terminal, Markdown and HTML alike."""
 
 from benchmarks.report.ops.results import BundleOps, Kind, NodeTime, OperatorTime, OpsReport, Peak
 from benchmarks.report.table import Table
@@ -6,7 +6,7 @@ from benchmarks.report.words import DASH, millions, number, optional, percent, t
 
 
 def summary(report: OpsReport) -> Table:
-    """A row a bundle."""
+    """A row for each bundle."""
     headers = (
         "bundle",
         "ms",
@@ -37,14 +37,15 @@ def summary(report: OpsReport) -> Table:
     size = f"{report.height}x{report.width}"
     caption = (
         f"{threads(report.threads)}, batch {report.batch}, {size}. ms: whole runs, the bundles in turns; "
-        "profiled ms: with the profiler, several of one bundle in a row; "
-        "nodes ms: the medians of the nodes, summed; conv: convolutions alone; all: their multiply-accumulates over ms"
+        "profiled ms: with the profiler, several of one bundle in a row; nodes ms: the medians of the nodes, summed; "
+        "conv: convolutions alone; all: their multiply-accumulates over ms; of peak: share of this machine's measured "
+        "peak"
     )
     return Table(caption, headers, tuple(map(row, report.bundles)))
 
 
 def operators(report: OpsReport) -> Table:
-    """A row an operator, the slowest of all bundles first."""
+    """A row for each operator, the slowest of all bundles first."""
     found = [{(row.op, row.kind): row for row in bundle.operators} for bundle in report.bundles]
     slowest: dict[tuple[str, Kind], float] = {}
     for rows in found:
@@ -66,7 +67,7 @@ def operators(report: OpsReport) -> Table:
 
 
 def nodes(bundle: BundleOps) -> Table:
-    """A row a node, in the order in which they run."""
+    """A row for each node, in the order in which they run."""
     headers = ("layer", "operator", "in", "output", "ms", "share", "MMACs", "GMAC/s")
 
     def row(node: NodeTime) -> tuple[str, ...]:
@@ -89,7 +90,7 @@ def nodes(bundle: BundleOps) -> Table:
 
 
 def peaks(report: OpsReport) -> Table | None:
-    """What the machine multiplies at its best; None where that was not measured."""
+    """How fast the machine multiplies at best; None where that was not measured."""
     if not report.peaks:
         return None
     sides = [point.side for point in report.peaks[0].points]

@@ -1,4 +1,4 @@
-"""Sentences as every form of the report spells them."""
+"""Sentences, spelt alike in every form of the report."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ def headline(bundle: BundleOps) -> str:
     parts = [f"{bundle.name} takes {number(bundle.whole_ms.p50)} ms, {percent(first.share)} of it in {first.op}"]
     if bundle.convolutions_gmacs_per_s is not None:
         peak = bundle.convolutions_of_peak
-        of_peak = "" if peak is None else f", {percent(peak)} of what this machine can"
+        of_peak = "" if peak is None else f", {percent(peak)} of what this machine can do"
         parts.append(f"its convolutions run at {number(bundle.convolutions_gmacs_per_s)} GMAC/s{of_peak}")
     return f"{'; '.join(parts)}."
 
@@ -20,23 +20,23 @@ def headline(bundle: BundleOps) -> str:
 def in_float(bundle: BundleOps) -> str:
     """How much runs in float, in one sentence."""
     if bundle.precision == "fp32":
-        return f"{bundle.name} is a float bundle: all of it runs in float, as it is meant to."
+        return f"{bundle.name} is a float bundle: all of it runs in float, as it should."
     if not bundle.floats:
-        return f"Nothing of {bundle.name} runs in float."
+        return f"Nothing in {bundle.name} runs in float."
     count = len(bundle.floats)
     share = sum(node.share for node in bundle.floats)
-    return f"In float run {count} of the {len(bundle.nodes)} nodes of {bundle.name}, {share:.1%} of the time:"
+    return f"Of the {len(bundle.nodes)} nodes of {bundle.name}, {count} run in float, for {share:.1%} of the time:"
 
 
 def float_lines(bundle: BundleOps) -> Iterable[str]:
-    """What runs in float and why, a line a node; and what the manifest says of it that is not so here."""
+    """A line for each node in float, with the reason; then the layers that the manifest wrongly says run in float."""
     yield from map(_float_line, bundle.floats)
     for layer in bundle.not_in_float:
-        yield f"{layer}: the manifest says that it was left in float; nothing of that name runs in float here"
+        yield f"{layer}: the manifest says that it was left in float, but nothing of that name runs in float here"
 
 
 def circumstances(report: OpsReport) -> Iterable[tuple[str, str]]:
-    """What the figures belong to."""
+    """The conditions of the measurement."""
     yield "Date", report.date
     yield (
         "Time",
@@ -45,7 +45,7 @@ def circumstances(report: OpsReport) -> Iterable[tuple[str, str]]:
     )
     yield (
         "Nodes",
-        "of the graph after the optimisations that serve; float: it reads or gives a float tensor, scales and weights "
+        "of the graph as it is optimised for serving; float: it reads or writes a float tensor, scales and weights "
         "aside; multiply-accumulates: of convolutions, as model.onnx has them",
     )
     if report.peaks:
@@ -58,6 +58,6 @@ def circumstances(report: OpsReport) -> Iterable[tuple[str, str]]:
 
 
 def _float_line(node: FloatNode) -> str:
-    told = " (says the manifest)" if node.told_by == "manifest" else ""
+    told = " (from the manifest)" if node.told_by == "manifest" else ""
     figures = f"{node.op}, {number(node.milliseconds)} ms, {node.share:.1%}"
     return f"{node.layer or node.node} ({figures}): {node.reason}{told}"

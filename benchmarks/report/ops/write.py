@@ -19,7 +19,7 @@ _PICTURE = "operators.png"
 
 
 def write(report: OpsReport, out: Path) -> Path:
-    """Write `report` into the folder `out`; gives the file to open. Without matplotlib there is neither picture nor
+    """Write `report` into the folder `out`; return the file to open. Without matplotlib there is neither picture nor
     page, and the report's notes say so."""
     make_folder(out)
     plot: Plot | None
@@ -34,7 +34,7 @@ def write(report: OpsReport, out: Path) -> Path:
         (out / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomic(out / name, content)
-    # Last: who finds it finds the others whole.
+    # Last: whoever finds it finds the others whole.
     write_json(out / JSON, report.model_dump(mode="json"))
     return out / (PAGE if plot is not None else MARKDOWN)
 
@@ -63,7 +63,7 @@ def _markdown(report: OpsReport, plot: Plot | None) -> Iterable[str]:
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in circumstances(report))
-    yield from ("", "Made again by:", "", *code_lines(report.command))
+    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
 
 
 def _body(report: OpsReport, plot: Plot) -> Iterable[str]:

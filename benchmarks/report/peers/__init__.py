@@ -1,1 +1,1 @@
-"""What `compress bench peers` found, as data, tables and files. No torch, no web framework."""
+"""The results of `compress bench peers` as data, tables and files. No torch, no web framework."""

@@ -19,13 +19,13 @@ class PeerResult(Part):
     version: str
     """Of its package."""
     closed: tuple[LoadSummary, ...]
-    """At saturation, one a turn."""
+    """At saturation, one for each turn."""
     capacity: float
     """Median of their throughput."""
     opened: LoadSummary
     """Poisson arrivals, all servers at the same rate; the requests of all turns together."""
     opened_turns: tuple[LoadSummary, ...] = ()
-    """The same, one a turn; none in a report from before they took turns."""
+    """The same, one for each turn; empty in reports from before they took turns."""
     behaviours: dict[str, Cell]
 
 
@@ -41,7 +41,7 @@ class PeersReport(Part):
     bundle: str
     requests: Requests
     workers: int
-    """Runs at once, in each of them."""
+    """Runs at once, in each server."""
     connections: int
     """Of the closed loops."""
     seconds: float

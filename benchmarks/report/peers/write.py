@@ -1,4 +1,4 @@
-"""Servers side by side as files, report.json and report.md, and what ours is held to."""
+"""The report on servers side by side as files, report.json and report.md, and what ours is held to."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from benchmarks.report.write import JSON, MARKDOWN
 from export.files import make_folder, write_atomic, write_json
 
 DRIFT = 0.03
-"""Within it two medians may change places in the next run."""
+"""Two medians that differ by less may change places in the next run."""
 
 
 def verdicts(report: PeersReport) -> tuple[Verdict, ...]:
@@ -30,20 +30,20 @@ def _verdicts(report: PeersReport) -> Iterable[Verdict]:
         )
         tails = {peer.name: tail for peer in peers if (tail := peer.opened.ms(99.0)) is not None}
         if tails:
-            # The few that a server answers while it refuses the rest come fast: that is no tail to be held to.
+            # A server that refuses most requests answers the few others fast: that is no tail to be held to.
             whole = {peer.name: tails[peer.name] for peer in peers if peer.name in tails and not peer.opened.errors}
             bound = min(whole.values(), default=float("inf"))
             own, errors = ours.opened.ms(99.0), sum(ours.opened.errors.values())
             yield Verdict(
                 ok=own is not None and own <= (1 + DRIFT) * bound and not errors,
-                text=f"its p99 in the open loop is as low as the best of the others, within {DRIFT:.0%}; no errors",
+                text=f"its p99 in the open loop is as low as the best of the others', within {DRIFT:.0%}; no errors",
                 detail=f"{optional(own)} ms and {errors} errors against {_best(whole)}",
             )
     yield behaves(report)
 
 
 def behaves(report: PeersReport) -> Verdict:
-    """Of ours alone, whatever the others do."""
+    """The verdict on ours alone, whatever the others do."""
     ours = report.servers[0]
     bad = [f"{what}: {cell.text}" for what, cell in ours.behaviours.items() if not cell.good]
     return Verdict(
@@ -61,7 +61,7 @@ def _best(tails: Mapping[str, float]) -> str:
 
 
 def speeds(report: PeersReport) -> Table:
-    """A row a server."""
+    """A row for each server."""
     rows = tuple(
         (
             f"{server.name} {server.version}",
@@ -75,7 +75,7 @@ def speeds(report: PeersReport) -> Table:
     caption = (
         f"{report.workers} runs at once in each; images/s: closed loop of {report.connections} connections, median of "
         f"{report.turns} turns; latency: open loop at {number(report.rate)} requests a second, all turns together; "
-        "by turn: the least to the most of one"
+        "by turn: from the lowest turn to the highest"
     )
     headers = ("server", "images/s", "p50 ms", "p95 ms", "p99 ms", "p50 by turn", "p99 by turn", "errors")
     return Table(caption, headers, rows)
@@ -87,13 +87,13 @@ def _by_turn(server: PeerResult, point: float) -> str:
 
 
 def behaviours(report: PeersReport) -> Table:
-    """A row a hard case, a column a server."""
+    """A row for each hard case, a column for each server."""
     cases = report.servers[0].behaviours
     rows = tuple(
         (case, *(_cell(server.behaviours[case].good, server.behaviours[case].text) for server in report.servers))
         for case in cases
     )
-    return Table("Hard cases; NO: not as a server should", ("case", *(s.name for s in report.servers)), rows)
+    return Table("Hard cases; NO: not what a server should do", ("case", *(s.name for s in report.servers)), rows)
 
 
 def _cell(good: bool, text: str) -> str:
@@ -121,16 +121,16 @@ def _lines(report: PeersReport) -> Iterable[str]:
         (
             "Requests",
             f"{sent.media_type} of {sent.height}x{sent.width}, {number(sent.mean_bytes / 1024)} KiB on average, "
-            f"{sent.source}; the mask comes back as PNG; over loopback, on kept connections; each server by the form "
-            "that it takes: bytes, a form, or base64 in JSON",
+            f"{sent.source}; the mask comes back as PNG; over loopback, on kept connections; in the form that each "
+            "server takes: bytes, an HTML form, or base64 in JSON",
         ),
         (
             "Runs",
-            f"in {report.turns} turns, the servers in another order in each, all of them running: of "
-            f"{report.seconds:g} s at saturation, of {report.seconds / report.turns:.3g} s in the open loop; the same "
-            f"model.onnx of {report.bundle} in all, one thread a run, no batching; latency from when a request was due",
+            f"in {report.turns} turns, all servers running and their order changing from turn to turn: "
+            f"{report.seconds:g} s each at saturation, {report.seconds / report.turns:.3g} s each in the open loop; "
+            f"one model.onnx, of {report.bundle}, one thread a run, no batching; latency from when a request was due",
         ),
         *machine_facts(report.machine),
     )
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in facts)
-    yield from ("", "Made again by:", "", *code_lines(report.command))
+    yield from ("", "Reproduce it with:", "", *code_lines(report.command))

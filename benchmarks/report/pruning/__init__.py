@@ -1,4 +1,4 @@
-"""What `compress prune --analyze` found, as a table and a picture.
+"""The results of `compress prune --analyze`, as a table and a picture.
 
-It is told apart from the reports on bundles because it is about groups of layers, and nothing in it is timed.
+They are separate from the reports on bundles because they are about groups of layers, and nothing in them is timed.
 """

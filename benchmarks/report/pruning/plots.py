@@ -1,4 +1,4 @@
-"""A picture of it: a row a group, a dot a cut."""
+"""The analysis as a picture: a row for each group, a dot for each cut."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ _LINEAR = 0.01
 """mIoU on either side of zero: most groups lie there, and some lose thirty times as much."""
 _TICKS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _NAMED = 3
-"""Groups in the text beside the picture; the table has all of them."""
+"""Groups in the picture's text alternative; the table has all of them."""
 
 
 def draw(analysis: Analysis) -> Plot:
@@ -79,6 +79,6 @@ def _describe(analysis: Analysis) -> str:
     named = ", ".join(f"{group.group} {miou(analysis.mean_lost(group))}" for group in groups[:_NAMED])
     least = f"{groups[-1].group} {miou(analysis.mean_lost(groups[-1]))}"
     return (
-        f"mIoU lost when a group alone is cut, {len(groups)} groups. On the mean over its cuts most is lost by "
+        f"mIoU lost when a group alone is cut, {len(groups)} groups. Averaged over its cuts, most is lost by "
         f"{named}; least by {least}."
     )

@@ -1,4 +1,4 @@
-"""What each group costs, once, for terminal and Markdown."""
+"""What each group costs, as a table for terminal and Markdown."""
 
 from benchmarks.report.table import Table
 from benchmarks.report.words import DASH, miou
@@ -15,7 +15,7 @@ def sensitivity(analysis: Analysis) -> Table:
 
     headers = ("group", "channels", *(f"{share:.0%} kept" for share in analysis.shares), "mean lost")
     caption = (
-        f"mIoU lost when a group alone is cut to so many channels (in brackets), of {miou(analysis.miou_parent)} on "
+        f"mIoU lost when a group alone is cut to the channels in brackets, of {miou(analysis.miou_parent)} on "
         f"{analysis.images} validation images"
     )
     return Table(caption, headers, tuple(map(row, analysis.most_sensitive_first())))

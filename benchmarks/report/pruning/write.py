@@ -1,4 +1,4 @@
-"""The analysis as files to be read: analysis.md, and the picture that it shows. `analysis.json` is the step's own."""
+"""The analysis as files: analysis.md, and the picture that it shows. The step itself writes `analysis.json`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +15,9 @@ MARKDOWN, PICTURE = "analysis.md", "analysis.png"
 
 
 def write(analysis: Analysis, folder: Path, *, command: str) -> None:
-    """Into `folder`, which is there; without matplotlib there is no picture, and a note says so.
+    """Write `analysis` into `folder`, which exists; without matplotlib there is no picture, and a note says so.
 
-    `command` is what makes it again.
+    `command` is what reproduces it.
     """
     plots: tuple[Plot, ...]
     try:
@@ -34,16 +34,16 @@ def _lines(analysis: Analysis, plots: tuple[Plot, ...], command: str) -> Iterabl
     yield (
         f"Each group of coupled layers of {escaped(analysis.parent)} was cut alone, the others left whole, to "
         f"multiples of {analysis.multiple} channels, the least important by {analysis.importance} first. BatchNorm "
-        "statistics were taken again, nothing was fine-tuned: what a network loses for good is less, and cuts of "
-        "several groups do not add up. Read the order, not the figures."
+        "statistics were recomputed, but nothing was fine-tuned: fine-tuning recovers part of these losses, and losses "
+        "of several groups do not add up. Read the order, not the figures."
     )
     yield ""
     yield from table_lines(sensitivity(analysis))
     if whole := analysis.at_their_floor():
         names = ", ".join(f"{group.group} ({group.width})" for group in whole)
-        yield from (f"At their floor, not to be cut: {escaped(names)}.", "")
+        yield from (f"At their minimum width, and not cut: {escaped(names)}.", "")
     for plot in plots:
         yield from (f"![{escaped(plot.alt)}]({PICTURE})", "")
     for note in shortcomings(PICTURE):
         yield from (escaped(note), "")
-    yield from ("Made again by:", "", *code_lines(command))
+    yield from ("Reproduce it with:", "", *code_lines(command))

@@ -1,4 +1,4 @@
-"""What `compress quantize --analyze` found, as a table and a picture.
+"""The results of `compress quantize --analyze`, as a table and a picture.
 
-It is told apart from the reports on bundles because it is about layers of one graph.
+They are separate from the reports on bundles because they are about layers of one graph.
 """

@@ -1,4 +1,4 @@
-"""A picture of it: a row a layer, its noise beside its name, mIoU that comes back as dots."""
+"""The analysis as a picture: a row for each layer, its noise beside its name, the mIoU that float gains as dots."""
 
 from typing import TYPE_CHECKING
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NAMED = 3
-"""Layers in the text beside the picture; the table has all of them."""
+"""Layers in the picture's text alternative; the table has all of them."""
 
 
 def draw(analysis: QuantizationAnalysis) -> Plot:
-    """mIoU that each layer would win in float, in the order of the network, with the noise beside its name.
+    """mIoU that each layer would gain in float, in the order of the network, with the noise beside its name.
 
     Raises MissingExtraError without matplotlib.
     """
     inches = (6.5, 1.3 + 0.24 * len(analysis.layers))
-    title = "What each layer would win in float"
+    title = "What each layer would gain in float"
     return plot("layers", title, _describe(analysis), lambda axes: _paint(axes, analysis), inches=inches)
 
 
@@ -54,11 +54,11 @@ def _paint(axes: "Axes", analysis: QuantizationAnalysis) -> None:
     axes.margins(x=0.08)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
     axes.grid(visible=True, axis="x")
-    axes.set_xlabel(f"mIoU won in float, beside {miou(analysis.miou_int8)} with all in INT8")
+    axes.set_xlabel(f"mIoU gained in float, over {miou(analysis.miou_int8)} with all in INT8")
     axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9.5)
 
 
 def _describe(analysis: QuantizationAnalysis) -> str:
     first = analysis.most_won_first()[:_NAMED]
     named = ", ".join(f"{effect.layer} {signed(analysis.most_won(effect), 4)}" for effect in first)
-    return f"mIoU won when a layer stays in float, {len(analysis.layers)} layers. Most is won by {named}."
+    return f"mIoU gained when a layer stays in float, {len(analysis.layers)} layers. Most is gained by {named}."

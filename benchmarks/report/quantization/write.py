@@ -1,4 +1,4 @@
-"""The analysis as files to be read: layers.md, and the picture that it shows. `layers.json` is the step's own."""
+"""The analysis as files: layers.md, and the picture that it shows. The step itself writes `layers.json`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +15,9 @@ MARKDOWN, PICTURE = "layers.md", "layers.png"
 
 
 def write(analysis: QuantizationAnalysis, folder: Path, *, command: str) -> None:
-    """Into `folder`, which is there; without matplotlib there is no picture, and a note says so.
+    """Write `analysis` into `folder`, which exists; without matplotlib there is no picture, and a note says so.
 
-    `command` is what makes it again.
+    `command` is what reproduces it.
     """
     plots: tuple[Plot, ...]
     try:
@@ -33,10 +33,10 @@ def _lines(analysis: QuantizationAnalysis, plots: tuple[Plot, ...], command: str
     yield from ("# What INT8 does to each layer", "")
     yield (
         f"{escaped(analysis.parent)} in INT8, calibrated by {analysis.calibration}; then the same graph with one layer "
-        "at a time in float, and with it those that read it, so that what it gives is not rounded either. SQNR is that "
-        "of what the layer gives, 10 log10(signal / noise), with the noise of the layers before it in it. What single "
-        "layers win does not add up, and differences of a few thousandths are those of "
-        f"{analysis.images} images."
+        "at a time in float, alone and together with the layers that read it, so that its output is not rounded "
+        "either. SQNR is that of the layer's output, 10 log10(signal / noise), and includes the noise of the layers "
+        "before it. The gains of single layers do not add up, and on "
+        f"{analysis.images} images differences of a few thousandths are chance."
     )
     yield ""
     yield from table_lines(effects(analysis))
@@ -44,4 +44,4 @@ def _lines(analysis: QuantizationAnalysis, plots: tuple[Plot, ...], command: str
         yield from (f"![{escaped(plot.alt)}]({PICTURE})", "")
     for note in shortcomings(PICTURE):
         yield from (escaped(note), "")
-    yield from ("Made again by:", "", *code_lines(command))
+    yield from ("Reproduce it with:", "", *code_lines(command))

@@ -1,1 +1,1 @@
-"""What `compress bench widths` found, as data, a table and files. No torch."""
+"""The results of `compress bench widths` as data, a table and files. No torch."""

@@ -18,7 +18,7 @@ class Choice(Part):
     importance_lost: float
     """Share of the importance of all channels."""
     damage: float | None = None
-    """What a search of widths makes small: `Scores.damage`, summed over the groups; None in reports from before."""
+    """What a search of widths minimises: `Scores.damage`, summed over the groups; None in reports from before."""
     macs: int
     """Multiply-accumulates of the convolutions that the latency table knows."""
     latency_ms: Latency
@@ -27,7 +27,7 @@ class Choice(Part):
     speedup_predicted: float
     """By the latency table."""
     miou: float
-    """On the validation split, with BatchNorm statistics taken again."""
+    """On the validation split, with BatchNorm statistics recomputed."""
 
 
 class WidthsReport(Part):

@@ -12,7 +12,7 @@ from export.files import make_folder, write_atomic, write_json
 
 
 def summary(report: WidthsReport) -> Table:
-    """A row a choice."""
+    """A row for each choice."""
 
     def row(choice: Choice) -> tuple[str, ...]:
         error = choice.speedup_predicted / choice.speedup - 1
@@ -38,12 +38,12 @@ def summary(report: WidthsReport) -> Table:
         "val mIoU, not fine-tuned",
     )
     size = f"{report.height}x{report.width}"
-    caption = f"{report.precision}, {threads(report.threads)}, batch 1, {size}; predicted by the latency table (error)"
+    caption = f"{report.precision}, {threads(report.threads)}, batch 1, {size}; predicted: by the latency table (error)"
     return Table(caption, headers, tuple(map(row, report.choices)))
 
 
 def widths(report: WidthsReport) -> Table:
-    """A row a group of layers."""
+    """A row for each group of layers."""
     dense = report.choices[0].widths
     rows = tuple((layer, *(str(choice.widths[layer]) for choice in report.choices)) for layer in dense)
     return Table("Channels of each group of layers", ("group", *(choice.name for choice in report.choices)), rows)
@@ -66,7 +66,7 @@ def _lines(report: WidthsReport) -> Iterable[str]:
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
     yield from ("## How it was measured", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
-    yield from ("", "Made again by:", "", *code_lines(report.command))
+    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
 
 
 def _circumstances(report: WidthsReport) -> Iterable[tuple[str, str]]:
