@@ -140,7 +140,7 @@ class _Tally:
         else:
             what = (
                 f'colours in brackets are not in the palette; add them to "palette" in {FILE} '
-                f'("{VOID_NAME}" if they are no class), or mend the masks'
+                f'("{VOID_NAME}" if they are not a class), or mend the masks'
             )
         self.problems.add(what, f"{name} ({colours})")
 

@@ -228,7 +228,7 @@ def _group_problems(group: str | None) -> Iterable[str]:
     try:
         re.compile(group)
     except re.error as error:
-        yield f'"group" {group!r} is no regular expression: {error}; write {_EXPECTED["group"]}'
+        yield f'"group" {group!r} is not a regular expression: {error}; write {_EXPECTED["group"]}'
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -170,7 +170,7 @@ class Up(nn.Module):
 
 
 def conv_bn(channels_in: int, channels_out: int, kernel: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution that keeps height and width, and BatchNorm, which has the bias; a ReLU should follow."""
+    """A convolution without bias that keeps height and width, and its BatchNorm; a ReLU should follow."""
     convolution = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
     return kaiming(convolution), nn.BatchNorm2d(channels_out)
 

@@ -85,7 +85,7 @@ class EfficientNetLite(Encoder):
         return features
 
     def from_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert the state dict of any EfficientNet-Lite with its layers in order; the head's, which come last, go."""
+        """Convert the state dict of any EfficientNet-Lite with its layers in order; the head at the end is ignored."""
         named = dict(zip(self.state_dict(), state.values(), strict=False))
         return fold(named, TENSORFLOW, self.channels, weight="stem.1.weight", constant="stem.2.running_mean")
 
