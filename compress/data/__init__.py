@@ -1,8 +1,8 @@
 """A folder of images and masks: opened, checked, split; the built-in sample set; what training draws from it.
 
-It is a package of its own so that everything wrong with the data is said before any training, and
+It is a package of its own so that every problem with the data is reported before any training, and
 everything outside sees arrays in one form: images uint8 HWC, masks uint8 HW with class numbers, 255 for
-void. Only `augment` and `loader` need torch, so they are not imported here.
+void. Modules that need torch, such as `augment` and `loader`, are not imported here.
 """
 
 from compress.data.check import check, require_sound

@@ -24,8 +24,8 @@ Images = tuple[Tensor, Tensor]
 class Augment(nn.Module):
     """Flip, turn and warp image and mask together; change the light and the colours of the image.
 
-    Flips and quarter turns move pixels, all else that moves resamples them once. Randomness comes from torch's global
-    generators alone, so a seeded batch can be made again.
+    Flips and quarter turns only move pixels; all other movements together resample them once. Randomness comes from
+    torch's global generators alone, so a batch can be reproduced from its seed.
     """
 
     def __init__(self, settings: AugmentSettings) -> None:
@@ -40,9 +40,9 @@ class Augment(nn.Module):
         self._noise = settings.noise > 0 or everything
 
     def forward(self, images_NCHW: Tensor, masks_NHW: Tensor) -> Images:
-        """Normalised float images and uint8 masks, augmented; what comes from outside the frame is void.
+        """Normalised float images and uint8 masks, augmented; pixels from outside the frame are void.
 
-        Where quarter turns are asked for, what is not square comes back padded to a square.
+        With quarter turns, images that are not square come back padded to a square.
         """
         images, masks = self._moved(images_NCHW, masks_NHW)
         change = Change.drawn(self._settings, len(images), images.device)
@@ -96,7 +96,7 @@ class Augment(nn.Module):
 
 
 def _some(share: float, pair: Images, other: Images) -> Images:
-    """Of each image the one of `other` with the probability `share`."""
+    """For each image the one in `other` with the probability `share`, else the one in `pair`."""
     chosen_N = torch.rand(len(pair[0]), device=pair[0].device) < share
     return (
         torch.where(chosen_N[:, None, None, None], other[0], pair[0]),

@@ -1,12 +1,15 @@
-"""Rectangles in a batch, one an image. N batch, H height, W width."""
+"""Random rectangles, one for each image of a batch. N batch, H height, W width."""
 
 import torch
 from torch import Tensor
 
 
 def boxes(sides_2N: Tensor, size: tuple[int, int]) -> Tensor:
-    """True inside [N, H, W]: heights and widths are shares of the frame, centres anywhere in it, so that a box may be
-    cut off by the frame's edge."""
+    """Masks [N, H, W], true inside one box each.
+
+    Heights and widths are `sides_2N`, as shares of the frame. Centres are drawn anywhere in the frame, so its edge may
+    cut a box off.
+    """
     centres_2N = torch.rand(2, sides_2N.shape[1], device=sides_2N.device)
     low_2N, high_2N = centres_2N - sides_2N / 2, centres_2N + sides_2N / 2
     rows, columns = (

@@ -1,4 +1,4 @@
-"""Images and masks, decoded once and kept as far as a budget goes; beyond it they are read when they are asked for.
+"""Images and masks, decoded once and kept within a budget; those beyond it are read each time they are needed.
 
 C channels, H height, W width; arrays are uint8, void in a mask is 255.
 """
@@ -16,9 +16,9 @@ from export.images import resize_image, resize_mask
 from export.machine import usable_cores
 
 IMAGES_AHEAD = 16
-"""Read before they are needed, in whole batches; enough to keep the cores busy, and little memory."""
+"""Images read ahead, in whole batches: enough to keep the cores busy, and little memory."""
 SHARE_OF_THE_DEVICE = 0.5
-"""Of a GPU's free memory that images may take; activations need the rest."""
+"""Share of a GPU's free memory that images may take; activations need the rest."""
 
 
 class Pair(NamedTuple):
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 
 class DecodedImages:
-    """The pairs of `samples`, by their place in it; each is resized to `size` when it is decoded."""
+    """The pairs of `samples`, by index; each is resized to `size` when it is decoded."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class DecodedImages:
         device: torch.device,
         on_image: Callable[[], None],
     ) -> None:
-        """Decode from the first sample on until `budget_bytes` are full; `on_image` is called for each one kept."""
+        """Decode from the first sample on until `budget_bytes` are used up; `on_image` is called for each one kept."""
         self._dataset = dataset
         self._samples = samples
         self._size = size
@@ -62,7 +62,7 @@ class DecodedImages:
             self._kept.append(pair)
             on_image()
         self.device = device if _fits(used, device) else torch.device("cpu")
-        """Where the kept pairs lie."""
+        """Where the kept pairs are stored."""
         self._kept = [Pair(pair.image_HWC.to(self.device), pair.mask_HW.to(self.device)) for pair in self._kept]
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class DecodedImages:
         return f"{len(self._kept)} of {len(self)} images are kept decoded {where}{beyond}"
 
     def in_turn(self, groups: Iterable[Sequence[int]]) -> Iterator[list[Pair]]:
-        """The pairs of each group, in order. Of the groups to come, what is not kept is read meanwhile.
+        """The pairs of each group, in order; meanwhile, pairs of later groups that are not kept are read ahead.
 
         Raises ImageError or DatasetError when a file cannot be read.
         """
@@ -91,7 +91,7 @@ class DecodedImages:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def masks(self) -> Iterator[Tensor]:
-        """Every mask; of what is not kept the image is not read."""
+        """Every mask; for samples that are not kept, the mask alone is read."""
         for pair in self._kept:
             yield pair.mask_HW
         for sample in self._samples[len(self._kept) :]:

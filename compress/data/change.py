@@ -1,4 +1,4 @@
-"""How much each image of a batch is changed, drawn from what a recipe asks for.
+"""How much each image of a batch is changed, drawn from the ranges that a recipe gives.
 
 F fields, N batch.
 """
@@ -16,31 +16,33 @@ FIELDS = (
     *("brightness", "contrast", "gamma", "saturation", "hue", "noise"),
 )
 """Degrees for angle and shear, shares of the side for shift, of the colour circle for hue; zoom is the logarithm of
-the factor, so that 0 means "not at all" everywhere and changes add up."""
+the factor, so that 0 means "no change" in every field and changes add up."""
 
 WIDEST: Mapping[str, float] = {
     **{"angle": 15.0, "shear_x": 8.0, "shear_y": 8.0, "shift_x": 0.1, "shift_y": 0.1, "zoom": 0.2},
     **{"brightness": 0.3, "contrast": 0.3, "gamma": 0.3, "saturation": 0.5, "hue": 0.05, "noise": 0.1},
 }
-"""The widest that a policy changes an image by one operation, either way. Milder than the published lists, which are
-for classifiers: theirs shear by 17 degrees, shift by a third, and turn colours over."""
+"""The most that one operation of a policy changes an image, in either direction. Milder than the published lists, which
+are for classifiers: those shear by 17 degrees, shift by a third, and invert colours."""
 
 SMALLEST_FACTOR = 0.05
 
 
 @dataclass(frozen=True)
 class Change:
-    """Of every image, by field; zero is none."""
+    """How much every image is changed, by field; zero is no change."""
 
     values_FN: Tensor
 
     def __getitem__(self, field: str) -> Tensor:
-        """Of each image [N]."""
+        """The values of one field [N]."""
         return self.values_FN[FIELDS.index(field)]
 
     def factor(self, field: str) -> Tensor:
-        """1 + the change, of each image [N]: what its pixels are multiplied by, or raised to. Changes that add up may
-        come below zero, where there is no such power and light would turn to dark."""
+        """1 + the change of each image [N]: what its pixels are multiplied by, or raised to.
+
+        Kept positive: changes that add up may go below zero, where light would turn to dark and no such power exists.
+        """
         return (1 + self[field]).clamp(min=SMALLEST_FACTOR)
 
     def __add__(self, other: "Change") -> "Change":
@@ -48,7 +50,7 @@ class Change:
 
     @classmethod
     def drawn(cls, settings: AugmentSettings, count: int, device: torch.device) -> "Change":
-        """Every field from ± its setting, each image for itself, and what the policy adds."""
+        """Every field within ± its setting, drawn for each image separately, plus what the policy adds."""
         spreads = {
             "angle": settings.rotate_degrees,
             "shear_x": settings.shear_degrees,
@@ -71,10 +73,10 @@ class Change:
 
 
 def _of_policy(settings: AugmentSettings, count: int, device: torch.device) -> Change:
-    """Operations that each image draws for itself, from `WIDEST`.
+    """Operations drawn for each image separately, within `WIDEST`.
 
-    trivial: one, of any strength (Müller and Hutter 2021, arXiv:2103.10158). rand: `policy_operations`, of one strength
-    either way (Cubuk et al. 2019, arXiv:1909.13719); two that are the same add up.
+    trivial: one, of any strength (Müller and Hutter 2021, arXiv:2103.10158). rand: `policy_operations`, all of the same
+    strength, in either direction (Cubuk et al. 2019, arXiv:1909.13719); one that is drawn twice adds up.
     """
     widest_F = torch.tensor([WIDEST[field] for field in FIELDS]).to(device, non_blocking=True)
     values_FN = torch.zeros(len(FIELDS), count, device=device)

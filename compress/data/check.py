@@ -21,7 +21,7 @@ from export.manifest import Channels
 from export.scoring import VOID
 
 FEW_IMAGES = 20
-"""With fewer images in val or test, a single one can move mIoU by more than the budgets that are kept."""
+"""With fewer images in val or test, a single one can move mIoU by more than a model may lose."""
 
 Progress = Callable[[int, int], None]
 
@@ -29,8 +29,8 @@ Progress = Callable[[int, int], None]
 def check(path: Path, channels: ChannelChoice = "auto", *, progress: Progress | None = None) -> DatasetReport:
     """Read every file of a dataset folder and report all problems at once.
 
-    `channels` is what images are read as: of a file that has not so many bands, any number but 1 and 3 is a problem.
-    `progress` is called with (pairs read, pairs in all). What a user may have got wrong is reported, not raised.
+    `channels` is what images are read as; for numbers other than 1 and 3, a file with another number of bands is a
+    problem. `progress` is called with (pairs read, pairs in all). A user's mistakes are reported, not raised.
     """
     layout = Layout.scan(path)
     pairs = [(split, sample) for split in SPLITS for sample in layout.samples[split]]
@@ -103,7 +103,7 @@ class _Tally:
         self.coloured = bool(self.coloured) or seen.coloured
         if seen.unread_pages:
             what = (
-                "files with several pages, of which the first alone is read; where pages are bands, set data.channels "
+                "files with several pages, of which only the first is read; if the pages are bands, set data.channels "
                 "to their number (three pages: save them as one RGB image)"
             )
             self.notes.add(what, name)
@@ -140,7 +140,7 @@ class _Tally:
         else:
             what = (
                 f'colours in brackets are not in the palette; add them to "palette" in {FILE} '
-                f'("{VOID_NAME}" if they are no class), or mend the masks'
+                f'("{VOID_NAME}" if they are not a class), or mend the masks'
             )
         self.problems.add(what, f"{name} ({colours})")
 
@@ -152,7 +152,7 @@ class _Tally:
             self._judge_kin(table)
         self._judge_pictures()
         if layout.passed_over:
-            self.notes.add("passed over, by their suffix no images that are taken", *layout.passed_over)
+            self.notes.add("passed over, because their suffix is not that of a supported image", *layout.passed_over)
         channels: Channels | None = choice if choice != "auto" else None
         if choice == "auto" and self.coloured is not None:
             channels = 3 if self.coloured else 1
@@ -192,7 +192,7 @@ class _Tally:
         for split in SPLITS:
             count = len(self.layout.samples[split])
             if split != "train" and 0 < count < FEW_IMAGES:
-                what = f"fewer than {FEW_IMAGES} images; its mIoU is too coarse to hold a model to"
+                what = f"fewer than {FEW_IMAGES} images; its mIoU is too coarse to judge a model by"
                 self.notes.add(what, f"{split} ({count})")
             if not self.pixels[split].any():
                 continue
@@ -213,7 +213,7 @@ class _Tally:
             if len(splits) > 1:
                 shared = ", ".join(split for split in SPLITS if split in splits)
                 self.notes.add(
-                    "groups that the folders put into several splits; scores may flatter", f"{kin} ({shared})"
+                    "groups that the folders put into several splits; scores may be too high", f"{kin} ({shared})"
                 )
 
     def _judge_pictures(self) -> None:
@@ -221,9 +221,7 @@ class _Tally:
             if len(places) > 1:
                 names = " = ".join(name for _, name in places)
                 if len({split for split, _ in places}) > 1:
-                    what = (
-                        "the same picture in several splits, so a score would count what was learnt by heart; keep one"
-                    )
+                    what = "the same picture in several splits, so a score would reward learning by heart; keep one"
                     self.problems.add(what, names)
                 else:
                     self.notes.add("the same picture more than once in a split", names)

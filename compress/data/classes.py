@@ -8,12 +8,12 @@
       "group":        "^(patient\\d+)_" | null
     }
 
-Only `classes` must be there. A single-channel mask holds class numbers, counted from 0, and
+Only `classes` is required. A single-channel mask holds class numbers, counted from 0, and
 `ignore_index` where a pixel is void. If it holds other numbers, `values` gives the class of each, or
 "void". A colour mask needs `palette`, with the colour of every class, and of "void" if it occurs; for
-masks of numbers the palette is only what overlays are drawn in. `group` is a regular expression searched
-in file names without suffix; what it matches (its first group, if it has one) names the kin that a split
-by hash keeps together. Other keys, such as "name", are kept and not read.
+masks of numbers the palette only sets the colours of overlays. `group` is a regular expression searched
+for in file names without suffix; files in which it matches the same text (its first group, if it has one)
+are kin, and a split by hash keeps them together. Other keys, such as "name", are kept but not read.
 """
 
 import colorsys
@@ -76,7 +76,7 @@ class ClassTable(BaseModel):
             example = '{"classes": ["background", "nucleus"], "ignore_index": null}'
             raise DatasetError(path, [f"missing; write one that names the classes, such as {example}"]) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise DatasetError(path, [f"not JSON: {error}; mend it where it says"]) from None
+            raise DatasetError(path, [f"not JSON: {error}; mend it at that place"]) from None
         if not isinstance(content, dict):
             kind = type(content).__name__
             raise DatasetError(path, [f'holds a {kind}; write an object, {{"classes": [...]}}, around it'])
@@ -103,11 +103,11 @@ class ClassTable(BaseModel):
         return self
 
     def number_of(self, name: str) -> int:
-        """A class name, or "void", to the number it has inside the program."""
+        """The number that a class name, or "void", has inside the program."""
         return VOID if name == VOID_NAME else self.classes.index(name)
 
     def numbers(self) -> dict[int, int]:
-        """What single-channel masks hold -> class number, or VOID."""
+        """The numbers in single-channel masks -> class number, or VOID."""
         if self.values is None:
             numbers = {number: number for number in range(len(self.classes))}
         else:
@@ -117,7 +117,7 @@ class ClassTable(BaseModel):
         return numbers
 
     def kin(self, stem: str) -> str | None:
-        """What keeps together with `stem`: what `group` matches in it, or itself; None if `group` matches nothing."""
+        """The kin of `stem`: what `group` matches in it, None if that is nothing; without `group`, `stem` itself."""
         if self.group is None:
             return stem
         match = re.search(self.group, stem)
@@ -127,7 +127,7 @@ class ClassTable(BaseModel):
         return found or None
 
     def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """RGB of each class, for overlays: as declared, or told apart easily."""
+        """RGB of each class, for overlays: as declared, or else easy to tell apart."""
         if self.palette is not None:
             return tuple(self.palette[name] for name in self.classes)
         return default_colours(len(self.classes))
@@ -135,7 +135,7 @@ class ClassTable(BaseModel):
 
 def default_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     """`count` RGB colours, all different, neighbours far apart in hue."""
-    # Steps of the golden ratio never land near one another; the brightness tells later rounds from earlier ones.
+    # Steps of the golden ratio never land near one another; saturation and brightness set later rounds apart.
     colours = []
     for index in range(count):
         hue = (0.58 + index * 0.618033988749895) % 1.0
@@ -228,7 +228,7 @@ def _group_problems(group: str | None) -> Iterable[str]:
     try:
         re.compile(group)
     except re.error as error:
-        yield f'"group" {group!r} is no regular expression: {error}; write {_EXPECTED["group"]}'
+        yield f'"group" {group!r} is not a regular expression: {error}; write {_EXPECTED["group"]}'
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -42,8 +42,8 @@ class Side:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, full: int, crop: int, zoom: float, around: int | None = None) -> "Side":
-        """At a place that `rng` decides, one that shows the pixel `around` if that is given; as much as there is of an
-        image that is smaller than its crop."""
+        """Draw a place with `rng`, one that shows the pixel `around` if that is given. A zoomed image smaller than its
+        crop is shown whole."""
         shown = min(crop, max(1, round(full * zoom)))
         frame = min(crop, max(full, shown))
         length = min(full, shown / zoom) if shown == crop else full
@@ -60,13 +60,13 @@ class Side:
 
     @property
     def pixels(self) -> slice:
-        """Those of the image that it takes to show the window: with neighbours to interpolate with."""
+        """The image's pixels that are needed to show the window, with neighbours to interpolate with."""
         margin = 1 if self.is_resampled else 0
         first, last = int(np.floor(self.start)) - margin, int(np.ceil(self.start + self.length)) + margin
         return slice(max(0, first), min(self.full, last))
 
     def places(self) -> NDArray[np.float64]:
-        """Centres of the frame's pixels, counted in `pixels`; those of void ones are anywhere in it."""
+        """Centres of the frame's pixels, as indices into `pixels`; those of void ones may lie anywhere in it."""
         step = self.length / self.shown
         centres = self.start + (np.arange(self.frame) + 0.5) * step - 0.5
         places: NDArray[np.float64] = centres - self.pixels.start
@@ -89,9 +89,10 @@ class Window:
         zoom: Zoom,
         around: tuple[int, int] | None = None,
     ) -> "Window":
-        """A crop (height, width) of an image of `size`, magnified by a factor out of `zoom`; None: all of the image.
+        """Draw a crop (height, width) of an image of `size`, magnified by a factor in the range `zoom`; None: the whole
+        image.
 
-        `around` is a pixel (row, column) that it has to show.
+        `around` is a pixel (row, column) that the window has to show.
         """
         if crop is None:
             return cls(Side.whole(size[0]), Side.whole(size[1]))
@@ -101,7 +102,7 @@ class Window:
 
     @property
     def frame(self) -> tuple[int, int]:
-        """(height, width) that it asks for."""
+        """(height, width) of the frame that it needs."""
         return self.rows.frame, self.columns.frame
 
     @property
@@ -112,9 +113,9 @@ class Window:
 def resample(
     images_NHWC: Tensor, masks_NHW: Tensor, windows: Sequence[Window], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Show each window in a frame of `size`: images bilinear, masks nearest, padding and void beyond it.
+    """Show each window in a frame of `size`: images bilinear, masks nearest, padding and void beyond the window.
 
-    Image n begins with the pixels `windows[n]` takes, whatever follows them.
+    Image n has to begin with the `pixels` of `windows[n]`; what follows them is not used.
     """
     device = images_NHWC.device
     y_NH, y_there = _axis([window.rows for window in windows], size[0])
@@ -125,7 +126,7 @@ def resample(
 
     there_NHW = moved(y_there)[:, :, None] & moved(x_there)[:, None, :]
     # From -1 at the centre of the first pixel to 1 at that of the last, which is what align_corners means. Only the
-    # axes are made here: the grid of a batch has a thousand times their numbers.
+    # axes are made on the CPU: the grid of a batch has a thousand times as many numbers.
     height, width = images_NHWC.shape[1:3]
     rows_NH, columns_NW = (
         moved((places * (2 / max(1, length - 1)) - 1).astype(np.float32))
@@ -136,7 +137,7 @@ def resample(
     images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
     shown_NCHW = F.grid_sample(images_NCHW, grid, padding_mode="border", align_corners=True).round().to(torch.uint8)
 
-    # By whole numbers and not by a grid of floats: nearest then means the same pixel on every device.
+    # Indexed by whole numbers, not a grid of floats: nearest then means the same pixel on every device.
     y, x = (moved(_nearest(places)) for places in (y_NH, x_NW))
     labels_NHW = masks_NHW[torch.arange(len(y), device=device)[:, None, None], y[:, :, None], x[:, None, :]]
     return (
@@ -146,7 +147,7 @@ def resample(
 
 
 def _axis(sides: Sequence[Side], length: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Places [N, length] in each image, and whether there is anything to be seen."""
+    """Places [N, length] in each image, and whether the image is shown there."""
     places = np.zeros((len(sides), length))
     for row, side in zip(places, sides, strict=True):
         row[: side.frame] = side.places()

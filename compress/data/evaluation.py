@@ -1,4 +1,4 @@
-"""A split as what scores a model: images as they are, truth at the size that it was drawn in. No torch."""
+"""A split for scoring models: images as they are, truth at the size in which it was drawn. No torch."""
 
 import hashlib
 from collections import Counter
@@ -11,7 +11,7 @@ from export.images import U8, read_header
 
 
 class EvaluationImages:
-    """Iterate over (name, image HWC, truth HW); files are read as they are asked for."""
+    """Iterate over (name, image HWC, truth HW); files are read when they are needed."""
 
     def __init__(self, dataset: Dataset, split: Split, samples: Sequence[Sample] | None = None) -> None:
         self.dataset = dataset
@@ -34,14 +34,14 @@ class EvaluationImages:
 
 
 def nothing_counts(dataset: Dataset, split: str) -> DatasetError:
-    """What to raise for a split that has no mIoU."""
+    """The error to raise for a split that has no mIoU."""
     end = "learnt" if split == "train" else "scored"
     return DatasetError(dataset.path, [f"{split}: every mask is void everywhere; nothing can be {end} there"])
 
 
 def usual_size(dataset: Dataset) -> tuple[int, int]:
-    """(height, width) of most images, the larger of two that are as common: where latency is measured if nothing else
-    is asked for."""
+    """The most common (height, width), the larger of two that are equally common: latency is measured there by
+    default."""
     headers = (read_header(sample.image) for split in SPLITS for sample in dataset.split(split))
     sizes = Counter((header.height, header.width) for header in headers)
     return max(sizes, key=lambda size: (sizes[size], size[0] * size[1]))

@@ -1,7 +1,7 @@
-"""What was found wrong, one line for each kind however many files share it."""
+"""Findings about a dataset: one line for each kind, however many files share it."""
 
 SHOWN = 20
-"""Names that one line gives before it only counts."""
+"""Names that one line lists before it only counts."""
 
 
 class Findings:

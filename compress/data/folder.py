@@ -24,22 +24,22 @@ from export.scoring import VOID
 __all__ = ["VOID", "ChannelChoice", "ClassTable", "Dataset", "Sample", "Split", "open_dataset"]
 
 ChannelChoice = Channels | Literal["auto"]
-"""Of a dataset's images; auto: as the images are, grey or RGB."""
+"""How a dataset's images are read; auto: as they are, grey or RGB."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with masks in three splits. Nothing is decoded before it is asked for."""
+    """Images with masks in three splits. Nothing is decoded before it is needed."""
 
     path: Path
     table: ClassTable
     channels: Channels
-    """What `read_image` gives: 1 grey, 3 RGB, any other number the bands of the files."""
+    """Of what `read_image` returns: 1 grey, 3 RGB, any other number the bands of the files."""
     train: tuple[Sample, ...] = field(repr=False)
     val: tuple[Sample, ...] = field(repr=False)
     test: tuple[Sample, ...] = field(repr=False)
     known_fingerprint: str | None = field(default=None, repr=False, compare=False)
-    """Spares reading every file again where a check has just done it."""
+    """Known from a check, which has just read every file."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,23 +62,21 @@ class Dataset:
     def read_image(self, sample: Sample) -> U8:
         """Pixels HWC with C = `channels`.
 
-        Raises ImageError when the file cannot be decoded, or has other bands.
+        Raises ImageError when the file cannot be decoded, or has another number of bands.
         """
         return decode(sample.image, self.channels)
 
     def read_mask(self, sample: Sample) -> U8:
         """Class numbers HW, 255 (`VOID`) for void whatever number or colour it has in the file.
 
-        Raises ImageError when the file cannot be decoded, DatasetError when it holds what is no class.
+        Raises ImageError when the file cannot be decoded, DatasetError when it holds an undeclared value.
         """
         mask = self._masks.read(sample.mask)
         unknown = [str(number) for number in mask.unknown_numbers]
         unknown += [str(list(colour)) for colour in mask.unknown_colours]
         if unknown:
             where = sample.mask.relative_to(self.path).as_posix()
-            what = (
-                f"{where}: {shortened(unknown)} are not declared in {FILE}; run the data check for what to write there"
-            )
+            what = f"{where}: {shortened(unknown)} are not declared in {FILE}; run the data check to see what to write"
             raise DatasetError(self.path, [what])
         return mask.indices
 
@@ -102,7 +100,7 @@ class Dataset:
 
 
 def open_dataset(path: Path, *, channels: ChannelChoice = "auto") -> Dataset:
-    """Open a dataset folder; only its structure is looked at, not what the files hold.
+    """Open a dataset folder; only its structure is checked, not what the files hold.
 
     `auto` is 3 channels if any image has colour, else 1; other numbers are never guessed. Raises DatasetError
     with everything that is wrong with the structure, ImageError when an image that has to be looked at cannot

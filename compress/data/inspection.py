@@ -29,7 +29,7 @@ class SeenImage:
     unread_pages: bool
     """There are more pages than the one that was read."""
     picture: str | None
-    """Hex SHA-256 of the decoded pixels; None for an image of one single value, which resembles any other."""
+    """Hex SHA-256 of the decoded pixels; None for an image of a single value, which equals any other such image."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,25 @@ class SeenMask:
     size: tuple[int, int]
     lossy: bool
     histogram: tuple[int, ...] = ()
-    """Pixels of each of the 256 numbers inside the program; empty when classes.json cannot be used."""
+    """How many pixels have each of the program's 256 numbers; empty when classes.json cannot be used."""
     is_palette_image: bool = False
     numbers: tuple[int, ...] = ()
-    """As `Mask` has them, like the two that follow."""
+    """As in `Mask`, like the two fields that follow."""
     unknown_numbers: tuple[int, ...] = ()
     unknown_colours: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class OtherChannels:
-    """An image that is sound but has not the channels asked for."""
+    """An image that is sound but does not have the channels asked for."""
 
     problem: str
-    """What it has and what to give instead; the same words for every file of its kind."""
+    """What it has and what is needed instead; in the same words for every such file."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A pair; a message stands where a file could not be read."""
+    """A pair; a file that could not be read is represented by a message."""
 
     image: SeenImage | OtherChannels | str
     mask: SeenMask | str
@@ -72,14 +72,14 @@ class Inspector:
         self._bands = channels if channels != "auto" and channels not in (1, 3) else None
 
     def look(self, sample: Sample) -> Seen:
-        """Read both files. Raises nothing that the files could cause."""
+        """Read both files. Problems with them are returned, not raised."""
         return Seen(self._image(sample.image), self._mask(sample.mask))
 
     def _image(self, path: Path) -> SeenImage | OtherChannels | str:
         try:
             content = path.read_bytes()
             header = read_header(content)
-            # Whether there is colour shows in RGB alone, whatever is asked for.
+            # Colour shows only in RGB, so a file that is not grey is decoded as RGB whatever is asked for.
             pixels = decode(content, self._bands or (1 if header.is_grey else 3))
         except (ImageError, OSError) as error:
             wrong_channels = isinstance(error, ImageError) and error.reason == "channels"

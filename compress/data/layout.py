@@ -1,7 +1,7 @@
 """Which files of a dataset folder belong together: splits, images and masks by name, nothing decoded.
 
 DIR/{train,val,test}/{images,masks}/NAME.*     splits as folders, or
-DIR/{images,masks}/NAME.*                      one heap, split by a hash of the name
+DIR/{images,masks}/NAME.*                      one pool, split by a hash of the name
 DIR/classes.json
 """
 
@@ -31,20 +31,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies in a dataset folder, and what is wrong with how it lies there."""
+    """What a dataset folder contains, and what is wrong with its structure."""
 
     path: Path
     table: ClassTable | None
     """None if classes.json cannot be used."""
     samples: Mapping[Split, tuple[Sample, ...]]
-    """The pairs that could be made, also where there are problems."""
+    """The pairs that could be made, even if there are problems."""
     passed_over: tuple[str, ...]
-    """Files that are no image by their suffix."""
+    """Files and folders whose suffix is not that of an image."""
     problems: Findings
 
     @classmethod
     def scan(cls, path: Path) -> "Layout":
-        """List the folder, pair images with masks, split. Never raises for what a user may have got wrong."""
+        """List the folder, pair images with masks, split. A user's mistakes are recorded, never raised."""
         return _Scan(path).layout()
 
     def relative(self, file: Path) -> str:
@@ -53,7 +53,7 @@ class Layout:
 
 
 def split_of(kin: str) -> Split:
-    """The split that the hash of a name, or of what its group matches, falls into: 8 to 1 to 1."""
+    """The split for the hash of a name, or of what its group matches: train, val, test as 8 to 1 to 1."""
     digit = int(hashlib.sha256(kin.encode()).hexdigest(), 16) % 10
     return "train" if digit < 8 else "val" if digit == 8 else "test"
 
@@ -92,7 +92,7 @@ class _Scan:
         heap_there = [name for name in ("images", "masks") if (self.path / name).is_dir()]
         if splits_there and heap_there:
             what = (
-                f"the split folders {', '.join(splits_there)} are there too, and only one form can hold; "
+                f"the split folders {', '.join(splits_there)} exist, too, and only one form is possible; "
                 "move the pictures into the splits, or all of them into images and masks"
             )
             self.problems.add(what, *(f"{name}/" for name in heap_there))
@@ -101,7 +101,7 @@ class _Scan:
         if splits_there:
             return self._by_folder(splits_there)
         self.problems.add(
-            "neither the folders train, val, test nor the folders images, masks are there "
+            "neither the folders train, val, test nor the folders images, masks exist "
             f"(there {_are(self.path)}); make one of the two forms",
             f"{self.path}",
         )
@@ -131,7 +131,7 @@ class _Scan:
         for sample in samples:
             family = table.kin(sample.name) if table else sample.name
             if family is None:
-                what = f"`group` of {FILE} matches nothing in the name; widen it, so that kin can stay together"
+                what = f"`group` of {FILE} matches nothing in the name; widen it, so that related files stay together"
                 self.problems.add(what, self._relative(sample.image))
                 family = sample.name
             kin.add(family)
@@ -164,7 +164,7 @@ class _Scan:
         near = [path.name for path in folder.glob("*") if path.stem == file.stem]
         if near:
             suffixes = ", ".join(sorted(SUFFIXES))
-            what = f"its {partner} {where}/{near[0]} is of no format that is taken ({suffixes}); convert it"
+            what = f"its {partner} {where}/{near[0]} is not in a supported format ({suffixes}); convert it"
         else:
             what = f"no {partner} of the same name in {where}; add it, or take this one out"
         self.problems.add(what, self._relative(file))
@@ -175,13 +175,13 @@ class _Scan:
             if file.name.startswith("."):
                 continue
             if not file.name.isprintable():
-                # Bytes that are no UTF-8, and line ends: neither can be hashed, printed or quoted faithfully.
-                what = "the file's name holds what cannot be printed; rename it"
+                # Bytes that are not UTF-8, and line breaks: neither can be hashed, printed or quoted faithfully.
+                what = "the file's name holds characters that cannot be printed; rename it"
                 self.problems.add(what, ascii(file.name) + f" in {self._relative(folder)}")
             elif not file.is_file() or file.suffix.lower() not in SUFFIXES:
                 self.passed_over.append(self._relative(file) + ("/" if file.is_dir() else ""))
             elif file.stem in found:
-                what = "two files of one name without suffix; keep one of them"
+                what = "two files whose names differ only in the suffix; keep one of them"
                 self.problems.add(what, f"{self._relative(found[file.stem])} and {self._relative(file)}")
             else:
                 found[file.stem] = file

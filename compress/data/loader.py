@@ -35,14 +35,14 @@ class Batch:
     """uint8, 255 is void"""
     seed_augmentation: int
     seed_network: int
-    """Of its dropout."""
+    """For its dropout."""
 
 
 class TrainingImages:
     """The training split; batches are windows of its images, drawn anew each epoch.
 
-    The order of an epoch comes from its seed and number alone, the windows of a batch from these and its place in the
-    epoch: an epoch that is entered in the middle goes on with the very batches that it would have had.
+    The order of an epoch depends on the seed and its number alone, the windows of a batch on these and its place in the
+    epoch: an epoch that is resumed in the middle goes on with exactly the batches that it would have had.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TrainingImages:
         on_image: Callable[[], None] = lambda: None,
     ) -> None:
         """Decoded images are kept up to `cache_gb`, on `device` where it has room; see `DecodedImages`. `rare_crops`
-        and `rare_images` are what the recipe says of them.
+        and `rare_images` are the recipe's.
 
         Raises DatasetError when every mask is void everywhere.
         """
@@ -94,10 +94,10 @@ class TrainingImages:
     def epoch(
         self, number: int, batch_size: int, *, seed: int = 0, first: int = 0, zoom: Zoom = AS_IT_IS
     ) -> Iterator[Batch]:
-        """Every image once, or as often as its classes are rare, from the batch `first` on; crops are magnified by a
-        factor out of `zoom`.
+        """The batches of an epoch from `first` on: every image once, or more often the rarer its classes. Crops are
+        magnified by a factor in the range `zoom`.
 
-        Raises ImageError or DatasetError when a file that is not kept cannot be read any more.
+        Raises ImageError or DatasetError when a file that is not kept can no longer be read.
         """
         rng = np.random.default_rng([seed, number])
         order = rng.permutation(len(self)) if self._repeats is None else rare.order(rng, self._repeats)
@@ -112,7 +112,7 @@ class TrainingImages:
             yield Batch(tuple(self._names[index] for index in group), images.permute(0, 3, 1, 2), masks, *seeds)
 
     def drawn(self, count: int, batch_size: int, *, seed: int = 0) -> Iterator[Batch]:
-        """`count` batches, epoch after epoch; not zoomed."""
+        """`count` batches, epoch after epoch, without zoom."""
         epochs = (batch for number in itertools.count() for batch in self.epoch(number, batch_size, seed=seed))
         return itertools.islice(epochs, count)
 
@@ -120,13 +120,13 @@ class TrainingImages:
         return rare.repeats([rare.classes_in(mask_HW) for mask_HW in self.decoded.masks()], threshold)
 
     def _place(self, rng: np.random.Generator, pair: Pair) -> tuple[int, int] | None:
-        """What a crop is taken around; None: anything."""
+        """The pixel around which a crop is taken; None: anywhere."""
         if self.crop is None or self._rare_crops == 0 or rng.random() >= self._rare_crops:
             return None
         return rare.place(rng, pair.mask_HW)
 
     def _shown(self, pairs: Sequence[Pair], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        """Images NHWC and masks NHW of one size that the model takes, on the device."""
+        """Images NHWC and masks NHW, all of one size that the model takes, on the device."""
         places = [(window.rows.pixels, window.columns.pixels) for window in windows]
         images = [pair.image_HWC[place] for pair, place in zip(pairs, places, strict=True)]
         masks = [pair.mask_HW[place] for pair, place in zip(pairs, places, strict=True)]
@@ -138,7 +138,7 @@ class TrainingImages:
         return resample(self._stacked(images, taken, PAD_VALUE), self._stacked(masks, taken, VOID), windows, size)
 
     def _stacked(self, arrays: Sequence[Tensor], size: tuple[int, int], fill: int) -> Tensor:
-        """One tensor, filled up right and below; put together where the images lie, and then on the device."""
+        """One tensor, padded at the right and the bottom; built where the images are kept, then moved to the device."""
         lies_on = self.decoded.device
         stack = torch.full(
             (len(arrays), *size, *arrays[0].shape[2:]),
@@ -165,8 +165,8 @@ class _Prepared:
 
 
 class ValidationImages:
-    """The validation split, batched by padded size; as much of it as a budget holds is in memory, so that an epoch's
-    validation is short."""
+    """The validation split, batched by padded size and kept in memory within a budget, so that an epoch's validation is
+    short."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class ValidationImages:
         cache_gb: float = math.inf,
         samples: Sequence[Sample] | None = None,
     ) -> None:
-        """`samples` of the split; None: all. What is beyond `cache_gb` is read whenever it is asked for.
+        """`samples` of the split; None: all. Images beyond `cache_gb` are read whenever they are needed.
 
         Raises DatasetError when every mask is void everywhere.
         """
@@ -210,7 +210,7 @@ class ValidationImages:
     ) -> Iterator[tuple[str, U8, U8]]:
         """(name, truth HW, prediction HW) of every image; `masks_of` takes uint8 NCHW and gives uint8 NHW.
 
-        Raises ImageError or DatasetError when a file that is not kept cannot be read any more.
+        Raises ImageError or DatasetError when a file that is not kept can no longer be read.
         """
         for indices in self._by_shape.values():
             for start in range(0, len(indices), batch_size):

@@ -1,4 +1,4 @@
-"""The floor under every model: what one grey value alone tells about a pixel's class.
+"""The floor for every model: what the grey value alone says about a pixel's class.
 
 A model that does not beat the best look-up table has learnt brightness, not shape.
 
@@ -18,8 +18,9 @@ _GREYS = 256
 
 
 def lookup_table_miou(dataset: Dataset) -> float:
-    """mIoU on test of the grey-value look-up table that has the best mIoU on train; colour counts as luminance,
-    and of the pages of a file the first.
+    """mIoU on test of the grey-value look-up table that was fitted on train.
+
+    Colour counts as luminance, and a file with several pages as its first page.
 
     Raises ImageError and DatasetError when a file cannot be read.
     """
@@ -45,7 +46,7 @@ def grey_statistics(dataset: Dataset) -> NDArray[np.int64]:
 
 
 def fit_lookup_table(counts_VK: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The class [V] of each grey value: the majority's, then bettered value by value while mIoU rises."""
+    """The class [V] of each grey value: the majority's, then improved value by value while mIoU rises."""
     values, classes = counts_VK.shape
     table_V: NDArray[np.uint8] = counts_VK.argmax(axis=1).astype(np.uint8)
     if not counts_VK.any():

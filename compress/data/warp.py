@@ -13,7 +13,7 @@ from export.scoring import VOID
 
 
 def warped(change: Change, images_NCHW: Tensor, masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Images bilinear, masks nearest, about their centres; what comes from outside the frame is 0 and void."""
+    """Warp images (bilinear) and masks (nearest) about their centres; pixels from outside the frame are 0 and void."""
     from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
     height, width = masks_NHW.shape[1:]
@@ -26,8 +26,8 @@ def warped(change: Change, images_NCHW: Tensor, masks_NHW: Tensor) -> tuple[Tens
         change["shear_x"] * (math.pi / 180),
         change["shear_y"] * (math.pi / 180),
     )[:, :2]
-    # 0 is what comes from outside: the padding value of a normalised image, and made void in a mask by counting
-    # classes from 1 meanwhile.
+    # Pixels from outside come back as 0. In a normalised image that is the padding value; in a mask, classes are
+    # counted from 1 during the warp, so that 0 can become void.
     counted = torch.where(masks_NHW == VOID, 0, masks_NHW.to(torch.int16) + 1)[:, None].to(images_NCHW.dtype)
     images = warp_affine(images_NCHW, matrices, (height, width), "bilinear", "zeros", align_corners=False)
     moved = warp_affine(counted, matrices, (height, width), "nearest", "zeros", align_corners=False)

@@ -1,7 +1,7 @@
-"""Networks, and the list through which a checkpoint names one; a name with a colon is a user's own (`own`).
+"""Networks, and the list of factories that checkpoints name; a name with a colon is a user's own (`own`).
 
-A factory takes plain keyword arguments and gives an `nn.Module` from normalised images NCHW to logits NKHW; `contract`
-says it in full. A checkpoint stores the factory's name and arguments, never code.
+A factory takes plain keyword arguments and returns an `nn.Module` from normalised images NCHW to logits NKHW; the full
+contract is in `contract`. A checkpoint stores the factory's name and arguments, never code.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,8 +38,8 @@ FACTORIES: Mapping[str, Callable[..., nn.Module]] = {
 def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     """A freshly initialised network.
 
-    Raises UsageError for an unknown factory, TypeError or ValueError for arguments that one of ours does not take;
-    ModelError for all that is wrong with a network of the user's.
+    Raises UsageError for an unknown factory, TypeError or ValueError for arguments that a built-in network does not
+    take, and ModelError for anything wrong with a user's own network.
     """
     if is_own(factory):
         return own.build(factory, arguments)
@@ -49,7 +49,7 @@ def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def source_sha256(factory: str) -> str | None:
-    """SHA-256 of the file of a user's own factory, None for one of ours.
+    """SHA-256 of the file that holds a user's own factory; None for a built-in one.
 
     Raises ModelError when there is no such file.
     """
@@ -57,18 +57,18 @@ def source_sha256(factory: str) -> str | None:
 
 
 def start_from_pretrained(network: nn.Module) -> None:
-    """Put pretrained weights into the encoder of a network of ours that was asked for them.
+    """Load pretrained weights into the encoder if `network` was built with `pretrained`.
 
-    Raises MissingExtraError or RecipeError when there are none, WorkFailedError when they do not arrive.
+    Raises MissingExtraError or RecipeError when there are none, WorkFailedError when they cannot be fetched.
     """
     if isinstance(network, EncoderUNet) and network.pretrained:
         network.load_pretrained()
 
 
 def counterpart(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """The part of `network` that a state dict is for, and the state in its names.
+    """The module of `network` that a state dict is for, and the state under that module's names.
 
-    That of a bare classifier is for the encoder, where there is one; any other is for the whole network.
+    The state of a bare classifier is for the encoder, if there is one; any other is for the whole network.
     """
     encoder = getattr(network, "encoder", None)
     if isinstance(encoder, Encoder) and not any(name.startswith("encoder.") for name in state):

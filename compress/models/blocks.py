@@ -1,7 +1,7 @@
 """What the networks are built from: convolution blocks, and the step that doubles the resolution.
 
-BatchNorm stands directly after its convolution, so that an exporter folds it. Every convolution is initialised for
-what follows it, where it is made: `kaiming` before a ReLU, `xavier` before a sigmoid, a softmax or nothing.
+BatchNorm directly follows its convolution, so that an exporter can fold it. Every convolution is initialised where it
+is made, for what follows it: `kaiming` before a ReLU, `xavier` before a sigmoid, a softmax or nothing.
 
 Names: N batch, C channels, H height, W width.
 """
@@ -20,7 +20,7 @@ Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
 
 SQUEEZE_REDUCTION = 16
 NARROWEST_SQUEEZE = 8
-"""A sixteenth of a narrow block would be one or two channels, through which nothing can be told."""
+"""A sixteenth of a narrow block would be one or two channels, too few to carry information."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,24 @@ class BlockStyle:
     block: Block = "plain"
     squeeze_excite: bool = False
     dropout: float = 0.0
-    """Probability with which a channel is zero in training."""
+    """Probability that a channel is zeroed in training."""
     stochastic_depth: float = 0.0
-    """Probability with which an image skips the body of a residual block in training."""
+    """Probability that an image skips the body of a residual block in training."""
 
     def __post_init__(self) -> None:
         if self.stochastic_depth and self.block != "residual":
-            raise ValueError(f"stochastic_depth skips what residual blocks add, and these are {self.block}")
+            raise ValueError(f"stochastic_depth needs block = 'residual', got {self.block!r}")
 
 
 PLAIN = BlockStyle()
 
 
 class ConvBlock(nn.Sequential):
-    """Two 3x3 convolutions, each followed by BatchNorm and ReLU; height and width stay.
+    """Two 3x3 convolutions, each followed by BatchNorm and ReLU; height and width are kept.
 
     A residual block adds its input before the last ReLU (He et al. 2016, arXiv:1512.03385), through a 1x1 convolution
-    where the widths differ. Channel attention comes last, in a residual block before the addition; then spatial
-    dropout (Tompson et al. 2015, arXiv:1411.4280). Stochastic depth is the end of what a residual block adds.
+    where the widths differ. Channel attention follows the convolutions, in a residual block before the addition;
+    spatial dropout (Tompson et al. 2015, arXiv:1411.4280) is last. Stochastic depth ends the body of a residual block.
     """
 
     def __init__(self, channels_in: int, channels_out: int, style: BlockStyle = PLAIN) -> None:
@@ -68,7 +68,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """The sum of the input and of what `layers` make of it. Source: He et al. 2016 (arXiv:1512.03385)."""
+    """The input plus what `layers` make of it. Source: He et al. 2016 (arXiv:1512.03385)."""
 
     def __init__(self, channels_in: int, channels_out: int, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -93,11 +93,11 @@ class Residual(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """In training, nothing of an image with `probability`; of the others what is expected stays what it was, for they
-    are divided by the probability of being kept. Otherwise the input as it is.
+    """In training, zero each image with `probability` and divide the others by the probability of being kept, which
+    preserves the expected value. In eval mode, the identity.
 
-    Source: Huang et al. 2016 (arXiv:1603.09382), but for each image by itself, and scaled in training instead of after
-    it. BatchNorm before it sees the images that are left out, too.
+    Source: Huang et al. 2016 (arXiv:1603.09382), but drawn for each image separately, and scaled in training instead of
+    at inference. A BatchNorm before it also sees the images that are zeroed.
     """
 
     def __init__(self, probability: float) -> None:
@@ -107,13 +107,13 @@ class StochasticDepth(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if not self.training:
             return x_NCHW
-        # Drawn in float32: bfloat16 has too few numbers in 0..1 to keep to a probability.
+        # Drawn in float32: bfloat16 has too few numbers in 0..1 to match a probability.
         kept = torch.rand(len(x_NCHW), 1, 1, 1, device=x_NCHW.device) >= self.probability
         return torch.where(kept, x_NCHW / (1 - self.probability), 0)
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a gate in 0..1 that sees the means of all channels.
+    """Multiply each channel by a gate in 0..1, computed from the means of all channels.
 
     Source: Hu et al. 2018 (arXiv:1709.01507).
     """
@@ -137,8 +137,8 @@ class SqueezeExcite(nn.Module):
 class Up(nn.Module):
     """Double the resolution of `x`, join maps of that resolution, convolve.
 
-    `channels_skip` is the sum over all maps that will be joined: 0 where there is none. Where the level below has
-    gone there is no `x` and no `upsample`, and what was joined is all that is convolved.
+    `channels_skip` is the sum over all maps that will be joined, 0 if there are none. Where the level below has been
+    removed, there is no `x` and no `upsample`, and the joined maps alone are convolved.
     """
 
     def __init__(
@@ -170,19 +170,19 @@ class Up(nn.Module):
 
 
 def conv_bn(channels_in: int, channels_out: int, kernel: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution that keeps height and width, without the bias that BatchNorm brings; a ReLU follows."""
+    """A convolution without bias that keeps height and width, and its BatchNorm; a ReLU should follow."""
     convolution = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
     return kaiming(convolution), nn.BatchNorm2d(channels_out)
 
 
 def kaiming(convolution: Convolution) -> Convolution:
-    """Initialised for a ReLU. Source: He et al. 2015 (arXiv:1502.01852)."""
+    """Initialise `convolution` for a ReLU. Source: He et al. 2015 (arXiv:1502.01852)."""
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return _without_bias(convolution)
 
 
 def xavier(convolution: Convolution) -> Convolution:
-    """Initialised for a sigmoid, a softmax, or nothing. Source: Glorot and Bengio 2010 (AISTATS)."""
+    """Initialise `convolution` for a sigmoid, a softmax, or nothing. Source: Glorot and Bengio 2010 (AISTATS)."""
     nn.init.xavier_normal_(convolution.weight)
     return _without_bias(convolution)
 

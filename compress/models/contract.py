@@ -1,7 +1,7 @@
-"""What every network is, ours or a user's: normalised images NCHW to logits NKHW of the same height and width.
+"""What every network does, built-in or a user's: normalised images NCHW to logits NKHW of the same height and width.
 
-`size_multiple` is what height and width must be multiples of; whoever receives an image pads it. `all_logits` is there
-where training sees more than what is served.
+Height and width must be multiples of `size_multiple`; whoever receives an image pads it. A network has `all_logits` if
+training uses more outputs than are served.
 
 N batch, C channels, K classes, H height, W width.
 """
@@ -18,18 +18,18 @@ LARGEST_MULTIPLE = 64
 
 
 def size_multiple(network: nn.Module) -> int:
-    """What height and width of the network's input must be multiples of."""
+    """The number that height and width of the network's input must be multiples of."""
     return int(getattr(network, "size_multiple", 1))
 
 
 def all_logits(network: nn.Module, images_NCHW: Tensor) -> list[Tensor]:
-    """What the loss of a training step sees: the logits of every head where a network has several, the served last."""
+    """The logits that the training loss sees: those of every head if the network has several, the served ones last."""
     several: Callable[[Tensor], list[Tensor]] | None = getattr(network, "all_logits", None)
     return [network(images_NCHW)] if several is None else several(images_NCHW)
 
 
 def found_multiple(network: nn.Module, channels: int) -> int:
-    """The smallest power of two whose odd multiples come back at their size; `LARGEST_MULTIPLE` when none does."""
+    """The smallest power of two whose odd multiples, as height and width, are kept; else `LARGEST_MULTIPLE`."""
     network.eval()
     multiple = 1
     while multiple < LARGEST_MULTIPLE and not all(
@@ -40,7 +40,7 @@ def found_multiple(network: nn.Module, channels: int) -> int:
 
 
 def problems(network: nn.Module, *, channels: int, classes: int) -> list[str]:
-    """Everything in which `network` is not what it must be, a line each. Leaves it in eval mode."""
+    """Every way in which `network` breaks the contract, one line each. Leaves it in eval mode."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return list(dict.fromkeys(_problems(network.eval(), channels, classes)))
 
@@ -50,14 +50,14 @@ def _problems(network: nn.Module, channels: int, classes: int) -> Iterator[str]:
         yield "it has no parameters: there is nothing to train"
     multiple = getattr(network, "size_multiple", 1)
     if not isinstance(multiple, int) or multiple < 1:
-        yield f"size_multiple is {multiple!r}; it is a whole number of pixels, or absent"
+        yield f"size_multiple is {multiple!r}; it must be a whole number of pixels, or absent"
         return
     small, large = _trials(multiple, channels)
     wrong = list(_in_eval(network, large, classes))
     yield from wrong or _in_eval(network, small, classes)
     strange = [name for name, value in network.state_dict().items() if not isinstance(value, Tensor)]
     if strange:
-        yield f"its state_dict holds more than tensors ({', '.join(strange)}), which is not saved"
+        yield f"its state_dict holds more than tensors, and the rest is not saved: {', '.join(strange)}"
     try:
         twin = copy.deepcopy(network).train()
     except Exception as error:
@@ -75,7 +75,7 @@ def _in_eval(network: nn.Module, images_NCHW: Tensor, classes: int) -> Iterator[
         wrong = list(_unlike_logits(logits, images_NCHW, classes))
         yield from wrong
         if not torch.equal(given, images_NCHW):
-            yield "its forward writes into the images that it is given: no inplace=True before the first layer"
+            yield "its forward changes its input images in place: use no inplace=True before the first layer"
         elif not wrong and len(images_NCHW) > 1:
             yield from _unsteady(network, images_NCHW, logits)
     except Exception as error:
@@ -86,7 +86,7 @@ def _in_training(network: nn.Module, images_NCHW: Tensor, classes: int) -> Itera
     try:
         heads = all_logits(network, images_NCHW)
         if not isinstance(heads, list) or not heads:
-            yield f"all_logits gives {type(heads).__name__}; a list of logits is wanted, the served ones last"
+            yield f"all_logits returns {type(heads).__name__}; it must return a list of logits, the served ones last"
             return
         for logits in heads:
             wrong = list(_unlike_logits(logits, images_NCHW, classes))
@@ -99,33 +99,36 @@ def _in_training(network: nn.Module, images_NCHW: Tensor, classes: int) -> Itera
 
 def _unlike_logits(logits: object, images_NCHW: Tensor, classes: int) -> Iterator[str]:
     if not isinstance(logits, Tensor):
-        yield f"its forward gives {_described(logits)}; the logits alone are wanted, a tensor{_where_inside(logits)}"
+        yield (
+            f"its forward returns {_described(logits)}; it must return the logits alone, as a tensor"
+            f"{_where_inside(logits)}"
+        )
         return
     batch, _, height, width = images_NCHW.shape
     if logits.ndim != 4:
-        yield f"the logits have the shape {list(logits.shape)}; it is [batch, classes, height, width]"
+        yield f"the logits have the shape {list(logits.shape)}; it must be [batch, classes, height, width]"
         return
     if logits.shape[0] != batch:
-        yield f"{batch} images give the logits of {logits.shape[0]}"
+        yield f"for {batch} images it returns the logits of {logits.shape[0]}"
     if logits.shape[1] != classes:
-        yield f"there are logits of {logits.shape[1]} classes, {classes} are wanted: use the keyword classes="
+        yield f"the logits are of {logits.shape[1]} classes instead of {classes}: use the keyword argument classes="
     if logits.shape[2:] != images_NCHW.shape[2:]:
         yield (
-            f"images of {height}x{width} give logits of {logits.shape[2]}x{logits.shape[3]}: bring them to the size of "
-            "the image, or set the attribute size_multiple to what height and width must be multiples of"
+            f"images of {height}x{width} give logits of {logits.shape[2]}x{logits.shape[3]}: resize them to match the "
+            "image, or set the attribute size_multiple to the number that height and width must be multiples of"
         )
     if logits.dtype != torch.float32:
-        yield f"the logits are {logits.dtype}, torch.float32 is wanted"
+        yield f"the logits are {logits.dtype} instead of torch.float32"
     elif not logits.isfinite().all():
-        yield "of fresh weights the logits are not finite"
+        yield "with fresh weights the logits are not finite"
 
 
 def _unsteady(network: nn.Module, images_NCHW: Tensor, logits_NKHW: Tensor) -> Iterator[str]:
     tolerance = 1e-3 * float(logits_NKHW.abs().max())
     if not torch.allclose(network(images_NCHW), logits_NKHW, rtol=0, atol=tolerance):
         yield (
-            "in eval mode the same images give other logits each time: give dropout training=self.training, and keep "
-            "what counts or draws numbers out of its forward"
+            "in eval mode the same images give different logits each time: pass training=self.training to dropout, and "
+            "keep counters and random numbers out of its forward"
         )
         return
     singles = torch.cat([network(image[None]) for image in images_NCHW])
@@ -141,19 +144,19 @@ def _keeps_size(network: nn.Module, images_NCHW: Tensor) -> bool:
         with torch.no_grad():
             logits = network(images_NCHW)
     except Exception:
-        return False  # what it is comes to light at the largest multiple
+        return False  # `problems` reports it
     return isinstance(logits, Tensor) and logits.shape[2:] == images_NCHW.shape[2:]
 
 
 def _trials(multiple: int, channels: int) -> list[Tensor]:
-    """The smallest image that there can be, and two of another shape, in odd multiples so that none hides a factor."""
+    """The smallest possible image, and two of another shape; only odd multiples, so that no factor of two is hidden."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, channels, multiple, multiple), (2, channels, 3 * multiple, 5 * multiple)]
     return [torch.rand(shape, generator=generator) * 2 - 1 for shape in shapes]
 
 
 def _does_not_run(images_NCHW: Tensor, error: Exception) -> str:
-    return f"{list(images_NCHW.shape)} float images do not run: {told(error)}"
+    return f"it does not run on float images of shape {list(images_NCHW.shape)}: {told(error)}"
 
 
 def _described(logits: object) -> str:
@@ -166,10 +169,10 @@ def _described(logits: object) -> str:
 
 def _where_inside(logits: object) -> str:
     if isinstance(logits, dict):
-        return f"; wrap it in a module whose forward gives net(x)[{next(iter(logits), 'out')!r}]"
+        return f"; wrap it in a module whose forward returns net(x)[{next(iter(logits), 'out')!r}]"
     if isinstance(logits, list | tuple):
         return (
-            "; where training is to see several, give the served one from forward and all, as a list, from a method "
-            "all_logits"
+            "; if training should see several, return the served one from forward, and all of them, as a list, from "
+            "a method all_logits"
         )
     return ""

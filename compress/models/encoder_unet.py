@@ -1,7 +1,7 @@
 """A UNet's decoder on a classifier's features.
 
-The shape is that of UNets with ResNet encoders as they are used everywhere (Iglovikov and Shvets 2018,
-arXiv:1801.05746): one step up for each stride, with the features of that stride beside it, and one to full resolution.
+The structure is the usual one of UNets with ResNet encoders (Iglovikov and Shvets 2018, arXiv:1801.05746): one
+upsampling step for each stride, joined with the features of that stride, and one to full resolution.
 
 Names: N batch, C channels, K classes, H height, W width.
 """
@@ -13,17 +13,17 @@ from compress.models.blocks import Block, BlockStyle, Up, Upsampling, xavier
 from compress.models.self_attention import SelfAttention
 
 WIDEST = 16
-"""Times `base`."""
+"""The greatest width of the decoder, as a multiple of `base`."""
 
 
 class EncoderUNet(nn.Module):
     """Image to logits at the resolution of the image.
 
     The decoder is `base` channels wide at full resolution, twice that at stride 2, and so on to 16 times `base`.
-    Where the encoder gives no features of a stride, the decoder has nothing beside it there.
+    At a stride where the encoder has no features, the decoder joins nothing.
 
-    All parameters start fresh, whatever `pretrained` says: it records where training starts, and `load_pretrained`
-    is what training does about it. A checkpoint is rebuilt without the encoder's weights.
+    All parameters start fresh, whatever `pretrained` says: it only records where training starts, and training then
+    calls `load_pretrained`. So a checkpoint can be rebuilt without fetching pretrained weights.
 
     Raises ValueError for an unknown encoder, MissingExtraError or RecipeError for one of timm's that cannot be used.
     """
@@ -45,7 +45,7 @@ class EncoderUNet(nn.Module):
     ) -> None:
         super().__init__()
         if min(channels, classes, base) < 1:
-            raise ValueError(f"channels, classes and base are at least 1, got {channels}, {classes}, {base}")
+            raise ValueError(f"channels, classes and base must be at least 1, got {channels}, {classes}, {base}")
         style = BlockStyle(block, squeeze_excite, dropout, stochastic_depth)
         self.pretrained = pretrained
         self.encoder = encoders.make(encoder, channels)
@@ -73,8 +73,8 @@ class EncoderUNet(nn.Module):
         return logits
 
     def load_pretrained(self) -> None:
-        """Put ImageNet weights into the encoder.
+        """Load ImageNet weights into the encoder.
 
-        Raises MissingExtraError or RecipeError when there are none, WorkFailedError when they do not arrive.
+        Raises MissingExtraError or RecipeError when there are none, WorkFailedError when they cannot be fetched.
         """
         self.encoder.load_pretrained()

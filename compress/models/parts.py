@@ -1,6 +1,7 @@
-"""What a network can do without as a whole: what a residual block adds to its input, and the deepest levels of a UNet.
+"""Parts that a network can lose entirely: what a residual block adds to its input, and the deepest levels of a UNet.
 
-A part is named by groups of channels that live in it alone. When none of their channels is kept, the part goes.
+A part is identified by the groups of channels that exist only in it. When none of their channels is kept, the part is
+removed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -18,36 +19,36 @@ class Addition(Protocol):
     """A block that adds something to its input."""
 
     def inner(self) -> str | None:
-        """The convolution within the block whose channels are all that leads to what is added; None where the input
-        does not come out of the block as it is, or nothing is added any more."""
+        """The convolution in the block through whose channels alone the added term is computed; None where the block
+        does not add to its unchanged input, or no longer adds anything."""
 
     def drop(self) -> None:
-        """Add nothing from here on."""
+        """Stop adding to the input."""
 
 
 @runtime_checkable
 class Leveled(Protocol):
-    """A network whose deepest level can go."""
+    """A network whose deepest level can be removed."""
 
     def levels(self) -> list[tuple[str, ...]]:
-        """Of each level that can go, the deepest first: the modules that only it needs."""
+        """For each level that can be removed, the deepest first: the modules that only this level needs."""
 
     def drop_level(self) -> None:
-        """Take out the first of `levels`; what reads its channels is left to the caller."""
+        """Remove the first of `levels`; the caller adapts the layers that read its channels."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Of one network, by the names of its groups."""
+    """The parts of one network, by the names of its groups."""
 
     additions: Mapping[str, str]
-    """The block that goes with each group."""
+    """The block whose addition is removed with each group."""
     levels: tuple[frozenset[str], ...]
-    """The groups of each level, the deepest first; one goes with all that are deeper."""
+    """The groups of each level, the deepest first; a level is removed only together with all deeper ones."""
 
     @classmethod
     def of(cls, network: nn.Module, groups: Mapping[str, ChannelGroup]) -> "Parts":
-        """Of `network`, which has these `groups`."""
+        """The parts of `network`, which has these `groups`."""
         blocks = {
             f"{path}.{module.inner()}": path for path, module in network.named_modules() if isinstance(module, Addition)
         }
@@ -62,12 +63,12 @@ class Parts:
         return cls({name: path for name, path in blocks.items() if name in groups}, tuple(levels))
 
     def with_none(self, widths: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-        """`widths` to choose from, with 0 for each group that can go with others."""
+        """`widths` to choose from, with 0 added for each group that belongs to a part."""
         can_go = self.additions.keys() | frozenset().union(*self.levels)
         return {name: (0, *each) if name in can_go else each for name, each in widths.items()}
 
     def problems(self, gone: Set[str]) -> list[str]:
-        """Why the groups `gone` cannot go, a line each: those that are no part by themselves."""
+        """Why the groups `gone` cannot be removed: one line for each that does not make up a part."""
         left = set(gone - self.additions.keys())
         for level in self.levels:
             if not level <= gone:
@@ -76,7 +77,7 @@ class Parts:
         return [f"{name}: no channel would be left" for name in sorted(left)]
 
     def depth(self, gone: Set[str]) -> int:
-        """How many levels go with the groups `gone`."""
+        """How many levels are removed with the groups `gone`."""
         whole = [level <= gone for level in self.levels]
         return whole.index(False) if False in whole else len(whole)
 
@@ -85,9 +86,9 @@ NO_PARTS = Parts({}, ())
 
 
 def drop(network: nn.Module, groups: Mapping[str, ChannelGroup], gone: Set[str]) -> None:
-    """Take out of `network`, which has these `groups`, the parts whose groups are `gone`.
+    """Remove from `network`, which has these `groups`, the parts whose groups are `gone`.
 
-    `Parts.problems` has nothing against them.
+    `Parts.problems` must find nothing wrong with them.
     """
     parts = Parts.of(network, groups)
     for name in gone & parts.additions.keys():
@@ -105,7 +106,7 @@ def _makers_in(modules: Iterable[str], group: ChannelGroup) -> tuple[bool, bool]
 
 
 def _forget(network: nn.Module, groups: Iterable[ChannelGroup]) -> None:
-    """What is left of `network` no longer reads the channels of `groups`."""
+    """Make what is left of `network` stop reading the channels of `groups`."""
     left = dict(network.named_modules())
     read: dict[str, list[Place]] = {}
     for place in (place for group in groups for place in group.places if place.role == "reads"):

@@ -1,8 +1,8 @@
-"""A pruning plan: which channels of which group of coupled layers go. Data first, action second.
+"""A pruning plan: which channels of which group of coupled layers are removed. Data first, action second.
 
-A group is what torch-pruning's dependency graph finds: the layers whose channels must go together because a
+A group is what torch-pruning's dependency graph finds: the layers whose channels must be removed together because a
 BatchNorm, an addition or a concatenation ties them. It is named after the first of its convolutions. All channels of a
-group can go where that takes a whole part of the network with it (`compress.models.parts`).
+group can be removed only where that removes a whole part of the network (`compress.models.parts`).
 """
 
 import copy
@@ -22,7 +22,7 @@ from export.errors import UsageError
 
 
 class GroupCut(BaseModel):
-    """One group: how wide it was, and the channels that go (indices into the parent's width)."""
+    """One group: how wide it was, and the channels to remove (indices into the parent's width)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ class GroupCut(BaseModel):
         return self.width - len(self.remove)
 
     def then(self, following: "GroupCut") -> "GroupCut":
-        """What is left after this one is cut by `following`, whose indices are among what is left."""
+        """This cut and `following`, whose indices are into the channels that this one leaves, as one."""
         left = [channel for channel in range(self.width) if channel not in set(self.remove)]
         gone = sorted({*self.remove, *(left[index] for index in following.remove)})
         return self.model_copy(update={"remove": tuple(gone)})
@@ -49,10 +49,10 @@ class PruningPlan(BaseModel):
     cuts: tuple[GroupCut, ...]
 
     def apply(self, network: nn.Module, *, channels: int) -> nn.Module:
-        """A new, smaller module; `network` stays whole.
+        """A new, smaller module; `network` itself is not changed.
 
-        Raises UsageError that names every group that the plan and the network do not agree on, or the line of a
-        user's own network that does not run with fewer channels.
+        Raises UsageError that names every group on which the plan and the network disagree, or the line of a user's
+        own network that does not run with fewer channels.
         """
         pruned = copy.deepcopy(network).cpu()
         graph = Dependencies(pruned, channels)
@@ -69,20 +69,20 @@ class PruningPlan(BaseModel):
                     graph.group(cut.layer, list(cut.remove)).prune()
             with torch.no_grad():
                 models.all_logits(pruned, _image(pruned, channels))
-        except Exception as error:  # what is wrong with a user's own network has no common base but Exception
+        except Exception as error:  # a user's own network may raise anything
             raise UsageError(
-                f"{type(network).__name__} does not hold together with fewer channels: {told(error)}; take widths from "
-                "the tensors (x.shape[1]), and do without chunk() and parametrizations"
+                f"{type(network).__name__} does not run with fewer channels: {told(error)}; take widths from the "
+                "tensors (x.shape[1]), and avoid chunk() and parametrizations"
             ) from error
         return pruned
 
     def within(self, network: nn.Module, *, channels: int) -> "PruningPlan":
-        """The cuts of the groups that `network` has, which is a part of the network that this was planned for."""
+        """The cuts of the groups that are in `network`, a part of the network that this plan was made for."""
         groups = Dependencies(network, channels).widths()
         return PruningPlan(cuts=tuple(cut for cut in self.cuts if cut.layer in groups))
 
     def then(self, following: "PruningPlan") -> "PruningPlan":
-        """This plan and `following`, which is for the network that this one leaves, as one.
+        """This plan and `following`, which is for the network that this plan leaves, as one.
 
         Raises UsageError, naming the groups, when `following` is for another network.
         """
@@ -90,16 +90,16 @@ class PruningPlan(BaseModel):
         left = {cut.layer: cut.kept for cut in self.cuts if cut.kept}
         strange = [layer for layer, kept in left.items() if layer not in after or after[layer].width != kept]
         if strange or after.keys() != left.keys():
-            raise UsageError(f"the second plan is not for what the first leaves: {', '.join(strange or after)}")
+            raise UsageError(f"the second plan does not fit what the first leaves: {', '.join(strange or after)}")
         return PruningPlan(cuts=tuple(cut.then(after[cut.layer]) if cut.kept else cut for cut in self.cuts))
 
     @property
     def removed(self) -> float:
-        """Share of the channels of all groups that go."""
+        """Share of the channels of all groups that is removed."""
         return sum(len(cut.remove) for cut in self.cuts) / sum(cut.width for cut in self.cuts)
 
     def kept(self) -> dict[str, int]:
-        """Channels that stay of each group."""
+        """How many channels of each group are kept."""
         return {cut.layer: cut.kept for cut in self.cuts}
 
     def widths(self) -> dict[str, tuple[int, int]]:
@@ -121,9 +121,9 @@ class PruningPlan(BaseModel):
 class Dependencies:
     """torch-pruning's dependency graph of a network, traced over all its logits, with groups by name.
 
-    Left out are the groups whose channels are the classes, those that a grouped convolution ties to whole blocks
-    of channels, and those that a layer such as PixelShuffle deals out in a way that is not followed. A depthwise
-    convolution goes with the channels that it reads.
+    Left out are the groups whose channels are the classes, those that a grouped convolution ties into blocks of
+    channels, and those that a layer such as PixelShuffle rearranges in a way that is not followed. A depthwise
+    convolution belongs to the group of the channels that it reads.
     """
 
     def __init__(self, network: nn.Module, channels: int) -> None:
@@ -132,7 +132,7 @@ class Dependencies:
         self._modules = dict(network.named_modules())
         self._names = {module: name for name, module in self._modules.items()}
         network.eval()
-        # The graph is traced with gradients, whatever the caller is in.
+        # Tracing the graph needs gradients, even where the caller has turned them off.
         with torch.enable_grad():
             for parameter in network.parameters():
                 parameter.requires_grad_(True)
@@ -151,8 +151,8 @@ class Dependencies:
                 found[root] = self.group(root, group[0].idxs)
         if not found:
             raise UsageError(
-                f"{self._kind} has no channels that could go: no nn.Conv2d or nn.ConvTranspose2d between image and "
-                "logits whose channels torch-pruning can follow; quantize it as it is"
+                f"{self._kind} has no channels that can be removed: no nn.Conv2d or nn.ConvTranspose2d between image "
+                "and logits whose channels torch-pruning can follow; quantize it as it is"
             )
         return {name: found[name] for name in self._modules if name in found}
 
@@ -184,7 +184,7 @@ class Dependencies:
         return not _is_grouped(module) and (width is None or max(indices) < width)
 
     def _root(self, group: Any) -> str:
-        """The first of the network's convolutions that gives all channels of the group, wherever the tracing began."""
+        """The first of the network's convolutions that outputs all channels of the group, wherever tracing began."""
         whole: set[str] = {
             self._names[dependency.target.module]
             for dependency, indices in group
@@ -199,20 +199,20 @@ _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 def _image(network: nn.Module, channels: int) -> Tensor:
-    """Only for tracing, NCHW."""
+    """A blank image NCHW, for tracing only."""
     side = models.size_multiple(network) * 2
     return torch.zeros(1, channels, side, side)
 
 
 def _is_grouped(module: nn.Module) -> bool:
-    """Whether channels stand in blocks of more than one, which cannot be cut one by one."""
+    """Whether `module` reads channels in blocks, which cannot be cut one by one."""
     return isinstance(module, _CONVOLUTIONS) and not (
         module.groups == 1 or module.groups == module.in_channels == module.out_channels
     )
 
 
 def _output_layers(network: nn.Module, image_NCHW: Tensor) -> list[nn.Module]:
-    """The layers whose channels are the classes: the first that are met on the way back from each of the logits."""
+    """The layers whose channels are the classes: the first ones met on the way back from the logits of each head."""
     made_by: dict[Any, nn.Module] = {}
 
     def remember(module: nn.Module, _: Any, out: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""Self-attention over all places of a map: what a convolution, which sees its neighbours alone, cannot tell.
+"""Self-attention over all positions of a feature map: context that a convolution, which sees only neighbours, misses.
 
-Names: N batch, C channels, D channels within, H height, W width, P places (H x W).
+Names: N batch, C channels, D channels within, H height, W width, P positions (H x W).
 """
 
 import torch
@@ -10,14 +10,14 @@ from compress.models.blocks import xavier
 
 
 class SelfAttention(nn.Module):
-    """The input, and to it what each place takes from all places, by how alike they are.
+    """The input plus, at each position, a mean over all positions, weighted by how similar they are.
 
     The embedded-Gaussian non-local block: single-head scaled dot-product attention with 1x1 convolutions to half of
     the channels for query, key and value, and one back to all of them. Its BatchNorm's scale starts at zero, so that
     the block starts as the identity. Sources: Wang et al. 2018 (arXiv:1711.07971); the scale is that of Vaswani et al.
     2017 (arXiv:1706.03762).
 
-    Memory and time grow with the square of the places: twice the height and width take sixteen times as much.
+    Memory and time grow with the square of the number of positions: sixteenfold for twice the height and width.
     """
 
     def __init__(self, channels: int) -> None:
@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
         norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(norm.weight)
         self.output = nn.Sequential(xavier(nn.Conv2d(within, channels, 1, bias=False)), norm)
-        # Of the width it was made with: a channel that was silent can then go without a change of the others' answer.
+        # Of the original width: removing a silent channel then does not change what the others give.
         self.scale = within**-0.5
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ from compress.models.self_attention import SelfAttention
 class UNet(nn.Module):
     """Image to logits at the resolution of the image.
 
-    Widths are `base`, 2, 4, 8 and again 8 times `base` (for four poolings; the deepest level never
-    grows past 8 x), and the decoder mirrors them: `base = 64` has 19 convolutions, 13.4 M parameters and 31.1
-    GMAC at 256x256. Height and width of the input must be multiples of `size_multiple`; whoever
-    receives an image pads it (`export.images`).
+    Widths are `base`, 2, 4, 8 and again 8 times `base` (for four poolings; no level is wider than 8 times
+    `base`), and the decoder mirrors them: `base = 64` has 19 convolutions, 13.4 M parameters and 31.1 GMAC at 256x256.
+
+    Height and width of the input must be multiples of `size_multiple`; whoever receives an image pads it
+    (`export.images`).
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class UNet(nn.Module):
         for block in self.down:
             maps.append(block(self.pool(maps[-1])))
         maps[-1] = self.attention(maps[-1])
-        # Where the deepest level has gone, the decoder begins with what is beside it.
+        # Without the deepest level, the decoder begins with the encoder's map of the level above it.
         x = maps.pop() if len(maps) > len(self.up) else None
         for block, skip in zip(list(self.up)[-len(maps) :], reversed(maps), strict=True):
             x = block(x, skip)
@@ -69,9 +70,9 @@ class UNet(nn.Module):
         return logits
 
     def levels(self) -> list[tuple[str, ...]]:
-        """Of each level that can go as a whole, the deepest first: the modules that only it needs.
+        """For each level that can be removed, the deepest first: the modules that only this level needs.
 
-        One pooling stays, and without a concatenation a decoder has nothing but what comes from below.
+        One pooling always stays. Without concatenation no level can be removed: the decoder needs the level below.
         """
         if self.up[-1].skip != "concat":
             return []
@@ -82,7 +83,7 @@ class UNet(nn.Module):
         ]
 
     def drop_level(self) -> None:
-        """Take out the first of `levels`; what reads its channels is left to the caller."""
+        """Remove the first of `levels`; the caller adapts the layers that read its channels."""
         step = len(self.up) - len(self.down)
         if step:
             self.up[step - 1] = nn.Identity()  # the others keep their names
@@ -96,10 +97,10 @@ class UNet(nn.Module):
 def level_widths(*, channels: int, classes: int, base: int, depth: int) -> list[int]:
     """Widths of the encoder's levels, for `depth` poolings: they double down to 8 times `base`.
 
-    Raises ValueError for arguments that make no network.
+    Raises ValueError when an argument is below 1.
     """
     if min(channels, classes, base, depth) < 1:
         raise ValueError(
-            f"channels, classes, base and depth are at least 1, got {channels}, {classes}, {base}, {depth}"
+            f"channels, classes, base and depth must be at least 1, got {channels}, {classes}, {base}, {depth}"
         )
     return [base * min(2**level, 8) for level in range(depth + 1)]

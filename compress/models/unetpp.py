@@ -14,16 +14,16 @@ from compress.models.unet import level_widths
 
 
 class UNetPlusPlus(nn.Module):
-    """Image to logits at the resolution of the image, from the deepest of the depths that are there.
+    """Image to logits at the resolution of the image, from the deepest of its depths.
 
     Column 0 is the encoder of `UNet`, with its widths; node (i, j) sees all nodes (i, 0) ... (i, j - 1) of its row and
     what comes up from node (i + 1, j - 1), and is as wide as its row. With `deep_supervision` each depth has a head;
     without it the deepest alone has one.
 
-    `levels` cuts to that depth: only what leads to node (0, levels) is built. With the full network's weights of
-    those names it gives what that depth's head gives in the full network.
+    `levels` cuts the network to that depth: only what leads to node (0, levels) is built. With the full network's
+    weights of the same names it gives the same logits as the head of that depth in the full network.
 
-    Raises ValueError when `levels` is not a depth of the network, or one that was trained without a head.
+    Raises ValueError when `levels` is not a depth of the network, or is given without `deep_supervision`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class UNetPlusPlus(nn.Module):
 
 
 def _nodes(levels: int) -> list[tuple[int, int]]:
-    """The decoder's nodes in an order in which each finds what it sees; those of a smaller depth come first."""
+    """The decoder's nodes, each after those that it sees; those of a smaller depth come first."""
     return [(d - j, j) for d in range(1, levels + 1) for j in range(1, d + 1)]
 
 
@@ -90,9 +90,9 @@ def _require_head(levels: int | None, depth: int, deep_supervision: bool) -> Non
     if levels is None:
         return
     if not 1 <= levels <= depth:
-        raise ValueError(f"levels is a depth of the network, 1 to {depth}, got {levels}")
+        raise ValueError(f"levels must be a depth of the network, 1 to {depth}, got {levels}")
     if not deep_supervision:
         raise ValueError(
-            "levels needs deep_supervision: without it the deepest level alone has learned to give masks; "
-            "train with model.deep_supervision=true to cut afterwards"
+            "levels needs deep_supervision: without it only the deepest level has learned to give masks; "
+            "to cut afterwards, train with model.deep_supervision=true"
         )

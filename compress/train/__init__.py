@@ -1,4 +1,4 @@
-"""Fine-tune a network with mixed precision. `train` is what the command calls."""
+"""Train a network with mixed precision. `train` is what the command calls."""
 
 from compress.train.train import train
 

@@ -1,6 +1,6 @@
-"""Where a network looks: maps of how strongly it answers at each place, for a student to follow its teacher's.
+"""Attention maps: how strongly a network responds at each position, so that a student can follow its teacher's.
 
-Maps have no channels, so that a student of any width has something to compare. N batch, C channels, H height, W width.
+Maps have no channels, so that a student of any width can be compared. N batch, C channels, H height, W width.
 Source: Zagoruyko and Komodakis 2017 (arXiv:1612.03928), equation 2.
 """
 
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from export.errors import UsageError
 
 Maps = Mapping[str, Tensor]
-"""By the name of the layer, [N, H x W], float32, each image's of length 1."""
+"""By the name of the layer: [N, H x W], float32, each image's map scaled to an L2 norm of 1."""
 
 
 def require_shared(student: nn.Module, teacher: nn.Module) -> None:
     """Raises UsageError when the two have no convolution of the same name whose maps could be compared."""
     if not _looking(student).keys() & _looking(teacher).keys():
         raise UsageError(
-            f"{type(student).__name__} and its teacher {type(teacher).__name__} have no convolution larger than 1x1 of "
-            "the same name, so there is no attention to follow; set attention_weight=0"
+            f"{type(student).__name__} and its teacher {type(teacher).__name__} share no convolution larger than 1x1 "
+            "by name, so there is no attention to follow; set attention_weight=0"
         )
 
 
 @contextmanager
 def attention(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Fills with the maps of every convolution larger than 1x1 in the forward pass that follows."""
+    """Collect the maps of every convolution larger than 1x1 in the forward pass within the context."""
     maps: dict[str, Tensor] = {}
 
     def remember(name: str, out_NCHW: Tensor) -> None:
@@ -47,14 +47,14 @@ def attention(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def distance(student: Maps, teacher: Maps) -> Tensor:
-    """The mean square distance of the maps of the layers that both have, over layers and images; between 0 and 2."""
+    """The mean over layers and images of the squared distance between the maps that both have; between 0 and 2."""
     shared = [name for name in student if name in teacher and student[name].shape == teacher[name].shape]
     apart = [(student[name] - teacher[name]).square().sum(1).mean() for name in shared]
     return torch.stack(apart).mean() if apart else next(iter(student.values())).sum() * 0
 
 
 def _looking(network: nn.Module) -> dict[str, nn.Module]:
-    """The convolutions that see more than one place."""
+    """The convolutions whose kernel is larger than 1x1."""
     return {
         name: module
         for name, module in network.named_modules()

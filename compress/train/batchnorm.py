@@ -1,6 +1,6 @@
-"""BatchNorm statistics, taken again from the training images.
+"""Recompute BatchNorm statistics from the training images.
 
-A cut or averaged network keeps statistics of what it was; judging it by them is judging another network.
+A pruned or averaged network keeps the statistics of the network it came from; scored with them, it is another network.
 """
 
 from collections.abc import Iterable
@@ -25,10 +25,10 @@ def reestimate(
     at_once: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches, or over
-    their parts of `at_once` images; where memory is short, of fewer.
+    """Replace the running statistics of `network` by the mean over `batches` unaugmented training batches.
 
-    What is random in it, such as dropout, is drawn from `seed`: a run that goes on takes the same statistics. Raises
+    With `at_once`, it is the mean over parts of so many images; where memory is short, parts are smaller. Randomness in
+    the network, such as dropout, is drawn from `seed`, so that a resumed run gets the same statistics. Raises
     WorkFailedError when a single image does not fit into memory.
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
@@ -40,8 +40,8 @@ def reestimate(
     while not _fits(network, norms, images.drawn(batches, batch_size), at_once, seed):
         if at_once == 1:
             raise WorkFailedError(
-                "out of memory with a single image while BatchNorm's statistics are taken; set a smaller data.crop or "
-                "data.size, or a smaller model.base"
+                "out of memory with a single image while recomputing BatchNorm's statistics; set a smaller data.crop "
+                "or data.size, or a smaller model.base"
             )
         free(next(network.parameters()).device)
         at_once //= 2
@@ -51,7 +51,7 @@ def reestimate(
 
 
 def _fits(network: nn.Module, norms: Iterable[_BatchNorm], batches: Iterable[Batch], at_once: int, seed: int) -> bool:
-    """Show `network` the `batches` in parts of `at_once` images; whether there was memory enough for all of them."""
+    """Run `network` on the `batches` in parts of `at_once` images; whether memory was enough for all of them."""
     for norm in norms:
         norm.reset_running_stats()
     torch.manual_seed(seed)

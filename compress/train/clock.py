@@ -13,7 +13,7 @@ Part = Literal["data", "augmentation", "network"]
 
 @dataclass(frozen=True)
 class Throughput:
-    """Shares of a step, and images a second of what feeds the network and of the network alone."""
+    """Shares of a step, and the images per second of what feeds the network and of the network alone."""
 
     data_share: float
     """Waiting for the next batch: crops, padding, transfer, and reading what is not kept in memory."""
@@ -31,10 +31,10 @@ class Throughput:
 
 
 class Clock:
-    """Times the parts of steps. The first step is left out: libraries are loaded and kernels chosen in it."""
+    """Times the parts of steps. The first step is left out: it includes loading libraries and choosing kernels."""
 
     def __init__(self, runtime: Runtime) -> None:
-        # A GPU is asked for its time now and then only: it works ahead of the program as long as nobody waits for it.
+        # On a GPU only some steps are timed: waiting for it keeps the program from queueing work ahead.
         self._every = 1 if runtime.device.type == "cpu" else 16
         self._runtime = runtime
         self._seconds: dict[Part, float] = {"data": 0.0, "augmentation": 0.0, "network": 0.0}
@@ -43,7 +43,7 @@ class Clock:
 
     @contextmanager
     def part(self, part: Part) -> Iterator[None]:
-        """Of the step that is under way; an exception leaves the clock as it was."""
+        """Time one part of the current step; an exception leaves the clock as it was."""
         if not self._is_timed():
             yield
             return
@@ -54,7 +54,7 @@ class Clock:
         self._seconds[part] += time.perf_counter() - start
 
     def end_step(self, images: int) -> None:
-        """The step that is under way had so many images."""
+        """End the current step, which had `images` images."""
         if self._is_timed():
             self._images += images
         self._steps += 1

@@ -1,4 +1,4 @@
-"""Averages of a network's weights: of the newest ones, and of whole epochs alike."""
+"""Averages of a network's weights: a moving average over steps, and an equal average over epochs."""
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,20 @@ class Average:
         self.steps = 0
         """Updates so far."""
         mine, theirs = self.network.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
-        # A tensor that is used in two places has two names, and is one all the same.
+        # A tensor that is used in two places has two names, but must be updated only once.
         names = {id(tensor): name for name, tensor in theirs.items() if tensor.is_floating_point()}.values()
         self._mine = [mine[name] for name in names]
         self._theirs = [theirs[name] for name in names]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the network's weights of this moment in."""
+        """Add the network's current weights to the mean."""
         share = self._share()
         self.steps += 1
         torch._foreach_lerp_(self._mine, self._theirs, share)
 
     def _share(self) -> float:
-        """What the weights of this moment count in the mean."""
+        """The weight of the current weights in the mean."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor | int]:
@@ -56,7 +56,7 @@ class MovingAverage(Average):
 class EqualAverage(Average):
     """Every update counts the same: stochastic weight averaging.
 
-    BatchNorm's statistics of such an average are those of no network and have to be taken again.
+    The averaged BatchNorm statistics fit no network and have to be recomputed.
     Source: Izmailov et al. 2018 (arXiv:1803.05407).
     """
 

@@ -33,11 +33,11 @@ class Fed:
     seed: int
     """For what is random in the network."""
     second: Second | None = None
-    """What shines through the images."""
+    """What MixUp has blended into the images."""
 
 
 class Feed:
-    """Draws from the training images; `clock` is told what that takes."""
+    """Draws batches from the training images; `clock` records how long that takes."""
 
     def __init__(
         self, images: TrainingImages, settings: FitSettings, augment: AugmentSettings, runtime: Runtime, clock: Clock

@@ -1,4 +1,4 @@
-"""`compress train --find-lr`: which learning rate a training could take, before it is run."""
+"""`compress train --find-lr`: which learning rate a training could use, before it is run."""
 
 import itertools
 import math
@@ -27,11 +27,10 @@ LOWEST, HIGHEST = 1e-6, 1.0
 
 
 def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = None) -> RateTest:
-    """Train for up to `STEPS` steps while the learning rate rises from `LOWEST` to `HIGHEST`, as the recipe says in all
-    else, and throw the network away.
+    """Train for up to `STEPS` steps while the learning rate rises from `LOWEST` to `HIGHEST`, then discard the network.
 
-    It ends early where the loss explodes. Raises what `train` raises, and WorkFailedError when not even the first loss
-    is a number.
+    Everything else is as the recipe says. It ends early when the loss explodes. Raises what `train` raises, and
+    WorkFailedError when not even the first loss is finite.
     """
     recipe = recipe or Recipe()
     dataset = require_sound(data, recipe.data.channels)
@@ -61,7 +60,7 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
             rate = LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
             loss = stepper.take(batch, Pace(rate))
             bar.advance(1, rate=rate, loss=math.nan if loss is None else loss)
-            # float16 skips steps until it has found its scale; elsewhere a loss that is no number is the end.
+            # float16 skips steps until it has found its scale; in other formats a loss that is not finite is the end.
             if loss is None and runtime.precision != "float16":
                 break
             if loss is not None:
@@ -71,8 +70,8 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
                 break
     if not rates:
         raise WorkFailedError(
-            f"the loss or its gradient is no number at a learning rate of {LOWEST:g}, which is no matter of the rate; "
-            "look at the images and at what train.loss and train.augment ask for, or set train.precision=float32"
+            f"the loss or its gradient is not finite at a learning rate of {LOWEST:g}, so the rate is not the cause; "
+            "check the images, train.loss and train.augment, or set train.precision=float32"
         )
     return RateTest(data=str(data), rates=tuple(rates), losses=tuple(losses))
 

@@ -1,6 +1,6 @@
 """Which parts of a pretrained encoder learn: none at first, then one after another, the deepest first.
 
-The first steps of a fresh decoder are large and arbitrary; an encoder that follows them forgets what it was taken for.
+The first steps of a fresh decoder are large and arbitrary; an encoder that follows them forgets what it has learned.
 Gradual unfreezing: Howard and Ruder 2018 (arXiv:1801.06146).
 """
 
@@ -13,7 +13,7 @@ from export.errors import RecipeError
 
 
 class Freezing:
-    """What of `network` stands still in which epoch: its weights, and the statistics of its BatchNorm."""
+    """Which stages of `network` are frozen in which epoch: their weights, and the statistics of their BatchNorm."""
 
     def __init__(self, network: nn.Module, settings: FreezeSettings) -> None:
         self._settings = settings
@@ -21,7 +21,7 @@ class Freezing:
         self._stages = [] if encoder is None else list(stages(encoder))
 
     def apply(self, epoch: int) -> None:
-        """For the epoch number 0, 1, ... of a network that was just put into training mode."""
+        """Freeze the stages that do not learn in epoch 0, 1, ..., of a network just put into training mode."""
         if not self._settings.epochs:
             return
         learning = self.learning(epoch)
@@ -42,8 +42,7 @@ class Freezing:
 
 
 def require_encoder(network: nn.Module, settings: FitSettings) -> None:
-    """Raises RecipeError when `settings` freeze stages, or give each a rate of its own, and there is no pretrained
-    encoder that has some."""
+    """Raises RecipeError when `settings` freeze stages, or give each its own rate, without a pretrained encoder."""
     asked = {
         "freeze.epochs": (settings.freeze.epochs > 0, "that could be frozen"),
         "layer_decay": (settings.layer_decay < 1, "whose stages could learn at rates of their own"),
@@ -63,8 +62,11 @@ def pretrained_encoder(network: nn.Module) -> nn.Module | None:
 
 
 def stages(encoder: nn.Module) -> Iterator[list[nn.Module]]:
-    """The parts of an encoder that have weights, from the image on: its children, those of a list one by one, a
-    normalisation together with what it normalises. An encoder without children is one stage."""
+    """The parts of an encoder that have weights, from the image on.
+
+    They are its children, or the items of a child that is a list; a BatchNorm belongs to the part before it. An encoder
+    without children is one stage.
+    """
     found: list[list[nn.Module]] = []
     for child in encoder.children():
         for part in child.children() if isinstance(child, nn.ModuleList) else [child]:

@@ -1,4 +1,4 @@
-"""A finished network on some of its own training images: what it scores there, and which channels never answer.
+"""Run a finished network on some of its own training images: what it scores, and which channels are always zero.
 
 N batch, C channels, H height, W width.
 """
@@ -16,16 +16,18 @@ from export.scoring import ConfusionMatrix
 
 BATCHES = 8
 CONVOLVES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
-"""What answers in NCHW."""
+"""Layers whose output is NCHW."""
 
 
 @torch.inference_mode()
 def look_back(
     network: nn.Module, images: TrainingImages, classes: int, batch_size: int
 ) -> tuple[float | None, dict[str, tuple[int, int]]]:
-    """mIoU on `BATCHES` batches that are not augmented, None where all of their pixels are void, and of each layer the
-    channels that are zero on all of them, and all. Only what a ReLU module makes of a convolution is looked at. Leaves
-    `network` in eval mode."""
+    """mIoU on `BATCHES` batches that are not augmented, and which layers have channels that are zero on all of them.
+
+    mIoU is None if all pixels are void. Layers are given by name, with the number of such channels and of all. Only the
+    output of ReLU modules after a convolution counts. Leaves `network` in eval mode.
+    """
     network.eval()
     device = next(network.parameters()).device
     matrix = ConfusionMatrix(classes)
@@ -41,11 +43,11 @@ def look_back(
 
 @contextmanager
 def _highest(network: nn.Module) -> Iterator[dict[tuple[str, int], Tensor]]:
-    """The highest value of each channel after each ReLU in all calls until now, by its name and width: a module that is
-    used in several places is told apart by these alone.
+    """The highest value of each channel after each ReLU over all calls so far, by the ReLU's name and width.
 
-    Tokens, rows and vectors have no channels at the second place. So the module with weights that ran last must have
-    been one of `CONVOLVES`, and what the ReLU gives have its channels: sums and pooling in between change none.
+    The uses of a module that is used in several places are told apart by width alone. Tokens, rows and vectors have no
+    channels on the second axis. So the last module with weights that ran must be one of `CONVOLVES`, and the output of
+    the ReLU must have as many channels: sums and pooling in between do not change them.
     """
     highest: dict[tuple[str, int], Tensor] = {}
     convolved = torch.Size()

@@ -1,7 +1,7 @@
-"""One stretch of gradient descent that can be killed at any moment and goes on as if it had not been.
+"""One stretch of gradient descent that can be killed at any moment and resumed as if nothing had happened.
 
-The randomness of every step comes from its seed, epoch and place in the epoch alone, so a run that resumes takes the
-very steps that were left; on the CPU the result is the same to the last bit.
+The randomness of every step depends on the seed, the epoch and the place in the epoch alone, so a resumed run takes
+exactly the steps that were left; on the CPU the result is the same to the last bit.
 """
 
 from dataclasses import asdict, dataclass
@@ -45,22 +45,22 @@ class Fitted:
     best_epoch: int
     history: list[dict[str, Any]]
     averaged: bool
-    """Whether they are no epoch's but the equal average's, whose metrics the last entry has as `swa`."""
+    """Whether the weights are the equal average, not an epoch's; its metrics are `swa` in the last history entry."""
     throughput: Throughput | None
-    """Of what was trained since the last resume; None when that was a step or less."""
+    """Of the steps since the last resume; None if none was timed."""
 
     def figures(self) -> dict[str, Any]:
-        """What a step's record says of it, as plain values."""
+        """Its figures for a step's record, as plain values."""
         throughput = None if self.throughput is None else asdict(self.throughput)
         figures = {"miou": self.miou, "best_epoch": self.best_epoch, "averaged": self.averaged}
         return {**figures, "throughput": throughput}
 
 
 class Fit:
-    """`network` on `images` for `settings.epochs`, watched by `validation`.
+    """Trains `network` on `images` for `settings.epochs` and scores it on `validation`.
 
-    `folder` keeps the training state, and checkpoints of the averaged weights, with the card `card` each: the last
-    epoch's in `last/`, every `settings.save_every`-th in `epoch-0010/` and so on. The best is what `run` gives.
+    `folder` keeps the training state and checkpoints of the averaged weights, each with the card `card`: the last
+    epoch's in `last/`, every `settings.save_every`-th in `epoch-0010/` and so on. `run` returns the best.
     """
 
     def __init__(
@@ -103,10 +103,9 @@ class Fit:
         self._best: dict[str, Tensor] = {}
 
     def run(self, title: str) -> Fitted:
-        """Train to the end, from wherever `folder` says that an earlier run came.
+        """Train to the end, from where an earlier run in `folder` stopped.
 
-        Raises WorkFailedError when the loss stays infinite or undefined, and when a single image does not fit into
-        memory.
+        Raises WorkFailedError when the loss stays infinite or NaN, and when a single image does not fit into memory.
         """
         self._resume()
         done, epochs = self._progress, self._settings.epochs
@@ -168,19 +167,19 @@ class Fit:
         self._best = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
     def _is_stalled(self) -> bool:
-        """Whether so many validations that no better epoch came are enough."""
+        """Whether as many validations as `patience` allows have passed without a better epoch."""
         patience, done = self._settings.patience, self._progress
         if patience is None:
             return False
-        # Before averaging begins the learning rate has not come to where it stays, and there would be no average.
+        # Before averaging begins, the learning rate has not reached its final value, and there would be no average.
         shares = self._settings.keep_from, self._settings.swa.start or 0.0
         since = max(done.best_epoch, max(shares) * self._settings.epochs)
         return len([epoch for epoch in done.history if "miou" in epoch and epoch["epoch"] > since]) >= patience
 
     def _judge(self, swa: EqualAverage) -> bool:
-        """Validate the equal average with statistics of its own; whether it is better than every epoch, and taken.
+        """Validate the equal average with its own statistics and keep it if it beats every epoch; whether it did.
 
-        A run that goes on after its last step comes here again, and to the same end.
+        A run that is resumed after its last step does this again, with the same result.
         """
         done = self._progress
         size, seed = self._settings.batch_size, self._settings.seed
@@ -217,7 +216,7 @@ class Fit:
         if self._swa is not None:
             self._swa.load_state_dict(state["swa"])
         self._best = {name: tensor.cpu() for name, tensor in state["best"].items()}
-        # In place: the steps of the epoch under way are counted in it.
+        # The steps done of the current epoch are part of it, so training resumes within the epoch.
         vars(self._progress).update(state["progress"])
         done = self._progress
         say(f"continuing after epoch {done.epoch} of {self._settings.epochs}, step {done.step} of {self._steps}")

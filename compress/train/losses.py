@@ -1,4 +1,4 @@
-"""The loss of a network's logits, in float32 whatever the autocast: single pixels, and whole classes beside them.
+"""The loss of a network's logits, in float32 whatever the autocast: a loss of single pixels, and of whole classes.
 
 N batch, K classes, H height, W width.
 """
@@ -20,7 +20,7 @@ from export.scoring import VOID
 
 
 class SegmentationLoss:
-    """The loss of single pixels, and those of whole classes with their weights, as `settings` say."""
+    """The pixel loss plus the weighted losses of whole classes, as `settings` say."""
 
     def __init__(self, settings: LossSettings, class_weights: Tensor | None = None) -> None:
         """`class_weights` [K] are those of the pixel loss; None: all classes weigh the same."""
@@ -79,11 +79,10 @@ def pixel_loss(
     focal_gamma: float = 0.0,
     hard_NHW: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy, or focal loss where `focal_gamma` > 0, of the pixels `hard_NHW` (None: all); zero when none of
-    them weighs anything.
+    """Cross-entropy, or focal loss if `focal_gamma` > 0, over the pixels `hard_NHW` (None: all).
 
-    The mean is that of torch's `cross_entropy` with `weight`, `label_smoothing` and `ignore_index`: each pixel weighs
-    what `class_weights` [K] say of its true class.
+    The mean is that of torch's `cross_entropy` with `weight`, `label_smoothing` and `ignore_index`: each pixel has the
+    weight of its true class in `class_weights` [K]. Zero when all weights are.
     """
     log_p = pixels.log_probability_NKHW
     weights_K = log_p.new_ones(log_p.shape[1]) if class_weights is None else class_weights.to(log_p)
@@ -102,8 +101,9 @@ def pixel_loss(
 
 @torch.no_grad()
 def hard(pixels: Pixels, threshold: float, share: float) -> Tensor:
-    """Where the true class has a probability of at most `threshold`, and at least the `share` of the pixels of the
-    batch that the network is least sure of [N, H, W].
+    """The hard pixels [N, H, W]: those whose true class has a probability of at most `threshold`.
+
+    At least a `share` of the batch's pixels is hard: if need be, those that the network is least sure of.
 
     Source: online hard example mining, Shrivastava et al. 2016 (arXiv:1604.03540), for single pixels.
     """
@@ -121,9 +121,9 @@ def _smoothed(cost_NHW: Tensor, pixels: Pixels, weights_K: Tensor, share: float)
 
 
 def _focused(cost_NHW: Tensor, pixels: Pixels, gamma: float) -> Tensor:
-    """Times (1 - p) ** gamma, p the probability of the true class. Source: Lin et al. 2017 (arXiv:1708.02002)."""
+    """Cost times (1 - p) ** gamma, p the probability of the true class. Source: Lin et al. 2017 (arXiv:1708.02002)."""
     doubt_NHW = -torch.expm1(-_surprise(pixels))
-    # Kept off zero, where a power below one has an infinite slope.
+    # Kept above zero, where a power below one has an infinite slope.
     return doubt_NHW.clamp(min=torch.finfo(doubt_NHW.dtype).tiny) ** gamma * cost_NHW
 
 
@@ -133,7 +133,7 @@ def _surprise(pixels: Pixels) -> Tensor:
 
 
 def distillation(logits_NKHW: Tensor, teacher_NKHW: Tensor, target_NHW: Tensor, temperature: float) -> Tensor:
-    """KL of the student from the teacher at `temperature`, mean over the pixels that are not void, times T².
+    """KL divergence of student and teacher at `temperature` T, mean over the pixels that are not void, times T².
 
     Source: Hinton et al. 2015 (arXiv:1503.02531). Raises ShapeError when the shapes differ.
     """
@@ -150,11 +150,11 @@ def distillation(logits_NKHW: Tensor, teacher_NKHW: Tensor, target_NHW: Tensor, 
 def class_weights(
     settings: LossSettings, pixels_K: NDArray[np.int64], section: str = FitSettings.SECTION
 ) -> Tensor | None:
-    """The weights [K] that `settings` ask for, of a training split with so many pixels of each class; None: equal.
+    """The weights [K] that `settings` ask for, given how many training pixels each class has; None: equal.
 
-    "balanced" lifts rare classes by the square root alone, so that a handful of pixels does not rule. A class that
-    never occurs weighs 0; it is not in the mean of 1. Raises RecipeError when weights and classes differ in number,
-    and when there is no pixel to balance.
+    "balanced" takes the inverse square root of a class's share, so that a handful of pixels does not dominate. The mean
+    is 1 over the classes that occur; a class that never occurs weighs 0. Raises RecipeError when weights and classes
+    differ in number, and when there is no pixel to balance.
     """
     place = f"{section}.loss.class_weights"
     if settings.class_weights == "equal":

@@ -1,4 +1,4 @@
-"""How a lack of memory is known, and what helps against it."""
+"""Recognise a lack of memory, and free what can be freed."""
 
 import torch
 
@@ -7,11 +7,12 @@ WORDS = ("DefaultCPUAllocator", "out of memory", "_STATUS_ALLOC_FAILED", "bad_al
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Torch's allocators on CUDA and XPU have an exception of their own; the others are known by their words."""
+    """Whether `error` is a lack of memory. Torch's allocators on CUDA and XPU raise their own exception; the others are
+    recognised by their words."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in WORDS)
 
 
 def free(device: torch.device) -> None:
-    """Give memory back that nothing uses; after a shortage its pieces may be too small for what comes."""
+    """Return unused memory to the device; after a shortage its fragments may be too small for what comes next."""
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()

@@ -1,5 +1,5 @@
-"""What a training step makes small: the loss against the masks, where there is a teacher the distance to it, and what
-is asked of the weights themselves.
+"""What a training step minimises: the loss against the masks, the distance to a teacher if there is one, and a penalty
+on the weights themselves.
 
 N batch, C channels, K classes, H height, W width.
 """
@@ -28,11 +28,11 @@ class Teacher:
     weight: float
     temperature: float
     attention_weight: float = 0.0
-    """Of the distance of attention maps beside that of logits."""
+    """Weight of the distance of attention maps, beside that of logits."""
 
     @classmethod
     def of(cls, network: nn.Module, settings: FitSettings) -> "Teacher":
-        """A frozen copy of `network`, which teaches as `settings` say."""
+        """A frozen copy of `network`, with the weights and temperature of `settings`."""
         return cls(frozen_copy(network), settings.teacher_weight, settings.temperature, settings.attention_weight)
 
 
@@ -50,7 +50,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a batch, and what they weigh in a mean over the batch: of the truth, and of the pixels."""
+    """Some images of a batch, and their share of a mean over the batch: by class-weighted pixels, and by pixels."""
 
     images_NCHW: Tensor
     masks_NHW: Tensor
@@ -61,7 +61,7 @@ class Part:
 
 
 class Objective:
-    """The mean loss over a network's heads; with a teacher, its weight of the distance between the served logits."""
+    """The mean loss over a network's heads; with a teacher, blended with the distance between the served logits."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Objective:
         self._penalty = penalty
 
     def logits(self, network: nn.Module, part: Part) -> Passed:
-        """Of the network, and of the teacher; to be called under autocast."""
+        """The logits of the network and of the teacher; call it under autocast."""
         if self._teacher is None:
             return Passed(all_logits(network, part.images_NCHW))
         if not self._teacher.attention_weight:
@@ -107,7 +107,7 @@ class Objective:
         return torch.stack([self._loss(head, masks_NHW) for head in passed.heads]).mean()
 
     def penalty(self, network: nn.Module) -> Tensor | None:
-        """What the weights themselves add, once a step, beside the loss; None where nothing was asked for."""
+        """The penalty on the weights themselves, added to the loss once a step; None if there is none."""
         return None if self._penalty is None else self._penalty(network)
 
     def parts(
@@ -115,8 +115,8 @@ class Objective:
     ) -> Iterator[Part]:
         """The batch, `at_once` images at a time; the losses of its parts add up to that of the batch.
 
-        So they do for the pixel loss and the teacher's, which are means over pixels. What a batch is looked at for as a
-        whole, Dice and the like and the choice of hard pixels, is taken of each part by itself, as BatchNorm's
+        That holds for the pixel loss and the teacher's, which are means over pixels. What depends on the batch as a
+        whole (Dice and the like, the choice of hard pixels) is computed for each part separately, as BatchNorm's
         statistics are.
         """
         if len(images_NCHW) <= at_once:
@@ -133,7 +133,7 @@ class Objective:
             yield part
 
     def _truth(self, masks_NHW: Tensor) -> Tensor:
-        """What the pixel loss of a batch is divided by: its pixels, each with the weight of its class."""
+        """The divisor of the pixel loss of a batch: its pixels, each with the weight of its class."""
         if self._class_weights is None:
             return _pixels(masks_NHW)
         counted = masks_NHW[masks_NHW != VOID]

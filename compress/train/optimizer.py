@@ -1,4 +1,4 @@
-"""AdamW: which parameters decay, and how fast each of them learns."""
+"""AdamW: which parameters decay, and each one's learning rate."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from compress.train.freeze import pretrained_encoder, stages
 
 
 def adamw(network: nn.Module, settings: FitSettings) -> torch.optim.AdamW:
-    """Weight decay for kernels, none for biases and BatchNorm; rates of their own for a pretrained encoder's stages."""
+    """Weight decay for kernels, none for biases and BatchNorm; stages of a pretrained encoder have their own rates."""
     rates = _encoder_rates(network, settings)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in network.parameters():
@@ -29,7 +29,7 @@ def adamw(network: nn.Module, settings: FitSettings) -> torch.optim.AdamW:
 
 
 def _encoder_rates(network: nn.Module, settings: FitSettings) -> dict[int, float]:
-    """Of each parameter of a pretrained encoder, by its id: its learning rate over that of the rest."""
+    """For each parameter of a pretrained encoder, by its id: its learning rate over that of the rest."""
     encoder = pretrained_encoder(network)
     if encoder is None:
         return {}
@@ -38,7 +38,7 @@ def _encoder_rates(network: nn.Module, settings: FitSettings) -> dict[int, float
     for stage in reversed(list(stages(encoder))):
         rates |= {id(parameter): rate for module in stage for parameter in module.parameters()}
         rate *= settings.layer_decay
-    # What stands in no stage is nearest to the image.
+    # Parameters in no stage count as nearest to the image.
     return {id(parameter): rate for parameter in encoder.parameters()} | rates
 
 
@@ -50,7 +50,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def set_momentum(optimizer: torch.optim.Optimizer, momentum: float) -> None:
-    """AdamW's first beta, of every group."""
+    """Set AdamW's first beta in every group."""
     group: dict[str, Any]
     for group in optimizer.param_groups:
         group["betas"] = (momentum, group["betas"][1])

@@ -1,6 +1,6 @@
-"""An augmentation, a loss or a schedule of the user's own, by the seam that their own networks have (`compress.own`).
+"""A user's own augmentation, loss or schedule, found in the same way as a user's own network (`compress.own`).
 
-Each is a function that the recipe names, called as is; what it gives is checked at every call.
+Each is a function that the recipe names, called as it is; what it returns is checked at every call.
 
 N batch, C channels, K classes, H height, W width.
 """
@@ -24,11 +24,11 @@ Shape = Callable[[int, int], float]
 
 
 def augmentation(name: str, classes: int) -> Augmentation:
-    """`function(images_NCHW, masks_NHW)` gives both again, changed: floats of about -1 to 1, and uint8 with 255 for
-    void. What is random in it comes from torch's global generators, so that a run that goes on draws the same. Its
-    masks are of the same `classes`.
+    """`function(images_NCHW, masks_NHW)` returns both, changed: floats of about -1 to 1, and uint8 with 255 for void.
 
-    Raises RecipeError, here where there is no such function, and later where it gives something else.
+    Its randomness has to come from torch's global generators, so that a resumed run draws the same. Its masks hold
+    classes below `classes`. Raises RecipeError, here when there is no such function, later when it returns something
+    else.
     """
     code = OwnCode(name, "an augmentation", RecipeError)
     function = code.guarded(code.found())
@@ -37,12 +37,12 @@ def augmentation(name: str, classes: int) -> Augmentation:
         given = function(images_NCHW, masks_NHW)
         wanted = f"images {list(images_NCHW.shape)} in float32 and masks {list(masks_NHW.shape)} in uint8"
         if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(one, Tensor) for one in given):
-            raise code.wrong(f"it gives no pair of tensors; wanted are {wanted}")
+            raise code.wrong(f"it does not return a pair of tensors; it must return {wanted}")
         images, masks = given
         if images.shape != images_NCHW.shape or masks.shape != masks_NHW.shape:
-            raise code.wrong(f"it gives {list(images.shape)} and {list(masks.shape)}; wanted are {wanted}")
+            raise code.wrong(f"it returns {list(images.shape)} and {list(masks.shape)}; it must return {wanted}")
         if images.dtype != torch.float32 or masks.dtype != torch.uint8:
-            raise code.wrong(f"it gives {images.dtype} and {masks.dtype}; wanted are {wanted}")
+            raise code.wrong(f"it returns {images.dtype} and {masks.dtype}; it must return {wanted}")
         beyond = masks[(masks >= classes) & (masks != VOID)]
         if len(beyond):
             found = ", ".join(str(label) for label in beyond.unique().tolist())
@@ -53,10 +53,10 @@ def augmentation(name: str, classes: int) -> Augmentation:
 
 
 def loss(name: str) -> Loss:
-    """`function(logits_NKHW, target_NHW)` gives a scalar to make small: logits in float32, zero in void, and classes in
-    int64 with 255 for void, which it has to leave out.
+    """`function(logits_NKHW, target_NHW)` returns a scalar to minimise.
 
-    Raises RecipeError, here where there is no such function, and later where it gives something else.
+    Logits are in float32 and zero in void, classes in int64 with 255 for void, which it has to leave out. Raises
+    RecipeError, here when there is no such function, later when it returns something else.
     """
     code = OwnCode(name, "a loss", RecipeError)
     function = code.guarded(code.found())
@@ -65,24 +65,24 @@ def loss(name: str) -> Loss:
         given = function(logits_NKHW, target_NHW)
         if not isinstance(given, Tensor) or given.ndim or not given.is_floating_point():
             form = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
-            raise code.wrong(f"what it gives is {form}; a scalar tensor of floats is wanted")
+            raise code.wrong(f"what it returns is {form}; it must be a scalar tensor of floats")
         if logits_NKHW.requires_grad and not given.requires_grad:
             if given != 0:
                 raise code.wrong(
-                    "what it gives has no gradient, so there is nothing to descend; make it of the logits by torch's "
-                    "operations, without detach, item, argmax and the like"
+                    "what it returns has no gradient, so there is nothing to minimise; compute it from the logits by "
+                    "torch's operations, without detach, item, argmax and the like"
                 )
-            return (logits_NKHW * 0).sum()  # nothing of what it counts is in the batch
+            return (logits_NKHW * 0).sum()  # the batch holds nothing that it counts
         return given
 
     return checked
 
 
 def schedule(name: str) -> Shape:
-    """`function(step, steps)` gives the share of the peak learning rate that step 0, 1, ... of so many has.
+    """`function(step, steps)` returns the learning rate of step 0, 1, ... of `steps`, as a share of the peak.
 
-    It may know nothing else: a run that goes on asks for the steps that are left. Raises RecipeError, here where there
-    is no such function, and later where it gives something else.
+    It must depend on nothing else: a resumed run calls it for the remaining steps only. Raises RecipeError, here when
+    there is no such function, later when it returns something else.
     """
     code = OwnCode(name, "a schedule", RecipeError)
     function = code.guarded(code.found())
@@ -90,14 +90,14 @@ def schedule(name: str) -> Shape:
     def shape(step: int, steps: int) -> float:
         given = function(step, steps)
         if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < math.inf:
-            raise code.wrong(f"of step {step} of {steps} it gives {given!r}; a number from 0 on is wanted")
+            raise code.wrong(f"for step {step} of {steps} it returns {given!r}; it must return a number of at least 0")
         return float(given)
 
     return shape
 
 
 def sources(settings: FitSettings, augment: AugmentSettings) -> dict[str, str]:
-    """SHA-256 of the files that a training's own parts stand in, by what they are: an edit is another training.
+    """SHA-256 of the files that hold a user's own parts of a training, by part: an edit makes it another training.
 
     Raises RecipeError when there is no such file.
     """

@@ -1,4 +1,4 @@
-"""What a network says of every pixel beside the truth: one void mask, which all losses share.
+"""A network's prediction and the truth for every pixel, with one void mask that all losses share.
 
 N batch, K classes, H height, W width.
 """
@@ -14,7 +14,7 @@ from export.scoring import VOID
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a network says of every pixel beside the truth, void masked: made once, shared by all terms of a loss."""
+    """Prediction and truth for every pixel, void masked: made once, shared by all terms of a loss."""
 
     log_probability_NKHW: Tensor
     target_NHW: Tensor
@@ -22,7 +22,7 @@ class Pixels:
     counted_NHW: Tensor
     """bool, false where void."""
     truth_NKHW: Tensor
-    """bool, one-hot; a void pixel is of no class."""
+    """bool, one-hot; a void pixel has no class."""
     counts_K: Tensor
     """int64, pixels of each class."""
 
@@ -45,11 +45,11 @@ def counted(logits_NKHW: Tensor, target_NHW: Tensor) -> Tensor:
     """Where the truth is not void [N, H, W]."""
     n, _, h, w = logits_NKHW.shape
     if target_NHW.shape != (n, h, w):
-        raise ShapeError(f"logits {list(logits_NKHW.shape)} and target {list(target_NHW.shape)} do not go together")
+        raise ShapeError(f"logits {list(logits_NKHW.shape)} and target {list(target_NHW.shape)} do not match")
     return target_NHW != VOID
 
 
 def without_void(logits_NKHW: Tensor, counted_NHW: Tensor) -> Tensor:
-    """At least float32, and zero in void: not even an infinity there then reaches a loss or its gradient."""
+    """The logits, at least float32 and zero in void: not even an infinity there then reaches a loss or its gradient."""
     wide = torch.promote_types(logits_NKHW.dtype, torch.float32)
     return logits_NKHW.to(wide).masked_fill(~counted_NHW[:, None], 0)

@@ -1,6 +1,6 @@
-"""In what number format the forward pass runs.
+"""The number format of the forward pass.
 
-A GPU with bfloat16 takes it; one without takes float16 with a gradient scaler. On a CPU a timed probe
+A GPU with bfloat16 uses it; one without uses float16 with a gradient scaler. On a CPU a timed probe
 decides: bfloat16 is 2 to 3 times faster with native support and ten times slower without.
 """
 
@@ -29,8 +29,10 @@ class Choice:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one. A device with a number becomes the current one, which seeds and waits are for.
-    Torch is given the cores that this process may use, and no more.
+    """The device that `wanted` names; `auto` is CUDA if there is one.
+
+    A device with a number becomes the current one, which seeding and waiting refer to. Torch is limited to the cores
+    that this process may use.
 
     Raises UsageError for a device that torch does not have here.
     """
@@ -40,12 +42,12 @@ def pick_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
         if device.type not in DEVICES:
-            raise UsageError(f"train.device = {wanted!r} trains nothing; known: auto, {', '.join(DEVICES)}")
+            raise UsageError(f"train.device = {wanted!r} cannot train; known: auto, {', '.join(DEVICES)}")
         torch.empty(0, device=device)
         if device.type != "cpu" and device.index is not None:
             torch.accelerator.set_device_index(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"train.device = {wanted!r} is not there: {error}") from error
+        raise UsageError(f"train.device = {wanted!r} is not available: {error}") from error
     return device
 
 
@@ -70,7 +72,7 @@ def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def _probe() -> Choice:
-    """Forward and backward in either format; the margin keeps noise from deciding."""
+    """Time forward and backward passes in both formats; the margin keeps noise from deciding."""
     plain, reduced = _probe_ms("float32"), _probe_ms("bfloat16")
     ratio = plain / reduced
     measured = f"probe: float32 {plain:.1f} ms, bfloat16 {reduced:.1f} ms"
@@ -78,7 +80,7 @@ def _probe() -> Choice:
 
 
 def _probe_ms(precision: Precision) -> float:
-    """Of two convolutions as wide and as large as a UNet's: on small ones overhead hides what the format is worth."""
+    """The time of two convolutions as large as a UNet's: on small ones overhead hides what the format is worth."""
     device = torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         layers = [(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Losses of whole classes, over the batch as one region: Dice, Tversky, Lovász-softmax.
+"""Losses of whole classes, computed over the whole batch: Dice, Tversky, Lovász-softmax.
 
 N batch, K classes, H height, W width, P pixels.
 """
@@ -18,8 +18,9 @@ def soft_dice(pixels: Pixels) -> Tensor:
 
 
 def tversky(pixels: Pixels, missed: float) -> Tensor:
-    """1 - hits / (hits + `missed` x what a class misses + (1 - `missed`) x its false alarms), averaged as Dice is;
-    with 0.5 it is Dice.
+    """1 - hits / (hits + `missed` x misses + (1 - `missed`) x false alarms) per class, averaged as Dice is.
+
+    With `missed` = 0.5 it is Dice.
 
     Source: Salehi et al. 2017 (arXiv:1706.05721), whose beta is `missed`.
     """
@@ -34,17 +35,17 @@ def tversky(pixels: Pixels, missed: float) -> Tensor:
 def lovasz(pixels: Pixels) -> Tensor:
     """The Lovász extension of 1 - IoU per class over the whole batch, averaged over the classes present in the truth.
 
-    Where the network is sure it is 1 - mIoU of these classes, and between such points it is linear: what is scored,
-    made into something that descends. Source: Berman et al. 2018 (arXiv:1705.08790).
+    Where every probability is 0 or 1 it is 1 - mIoU of these classes; in between it is piecewise linear: the metric,
+    made differentiable. Source: Berman et al. 2018 (arXiv:1705.08790).
     """
     present_K = pixels.counts_K > 0
     truth_KP = pixels.truth_NKHW[:, present_K].transpose(0, 1).flatten(1)
     probability_KP = pixels.log_probability_NKHW[:, present_K].exp().transpose(0, 1).flatten(1)
-    # A void pixel is never wrong, and what is never wrong adds nothing wherever it is sorted.
+    # A void pixel has no error, and adds nothing wherever it is sorted.
     errors_KP = (truth_KP.to(probability_KP.dtype) - probability_KP).abs() * pixels.counted_NHW.flatten()
     errors_KP, order_KP = errors_KP.sort(dim=1, descending=True)
     truth_KP = truth_KP.gather(1, order_KP)
-    # If the first p + 1 pixels are wrong and no others: IoU, of whole numbers until the last moment.
+    # The loss of IoU if the first p + 1 pixels are wrong and no others, in whole numbers up to the division.
     truth_K1 = pixels.counts_K[present_K][:, None]
     left_KP = truth_K1 - truth_KP.cumsum(1)
     union_KP = truth_K1 + (~truth_KP).cumsum(1)

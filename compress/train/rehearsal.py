@@ -1,4 +1,4 @@
-"""What comes after training is tried before it, so that nobody trains for hours what cannot be exported."""
+"""Try what comes after training before it, so that nobody trains for hours a network that cannot be exported."""
 
 import copy
 import tempfile
@@ -14,9 +14,9 @@ from export.to_onnx import export_onnx
 
 
 def rehearse(factory: str, network: nn.Module, channels: int) -> None:
-    """Export a user's network with its fresh weights, and look for what can be pruned. `network` stays as it is.
+    """Export a user's network with its fresh weights, and try to prune it. `network` itself is not changed.
 
-    A network without anything to prune is told and goes on: it can be quantized and served all the same.
+    A network that cannot be pruned is reported and accepted: it can still be quantized and served.
 
     Raises ModelError when it cannot be exported.
     """
@@ -37,7 +37,7 @@ def rehearse(factory: str, network: nn.Module, channels: int) -> None:
 
 
 def _half(network: nn.Module, channels: int) -> PruningPlan:
-    """Every other channel of every group."""
+    """A plan that removes every other channel of every group."""
     widths = Dependencies(copy.deepcopy(network), channels).widths()
     return PruningPlan(
         cuts=tuple(

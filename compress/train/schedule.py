@@ -1,5 +1,6 @@
-"""How the learning rate, and with it the momentum, change over a training: a function of the step alone, so that a
-training that goes on needs to know nothing else.
+"""How the learning rate, and with it the momentum, change over a training.
+
+Both are functions of the step alone, so that a resumed training needs no other state.
 """
 
 import math
@@ -10,19 +11,19 @@ from compress.settings.fit import FitSettings
 from compress.train import own
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4
-"""Of the peak, as in torch's OneCycleLR."""
+"""Shares of the peak, as in torch's OneCycleLR."""
 
 
 class Pace(NamedTuple):
-    """Of one step."""
+    """Learning rate and momentum of one step."""
 
     rate: float
     momentum: float | None = None
-    """AdamW's first beta; None: the one that it has."""
+    """AdamW's first beta; None: unchanged."""
 
 
 class Schedule:
-    """A rise to the peak, and what follows it; where weights are averaged (`swa`), a rate that stays."""
+    """A rise to the peak, and what follows it; once weights are averaged (`swa`), a constant rate."""
 
     def __init__(self, settings: FitSettings, steps_an_epoch: int) -> None:
         self._peak = settings.learning_rate
@@ -39,7 +40,7 @@ class Schedule:
         self._averaged_rate = settings.swa.rate * self._peak
 
     def pace(self, step: int) -> Pace:
-        """Of step 0, 1, ..."""
+        """The pace of step 0, 1, ..."""
         if step >= self._averaged_from:
             return Pace(self._averaged_rate)
         if self._own is not None:
@@ -51,7 +52,7 @@ class Schedule:
         return Pace(self._peak * self._fallen(step - self._warmup))
 
     def _fallen(self, step: int) -> float:
-        """What is left of the peak, so many steps after the warm-up."""
+        """The share of the peak that is left `step` steps after the warm-up."""
         done = step / max(1, self._total - self._warmup)
         match self._settings.kind:
             case "poly":
@@ -62,7 +63,7 @@ class Schedule:
                 return _cosine(done)
 
     def _in_its_cycle(self, step: int) -> float:
-        """How far the cycle is in which `step` lies, 0 to 1.
+        """How far along its cycle `step` is, 0 to 1.
 
         Source: Loshchilov & Hutter 2017 (arXiv:1608.03983), whose T_0 and T_mult are the settings.
         """
@@ -73,7 +74,7 @@ class Schedule:
         return step / length
 
     def _one_cycle(self, step: int) -> Pace:
-        """Up and down again by cosines, and the momentum the other way round.
+        """The rate goes up and down again by cosines, and the momentum the other way round.
 
         Source: Smith & Topin 2017 (arXiv:1708.07120), in the two phases of torch's OneCycleLR.
         """
@@ -88,5 +89,5 @@ class Schedule:
 
 
 def _cosine(done: float) -> float:
-    """From 1 to 0."""
+    """From 1 to 0 while `done` goes from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * done))

@@ -1,4 +1,4 @@
-"""A penalty beside the loss that brings channels or single weights to nothing, so that cutting them costs little."""
+"""A penalty beside the loss that drives channels or single weights to zero, so that removing them costs little."""
 
 import copy
 
@@ -15,9 +15,9 @@ SMALLEST = 1e-12
 
 
 class Penalty:
-    """Of a network's weights, in float32; it is to be called outside of autocast.
+    """A penalty on a network's weights, in float32; call it outside autocast.
 
-    It keeps nothing from step to step, so a training goes on with the same bits.
+    It keeps no state from step to step, so a resumed training gets the same bits.
     """
 
     def __init__(self, settings: SparsitySettings, groups: dict[str, ChannelGroup]) -> None:
@@ -40,9 +40,9 @@ class Penalty:
 
 
 def penalty_of(settings: SparsitySettings, network: nn.Module, channels: int) -> Penalty | None:
-    """What `settings` ask for, over the kernels of `network` (l1) or its channels that can be cut; None for nothing.
+    """The penalty of `settings` on the kernels of `network` (l1) or its channels that can be cut; None for none.
 
-    Raises UsageError when no channel can go, and for BatchNorm scales where there are none.
+    Raises UsageError when no channel can be removed, and when BatchNorm scales are asked for and there are none.
     """
     if settings.kind == "none":
         return None

@@ -1,4 +1,4 @@
-"""What a training that was killed goes on from: one file, written at any step."""
+"""What a killed training resumes from: one file, which can be written at any step."""
 
 import io
 import time
@@ -14,27 +14,27 @@ from export.files import write_atomic
 STATE = TRAINING_STATE
 SECONDS_BETWEEN_SAVES = 20.0
 SHARE_OF_THE_TIME = 0.02
-"""That saving may take; where writing is slow, saves come less often."""
+"""Share of the time that saving may take; where writing is slow, saves are less frequent."""
 
 
 @dataclass
 class Progress:
-    """How far a training is. Randomness comes from seed, epoch and step, so these say all about it."""
+    """How far a training is. Randomness depends on seed, epoch and step, so these define its state, too."""
 
     epoch: int = 0
     """Epochs done."""
     step: int = 0
-    """Steps done of the one under way."""
+    """Steps done of the current epoch."""
     loss_sum: float = 0.0
-    """Over the steps of this epoch that were not skipped."""
+    """Sum over the steps of this epoch that were not skipped."""
     losses: int = 0
     norm_sum: float = 0.0
-    """Of the gradients before they were clipped, over the same steps."""
+    """Sum of the gradients' norms before clipping, over the same steps."""
     miou: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    """An entry an epoch: epoch, mean loss and gradient norm (None where no step was taken), steps that were skipped,
-    and in those that were validated `Metrics.as_tree`."""
+    """One entry per epoch: epoch, mean loss and gradient norm (None if every step was skipped), the number of skipped
+    steps, and if it was validated `Metrics.as_tree`."""
 
     def add(self, loss: float | None, norm: float) -> None:
         """Count a step; None is one that was skipped."""
@@ -45,7 +45,7 @@ class Progress:
             self.norm_sum += norm
 
     def end_epoch(self, figures: dict[str, Any]) -> None:
-        """Close the epoch under way with `figures` beside its mean loss."""
+        """Close the current epoch with `figures` beside its mean loss."""
         self.epoch += 1
         self.history.append(
             {
@@ -63,7 +63,7 @@ class Progress:
 
 
 class StateFile:
-    """Plain data and tensors in a folder: whole or absent, and read without unpickling anything else."""
+    """A file of plain data and tensors in a folder: whole or absent, and read without unpickling anything else."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / STATE

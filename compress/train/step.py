@@ -1,7 +1,7 @@
 """One step of gradient descent: all of it, or nothing.
 
-A step whose loss or gradient is no number leaves weights, averages and statistics as they were. One that does not fit
-into memory is taken again with fewer images at a time.
+A step whose loss or gradient is not finite leaves weights, averages and statistics as they were. One that does not fit
+into memory is repeated with fewer images at a time.
 """
 
 import math
@@ -26,18 +26,18 @@ from export.errors import WorkFailedError
 
 NON_FINITE_IN_A_ROW = 5
 SMALLEST_SCALE = 1.0
-"""Of a loss in float16. It starts at 65536 and halves with each overflow; below this, scaling is not the remedy."""
+"""Of a loss in float16. The scale starts at 65536 and halves with each overflow; below this, scaling is no remedy."""
 
 
 class Stepper:
-    """A network and what moves it: optimizer, gradient scaler (float16 alone), averaged weights."""
+    """A network and what a step needs: optimizer, gradient scaler (float16 only), averaged weights."""
 
     def __init__(self, network: nn.Module, objective: Objective, settings: FitSettings, runtime: Runtime) -> None:
         self.average = MovingAverage(network, settings.ema_decay)
         self.norm = 0.0
-        """L2, of the gradients of the last step before they were clipped."""
+        """L2 norm of the last step's gradients, before clipping."""
         self.at_once = settings.micro_batch or settings.batch_size
-        """Images that pass through the network at a time; fewer, once memory was short."""
+        """Images that pass through the network at a time; fewer after memory was short."""
         self._network = network
         self._objective = objective
         self._clip_norm = settings.clip_norm
@@ -50,7 +50,7 @@ class Stepper:
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
 
     def take(self, batch: Fed, pace: Pace) -> float | None:
-        """Move the weights, as fast as `pace` says. The loss; None for a step that was skipped.
+        """Update the weights at the rate of `pace` and return the loss; None if the step was skipped.
 
         Raises WorkFailedError when steps are skipped again and again, or when a single image does not fit into memory.
         """
@@ -95,7 +95,7 @@ class Stepper:
         self._skipped.extend(state["skipped"])
 
     def _step(self) -> None:
-        """AdamW takes its memory in its first step; fewer images would not help it."""
+        """Step the optimizer. AdamW allocates its memory in the first step; fewer images would not help."""
         try:
             self._scaler.step(self._optimizer)
         except (RuntimeError, MemoryError) as error:
@@ -108,7 +108,7 @@ class Stepper:
         self._scaler.update()
 
     def _gradients(self, batch: Fed) -> float:
-        """Leave gradients in the network; the loss. Half as many images at once for each time that memory is short."""
+        """Leave gradients in the network and return the loss; halve the images at once each time memory is short."""
         while True:
             try:
                 return self._accumulate(batch)
@@ -150,7 +150,7 @@ class Stepper:
         )
 
     def _skip(self, names: Sequence[str]) -> None:
-        """A batch whose loss is not finite changes nothing; several in a row end the run."""
+        """Skip a batch whose loss or gradient is not finite; several in a row end the run."""
         self._undo()
         self._skipped.append(list(names))
         say(f"the loss or the gradient of {', '.join(names)} is not finite; the step is skipped")
@@ -161,7 +161,7 @@ class Stepper:
             )
 
     def _lower_scale(self) -> None:
-        """Gradients beyond float16 are a matter of scale and not of a batch; the right one is found by trying."""
+        """Gradients beyond float16 are due to the scale, not the batch; the right scale is found by trying."""
         self._undo()
         scale = self._scaler.get_scale() * self._scaler.get_backoff_factor()
         self._scaler.update(scale)
@@ -173,7 +173,7 @@ class Stepper:
         say(f"a gradient is beyond float16; the step is skipped and the loss scaled by {scale:g} from here on")
 
     def _undo(self) -> None:
-        """Take back what a pass that led to no step has left: gradients, and BatchNorm's running statistics."""
+        """Undo what a pass without a step has left behind: gradients, and BatchNorm's running statistics."""
         self._optimizer.zero_grad(set_to_none=True)
         self._copy(self._buffers_before, self._buffers)
 

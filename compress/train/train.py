@@ -40,8 +40,8 @@ def train(
 
     `init` is a checkpoint folder or a file with a state dict (.safetensors, or .pt read with weights_only)
     to start from; layers of another shape, such as a head for other classes, start fresh and are named.
-    `teacher` is a checkpoint of the same channels and classes whose logits are followed beside the masks.
-    A finished `out` with the same inputs and settings is returned as it is; an interrupted one goes on.
+    `teacher` is a checkpoint of the same channels and classes whose logits are learned beside the masks.
+    A finished `out` with the same inputs and settings is returned as it is; an interrupted one is resumed.
 
     Raises DatasetError, RecipeError, CheckpointError, BusyError, UsageError; WorkFailedError when training
     diverges.
@@ -52,7 +52,7 @@ def train(
             require_apart(out, source)
     if recipe.train.attention_weight and teacher is None:
         raise RecipeError(
-            "train.attention_weight", ["there is nobody whose attention could be followed; give --teacher"]
+            "train.attention_weight", ["there is no teacher whose attention could be followed; give --teacher"]
         )
     dataset = require_sound(data, recipe.data.channels)
     master = None if teacher is None else _master(teacher, dataset)
@@ -130,7 +130,7 @@ def _train(
 def _looked_at(
     network: nn.Module, images: TrainingImages, dataset: Dataset, recipe: Recipe, fitted: Fitted
 ) -> tuple[float | None, list[Finding]]:
-    """mIoU on training images, and what is wrong with the training; nothing where they cannot be looked at."""
+    """mIoU on training images, and what is wrong with the training; None and nothing if the diagnosis fails."""
     try:
         miou_train, dead = look_back(network, images, len(dataset.classes), recipe.train.batch_size)
         trained = Trained(
@@ -160,8 +160,10 @@ def decoded(
     *,
     validated: Sequence[Sample] | None = None,
 ) -> tuple[TrainingImages, ValidationImages]:
-    """Training images, kept as the recipe says on `device` or in memory, and validation images, in memory: those of
-    `validated`, by default the whole split."""
+    """Training images, kept on `device` or in memory as the recipe says, and validation images, kept in memory.
+
+    Validation images are those of `validated`, by default the whole split.
+    """
     images = training_images(dataset, recipe, multiple, device)
     validation = ValidationImages(
         dataset, size=recipe.data.size, multiple=multiple, cache_gb=recipe.data.cache_gb, samples=validated
@@ -171,13 +173,15 @@ def decoded(
 
 
 def shown(recipe: Recipe) -> dict[str, object]:
-    """What the recipe says of the data that decides which windows of which images are trained on, for a step's key;
-    their size is the model's."""
+    """The settings that decide which windows of which images are trained on, for a step's key.
+
+    The size of images is not among them: it is the model's.
+    """
     return recipe.data.model_dump(mode="json", include={"crop", "rare_crops", "rare_images"})
 
 
 def training_images(dataset: Dataset, recipe: Recipe, multiple: int, device: torch.device) -> TrainingImages:
-    """Kept as the recipe says on `device` or in memory."""
+    """Training images, kept on `device` or in memory as the recipe says."""
     with task("decode", len(dataset.split("train"))) as bar:
         images = TrainingImages(
             dataset,
@@ -195,7 +199,7 @@ def training_images(dataset: Dataset, recipe: Recipe, multiple: int, device: tor
 
 
 def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choice:
-    """The probe's answer depends on the moment, so it is taken once and kept for a resumed run."""
+    """The precision to train in. The probe's answer varies, so it is decided once and kept for a resumed run."""
     saved = step.decided(PRECISION)
     choice = Choice(**saved) if saved else choose(recipe.train.precision, device)
     if not saved:
@@ -204,10 +208,9 @@ def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choi
 
 
 def started(recipe: Recipe, dataset: Dataset, init: Path | None) -> tuple[nn.Module, dict[str, object], int]:
-    """The recipe's network with the weights that training starts from, what its factory was called with, and what
-    sizes have to be multiples of.
+    """The network with the weights that training starts from, its factory's arguments, and its size multiple.
 
-    Raises RecipeError where the images are too small for it, and CheckpointError.
+    Raises RecipeError when the images are too small for it, and CheckpointError.
     """
     arguments = {
         "channels": dataset.channels,
@@ -227,14 +230,14 @@ def started(recipe: Recipe, dataset: Dataset, init: Path | None) -> tuple[nn.Mod
 
 
 def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:
-    """One multiple each way is one pixel at the deepest level: BatchNorm then has nothing to take statistics of."""
+    """One multiple each way is one pixel at the deepest level, too few for BatchNorm's statistics."""
     crop = recipe.data.crop
     if crop is not None and (min(crop) < multiple or max(crop) == multiple):
         raise RecipeError("data.crop", [_too_small(crop, multiple)])
     headers = [read_header(sample.image) for sample in dataset.split("train")]
     sizes = [recipe.data.size or (header.height, header.width) for header in headers]
     small = [size for size in sizes if max(size) <= multiple]
-    # Beside a larger image a small one is padded, and several that are taken at once have a pixel of each.
+    # Beside a larger image a small one is padded, and several images at once give one pixel each.
     batch = min(recipe.train.batch_size, len(sizes))
     taken = min(recipe.train.micro_batch or batch, batch)
     one_alone = taken == 1 or batch % taken == 1
@@ -243,17 +246,20 @@ def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:
 
 
 def _too_small(size: tuple[int, int], multiple: int) -> str:
-    return f"{list(size)} is too small: the model halves {multiple} pixels down to one"
+    return f"{list(size)} is too small: the model reduces {multiple} pixels to one"
 
 
 def _master(path: Path, dataset: Dataset) -> Checkpoint:
-    """The teacher's checkpoint, of the channels and classes that the dataset has."""
+    """The teacher's checkpoint, which must have the dataset's channels and classes."""
     found = checkpoint.load(path)
     require_classes(dataset, found.card.classes, path)
     if found.card.channels != dataset.channels:
         raise CheckpointError(
             path,
-            [f"it teaches on images of {found.card.channels} channels, and those of the data have {dataset.channels}"],
+            [
+                f"it needs images of {found.card.channels} channels, and those of the data have {dataset.channels}; "
+                "choose another teacher, or set data.channels"
+            ],
         )
     return found
 
@@ -265,7 +271,7 @@ def _weights_file(init: Path) -> Path:
     if source.card.pruning:
         raise CheckpointError(
             init,
-            ["it was pruned, and training makes a whole network; start from what it was cut from, and prune again"],
+            ["it was pruned, and training needs a whole network; start from its parent, and prune again"],
         )
     return source.path / checkpoint.WEIGHTS
 

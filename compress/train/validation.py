@@ -1,4 +1,4 @@
-"""How good a network is while it trains: every figure of the validation split, in torch float32.
+"""Score a network while it trains: every figure of the validation split, in torch float32.
 
 N batch, C channels, K classes, H height, W width.
 """
@@ -29,7 +29,7 @@ def validate(network: nn.Module, validation: ValidationImages, device: torch.dev
         return masks
 
     def in_parts(images_NCHW: Tensor) -> NDArray[np.uint8]:
-        """Whole images need more memory than the crops of training; halves of a batch need half of it."""
+        """Halve a batch that does not fit: whole images need more memory than the crops of training."""
         try:
             return masks_of(images_NCHW)
         except (RuntimeError, MemoryError) as error:
@@ -39,7 +39,7 @@ def validate(network: nn.Module, validation: ValidationImages, device: torch.dev
         count, _, height, width = images_NCHW.shape
         if count == 1:
             raise WorkFailedError(
-                f"out of memory in the validation of a single image of {height}x{width}, which is taken whole; set a "
+                f"out of memory when validating a single image of {height}x{width}, which is not cropped; set a "
                 "smaller data.size or model.base"
             )
         free(device)

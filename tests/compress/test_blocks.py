@@ -149,7 +149,7 @@ def test_stochastic_depth_is_nothing_but_training(factory: str) -> None:
     with torch.inference_mode():
         assert torch.equal(with_it(image), without(image))
         assert not torch.equal(with_it.train()(image), with_it(image))
-    with pytest.raises(ValueError, match="stochastic_depth skips what residual blocks add, and these are plain"):
+    with pytest.raises(ValueError, match="stochastic_depth needs block = 'residual', got 'plain'"):
         build(factory, {"stochastic_depth": 0.5})
 
 

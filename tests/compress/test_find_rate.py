@@ -77,7 +77,7 @@ def test_it_trains_at_the_rates_that_it_names_until_the_loss_explodes(
 def test_a_loss_that_is_no_number_from_the_start_is_told(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def part(logits, target): return logits.sum() * float('nan')\n")
-    with pytest.raises(WorkFailedError, match=r"no number at a learning rate of 1e-06, .* no matter of the rate"):
+    with pytest.raises(WorkFailedError, match=r"not finite at a learning rate of 1e-06, .* the rate is not the cause"):
         find_rate(data, Recipe.load(None, [*SMALL, f"train.loss.own={path}:part"]))
 
 

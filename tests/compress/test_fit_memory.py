@@ -156,7 +156,7 @@ def test_validation_takes_fewer_images_at_once_and_finds_the_same(splits: Splits
     parts.most_validated = 1
     histories = [fit(each, splits, tmp_path / name).history for each, name in ((whole, "whole"), (parts, "parts"))]
     assert histories[0] == histories[1]
-    with pytest.raises(WorkFailedError, match=r"validation of a single image of \d+x\d+, .* smaller data\.size"):
+    with pytest.raises(WorkFailedError, match=r"validating a single image of \d+x\d+, .* smaller data\.size"):
         fit(Hungry(7, most_validated=0), splits, tmp_path / "none")
 
 
@@ -172,7 +172,7 @@ def test_the_statistics_of_an_average_are_taken_of_as_many_images_as_fit(splits:
     """At the very end, when all of the training is done."""
     fitted = fit(Hungry(2, norm=True), splits, tmp_path / "fit", swa={"start": 0.5})
     assert fitted.history[-1]["swa"]["miou"] > 0
-    with pytest.raises(WorkFailedError, match=r"single image while BatchNorm's .* smaller data\.crop"):
+    with pytest.raises(WorkFailedError, match=r"single image while recomputing BatchNorm's .* smaller data\.crop"):
         reestimate(Hungry(0, norm=True), splits[0])
 
 

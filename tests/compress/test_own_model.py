@@ -93,7 +93,7 @@ FINDS = {
     "net.py:made": "made is a network already, of type Net; a function or a class",
     "net.py:number": "number is of type int; a function or a class",
     "net.py:fails": r"it failed: ZeroDivisionError: division by zero \(net.py:\d+\)",
-    "net.py:gives_none": "it gives something of type NoneType; a torch.nn.Module is wanted",
+    "net.py:gives_none": "it returns something of type NoneType; it must return a torch.nn.Module",
     "net.py:wants_more": "cannot be called with channels=1, classes=2: missing a required argument: 'depth'",
     "misses.py:Net": r"misses.py cannot be imported: ModuleNotFoundError: No module named 'nonesuch' \(misses.py:1\)",
     "misses:Net": r"misses cannot be imported: ModuleNotFoundError: No module named 'nonesuch' \(misses.py:1\)",
@@ -144,36 +144,36 @@ def test_what_comes_from_the_dataset_is_no_argument() -> None:
 
 BREACHES = {
     "a dict": (forward("return {'out': self.b(self.a(x)), 'aux': x}"), r"a dict of 'out', 'aux'; .*net\(x\)\['out'\]"),
-    "a pair": (forward("return self.b(self.a(x)), x"), "gives a tuple of 2; the logits alone"),
+    "a pair": (forward("return self.b(self.a(x)), x"), "returns a tuple of 2; it must return the logits alone"),
     "a list in training": (
         forward("y = self.b(self.a(x))", "return [y, y] if self.training else y"),
-        "in training: its forward gives a list of 2; .* a method all_logits",
+        "in training: its forward returns a list of 2; .* a method all_logits",
     ),
     "half the size": (forward("return F.max_pool2d(self.b(self.a(x)), 2)"), "192x320 give logits of 96x160"),
-    "a vector": (forward("return self.b(self.a(x)).mean((2, 3))"), r"shape \[2, 2\]; it is \[batch, classes"),
-    "one image": (forward("return self.b(self.a(x))[:1]"), "2 images give the logits of 1"),
+    "a vector": (forward("return self.b(self.a(x)).mean((2, 3))"), r"shape \[2, 2\]; it must be \[batch, classes"),
+    "one image": (forward("return self.b(self.a(x))[:1]"), "for 2 images it returns the logits of 1"),
     "other classes": (
         "def __init__(self, channels, classes): super().__init__(channels, 7)",
-        "7 classes, 2 are wanted",
+        "7 classes instead of 2",
     ),
     "double precision": (forward("return self.b(self.a(x)).double()"), "logits are torch.float64"),
     "no numbers": (forward("return self.b(self.a(x)).log() * float('nan')"), "logits are not finite"),
     "dropout by hand": (
         forward("return F.dropout(self.b(self.a(x)))"),
-        "other logits each time: give dropout training=",
+        "different logits each time: pass training=",
     ),
     "batch statistics": (
         forward("return self.b(F.batch_norm(self.a(x), None, None, training=True))"),
         "depend on the rest of its batch",
     ),
-    "writes into its input": (forward("return self.b(self.a(x.clamp_(0, 1)))"), "writes into the images"),
-    "an error": (forward("return self.b(self.c(x))"), r"do not run: AttributeError: .* 'c' \(net.py:\d+\)"),
+    "writes into its input": (forward("return self.b(self.a(x.clamp_(0, 1)))"), "changes its input images in place"),
+    "an error": (forward("return self.b(self.c(x))"), r"it does not run on .*: AttributeError: .* 'c' \(net.py:\d+\)"),
     "no gradient": (forward("return self.b(self.a(x)).detach()"), "in training: the logits have no gradient"),
     "no parameters": (
         "def __init__(self, channels, classes): nn.Module.__init__(self)\n" + forward("return x.repeat(1, 2, 1, 1)"),
         "has no parameters",
     ),
-    "a strange multiple": ("size_multiple = 'large'", "size_multiple is 'large'; it is a whole number"),
+    "a strange multiple": ("size_multiple = 'large'", "size_multiple is 'large'; it must be a whole number"),
     "a multiple that is too small": (
         "size_multiple = 2\n" + forward("return F.interpolate(F.max_pool2d(self.b(self.a(x)), 4), scale_factor=4)"),
         "images of 6x10 give logits of 4x8",
@@ -234,9 +234,7 @@ def test_what_cannot_be_pruned_is_told_and_trained(write: Write, capfd: pytest.C
     network = build(factory, ARGUMENTS)
     rehearse(factory, network, channels=1)
     told = capfd.readouterr().err
-    assert (
-        "can be trained, quantized and served, but not pruned: Net does not hold together with fewer channels" in told
-    )
+    assert "can be trained, quantized and served, but not pruned: Net does not run with fewer channels" in told
     assert "(net.py:" in told
     with pytest.raises(UsageError, match="take widths from the tensors"):
         scores_of(network, channels=1).plan(0.5, 1).apply(network, channels=1)
@@ -244,7 +242,7 @@ def test_what_cannot_be_pruned_is_told_and_trained(write: Write, capfd: pytest.C
 
 def test_a_network_without_channels_to_prune_is_told(write: Write) -> None:
     network = build(write(forward("return F.conv2d(self.a(x), self.b.weight)")), ARGUMENTS)
-    with pytest.raises(UsageError, match="Net has no channels that could go"):
+    with pytest.raises(UsageError, match="Net has no channels that can be removed"):
         scores_of(network, channels=1)
 
 

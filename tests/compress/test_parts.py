@@ -135,7 +135,7 @@ def test_a_network_without_parts_is_saved_and_cut_on(tmp_path: Path) -> None:
     both = first.then(second)
     assert torch.equal(both.apply(network, channels=1)(images()), again(images()))
     assert both.kept().keys() == first.kept().keys()
-    with pytest.raises(UsageError, match="the second plan is not for what the first leaves"):
+    with pytest.raises(UsageError, match="the second plan does not fit what the first leaves"):
         first.then(plan_without(network, frozenset()))
     card = ModelCard(
         factory="unet",

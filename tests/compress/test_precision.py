@@ -62,10 +62,10 @@ def test_a_device_that_is_not_there_is_a_users_mistake() -> None:
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type in ("cpu", "cuda")
     for wanted in ("gpu", "cuda:99", "tpu:0"):
-        with pytest.raises(UsageError, match=f"train.device = '{wanted}' is not there"):
+        with pytest.raises(UsageError, match=f"train.device = '{wanted}' is not available"):
             pick_device(wanted)
     for wanted in ("meta", "xla"):
-        with pytest.raises(UsageError, match=f"train.device = '{wanted}' trains nothing"):
+        with pytest.raises(UsageError, match=f"train.device = '{wanted}' cannot train"):
             pick_device(wanted)
 
 

@@ -77,7 +77,7 @@ def test_two_plans_after_each_other_are_one(arguments: dict[str, Any], seed: int
     assert all(torch.equal(tensor, together.state_dict()[name]) for name, tensor in apart.state_dict().items())
     assert first.then(second).kept() == second.kept()
     if first.kept() != second.kept():
-        with pytest.raises(UsageError, match="the second plan is not for what the first leaves"):
+        with pytest.raises(UsageError, match="the second plan does not fit what the first leaves"):
             second.then(second)
 
 

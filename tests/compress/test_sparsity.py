@@ -141,7 +141,7 @@ def test_what_cannot_be_made_sparse_is_refused() -> None:
         penalty_of(SparsitySettings(kind="bn-scale"), network, 1)
     assert penalty_of(SparsitySettings(kind="group-lasso"), network, 1) is not None
     assert penalty_of(SparsitySettings(kind="l1"), Pixelwise(), 1) is not None
-    with pytest.raises(UsageError, match="Pixelwise has no channels that could go"):
+    with pytest.raises(UsageError, match="Pixelwise has no channels that can be removed"):
         penalty_of(SparsitySettings(kind="group-lasso"), Pixelwise(), 1)
 
 

@@ -142,7 +142,7 @@ def test_a_pruned_checkpoint_is_no_start_for_a_whole_network(data: Path, tmp_pat
     sizes: dict[str, Any] = {"channels": 1, "base": 8, "depth": 2, "classes": 2}
     network = plan.apply(random_unet(**sizes), channels=1)
     cut = write_checkpoint(tmp_path / "cut", network, pruning=(plan,), **sizes).path
-    with pytest.raises(CheckpointError, match="it was pruned, and training makes a whole network"):
+    with pytest.raises(CheckpointError, match="it was pruned, and training needs a whole network"):
         train(data, tmp_path / "out", recipe(), init=cut)
     assert not (tmp_path / "out").exists()
 
@@ -247,7 +247,7 @@ def test_a_teacher_of_something_else_is_refused(data: Path, tmp_path: Path) -> N
         train(data, tmp_path / "out", recipe(), teacher=others)
     colour = random_unet(channels=3, classes=2)
     coloured = write_checkpoint(tmp_path / "colour", colour, channels=3, classes=2, class_names=TWO_CLASSES).path
-    with pytest.raises(CheckpointError, match="teaches on images of 3 channels, and those of the data have 1"):
+    with pytest.raises(CheckpointError, match="it needs images of 3 channels, and those of the data have 1"):
         train(data, tmp_path / "out", recipe(), teacher=coloured)
     assert not (tmp_path / ".out.partial").exists()
 
@@ -268,9 +268,9 @@ def test_a_loss_that_explodes_is_told(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        (["data.crop=[2, 64]"], RecipeError, "is too small: the model halves 4 pixels down to one"),
-        (["train.device=abacus"], UsageError, "train.device = 'abacus' is not there"),
-        (["data.crop=[4, 4]"], RecipeError, "halves 4 pixels down to one"),
+        (["data.crop=[2, 64]"], RecipeError, "is too small: the model reduces 4 pixels to one"),
+        (["train.device=abacus"], UsageError, "train.device = 'abacus' is not available"),
+        (["data.crop=[4, 4]"], RecipeError, "reduces 4 pixels to one"),
     ],
 )
 def test_settings_that_cannot_be_trained_with(
@@ -305,7 +305,7 @@ def test_images_of_which_one_pixel_is_left_cannot_be_trained_with(
         return
     with pytest.raises(RecipeError) as caught:
         train(data, tmp_path / "out", chosen)
-    assert f"{refused} is too small: the model halves 8 pixels down to one" in str(caught.value)
+    assert f"{refused} is too small: the model reduces 8 pixels to one" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -118,7 +118,7 @@ def test_a_unet_on_it_is_exported(name: str) -> None:
     [
         ("resnet19", "Unknown model"),
         ("resnet18.nobodys", "Invalid pretrained tag"),
-        ("vit_tiny_patch16_224", "takes no image of"),
+        ("vit_tiny_patch16_224", "does not take an image of"),
         ("mambaout_femto", "for an image of 64x64 it gives"),
     ],
 )
@@ -134,5 +134,5 @@ def test_a_stem_that_standardises_its_weights_is_not_folded() -> None:
 
 
 def test_weights_that_cannot_be_downloaded_are_one_message() -> None:
-    with pytest.raises(WorkFailedError, match=r"did not bring the weights of timm:resnet34.*\n.*pretrained=false"):
+    with pytest.raises(WorkFailedError, match=r"could not download the weights of timm:resnet34.*\n.*pretrained=false"):
         make("timm:resnet34", 3).load_pretrained()

@@ -50,7 +50,7 @@ MALFORMED: list[tuple[Any, list[str]]] = [
         {"classes": TWO, "values": {"0": "background", "255": "disc"}, "ignore_index": 255},
         ['"ignore_index" 255 is class "disc" in "values"; let the number mean one of the two'],
     ),
-    ({"classes": TWO, "group": "(unclosed"}, ["\"group\" '(unclosed' is no regular expression", "write a regular"]),
+    ({"classes": TWO, "group": "(unclosed"}, ["\"group\" '(unclosed' is not a regular expression", "write a regular"]),
 ]
 
 

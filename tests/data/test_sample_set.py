@@ -175,7 +175,7 @@ def test_tiles_of_another_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tile", [0, 31, 257])
 def test_tile_sizes_that_give_no_sound_set(tmp_path: Path, tile: int) -> None:
-    with pytest.raises(UsageError, match=f"tiles of {tile} pixels make no sound set; choose 32 to 256"):
+    with pytest.raises(UsageError, match=f"tiles of {tile} pixels do not give a sound set; choose 32 to 256"):
         write_sample(tmp_path / "coast", tile=tile)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,6 @@
-"""Encoders: classifiers' networks that a UNet's decoder is put on.
+"""Encoders: networks of classifiers, on which a UNet's decoder is built.
 
-`make(name, channels)` gives one with fresh parameters; `Encoder` is all that the decoder knows of it.
+`make(name, channels)` returns one with fresh parameters; the decoder relies on `Encoder` alone.
 """
 
 from compress.models.encoders import efficientnet_lite, resnet, timm_encoder
@@ -12,7 +12,7 @@ from compress.models.encoders.timm_encoder import TimmEncoder
 __all__ = ["NAMES", "Encoder", "make"]
 
 NAMES = (*resnet.LAYERS, *efficientnet_lite.STAGES)
-"""Beside these, `timm:NAME`."""
+"""`make` also takes `timm:NAME`."""
 
 
 def make(name: str, channels: int) -> Encoder:

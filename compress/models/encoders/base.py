@@ -25,12 +25,12 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def from_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A classifier's state dict as this encoder takes it: in its names, for its channels and normalisation."""
+        """Convert a classifier's state dict to this encoder's names, channels and normalisation."""
         raise NotImplementedError
 
     def load_pretrained(self) -> None:
-        """Put ImageNet weights in.
+        """Load ImageNet weights.
 
-        Raises MissingExtraError or RecipeError when there are none, WorkFailedError when they do not arrive.
+        Raises MissingExtraError or RecipeError when there are none, WorkFailedError when they cannot be fetched.
         """
         raise NotImplementedError

@@ -1,12 +1,12 @@
-"""EfficientNet-Lite: depthwise convolutions for a small network, without the parts that INT8 pays for.
+"""EfficientNet-Lite: a small network of depthwise convolutions, without the parts that are slow in INT8.
 
 No squeeze-and-excitation and no swish: ReLU6 after every convolution but the last of a block.
 Sources: Tan and Le 2019 (arXiv:1905.11946); the Lite variants are those of
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
 
-The ImageNet weights come from packages that hold a state dict and nothing else. They were trained in TensorFlow, and
-its details count: where a stride is 2 the padding is right and below ("SAME"), BatchNorm's epsilon is 1e-3, mean and
-deviation are 127.5.
+The ImageNet weights come from packages that hold a state dict and nothing else. They were trained in TensorFlow, whose
+details matter: at stride 2 the padding is larger at the right and the bottom ("SAME"), BatchNorm's epsilon is 1e-3, and
+mean and deviation are 127.5.
 
 N batch, C channels, H height, W width.
 """
@@ -72,7 +72,7 @@ class EfficientNetLite(Encoder):
                 levels.append([])
             levels[-1] += _blocks(before, stage)
         self.levels = nn.ModuleList(nn.Sequential(*level) for level in levels)
-        # A level ends where the next stage halves.
+        # A level ends where the next stage halves the resolution.
         ends = [stage.width for stage, after in pairwise((*stages, stages[1])) if after.stride == 2]
         self.widths = {2 ** (level + 1): width for level, width in enumerate(ends)}
 
@@ -85,7 +85,7 @@ class EfficientNetLite(Encoder):
         return features
 
     def from_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of any EfficientNet-Lite that lists its layers in their order; the head's come last."""
+        """Convert the state dict of any EfficientNet-Lite with its layers in order; the head at the end is ignored."""
         named = dict(zip(self.state_dict(), state.values(), strict=False))
         return fold(named, TENSORFLOW, self.channels, weight="stem.1.weight", constant="stem.2.running_mean")
 
@@ -140,7 +140,7 @@ def _conv_bn(channels_in: int, channels_out: int, kernel: int, *, stride: int = 
     padding = kernel // 2
     layers: list[nn.Module] = []
     if stride == 2:
-        # Left and above one less than right and below; the exporter makes it a part of the convolution.
+        # One less at the left and the top than at the right and the bottom; the exporter folds it into the convolution.
         layers = [nn.ZeroPad2d((padding - 1, padding, padding - 1, padding))]
         padding = 0
     convolution = nn.Conv2d(

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34, with the parameter names of torchvision's, so that its weights fit.
+"""ResNet-18 and ResNet-34, with torchvision's parameter names, so that its weights fit.
 
 Source: He et al. 2016 (arXiv:1512.03385). N batch, C channels, H height, W width.
 """
@@ -42,15 +42,15 @@ class ResNet(Encoder):
         return features
 
     def from_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of a torchvision ResNet, its head left for whoever wants it."""
+        """Convert the state dict of a torchvision ResNet; its head is kept as it is."""
         return fold(state, IMAGENET, self.channels, weight="conv1.weight", constant="bn1.running_mean")
 
     def load_pretrained(self) -> None:
         raise RecipeError(
             "model.pretrained",
             [
-                f"{self.name} comes without weights, only efficientnet-lite and timm's encoders have some; start from "
-                f"a state dict of torchvision's {self.name} with --init FILE, or set model.pretrained=false"
+                f"{self.name} comes without weights, only efficientnet-lite and timm's encoders have them; start "
+                f"from a state dict of torchvision's {self.name} with --init FILE, or set model.pretrained=false"
             ],
         )
 

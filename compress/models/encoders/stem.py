@@ -1,4 +1,4 @@
-"""A classifier's own normalisation, folded into its first convolution: every network has the same door.
+"""A classifier's own normalisation, folded into its first convolution, so that every network takes the same input.
 
 N batch, C channels, H height, W width, O output channels.
 """
@@ -34,12 +34,12 @@ def fold(
     weight: str,
     constant: str,
 ) -> dict[str, Tensor]:
-    """`state` for images of `channels` channels that are normalised as ours are, (pixel - 128) / 128.
+    """Convert `state` to images of `channels` channels, normalised as (pixel - 128) / 128.
 
     `weight` names the kernels of the first convolution; `constant` its bias, or the running mean of the BatchNorm after
-    it, where the part goes that does not depend on the image. The result is exact but at the border: padding is 0 after
-    either normalisation, and so another grey before it. A state without such a convolution of three colours is
-    returned as it is.
+    it, which absorbs the part that does not depend on the image. The result is exact except at the border: padding is 0
+    after either normalisation, and so stands for another grey. A state without such a convolution of three colours is
+    returned unchanged.
     """
     if constant not in state or weight not in state or state[weight].shape[1:2] != (COLOURS,):
         return dict(state)
@@ -52,10 +52,10 @@ def fold(
 
 
 def spread(weight_OCHW: Tensor, channels: int) -> Tensor:
-    """Weights for three colours, for another number of channels.
+    """Convert weights for three colours to another number of channels.
 
-    Channels take the colours in turn, and those that have the same one share its weights; one or two channels share
-    the sum of all. An image whose channels are all alike then gives what it gave in grey.
+    Channels take the colours in turn, and those with the same colour divide its weights; one or two channels divide the
+    sum of all. An image whose channels are all equal then gives the same result as the same grey in three colours.
     """
     if channels < COLOURS:
         return weight_OCHW.sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels

@@ -19,9 +19,9 @@ PLAIN = ("Conv2d", "Conv2dSame")
 
 
 class TimmEncoder(Encoder):
-    """`timm.create_model(name, features_only=True)`, whose features must halve from one to the next.
+    """`timm.create_model(name, features_only=True)`, whose features must halve in size from one to the next.
 
-    Raises MissingExtraError without timm, RecipeError for a name that it does not know or that gives no such features.
+    Raises MissingExtraError without timm, RecipeError for a name that timm does not know or without such features.
     """
 
     def __init__(self, name: str, channels: int) -> None:
@@ -32,9 +32,7 @@ class TimmEncoder(Encoder):
         try:
             self.features = timm.create_model(name.removeprefix(PREFIX), features_only=True, in_chans=channels)
         except Exception as error:  # an unknown name, an unknown tag, a model without features: no common base
-            raise RecipeError(
-                "model.encoder", [f"{name}: {error}; timm.list_models() names all that there are"]
-            ) from error
+            raise RecipeError("model.encoder", [f"{name}: {error}; timm.list_models() lists all names"]) from error
         info = self.features.feature_info
         self.widths = dict(zip(info.reduction(), info.channels(), strict=True))
         self._require_pyramid()
@@ -44,7 +42,7 @@ class TimmEncoder(Encoder):
         return features
 
     def from_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of this encoder as timm builds it for three colours.
+        """Convert the state dict of this encoder as timm builds it for three colours.
 
         Raises RecipeError when its first convolution is not one into which mean and deviation can be folded.
         """
@@ -57,10 +55,10 @@ class TimmEncoder(Encoder):
         timm = self._timm()
         try:
             state = timm.create_model(self.name.removeprefix(PREFIX), features_only=True, pretrained=True).state_dict()
-        except Exception as error:  # by what is missing: the network, the file, weights of this very variant
+        except Exception as error:  # without a network, a file, or weights of this variant: no common base
             raise WorkFailedError(
-                f"timm did not bring the weights of {self.name}, which it downloads: {str(error).strip()}\n"
-                "try again with a network, or set model.pretrained=false"
+                f"timm could not download the weights of {self.name}: {str(error).strip()}\n"
+                "try again with a network connection, or set model.pretrained=false"
             ) from error
         self.load_state_dict(self.from_classifier(state))
 
@@ -68,20 +66,20 @@ class TimmEncoder(Encoder):
         return require("timm", extra="timm", purpose=f"the encoder {self.name}")
 
     def _require_pyramid(self) -> None:
-        """Looked at, not believed: transformers give other layouts, or take one size of image."""
+        """Run the encoder to see: transformers give other layouts, or take one size of image."""
         strides, side = list(self.widths), 2 * self.size_multiple
         expected = [(1, width, side // stride, side // stride) for stride, width in self.widths.items()]
         try:
             with torch.no_grad():
                 given = [tuple(x.shape) for x in self.eval()(torch.zeros(1, self.channels, side, side))]
         except Exception as error:
-            raise self._refused(f"it takes no image of {side}x{side}: {error}") from error
+            raise self._refused(f"it does not take an image of {side}x{side}: {error}") from error
         if given != expected or strides != [strides[0] * 2**level for level in range(len(strides))]:
-            raise self._refused(f"for an image of {side}x{side} it gives {given}")
+            raise self._refused(f"for an image of {side}x{side} it gives maps of the shapes {given}")
         self.train()
 
     def _stem(self, first: str) -> dict[str, str]:
-        """What `fold` is to change. timm names the first convolution with the dots that flattening turned into _."""
+        """The names of what `fold` changes. timm names the first convolution with dots where flattening has put _."""
         for (name, module), (following, norm) in pairwise(self.features.named_modules()):
             # Subclasses standardise their weights, which would undo the folding.
             if name.replace(".", "_") == first.replace(".", "_") and type(module).__name__ in PLAIN:
@@ -95,8 +93,8 @@ class TimmEncoder(Encoder):
         raise RecipeError(
             "model.pretrained",
             [
-                f"{self.name}: found no first convolution with a bias or a BatchNorm after it, to fold its mean and "
-                "deviation into; set model.pretrained=false, or choose another encoder"
+                f"{self.name}: found no first convolution with a bias or a BatchNorm after it, into which its mean and "
+                "deviation could be folded; set model.pretrained=false, or choose another encoder"
             ],
         )
 
