@@ -59,7 +59,7 @@ def _has_short_head(content: bytes) -> bool:
             return place + _MAX_FILLING > len(content)  # a truncated file is the decoder's to report
         if content[marker.end() - 1] in (_SCAN, _END):
             return True
-        place = _behind(content, marker.end())
+        place = _segment_end(content, marker.end())
     return False
 
 
@@ -73,11 +73,11 @@ def _has_few_scans(content: bytes) -> bool:
         scans += content[marker.end() - 1] == _SCAN
         if scans > MAX_SCANS:
             return False
-        place = _behind(content, marker.end())
+        place = _segment_end(content, marker.end())
     return False
 
 
-def _behind(content: bytes, place: int) -> int:
+def _segment_end(content: bytes, place: int) -> int:
     """End of the segment whose length is stored at `place`."""
     return place + max(2, int.from_bytes(content[place : place + 2], "big"))
 

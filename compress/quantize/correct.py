@@ -41,7 +41,7 @@ def corrected(quantized: Quantized, images_HWC: Sequence[U8]) -> Quantized:
         for name, mean in zip(names, expected, strict=True):
             layer = next(layer for layer in _layers(graph) if layer.node.name == name)
             (found,) = _means(graph, [layer.node.output[0]], images_HWC)
-            _take_out(graph, layer, found - mean)
+            _subtract_from_bias(graph, layer, found - mean)
             bar.advance()
     onnx.checker.check_model(graph)
     return replace(quantized, graph=graph)
@@ -83,7 +83,7 @@ def _means(model: onnx.ModelProto, names: Sequence[str], images_HWC: Sequence[U8
     return [total / count for total, count in zip(sums, pixels, strict=True)]
 
 
-def _take_out(graph: onnx.ModelProto, layer: _Layer, shift: F64) -> None:
+def _subtract_from_bias(graph: onnx.ModelProto, layer: _Layer, shift: F64) -> None:
     """Subtract `shift` from the bias, in 32-bit integers or, if the bias is in float, in float."""
     node, tensors = layer.node, stored(graph)
     name = node.input[2] if len(node.input) == 3 else ""
@@ -95,7 +95,7 @@ def _take_out(graph: onnx.ModelProto, layer: _Layer, shift: F64) -> None:
     limits = np.iinfo(np.int32)
     integers = np.clip(np.rint(before - shift / layer.scale), limits.min, limits.max).astype(np.int32)
     if dequantize is None:
-        _give(graph, layer, integers)
+        _add_bias(graph, layer, integers)
     else:
         dequantize.input[0] = _store(graph, dequantize.input[0], integers)
 
@@ -111,7 +111,7 @@ def _store(graph: onnx.ModelProto, name: str, array: NDArray[Any]) -> str:
     return beside
 
 
-def _give(graph: onnx.ModelProto, layer: _Layer, integers: NDArray[np.int32]) -> None:
+def _add_bias(graph: onnx.ModelProto, layer: _Layer, integers: NDArray[np.int32]) -> None:
     """Give a bias to a convolution that has none."""
     node = layer.node
     name = f"{node.name}{_CORRECTED}"

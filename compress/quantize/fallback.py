@@ -79,7 +79,7 @@ class Fallback:
                     continue
                 chosen = tried.layers
                 if tried.missing == 0:
-                    chosen = self._without_the_needless(chosen)
+                    chosen = self._without_needless(chosen)
                     break
             else:
                 chosen = self._nearest()
@@ -95,7 +95,7 @@ class Fallback:
     def _allowed(self, tried: _Tried) -> bool:
         return tried.gains or not self._must_gain
 
-    def _without_the_needless(self, chosen: tuple[str, ...]) -> tuple[str, ...]:
+    def _without_needless(self, chosen: tuple[str, ...]) -> tuple[str, ...]:
         """Drop layers that were ranked first for what they win alone, where those added later suffice."""
         for name in chosen if len(chosen) > 1 else ():
             fewer = tuple(other for other in chosen if other != name)

@@ -80,7 +80,7 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
         raise ModelError(path, [f"only one of height and width is fixed ({fixed}); fix both or neither"])
     logits, logits_layout = _logits(path, model, declared.output, layout)
     size = None if height is None or width is None else (height, width)
-    return Foreign(path, _raised(path, model), image.name, logits, layout, logits_layout, channels, size, digest)
+    return Foreign(path, _at_our_opset(path, model), image.name, logits, layout, logits_layout, channels, size, digest)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
@@ -105,7 +105,7 @@ def _opset(model: onnx.ModelProto) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _raised(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+def _at_our_opset(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     opset = _opset(model)
     try:
         return model if opset == OPSET else version_converter.convert_version(model, OPSET)
@@ -169,7 +169,7 @@ def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layo
         raise ModelError(path, [f"it has several outputs ({names}); name the one with the logits with --output"])
     name = wanted or str(model.graph.output[0].name)
     values = known_values(model)
-    while (node := makers.get(name)) is not None and _may_go(node, values):
+    while (node := makers.get(name)) is not None and _can_be_cut(node, values):
         if node.op_type == "Transpose":
             layout = "nhwc" if layout == "nchw" else "nchw"
         name = str(node.input[0])
@@ -184,7 +184,7 @@ def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layo
     return name, layout
 
 
-def _may_go(node: onnx.NodeProto, values: Mapping[str, onnx.ValueInfoProto]) -> bool:
+def _can_be_cut(node: onnx.NodeProto, values: Mapping[str, onnx.ValueInfoProto]) -> bool:
     """Whether the input of `node` gives every pixel the same class as its output, so that `node` can be cut off."""
     if node.op_type == "Transpose":
         return tuple(attributes(node).get("perm", ())) in (TO_NHWC, TO_NCHW)

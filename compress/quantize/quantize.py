@@ -80,7 +80,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Candidate:
     """A candidate INT8 graph, and what it scored."""
 
     quantized: Quantized
@@ -167,15 +167,15 @@ def _quantize(
     return result
 
 
-def _calibrated(bench: Workbench) -> _Made:
+def _calibrated(bench: Workbench) -> _Candidate:
     quantizer, calibration = bench.chosen
     quantized = quantizer.quantized(calibration)
     score = bench.judge.score(model_of(quantized.graph))
     figures = {"mode": "ptq", "calibration": calibration, "equalised": quantizer.is_equalised, **bench.figures()}
-    return _Made(quantized, score, figures)
+    return _Candidate(quantized, score, figures)
 
 
-def _corrected(bench: Workbench, made: _Made) -> _Made:
+def _corrected(bench: Workbench, made: _Candidate) -> _Candidate:
     """`made` with corrected biases, where the recipe wants them; decided once for each set of layers in float."""
     wanted = bench.recipe.quantize.bias_correction
     without = {**made.figures, "bias_corrected": False, "bias_correction": None}
@@ -198,10 +198,10 @@ def _corrected(bench: Workbench, made: _Made) -> _Made:
     say(compared("biases corrected", found, kept=kept))
     if not kept:
         return replace(made, figures={**without, "bias_correction": found})
-    return _Made(quantized, score, {**without, "bias_corrected": True, "bias_correction": found})
+    return _Candidate(quantized, score, {**without, "bias_corrected": True, "bias_correction": found})
 
 
-def _trained(bench: Workbench, calibrated: _Made, otherwise: _Made) -> _Made:
+def _trained(bench: Workbench, calibrated: _Candidate, otherwise: _Candidate) -> _Candidate:
     """What training made of `calibrated`, if that is no worse than `otherwise`, which would ship without it."""
     quantized = calibrated.quantized
     assert bench.source.checkpoint is not None
@@ -213,10 +213,10 @@ def _trained(bench: Workbench, calibrated: _Made, otherwise: _Made) -> _Made:
         say("training did not help: the graph stays as it was calibrated")
         return replace(otherwise, figures={**otherwise.figures, **more})
     figures = {**otherwise.figures, **more, "mode": "qat", "bias_corrected": False}
-    return _Made(replace(quantized, graph=learned.graph), score, figures)
+    return _Candidate(replace(quantized, graph=learned.graph), score, figures)
 
 
-def _within(budget: Budget, bench: Workbench, made: _Made, calibrated: _Made) -> _Made:
+def _within(budget: Budget, bench: Workbench, made: _Candidate, calibrated: _Candidate) -> _Candidate:
     """`made` if it holds `budget`, else `calibrated` with some layers in float, if that comes nearer to it."""
     judge = bench.judge
     if not budget.missed(Accuracy.of(judge.parent_score, made.score)):
@@ -226,11 +226,11 @@ def _within(budget: Budget, bench: Workbench, made: _Made, calibrated: _Made) ->
     analysis = effects.measure(calibrated.quantized, calibrated.score, bench.noise_images())
     must_gain = bench.is_here and not bench.recipe.quantize.force
     mixed = Fallback(bench.step, judge, quantizer, budget, analysis, must_gain=must_gain).choose()
-    other = _Made(mixed, judge.score(model_of(mixed.graph)), {**made.figures, "mode": "ptq"})
+    other = _Candidate(mixed, judge.score(model_of(mixed.graph)), {**made.figures, "mode": "ptq"})
     return min((made, _corrected(bench, other)), key=lambda one: _missing(budget, judge, one))
 
 
-def _missing(budget: Budget, judge: Judge, made: _Made) -> tuple[float, float]:
+def _missing(budget: Budget, judge: Judge, made: _Candidate) -> tuple[float, float]:
     found = Accuracy.of(judge.parent_score, made.score)
     return budget.missing(found.drop, found.iou_per_class), -found.miou
 

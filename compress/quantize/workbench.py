@@ -69,7 +69,7 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
 
 
 def require_unsigned(settings: QuantizeSettings) -> None:
-    """Raises UsageError when what is to be trained is for a runtime that takes signed activations."""
+    """Raises UsageError when the target of training is a runtime that takes signed activations."""
     if scheme_of(settings.target).signed:
         raise UsageError(
             f"--mode qat trains unsigned activations, --for {settings.target} takes signed ones; use --mode ptq"
@@ -190,7 +190,7 @@ class Workbench:
         return list(self._fitted(self._samples()[:CORRECTION_IMAGES]))
 
     def noise_images(self) -> list[U8]:
-        """Some of the calibration list, as the model is given them."""
+        """The images of the calibration list on which noise is measured, as the model is given them."""
         return list(self._fitted(self._samples()[:NOISE_IMAGES]))
 
     def shipped(self, graph: onnx.ModelProto) -> onnx.ModelProto:

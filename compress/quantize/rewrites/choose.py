@@ -66,7 +66,7 @@ def costs(model: onnx.ModelProto, forms: Iterable[Form], profile: Profiler) -> d
 
 
 def best_of(measured: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """The fastest form of every place in `costs`, where it gains on what is there."""
+    """From the result of `costs`, the fastest form of every place where that gains on what is there."""
     chosen = {}
     for place, times in measured.items():
         best = min((name for name in times if name != PLAIN), key=lambda name: times[name])
@@ -85,7 +85,7 @@ def formed(model: onnx.ModelProto, chosen: Mapping[str, str], forms: Iterable[Fo
 
 
 def faster_places(plain: KernelTimes, other: KernelTimes, places: Mapping[str, Sequence[str]]) -> list[str]:
-    """Those of `places` where what stands in `other` takes less time than the nodes that it replaces in `plain`."""
+    """Those of `places` that take less time in `other` than the nodes that they replace take in `plain`."""
     return [place for place, replaced in places.items() if _less(cost_of((place,), other), cost_of(replaced, plain))]
 
 

@@ -1,4 +1,4 @@
-"""A copy of a graph that is edited node by node: who makes and who reads a tensor, and what is stored in it."""
+"""Edit a copy of a graph node by node, knowing which nodes make and read a tensor, and what is stored in it."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -77,7 +77,7 @@ class Folded:
 
     def _reading_by_steps(self, conv: IntegerConv) -> IntegerConv:
         out, into, height, kernel = conv.weight.shape
-        weight = _nothing(conv, (self.columns, out, into, height, kernel + self.columns - 1))
+        weight = _zeros(conv, (self.columns, out, into, height, kernel + self.columns - 1))
         for column in range(self.columns):
             weight[column, ..., column : column + kernel] = conv.weight
         whole = weight.reshape(self.columns * out, *weight.shape[2:])
@@ -87,7 +87,7 @@ class Folded:
         out, into, height, kernel = conv.weight.shape
         top, left, bottom, right = conv.pads
         before, after = -(-left // self.columns), -(-right // self.columns)
-        weight = _nothing(conv, (self.columns, out, before + 1 + after, self.columns, into, height))
+        weight = _zeros(conv, (self.columns, out, before + 1 + after, self.columns, into, height))
         for column in range(self.columns):
             for tap in range(kernel):
                 group, place = divmod(column + tap - left + before * self.columns, self.columns)
@@ -96,7 +96,7 @@ class Folded:
         return replace(repeated(conv, whole, self.columns), pads=(top, before, bottom, after))
 
 
-def _nothing(conv: IntegerConv, shape: tuple[int, ...]) -> Array:
+def _zeros(conv: IntegerConv, shape: tuple[int, ...]) -> Array:
     """Weights that are zero."""
     return np.full(shape, conv.zero_point, np.int8)
 

@@ -84,7 +84,7 @@ class Rewriter:
             self._save(FORMS, saved)
             if chosen:
                 count = Counter(chosen.values())
-                _tell(f"{FORMS} ({', '.join(f'{name}: {n}' for name, n in count.items())})", saved)
+                _log(f"{FORMS} ({', '.join(f'{name}: {n}' for name, n in count.items())})", saved)
         return formed(graph, saved["places"], self._forms) if saved["kept"] else graph
 
     def stem_in_float(self, graph: onnx.ModelProto, stem: Layer) -> str | None:
@@ -96,7 +96,7 @@ class Rewriter:
             taken = self._timed(best, self._best(graph, {stem.name: STEM}))
             saved = {"layer": stem.name, "place": place, "layer_ms": found.get(place, {}), **taken}
             self._save(STEM, saved)
-        _tell(f"{STEM} ({stem.name})", saved)
+        _log(f"{STEM} ({stem.name})", saved)
         if not saved["kept"]:
             return None
         return f"faster in float: the graph takes {saved['rewritten']:.2f} ms, with it in INT8 {saved['plain']:.2f} ms"
@@ -126,7 +126,7 @@ class Rewriter:
         if saved is None:
             saved = {**more, **self._timed(self._best(plain), self._best(other))}
             self._save(what, saved)
-        _tell(what, saved)
+        _log(what, saved)
         return bool(saved["kept"])
 
     def _timed(self, plain: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, Any]:
@@ -155,6 +155,6 @@ class Rewriter:
         write_json(self._step.path / DECIDED, self._decided)
 
 
-def _tell(what: str, saved: Mapping[str, Any]) -> None:
+def _log(what: str, saved: Mapping[str, Any]) -> None:
     kept = "kept" if saved["kept"] else "not kept"
     say(f"{what}: {saved['rewritten']:.2f} ms instead of {saved['plain']:.2f} ms in INT8, {kept}")
