@@ -47,7 +47,7 @@ def integer_forms(multiple: int) -> tuple[Form, ...]:
 
 
 def costs(model: onnx.ModelProto, forms: Iterable[Form], profile: Profiler) -> dict[str, dict[str, float]]:
-    """Milliseconds of every place that could take one of `forms`, by the name of the form; `PLAIN` for the place as is.
+    """Milliseconds of every place that could take one of `forms`, by the name of the form; `PLAIN` as it is.
 
     Every form is timed at all places at once, and each place by itself.
     """

@@ -11,7 +11,7 @@ _POOLED = "_pooled"
 
 
 def means_as_pooling(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """`model` with means over height and width as GlobalAveragePool, the only one with an integer kernel.
+    """`model` with means over height and width as GlobalAveragePool, which alone has an integer kernel.
 
     None where there is no such mean. `model` itself is not changed.
     """
