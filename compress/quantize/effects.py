@@ -35,7 +35,7 @@ class Effects:
     quantizer: Quantizer
     calibration: Calibration
     parent: str
-    """Folder of the checkpoint."""
+    """Folder of the checkpoint, or file of the ONNX model."""
 
     def measure(self, int8: Quantized, score_int8: Score, images_HWC: Sequence[U8]) -> QuantizationAnalysis:
         """`int8` has no layer in float and scored `score_int8`; noise is measured on `images_HWC`, which fit it."""
