@@ -24,22 +24,22 @@ _SAMPLES = {"LA": "grey with alpha", "RGBA": "RGBA", "CMYK": "CMYK"}
 
 
 def pages_for(channels: int) -> int:
-    """Pages of the lossless file that holds an image of so many channels."""
+    """Pages of the lossless file that holds an image with this many channels."""
     return 1 if channels <= 4 else channels
 
 
 def counted_pixels(height: int, width: int, channels: int) -> int:
-    """Pixels as limits count them: a page for each channel where there are more than fit into one."""
+    """Pixels as limits count them: on all pages, where there are more channels than fit into one."""
     return pages_for(channels) * height * width
 
 
 def lossless_format(channels: int) -> Literal["PNG", "TIFF"]:
-    """What an image of so many channels is written as."""
+    """Format in which an image with this many channels is written."""
     return "PNG" if pages_for(channels) == 1 else "TIFF"
 
 
 def as_pages(image_HWC: NDArray[np.uint8]) -> list[Image.Image]:
-    """The image as Pillow takes it: one picture of up to four channels, one grey page for each of more."""
+    """The image as Pillow takes it: one picture for up to four channels, else a grey page for each."""
     channels = image_HWC.shape[2]
     if channels == 1 or pages_for(channels) > 1:
         return [Image.fromarray(image_HWC[..., band]) for band in range(channels)]
@@ -47,7 +47,7 @@ def as_pages(image_HWC: NDArray[np.uint8]) -> list[Image.Image]:
 
 
 def as_rgb(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What people are shown: the first three bands as RGB, the first as grey where there are fewer."""
+    """The image as people are shown it: the first three bands as RGB, or the first as grey where there are fewer."""
     return image_HWC[..., :3] if image_HWC.shape[2] >= 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
 
 
@@ -66,10 +66,10 @@ def count_pages(image: Image.Image, *, most: int) -> int:
 
 
 def read_bands(image: Image.Image, channels: int, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Bands HWC of an opened file: the samples of its first page if there are as many, else its grey pages.
+    """Bands HWC of an opened file: the samples of its first page if they are `channels`, else its grey pages.
 
     Raises ImageError for another number of bands, for pages that are not grey or not of one size, and for more
-    than `max_pixels` pixels on all pages together; all of it before any page is decoded.
+    than `max_pixels` pixels on all pages together; all of this is checked before any page is decoded.
     """
     if image.mode in _SAMPLES and len(image.mode) == channels and _lost(image) is None:
         return np.asarray(image, dtype=np.uint8)
@@ -96,7 +96,7 @@ def read_bands(image: Image.Image, channels: int, *, max_pixels: int) -> NDArray
 
 
 def _lost(image: Image.Image) -> str | None:
-    """What Pillow does not give of a TIFF's samples: it drops some, and divides by a premultiplied alpha."""
+    """Why Pillow does not give a TIFF's samples as stored: it drops some, or divides by a premultiplied alpha."""
     if not isinstance(image, TiffImageFile):
         return None
     samples, bands = image.tag_v2.get(SAMPLESPERPIXEL, 1), len(image.getbands())
@@ -116,7 +116,7 @@ def _found(image: Image.Image, pages: int, channels: int) -> str:
 
 
 def _misfit(found: str, channels: int) -> ImageError:
-    """No names in it: a check of a dataset says each kind once, with the files that it was found in."""
+    """The message names no file: a check of a dataset reports each kind once, with the files that it was found in."""
     forms = [name for mode, name in _SAMPLES.items() if len(mode) == channels]
     forms.append(f"a TIFF with {channels} grey pages of one size")
-    return ImageError(f"{found}, and {channels} channels are asked for; give {' or '.join(forms)}", reason="channels")
+    return ImageError(f"{found}, but {channels} channels are asked for; give {' or '.join(forms)}", reason="channels")

@@ -1,4 +1,4 @@
-"""Whose line it was: an exception of code that is not ours, told in one line that its author can act on."""
+"""Whose line failed: an exception from code that is not ours, in one line that its author can act on."""
 
 import sysconfig
 import traceback
@@ -6,13 +6,13 @@ from functools import cache
 from pathlib import Path
 
 LONGEST = 400
-"""Characters: libraries put whole graphs into their messages."""
+"""Characters kept of a message: libraries put whole graphs into theirs."""
 
 
 def told(error: BaseException) -> str:
-    """`TypeError: unsupported operand (nets/own.py:12)`: the innermost line that is no library's and not ours."""
+    """`TypeError: unsupported operand (nets/own.py:12)`: the innermost line that is neither a library's nor ours."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, SyntaxError):  # its message has the line, its traceback only ours
+    if isinstance(error, SyntaxError):  # it names the line itself; its traceback has only ours
         text, place = error.msg, _place(error.filename, error.lineno)
     else:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_foreign(frame.filename)]
@@ -35,7 +35,7 @@ def _is_foreign(file: str) -> bool:
 
 @cache
 def _known() -> tuple[Path, ...]:
-    """Where Python, what is installed, and segpress live."""
+    """Folders of Python, of installed packages, and of segpress."""
     installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     ours = Path(__file__).resolve().parents[1]
     return (*installed, *(ours / package for package in ("benchmarks", "compress", "export", "serve")))

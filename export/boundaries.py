@@ -1,8 +1,8 @@
 """How well the edges of classes are found: boundary F1 over a split, void ignored.
 
-An edge pixel has a neighbour (above, below, left, right) of another class. Of a class, precision is the share of the
-edge pixels in the answer that lie near an edge pixel of the truth, recall the other way round. As for mIoU, pixels are
-counted over the whole split; a class without an edge in truth and answer has no figure.
+An edge pixel has a neighbour (above, below, left, right) of another class. The precision of a class is the share of
+its edge pixels in the answer that lie near one of its edge pixels in the truth; recall is the reverse. As for mIoU,
+pixels are counted over the whole split; a class with no edge in either has no figure.
 
 Source: Csurka et al. 2013, "What is a good evaluation measure for semantic segmentation?", with its tolerance of 0.75 %
 of the image's diagonal. K classes, H height, W width; 255 is void in a truth mask.
@@ -25,15 +25,14 @@ TOLERANCE = 0.0075
 
 
 class BoundaryScore:
-    """Counts over any number of images: of answers and of truths, by class, edge pixels and those near one of the other
-    side."""
+    """Counts over any number of images, by class: edge pixels of answers and truths, and those near the other's."""
 
     def __init__(self) -> None:
         self._edges: tuple[Counter[int], Counter[int]] = Counter(), Counter()
         self._hits: tuple[Counter[int], Counter[int]] = Counter(), Counter()
 
     def update(self, truth_HW: U8, prediction_HW: U8) -> None:
-        """Count one image. What is void in the truth has no edge in either, nor is there one beside it.
+        """Count one image. Void in the truth makes no edge in either mask, neither within it nor beside it.
 
         Raises ShapeError when the masks differ in size.
         """
@@ -67,12 +66,12 @@ class BoundaryScore:
 
 
 def tolerance(height: int, width: int) -> int:
-    """Pixels that two edges may be apart, one at least."""
+    """How many pixels two edges may be apart, at least 1."""
     return max(1, round(TOLERANCE * math.hypot(height, width)))
 
 
 def edges_of(mask_HW: U8) -> Bools:
-    """Pixels beside one of another class, void being none."""
+    """Pixels beside one of another class; void is no class."""
     edge_HW: Bools = np.zeros(mask_HW.shape, dtype=np.bool_)
     for axis in (0, 1):
         first, second = (
@@ -89,7 +88,7 @@ def edges_of(mask_HW: U8) -> Bools:
 def near(points_HW: Bools, radius: int) -> Bools:
     """Pixels at most `radius` from one of `points_HW`: a disc drawn around each.
 
-    Row by row of the disc; a row is a difference of two cumulative sums, however wide it is.
+    The disc is drawn row by row; each row is a difference of two cumulative sums, however wide it is.
     """
     height, width = points_HW.shape
     padded = np.pad(points_HW, ((radius, radius), (radius + 1, radius)))

@@ -1,4 +1,4 @@
-"""Load, seal and verify a bundle: the folder that leaves the tool.
+"""Load, seal and verify a bundle: the folder that is deployed.
 
 A bundle holds `model.onnx`, `manifest.json`, `golden/`, `parity.json` and `step.json`. Loading checks
 all that can be checked without running the model; verifying also runs the golden examples.
@@ -38,7 +38,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     providers: tuple[str, ...] = (CPU,)
-    """What runs it: ONNX Runtime's names, the first that takes an operator runs it."""
+    """ONNX Runtime's names; the first that takes an operator runs it."""
 
     @property
     def model_path(self) -> Path:
@@ -46,7 +46,7 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Of the model alone."""
+        """Size of the model file alone."""
         return self.model_path.stat().st_size
 
     def model(
@@ -57,7 +57,7 @@ class Bundle:
         usual_pixels: int = 0,
         runs_at_once: int = 1,
     ) -> OnnxModel:
-        """On its providers, as the manifest allows; the rest is that of `OnnxModel`."""
+        """The model on `providers`, in the precisions that the manifest allows; arguments as for `OnnxModel`."""
         return OnnxModel(
             self.model_path,
             threads=threads,
@@ -81,7 +81,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Verification:
-    """A bundle that passed, with what is worth knowing all the same."""
+    """A bundle that passed, and what to know about it all the same."""
 
     bundle: Bundle
     model: OnnxModel
@@ -92,7 +92,7 @@ class Verification:
 
 
 def is_bundle(path: Path) -> bool:
-    """Also false for a folder that may not be looked into, such as a volume's lost+found."""
+    """Whether `path` holds a manifest; False for a folder that may not be read, such as a volume's lost+found."""
     try:
         return (path / MANIFEST).is_file()
     except OSError:
@@ -113,7 +113,7 @@ def load(path: Path) -> Bundle:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """What a bundle says about itself; its other files are not looked at.
+    """Read and check a bundle's manifest alone, without looking at its other files.
 
     Raises BundleError with everything that is wrong with the manifest.
     """
@@ -128,10 +128,10 @@ def verify(
 ) -> Verification:
     """Check everything: what `load` checks, the graph's signature, and the golden answers.
 
-    They are proven of the model that `open_model` gives: whoever is going to use the bundle opens it as it will be
-    used, since another provider may give other answers. Default: on the CPU, with so many `threads`.
+    The model that is checked comes from `open_model`: a caller that goes on to use the bundle opens it as it will be
+    used, since another provider may give other answers. The default is the CPU with `threads` threads.
 
-    Raises BundleError with all that is wrong at once, golden answers included where the model still runs.
+    Raises BundleError with everything that is wrong at once, golden answers included where the model still runs.
     """
     manifest, problems = _read_manifest(path)
     if manifest is None:
@@ -155,7 +155,7 @@ def verify(
 
 
 def seal(folder: Path, **fields: Any) -> Bundle:
-    """Write `manifest.json` over a folder that holds all the other files; `fields` are the rest of the manifest's."""
+    """Write `manifest.json` into a folder that holds all other files; `fields` are the manifest's, without `files`."""
     files = {name: sha256_file(folder / name) for name in _payload(folder)}
     manifest = Manifest.sealed(files=files, **fields)
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
@@ -193,7 +193,7 @@ def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     except (OSError, ValueError, RecursionError) as error:
         return None, [f"{MANIFEST} is not JSON: {error}"]
     if not isinstance(content, dict):
-        return None, [f"{MANIFEST} holds no object"]
+        return None, [f"{MANIFEST} is not a JSON object"]
     problems = []
     if content.get("schema_version") != SCHEMA_VERSION:
         problems.append(
@@ -251,7 +251,7 @@ def _golden_problems(bundle: Bundle, model: OnnxModel) -> tuple[dict[str, float]
     golden = manifest.golden
     tolerance = golden.tolerance_same_instructions if same else golden.tolerance_other_instructions
     in_half = manifest.half_floats and model.providers[0] != CPU
-    advice = "; what is in float may have 16 bits there, but for quantize.half_floats=false" if in_half else ""
+    advice = "; it may compute float layers in 16 bits, which quantize.half_floats=false forbids" if in_half else ""
     segmenter = Segmenter.of(manifest, model)
     differing: dict[str, float] = {}
     problems = []
@@ -260,7 +260,7 @@ def _golden_problems(bundle: Bundle, model: OnnxModel) -> tuple[dict[str, float]
         try:
             expected = decode_indices(mask)
             answer = segmenter.segment(decode(image, manifest.channels))
-        except Exception as error:  # a damaged graph, or geometry that is none, fails in ways with no common base
+        except Exception as error:  # what a damaged graph or an impossible geometry raises has no common base
             problems.append(f"golden example {name}: {error}")
             continue
         share = float(np.mean(answer != expected)) if answer.shape == expected.shape else 1.0

@@ -3,16 +3,16 @@
 SegpressError                   the base: the command line prints its message, never a traceback
 |- UsageError                   the caller's input is wrong (exit status 2)
 |  |- DatasetError              a dataset folder
-|  |- RecipeError               a recipe file, or a setting given on the line
+|  |- RecipeError               a recipe file, or a setting on the command line
 |  |- CheckpointError           a checkpoint folder or weights file
 |  |- ModelError                a network of the user's own
 |  |- BundleError               a bundle folder: everything wrong with it at once
-|  |- ImageError                bytes that are no image we take
+|  |- ImageError                bytes that are not an image in an accepted format
 |  |- ShapeError                arrays or tensors whose shapes do not go together
 |  |- BusyError                 another run is writing the same folder
 |  `- MissingExtraError         an optional dependency that is not installed
 `- WorkFailedError              the input was sound, the work did not succeed (exit status 1)
-   |- BudgetMissedError         what may be lost or must be gained was not met; the best found is kept
+   |- BudgetMissedError         too much accuracy was lost, or too little speed gained; the best found is kept
    `- ParityError               two forms of one model do not give the same answers
 """
 
@@ -29,13 +29,13 @@ class SegpressError(Exception):
 
 
 class UsageError(SegpressError):
-    """The input is wrong; the user can mend it."""
+    """The input is wrong; the user can correct it."""
 
     exit_status = 2
 
 
 class _ProblemsError(UsageError):
-    """Everything that is wrong with one thing, a line each."""
+    """Everything that is wrong with one input, a line each."""
 
     noun = "input"
 
@@ -54,7 +54,7 @@ class DatasetError(_ProblemsError):
 
 
 class RecipeError(_ProblemsError):
-    """A recipe, or a setting on the line, that means nothing."""
+    """A recipe, or a setting on the command line, that is not valid."""
 
     noun = "recipe"
 
@@ -66,7 +66,7 @@ class CheckpointError(_ProblemsError):
 
 
 class ModelError(_ProblemsError):
-    """A network of the user's own that cannot be made, or is not what it must be."""
+    """A network of the user's own that cannot be built, or breaks the contract of models."""
 
     noun = "model"
 
@@ -78,7 +78,7 @@ class BundleError(_ProblemsError):
 
 
 class ImageError(UsageError):
-    """Bytes that are not an image this tool takes.
+    """Bytes that are not an image in an accepted format.
 
     `reason` is one of a short list of words, fit for a metric's label.
     """
@@ -105,7 +105,7 @@ class WorkFailedError(SegpressError):
 
 
 class BudgetMissedError(WorkFailedError):
-    """The budget does not hold; what was found is kept and named in the message."""
+    """The budget was missed; the best that was found is kept, and the message names it."""
 
 
 class ParityError(WorkFailedError):
@@ -113,9 +113,9 @@ class ParityError(WorkFailedError):
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import `module`, or say which extra brings it.
+    """Import `module`.
 
-    Raises MissingExtraError.
+    Raises MissingExtraError, which names the extra that brings it.
     """
     try:
         return import_module(module)

@@ -37,7 +37,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that the user named, unless it is there.
+    """Make a folder that the user named, unless it exists.
 
     Raises UsageError when it cannot be made.
     """

@@ -38,7 +38,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _STRETCHED = {"L;4": 15, "L;2": 3}
-"""Raw modes of grey with fewer bits, which Pillow brings to 0 to 255, by the largest number that they store."""
+"""Raw modes of grey with fewer than 8 bits, and the largest number they store, which Pillow stretches to 255."""
 _GREY_MODES = frozenset({"1", "L", "LA"})
 
 
@@ -61,7 +61,7 @@ class Header:
 def read_header(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
     """Format, mode and size, without decoding pixels.
 
-    Raises ImageError: not an image, a format that is not taken, more than 8 bits a channel, or more
+    Raises ImageError: not an image, a format that is not accepted, more than 8 bits a channel, or more
     than `max_pixels` pixels (a decompression bomb is refused here).
     """
     with _Opened(source, max_pixels) as image:
@@ -72,11 +72,11 @@ def read_header(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -
 def decode(source: bytes | Path, channels: int, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> U8:
     """Pixels HWC: grey for 1 channel, RGB for 3, of the first page; for any other number the file's own bands.
 
-    Grey and RGB are made of whatever there is. Bands are not: a file with another number of them is refused, and
+    Any image is converted to grey or RGB. Bands are not converted: a file with another number of them is refused, and
     where each band is a page, `max_pixels` counts the pixels of all pages.
 
     Raises ImageError as `read_header` does, for truncated data, for a JPEG of too many scans, and with the reason
-    "channels" for other bands.
+    "channels" for another number of bands.
     """
     with _Opened(source, max_pixels) as image:
         _check_work(image, source)
@@ -97,7 +97,7 @@ def decode_indices(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
         _check_work(image, source)
         if image.mode == "1":
             return np.asarray(image.convert("L"), dtype=np.uint8) // 255
-        # Asked before the pixels are read, which forgets it.
+        # Before the pixels are read, because reading them discards the raw modes.
         largest = next((_STRETCHED[mode] for mode in _raw_modes(image) if mode in _STRETCHED), 255)
         return np.asarray(image, dtype=np.uint8) // (255 // largest)
 
@@ -117,13 +117,13 @@ def encode_mask(mask_HW: U8) -> bytes:
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """The least (height, width) that holds this one and that a model of this size multiple takes."""
+    """The smallest (height, width) in multiples of `multiple` that holds this one."""
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How one image is brought to a model and its mask back: resize, then pad right and below."""
+    """How one image is fitted to a model and its mask restored: resize, then pad right and below."""
 
     height: int
     width: int
@@ -134,7 +134,7 @@ class Geometry:
 
     @classmethod
     def plan(cls, height: int, width: int, *, size: tuple[int, int] | None, multiple: int) -> "Geometry":
-        """`size` (height, width) is what images are resized to, None leaves them; `multiple` is the model's."""
+        """`size` (height, width) is what images are resized to, or None; the model takes multiples of `multiple`."""
         if height < 1 or width < 1:
             raise ShapeError(f"an image of {height}x{width} pixels has nothing to segment")
         resized_height, resized_width = size or (height, width)
@@ -170,7 +170,7 @@ class Geometry:
         return resize_mask(cropped, (self.height, self.width))
 
     def restore_figures(self, figures_KHW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same for a float of each class, bilinear."""
+        """The same for floats of each class KHW, bilinear."""
         if figures_KHW.shape[1:] != (self.padded_height, self.padded_width):
             raise ShapeError(f"planned for {self.padded_height}x{self.padded_width}, got {figures_KHW.shape[1:]}")
         cropped = figures_KHW[:, : self.resized_height, : self.resized_width]
@@ -192,7 +192,7 @@ def resize_image(image_HWC: U8, size: tuple[int, int]) -> U8:
     """Bilinear to (height, width), antialiased when it shrinks."""
     if image_HWC.shape[:2] == size:
         return image_HWC
-    # Band by band, because Pillow weighs the colours of an image with alpha by it.
+    # Band by band, because Pillow weights colours by alpha where there is any.
     bands = (Image.fromarray(image_HWC[..., band]) for band in range(image_HWC.shape[2]))
     return np.dstack(
         [np.asarray(b.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.uint8) for b in bands]
@@ -256,13 +256,13 @@ class _Opened:
 
 
 def _check_work(image: Image.Image, source: bytes | Path) -> None:
-    """Refuse what would take longer to decode than its pixels are reason for."""
+    """Refuse an image that would take longer to decode than its pixels justify."""
     if isinstance(image, JpegImageFile):
         check_scans(source if isinstance(source, bytes) else source.read_bytes())
 
 
 def _is_eight_bits(image: Image.Image) -> bool:
-    """Pillow cuts 16-bit colour down to 8 by itself: its mode does not tell, the raw mode of its tiles does."""
+    """Pillow silently reduces 16-bit colour to 8 bits: the mode does not show it, the raw mode of the tiles does."""
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     return image.mode in _EIGHT_BIT_MODES and not any(";16" in str(tile.args) for tile in tiles)
 
@@ -274,14 +274,14 @@ def _raw_modes(image: Image.Image) -> list[str]:
 
 
 def _unidentified(source: bytes | Path) -> str:
-    """What to do about a file that Pillow does not know, or knows but cannot read the pixels of."""
+    """What to do about a file that Pillow does not recognise, or whose pixels it cannot read."""
     start = source[:4] if isinstance(source, bytes) else _start_of(source)
     if any(start.startswith(prefix) for prefix in TiffImagePlugin.PREFIXES):
         return (
-            "a TIFF that is damaged or whose kind of pixels is not taken; save it as 8-bit grey, RGB, RGBA or CMYK, "
-            "and more bands than that as one grey page each"
+            "a TIFF that is damaged or whose kind of pixels is not supported; save it as 8-bit grey, RGB, RGBA or "
+            "CMYK, and more bands than that as one grey page each"
         )
-    return f"not an image that is taken; send {', '.join(sorted(FORMATS))}"
+    return f"not an image in a supported format; send {', '.join(sorted(FORMATS))}"
 
 
 def _start_of(path: Path) -> bytes:

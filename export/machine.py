@@ -18,10 +18,10 @@ SATURATING: frozenset[InstructionSet] = frozenset({"avx512", "avx2", "generic"})
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_KEYS = ("cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
-"""What /proc/cpuinfo tells processors of one name apart by; the latter four are those of Arm."""
+"""Keys of /proc/cpuinfo that tell processors of one name apart; the last four are Arm's."""
 _LIBRARIES = ("segpress", "numpy", "onnx", "onnxruntime", "pillow", "torch", "torch-pruning")
 _BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino")}
-"""Distributions of the same library under other names, for when it is not installed under its own."""
+"""Other distributions of a library, for when it is not installed under its own name."""
 
 
 class Machine(BaseModel):
@@ -31,7 +31,7 @@ class Machine(BaseModel):
 
     cpu: str
     cpu_model: str | None = None
-    """Family, model and stepping: a virtual machine may call any processor "AMD EPYC". None: nobody says."""
+    """Family, model and stepping: a virtual machine may call any processor "AMD EPYC". None: not known."""
     cores: int
     """Cores that this process may use: the affinity mask and the container's quota."""
     memory_gib: float
@@ -54,7 +54,7 @@ class Machine(BaseModel):
         )
 
     def is_like(self, other: "Machine") -> bool:
-        """Whether times of one hold for the other: the same processor, as far as both say, and as many cores."""
+        """Whether times of one hold for the other: the same processor, as far as both are known, and as many cores."""
         known = {self.cpu_model, other.cpu_model} - {None}
         mine, theirs = ((each.cpu, each.instruction_set, each.cores) for each in (self, other))
         return mine == theirs and len(known) < 2
@@ -63,21 +63,21 @@ class Machine(BaseModel):
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores this process may really use, at least 1.
 
-    The affinity mask and the quota of the control group (`cpu.max`, version 2) are both heeded;
-    the number of cores of the host is what they are not.
+    Both the affinity mask and the quota of the control group (`cpu.max`, version 2) limit them;
+    the host may have more.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(affinity, _quota(cgroup) or affinity))
 
 
 def compute_threads() -> int:
-    """Threads of one computation: what OMP_NUM_THREADS says, as wherever there is OpenMP; else `usable_cores`."""
+    """Threads of one computation: OMP_NUM_THREADS, as in programs that use OpenMP; else `usable_cores`."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdecimal() and int(wanted) else usable_cores()
 
 
 def instruction_set() -> InstructionSet:
-    """The best integer instructions of this processor, by the names ONNX Runtime's kernels care about."""
+    """The best integer instructions of this processor, of those that ONNX Runtime's kernels tell apart."""
     flags = _cpu_flags()
     if platform.machine() in ("aarch64", "arm64"):
         if "i8mm" in flags:
@@ -160,7 +160,7 @@ def _cpu_model() -> str | None:
 
 
 def _lines(path: Path) -> list[str]:
-    """Of a file under /proc; none where there is no such file system."""
+    """Lines of a file under /proc; none where there is no such file system."""
     try:
         return path.read_text().splitlines()
     except OSError:

@@ -16,7 +16,7 @@ Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 """Of an image: 1 is grey, 3 is RGB, anything else is that many bands or pages of one file."""
 
 _SEGMENT = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""What may stand in a URL and name a folder: models are looked for as NAME/VERSION."""
+"""Fit for a URL and for the name of a folder: models are looked for as NAME/VERSION."""
 
 ModelName = Annotated[str, Field(pattern=_SEGMENT)]
 ModelVersion = Annotated[str, Field(pattern=_SEGMENT)]
@@ -70,7 +70,7 @@ class Latency(_Part):
 
 
 class Golden(_Part):
-    """Inputs with the masks that this bundle gave, and how many pixels may differ elsewhere."""
+    """Inputs with the masks that this bundle gave, and the share of pixels that may differ elsewhere."""
 
     names: tuple[str, ...]
     """golden/NAME.image.png (.tiff for more than four channels) and golden/NAME.mask.png."""
@@ -91,11 +91,11 @@ class Manifest(_Part):
     outputs: tuple[TensorSignature, ...]
     channels: Channels
     size: tuple[Side, Side] | None
-    """Images are resized to this (height, width) before the model and masks brought back; None: never."""
+    """Images are resized to this (height, width) for the model, and masks back to the image's; None: not resized."""
     usual_size: tuple[Side, Side] | None = None
-    """Height and width of most images that the model was scored on, where `size` and `latency` say nothing of them."""
+    """Height and width of most images that the model was scored on, for when neither `size` nor `latency` is given."""
     size_multiple: int = Field(ge=1)
-    """Height and width that the graph takes are multiples of this; images are padded up to it."""
+    """The graph takes heights and widths that are multiples of this; images are padded up to them."""
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
     """RGB of each class, for overlays."""
@@ -106,7 +106,7 @@ class Manifest(_Part):
     target: str = "auto"
     """What INT8 was made for (`--for`)."""
     half_floats: bool = False
-    """Whether what it was made for may compute in 16 bits what is in float; it was measured in 32."""
+    """Whether the target may compute float layers in 16 bits; they were measured in 32."""
     opset: int
     params: int
     macs: int
@@ -122,19 +122,19 @@ class Manifest(_Part):
 
     @property
     def own_size(self) -> tuple[int, int] | None:
-        """Height and width that the model is for, as far as it says: what images are resized to, else what its latency
-        was measured at, else that of most of its images."""
+        """Height and width that the model is meant for, if known: what images are resized to, else the size at which
+        its latency was measured, else that of most of its images."""
         if self.size is None and self.latency is not None:
             return self.latency.height, self.latency.width
         return self.size or self.usual_size
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """How an image of this size is brought to the model and its mask back."""
+        """How an image of this size is fitted to the model and its mask restored."""
         return Geometry.plan(height, width, size=self.size, multiple=self.size_multiple)
 
     @classmethod
     def sealed(cls, **fields: Any) -> "Manifest":
-        """Validate the fields and put their digest in."""
+        """Validate the fields and add their digest."""
         draft = cls(digest="0" * 64, **fields).model_dump(mode="json")
         return cls(**{**draft, "digest": digest_of(draft)})
 

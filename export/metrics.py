@@ -1,7 +1,7 @@
 """What a confusion matrix says about a model: IoU, Dice, precision, recall, accuracy.
 
-One rule for classes that are missing, the same as in torchmetrics: absent from truth and prediction, a class has no
-figure (NaN, in JSON null) and is left out of means; in only one of the two, it is all wrong and has 0.
+One rule for missing classes, the same as in torchmetrics: a class absent from truth and prediction has no figure (NaN,
+in JSON null) and is left out of means; a class in only one of the two is all wrong and has 0.
 
 K classes. Counts [..., K, K] are pixels by truth (rows) and prediction (columns), void left out.
 """
@@ -67,7 +67,7 @@ def dice_of(counts: Counts) -> Figures:
 
 
 def precision_of(counts: Counts) -> Figures:
-    """Share [..., K] of the pixels predicted as a class that are of it."""
+    """Share [..., K] of the pixels predicted as a class that belong to it."""
     hits, _, prediction = _pixels(counts)
     return _per_class(hits, prediction, counts)
 
@@ -90,18 +90,18 @@ def mean_iou(counts: Counts) -> Figures:
 
 
 def _pixels(counts: Counts) -> tuple[Counts, Counts, Counts]:
-    """Of each class [..., K]: rightly predicted, in truth, predicted."""
+    """Pixels of each class [..., K]: predicted correctly, in the truth, in the prediction."""
     return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
 
 
 def _per_class(numerator: Counts, denominator: Counts, counts: Counts) -> Figures:
-    """Their ratio, by the rule for missing classes."""
+    """Ratio of the two, by the rule for missing classes."""
     _, truth, prediction = _pixels(counts)
     return np.where(truth + prediction > 0, _ratio(numerator, denominator, otherwise=0.0), np.nan)
 
 
 def _ratio(numerator: Counts | Figures, denominator: Counts, *, otherwise: float) -> Figures:
-    """`otherwise` where the denominator is zero."""
+    """Ratio of the two; `otherwise` where the denominator is zero."""
     ratio: Figures = np.full(numerator.shape, otherwise, dtype=np.float64)
     return np.divide(numerator, denominator, out=ratio, where=denominator > 0)
 

@@ -1,4 +1,4 @@
-"""What people are shown of a mask: the image, with each class washed in its colour."""
+"""A mask as people are shown it: the image, with each class tinted in its colour."""
 
 from collections.abc import Sequence
 

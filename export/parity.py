@@ -1,13 +1,13 @@
 """Two forms of one model, given the same images: do they give the same answers?
 
-Float: torch against the shipped graph, |Δlogit| <= 1e-3 · max|logit| and <= 0.01 % of the pixels. INT8: the
-optimised graph against the graph as written, <= 0.1 % of the pixels, ties left out: where the two best logits
-of a pixel are less than two quantization steps apart, rounding alone decides, and of a model that is unsure of
-many pixels it decides many. Ties too may differ in no more than 5 %. Both: a batch equals its singles.
+Float: torch against the shipped graph; |Δlogit| <= 1e-3 · max|logit|, and <= 0.01 % of the pixels may differ. INT8:
+the optimised graph against the graph as written; <= 0.1 % of the pixels may differ, ties left out. A pixel is a tie
+where its two best logits are less than two quantization steps apart: rounding alone decides it, and a model that is
+unsure of many pixels has many. In ties, <= 5 % of the pixels may differ. Both: a batch equals its singles.
 
-A deep network may multiply a last bit from layer to layer until masks differ. So where they do, each kernel is looked
-at by itself, given what the graph as written gives: if none is off by more than one step, in more than 0.5 % of its
-values, it is rounding that grows, and 1 % of the pixels may differ.
+A deep network may amplify a last bit from layer to layer until masks differ. Where they do, each kernel is compared by
+itself, on the inputs that the graph as written computes. If none is off by more than one step, or in more than 0.5 %
+of its values, the difference is rounding that grows, and 1 % of the pixels may differ.
 
 N batch, H height, W width, C channels, K classes.
 """
@@ -51,16 +51,15 @@ class Case(BaseModel):
     max_logit: float | None = None
     max_logit_difference: float | None = None
     differing_pixels: float
-    """Share of all pixels of the batch; for INT8 those that are no tie."""
+    """Share of all pixels of the batch; for INT8 those that differ and are no tie."""
     differing_ties: float = 0.0
-    """Share of all pixels that differ where rounding alone decides."""
+    """Share of all pixels that differ and are ties."""
     batch_differs_from_singles: float
     """Share of pixels in which the batch's answer is not that of its images one by one."""
 
 
 class Kernels(BaseModel):
-    """Each kernel of an INT8 graph by itself, optimised against as written, both given what the graph as written
-    gives."""
+    """Each kernel of an INT8 graph by itself: optimised against as written, on inputs from the graph as written."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,7 +77,7 @@ class Kernels(BaseModel):
 
     def __str__(self) -> str:
         return (
-            f"of {self.count} kernels by themselves none is off by more than {self.steps} of 255 steps, nor in more "
+            f"of {self.count} kernels, each by itself, none is off by more than {self.steps} of 255 steps, or in more "
             f"than {self.differing_values:.3%} of its values"
         )
 
@@ -96,9 +95,9 @@ class Parity(BaseModel):
     images: str
     """Where the images came from."""
     kernels: Kernels | None = None
-    """Looked at where more pixels differ than may."""
+    """Compared only where more pixels differ than `pixel_tolerance`."""
     miou: dict[str, float] | None = None
-    """Of each form on the same images, where there is a truth."""
+    """Of each form, on the same images, where there is a truth."""
 
     def problems(self) -> list[str]:
         """What is beyond a tolerance, a line each."""
@@ -128,9 +127,9 @@ class Parity(BaseModel):
     def _problems(self) -> Iterator[str]:
         if self.kernels is not None and not self.kernels.hold:
             yield (
-                f"the runtime's kernel for {self.kernels.worst} errs: off by {self.kernels.steps} of 255 steps, it or "
-                f"another in {self.kernels.differing_values:.3%} of its values, where {KERNEL_STEPS} and "
-                f"{KERNEL_VALUES:.1%} may"
+                f"the runtime's kernel for {self.kernels.worst} is wrong: off by {self.kernels.steps} of 255 steps, "
+                f"and it or another in {self.kernels.differing_values:.3%} of its values; {KERNEL_STEPS} and "
+                f"{KERNEL_VALUES:.1%} are allowed"
             )
         for (height, width), cases in self._sizes():
             yield from self._problems_at(f"{height}x{width}", cases)
@@ -142,12 +141,12 @@ class Parity(BaseModel):
         allowed_pixels = ROUNDED_PIXELS if self.kernels is not None and self.kernels.hold else self.pixel_tolerance
         dependent = sum(case.batch * case.batch_differs_from_singles for case in cases) / images
         if differing > allowed_pixels:
-            yield f"{where}: {differing:.3%} of the pixels differ, {allowed_pixels:.3%} may"
+            yield f"{where}: {differing:.3%} of the pixels differ, at most {allowed_pixels:.3%} may"
         ties = sum(case.batch * case.differing_ties for case in cases) / images
         if ties > INT8_TIES:
             yield (
-                f"{where}: {ties:.3%} of the pixels differ in ties, {INT8_TIES:.3%} may; the network is unsure of too "
-                "many pixels to be proven, train it for longer"
+                f"{where}: {ties:.3%} of the pixels differ in ties, at most {INT8_TIES:.3%} may; the network is "
+                "unsure of too many pixels to be proven, train it for longer"
             )
         if dependent > self.pixel_tolerance:
             yield f"{where}: {dependent:.3%} of the pixels depend on the rest of the batch"
@@ -156,7 +155,7 @@ class Parity(BaseModel):
             allowed = self.logit_tolerance * np.max([case.max_logit or 0 for case in cases])
             difference = np.max([case.max_logit_difference or 0 for case in cases])
             if not difference <= allowed:
-                yield f"{where}: logits differ by {difference:.2e}, {allowed:.2e} may"
+                yield f"{where}: logits differ by {difference:.2e}, at most {allowed:.2e} is allowed"
 
 
 def batches(images: Sequence[U8], multiple: int, sizes: Sequence[tuple[int, int]]) -> Iterator[U8]:

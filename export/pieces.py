@@ -1,8 +1,8 @@
-"""Image files in more pieces than any program writes, whose decoding would take time out of all proportion.
+"""Refuse image files in more pieces than any program writes, whose decoding would take time out of all proportion.
 
 Pillow goes through the segments of a JPEG and the chunks of a PNG one by one, in Python. A progressive JPEG refines its
-pixels scan by scan, and libjpeg goes through all of them for each, also for one of a few bytes that changes nothing:
-minutes of work fit into a file of some hundred KB. Real files have 10 to 20 scans.
+pixels scan by scan, and libjpeg visits every pixel in each, even in a scan of a few bytes that changes nothing:
+minutes of work fit into a file of a few hundred KB. Real files have 10 to 20 scans.
 """
 
 import re
@@ -11,22 +11,22 @@ from typing import Final
 from export.errors import ImageError
 
 MAX_SCANS: Final = 100
-"""As many as libtiff takes of the JPEGs within a TIFF."""
+"""libtiff's limit for a JPEG within a TIFF."""
 MAX_PIECES: Final = 20_000
-"""libpng's chunks of 8 KB come to this in a file of 160 MB, the segments of a JPEG, 64 KB at most each, in far more."""
+"""libpng's chunks of 8 KB reach this in a file of 160 MB; a JPEG, with segments of up to 64 KB, in a far larger one."""
 _MAX_FILLING: Final = 4096
-"""Bytes before a marker."""
+"""Bytes that may precede a marker."""
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _END: Final = 0xD9
 _SCAN: Final = 0xDA
 
-# A marker with a length behind it, or the end. Not: a stuffed 0xFF of the pixels, a filling one, restarts in a scan.
+# A marker that a length follows, or the end. Not: a 0xFF stuffed into pixel data, a fill byte, a restart in a scan.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def check_pieces(content: bytes) -> None:
-    """Refuse a JPEG or PNG that takes long to be gone through; nothing is said of other files.
+    """Refuse a JPEG or PNG in too many pieces; other files pass.
 
     Raises ImageError.
     """
@@ -34,7 +34,7 @@ def check_pieces(content: bytes) -> None:
         content.startswith(_PNG) and not _has_few_chunks(content)
     ):
         raise ImageError(
-            "in more pieces than any program writes, which would take long to read; save it anew", reason="too_large"
+            "in more pieces than any program writes, which would take long to read; save it again", reason="too_large"
         )
 
 
@@ -43,28 +43,28 @@ def check_scans(content: bytes) -> None:
 
     Raises ImageError.
     """
-    # Thumbnails have scans as well, and what follows the image has such bytes by chance: only files with many are read.
+    # Thumbnails have scans too, and data behind the image may hold such bytes by chance: only files with many are read.
     if content.count(bytes((0xFF, _SCAN))) > MAX_SCANS and not _has_few_scans(content):
         raise ImageError(
-            f"a JPEG of more than {MAX_SCANS} scans, which would take long to decode; save it anew", reason="too_large"
+            f"a JPEG of more than {MAX_SCANS} scans, which would take long to decode; save it again", reason="too_large"
         )
 
 
 def _has_short_head(content: bytes) -> bool:
-    """Of a JPEG, what stands before its first scan."""
+    """Whether few segments of a JPEG precede its first scan."""
     place = len(_JPEG)
     for _ in range(MAX_PIECES):
         marker = _MARKER.search(content, place, place + _MAX_FILLING)
         if marker is None:
-            return place + _MAX_FILLING > len(content)  # cut short is for the decoder to say
+            return place + _MAX_FILLING > len(content)  # a truncated file is the decoder's to report
         if content[marker.end() - 1] in (_SCAN, _END):
             return True
-        place = _behind(content, marker.end())
+        place = _segment_end(content, marker.end())
     return False
 
 
 def _has_few_scans(content: bytes) -> bool:
-    """Goes from marker to marker up to the end of the first image. Source: ITU-T T.81, B.1.1."""
+    """Go from marker to marker up to the end of the first image. Source: ITU-T T.81, B.1.1."""
     scans = place = 0
     for _ in range(MAX_PIECES):
         marker = _MARKER.search(content, place)
@@ -73,12 +73,12 @@ def _has_few_scans(content: bytes) -> bool:
         scans += content[marker.end() - 1] == _SCAN
         if scans > MAX_SCANS:
             return False
-        place = _behind(content, marker.end())
+        place = _segment_end(content, marker.end())
     return False
 
 
-def _behind(content: bytes, place: int) -> int:
-    """Where a segment ends whose length stands at `place`."""
+def _segment_end(content: bytes, place: int) -> int:
+    """End of the segment whose length is stored at `place`."""
     return place + max(2, int.from_bytes(content[place : place + 2], "big"))
 
 

@@ -1,8 +1,8 @@
-"""PNG of class indices, written for them.
+"""A PNG encoder made for class indices.
 
-Pillow tries five filters on every row and holds the interpreter meanwhile. Filters are for gradients: indices, which
-come in runs, are packed better without, in a third to a half of the time, which is spent in zlib while other threads
-run. Source: PNG specification, third edition (W3C 2025), 5 and 9.
+Pillow tries five filters on every row and holds the interpreter lock meanwhile. Filters suit gradients; indices come in
+runs and compress better without, in a third to a half of the time, which is spent in zlib while other threads run.
+Source: PNG specification, third edition (W3C 2025), 5 and 9.
 """
 
 import struct

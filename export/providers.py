@@ -1,4 +1,4 @@
-"""What runs the models: ONNX Runtime's execution providers, by short names, and what is said when one is not there."""
+"""What runs the models: ONNX Runtime's execution providers, by short names, and what to do when one is missing."""
 
 import logging
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ _PROVIDERS: dict[Provider, tuple[str, str]] = {
 
 
 def chosen(asked: Sequence[Provider]) -> list[str]:
-    """ONNX Runtime's names of those that are there, in order, the CPU as the last; what is missing is said aloud.
+    """ONNX Runtime's names of those of `asked` that are available, in order, then of the CPU; warns of missing ones.
 
-    Raises UsageError when none but an unasked CPU is left.
+    Raises UsageError when none of `asked` is available.
     """
     missing = [name for name in asked if not _is_there(name)]
     found = [_PROVIDERS[name][0] for name in asked if name not in missing]
@@ -34,9 +34,9 @@ def chosen(asked: Sequence[Provider]) -> list[str]:
 
 
 def required(name: Provider) -> list[str]:
-    """ONNX Runtime's name of one that has to be there, and of the CPU for operators that it does not take.
+    """ONNX Runtime's name of `name`, and of the CPU for operators that it does not take.
 
-    Raises UsageError.
+    Raises UsageError when `name` is not available.
     """
     if not _is_there(name):
         raise UsageError(f"provider {_not_there(name)}; install that in its place")

@@ -1,7 +1,7 @@
 """How well a class's probability ranks the pixels: ROC-AUC over a split, void left out.
 
-The area under the curve is the chance that a pixel of the class has a higher probability than one that is not of it,
-equals counting half. Probabilities are kept as a histogram of their log-odds, so that memory does not grow with the
+The area under the curve is the chance that a pixel of the class has a higher probability than one of another class,
+ties counting half. Probabilities are kept as a histogram of their log-odds, so that memory does not grow with the
 split: pixels within a bin count as equal. K classes, H height, W width; 255 is void in a truth mask.
 """
 
@@ -16,7 +16,7 @@ from export.scoring import VOID
 
 BINS = 65536
 LIMIT = 20.0
-"""Log-odds beyond it, either way, are equal; float32 tells no more of probabilities near 1."""
+"""Log-odds beyond it, either way, count as equal; float32 cannot tell probabilities nearer to 1 apart."""
 
 
 class RankingScore:
@@ -24,7 +24,7 @@ class RankingScore:
 
     def __init__(self) -> None:
         self._counts: list[NDArray[np.int64]] = []
-        """Of each class [2, BINS]: pixels that are not of it, and those that are."""
+        """For each class [2, BINS]: pixels of other classes, and its own."""
 
     def update(self, truth_HW: U8, probabilities_KHW: NDArray[np.float32]) -> None:
         """Count one image.
@@ -45,7 +45,7 @@ class RankingScore:
             self._counts[label] += both.reshape(2, BINS)
 
     def auc_per_class(self, classes: Sequence[str]) -> dict[str, float | None]:
-        """None for a class of which all pixels are, or none is."""
+        """None for a class that all pixels belong to, or none."""
         return {name: _auc(*counts) for name, counts in zip(classes, self._counts, strict=True)}
 
     def auc(self, classes: Sequence[str]) -> float | None:

@@ -16,7 +16,7 @@ Probabilities = Callable[[U8], Figures]
 """Image HWC to the probabilities of each class KHW, at the size of the image."""
 
 LEAST_OVERLAP = 0.25
-"""Of neighbouring windows, over their side."""
+"""Overlap of neighbouring windows, as a share of their side."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Refinement:
     """How an image is looked at; by default once, as a whole."""
 
     mirrored: bool = False
-    """As it is and mirrored left to right."""
+    """Both as it is and mirrored left to right."""
     window: tuple[int, int] | None = None
     """(height, width) of what the model sees at once: for images that are larger than those it was trained on, or than
-    memory."""
+    memory allows."""
 
     def __bool__(self) -> bool:
         return self.mirrored or self.window is not None
@@ -59,7 +59,7 @@ def mirrored(probabilities: Probabilities) -> Probabilities:
 
 
 def windowed(probabilities: Probabilities, window: tuple[int, int]) -> Probabilities:
-    """Windows that overlap, put together by a `Blend`."""
+    """The probabilities of windows that overlap, put together by a `Blend`."""
 
     def whole(image_HWC: U8) -> Figures:
         blend = Blend((image_HWC.shape[0], image_HWC.shape[1]), window)
@@ -72,12 +72,13 @@ def windowed(probabilities: Probabilities, window: tuple[int, int]) -> Probabili
 class Blend:
     """The windows of one image, row by row, and what was found in them put together.
 
-    They overlap by `LEAST_OVERLAP` at least, the last ones flush with the image's edge. Where they overlap, each counts
-    the more the further inside of it a pixel lies: at its edge a window knows least. Held is one row of windows.
+    They overlap by at least `LEAST_OVERLAP`, the last ones flush with the image's edge. Where windows overlap, each
+    counts the more the further inside it a pixel lies: at its edge a window sees least context. Memory holds one row of
+    windows.
     """
 
     def __init__(self, size: tuple[int, int], window: tuple[int, int]) -> None:
-        """`size` is that of the image, (height, width); windows are no larger than it."""
+        """`size` is the image's (height, width); windows are no larger than it."""
         self._width = size[1]
         self._rows = list(places(size[0], window[0]))
         self._columns = list(places(size[1], window[1]))
@@ -92,7 +93,7 @@ class Blend:
         return self._added == len(self.windows)
 
     def add(self, found_KHW: Figures) -> Figures | None:
-        """Take what was found in the next window; gives the rows of the image that no later window reaches."""
+        """Add what was found in the next window; return the rows that no later window reaches, once a row is full."""
         rows, columns = self.windows[self._added]
         if self._added == 0:
             height = rows.stop - rows.start
@@ -108,7 +109,7 @@ class Blend:
         return self._taken((rows.stop if self.is_complete else self._rows[row].start) - rows.start)
 
     def _taken(self, rows: int) -> Figures:
-        """The first `rows` rows of what is held; those below move up to where the next windows begin."""
+        """Return the first `rows` rows held, and move those below up to where the next windows begin."""
         strip_KHW = np.asarray(self._sums_KHW[:, :rows] / self._weights_HW[:rows], dtype=np.float32)
         for held in (self._sums_KHW, self._weights_HW):
             left = held.shape[-2] - rows
@@ -118,7 +119,7 @@ class Blend:
 
 
 def places(length: int, window: int) -> Iterator[slice]:
-    """Of windows along one axis; one alone where the image is no longer than it."""
+    """Places of windows along one axis; a single one where the image is no longer than a window."""
     if length <= window:
         yield slice(0, length)
         return
@@ -129,13 +130,13 @@ def places(length: int, window: int) -> Iterator[slice]:
 
 
 def count_places(length: int, window: int) -> int:
-    """How many windows `places` gives."""
+    """Number of windows that `places` gives."""
     stride = max(1, int(window * (1 - LEAST_OVERLAP)))
     return 1 + max(0, -(-(length - window) // stride))
 
 
 def _tent(place: slice) -> Figures:
-    """From the edges of a window up to its middle, never zero."""
+    """Weights that rise from the edges of a window to its middle, never zero."""
     length = place.stop - place.start
     inward = np.minimum(np.arange(length), np.arange(length)[::-1]) + 1
     return np.asarray(inward / length, dtype=np.float32)

@@ -30,9 +30,9 @@ LOGITS = "logits"
 IMAGE = "image"
 
 _WARM_UP = 2
-"""Profiled runs that are not counted: they find memory and caches."""
+"""Profiled runs that are not counted: they allocate memory and fill caches."""
 
-# Its errors come as exceptions too, and are told once; its warnings are about providers that we refuse to do without.
+# Its errors also come as exceptions, and once is enough; its warnings are about missing providers, refused below.
 ort.set_default_logger_severity(4)
 
 
@@ -55,10 +55,10 @@ class OnnxModel:
         integers: bool = False,
         half_floats: bool = False,
     ) -> None:
-        """`threads` of one run (default: all cores the process may use), of which there will be up to `runs_at_once`;
+        """A run uses `threads` threads (default: all cores the process may use); up to `runs_at_once` go on together.
         `optimised` False runs the graph as written. With the `memory_pool` "shrink", runs of more than `usual_pixels`
-        (batch x height x width) give memory back. A graph is in `integers` where it has Q/DQ pairs; with `half_floats`
-        a provider other than the CPU's may compute the rest in 16 bits, where it has those.
+        (batch x height x width) give memory back. `integers` says that the graph has Q/DQ pairs; with `half_floats` a
+        provider other than the CPU's may compute the rest in 16 bits, where it supports that.
 
         Raises UsageError for a provider that is not available, BundleError for a file that is no model.
         """
@@ -82,7 +82,7 @@ class OnnxModel:
             )
             self.inputs = tuple(_signature(node) for node in self._session.get_inputs())
             self.outputs = tuple(_signature(node) for node in self._session.get_outputs())
-        except Exception as error:  # onnxruntime raises bindings' own classes, with no common base but Exception
+        except Exception as error:  # classes of onnxruntime's bindings, with no common base but Exception
             raise BundleError(
                 source if isinstance(source, Path) else "model.onnx", [f"onnxruntime cannot load the graph: {error}"]
             ) from error
@@ -91,12 +91,12 @@ class OnnxModel:
 
     @property
     def only_size(self) -> tuple[int, int] | None:
-        """Height and width, of a graph that takes images of no other."""
+        """Height and width of a graph that takes one size alone, else None."""
         height, width = self.inputs[0].shape[1:3]
         return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
     def masks(self, images_NHWC: U8) -> U8:
-        """Class indices NHW; of a graph that gives logits alone, the best of them.
+        """Class indices NHW; where the graph gives only logits, their argmax.
 
         Raises ShapeError when the images are not what the graph takes.
         """
@@ -134,7 +134,7 @@ class Segmenter:
         return cls(model, size=manifest.size, multiple=manifest.size_multiple)
 
     def geometry(self, image_HWC: U8) -> Geometry:
-        """How this image is brought to the model and its mask back."""
+        """How this image is fitted to the model and its mask restored."""
         return Geometry.plan(*image_HWC.shape[:2], size=self.size, multiple=self.multiple)
 
     def segment(self, image_HWC: U8) -> U8:
@@ -143,7 +143,7 @@ class Segmenter:
         return geometry.restore(self.model.masks(geometry.fit(image_HWC)[None])[0])
 
     def probabilities(self, image_HWC: U8) -> NDArray[np.float32]:
-        """Of each class KHW, at the size of the image; the graph has to give logits."""
+        """Probabilities KHW, at the size of the image; the graph has to give logits."""
         geometry = self.geometry(image_HWC)
         return geometry.restore_figures(softmax(self.model.logits(geometry.fit(image_HWC)[None])[0]))
 
@@ -155,23 +155,23 @@ def softmax(logits_KHW: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def gives_logits(manifest: Manifest) -> bool:
-    """Whether the graph of this bundle has the logits among its outputs, and with them probabilities."""
+    """Whether this bundle's graph gives logits, from which probabilities are computed."""
     return any(output.name == LOGITS for output in manifest.outputs)
 
 
 def _provider_options(name: str, threads: int, runs_at_once: int, *, integers: bool, half: bool) -> dict[str, str]:
-    """What a provider does not take from the session's own options."""
+    """Options that a provider does not take from the session's own."""
     if name == TENSORRT:
-        # Without the first it refuses a graph with Q/DQ pairs; the second is for the layers that have none. It goes
-        # without what the GPU does not have. Source: ONNX Runtime, "TensorRT Execution Provider", and its issue 13381.
+        # Without the first, TensorRT refuses a graph with Q/DQ pairs; the second is for the layers that have none. It
+        # ignores what the GPU lacks. Source: ONNX Runtime, "TensorRT Execution Provider", and its issue 13381.
         return {"trt_int8_enable": str(integers), "trt_fp16_enable": str(integers and half)}
     if name != OPENVINO:
         return {}
-    # It has threads of its own, all cores by default, and one stream: runs of several callers take turns in it. What it
-    # prepares for a size it keeps, 5,000 layers by default, over a MiB a size; for the size of the run before it needs
-    # none of that. bfloat16 it takes wherever there is AVX-512, also where that has no instruction for it, so it is not
-    # asked for there. Source: OpenVINO, "Performance Hints and Thread Scheduling", and config.h and system_conf.cpp of
-    # its CPU plugin.
+    # OpenVINO has threads of its own, all cores by default, and one stream, in which the runs of several callers take
+    # turns. It caches what it prepares for each size of image: 5,000 layers by default, over a MiB a size. A run of the
+    # same size as the last needs none of that. It would use bfloat16 wherever there is AVX-512, even without
+    # instructions for it, so bfloat16 is requested only with them. Source: OpenVINO, "Performance Hints and Thread
+    # Scheduling", and config.h and system_conf.cpp of its CPU plugin.
     properties = {
         "NUM_STREAMS": str(runs_at_once),
         "INFERENCE_NUM_THREADS": str(runs_at_once * threads),
@@ -187,7 +187,7 @@ def available_providers() -> tuple[str, ...]:
 
 
 def tensors(model: bytes, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
-    """From an image HWC to what `model`, run as it is written, has at its outputs `names`."""
+    """A function from an image HWC to the outputs `names` of `model`, run as written."""
     session = ort.InferenceSession(
         model,
         session_options(usable_cores(), optimised=False),
@@ -203,7 +203,7 @@ def tensors(model: bytes, names: Sequence[str]) -> Callable[[U8], list[NDArray[n
 
 
 def outputs(model: bytes, feeds: Mapping[str, NDArray[Any]], *, optimised: bool) -> list[NDArray[Any]]:
-    """All outputs of one run of `model`: as it serves, or as it is written."""
+    """All outputs of one run of `model`, `optimised` as it serves or as written."""
     options = session_options(usable_cores(), optimised=optimised)
     session = ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
     found: list[NDArray[Any]] = session.run(None, dict(feeds))
@@ -236,9 +236,9 @@ class Kernel:
 def profiled(
     model: bytes, feeds: Mapping[str, NDArray[Any]], *, threads: int, runs: int, optimised: bool = True
 ) -> tuple[tuple[Kernel, ...], ...]:
-    """What the operators of `model` took in each of `runs` runs, after two more that are not counted, in their order.
+    """Time the operators of `model` in each of `runs` runs, in their order, after two more that are not counted.
 
-    `optimised` False runs the graph as written: one that `optimised_graph` gave is run as it serves.
+    `optimised` False runs the graph as written: one that `optimised_graph` gave then runs as it serves.
     Raises WorkFailedError when the runtime refuses the model or what it is fed.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -265,7 +265,7 @@ def session_options(threads: int, *, optimised: bool = True, memory_pool: Memory
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # It would make integers of weights that were left in float on purpose, wherever Q/DQ pairs stand around a layer.
+    # This optimizer would quantize weights that were left in float on purpose, wherever Q/DQ pairs surround a layer.
     options.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
@@ -274,8 +274,10 @@ def session_options(threads: int, *, optimised: bool = True, memory_pool: Memory
 
 
 def _shrinking() -> ort.RunOptions:
-    """Of a run that gives back what the CPU's pool does not need any more. A device whose session has no such pool is
-    refused here, so a GPU's is not named."""
+    """Options of a run that gives back what the CPU's pool no longer needs.
+
+    The runtime refuses a device for which the session has no such pool, so no GPU is named.
+    """
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
@@ -288,7 +290,7 @@ def _signature(node: ort.NodeArg) -> TensorSignature:
 
 
 def _runs(events: list[dict[str, Any]]) -> Iterator[tuple[Kernel, ...]]:
-    """The runtime's profile, run by run: the event of a run stands behind those of its operators."""
+    """The runtime's profile, run by run: the event of a run follows those of its operators."""
     kernels: list[Kernel] = []
     for event in events:
         name = str(event["name"])

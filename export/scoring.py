@@ -46,7 +46,7 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True)
 class Score:
-    """How a model did on a split: one confusion matrix an image, so that intervals can be drawn."""
+    """How a model did on a split: one confusion matrix for each image, so that intervals can be bootstrapped."""
 
     classes: tuple[str, ...]
     images: tuple[str, ...]
@@ -55,7 +55,7 @@ class Score:
 
     @property
     def metrics(self) -> Metrics:
-        """Of the whole split."""
+        """Metrics of the whole split."""
         return Metrics(self.classes, self.counts.sum(axis=0))
 
     @property
@@ -111,8 +111,8 @@ def score(
 ) -> Score:
     """Run `segment` (image HWC to mask HW) over (name, image, truth) and count.
 
-    `on_image` is called after each image, for a progress bar; `on_answer` is given its truth and its answer, for
-    figures that a confusion matrix does not hold.
+    `on_image` is called after each image, for a progress bar; `on_answer` gets its truth and its answer, for figures
+    that a confusion matrix does not hold.
     """
     names, counts = [], []
     for name, image, truth in samples:

@@ -1,11 +1,11 @@
-"""What a session of the runtime can be asked for, in words; nothing is loaded to say it."""
+"""Options of a runtime session, by name; importing them does not load the runtime."""
 
 from enum import StrEnum
 from typing import Literal
 
 MemoryPool = Literal["keep", "shrink", "off"]
-"""What is done with memory between runs: keep all that was ever needed, give back what a run larger than usual took, or
-ask the system for every tensor anew."""
+"""What happens to memory between runs: keep all that was ever needed, give back what a run larger than usual took, or
+ask the system anew for every tensor."""
 
 
 class Provider(StrEnum):

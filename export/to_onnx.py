@@ -1,4 +1,4 @@
-"""An `nn.Module` from normalised image to logits becomes `model.onnx` from uint8 image to uint8 mask.
+"""Export an `nn.Module` from normalised image to logits as `model.onnx` from uint8 image to uint8 mask.
 
 N batch, H height, W width, C channels, K classes. Torch is imported when a function is called: a server
 that only reads bundles never needs it.
@@ -32,7 +32,7 @@ STD = 128.0
 
 
 def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: int) -> onnx.ModelProto:
-    """Write `model` (normalised NCHW to logits NKHW) with normalisation and ArgMax inside; gives mask and logits.
+    """Write `model` (normalised NCHW to logits NKHW) as a graph to mask and logits, normalisation and ArgMax inside.
 
     Batch is dynamic; height and width are dynamic in multiples of `size_multiple`. BatchNorm is folded
     into the convolutions by the exporter. The model is put in eval mode.
@@ -42,8 +42,8 @@ def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: i
     import onnx
     import torch
 
-    # The multiple is spelt in the signature; a plain Dim would hide it and a bad size die inside Concat.
-    # Two images are traced: a batch of one would be fixed.
+    # The multiple stands in the signature: with a plain Dim, a bad size would fail inside Concat instead.
+    # Two images are traced, because a batch of one would become a constant.
     image = torch.zeros(2, size_multiple * 4, size_multiple * 6, channels, dtype=torch.uint8)
     height = size_multiple * torch.export.Dim("h", min=1, max=4096)
     width = size_multiple * torch.export.Dim("w", min=1, max=4096)
@@ -76,7 +76,7 @@ def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: i
 
 
 def with_outputs(proto: onnx.ModelProto, outputs: Outputs) -> onnx.ModelProto:
-    """The same graph giving only what is asked for; the runtime drops what then leads nowhere."""
+    """The same graph with only the outputs asked for; the runtime drops what then leads nowhere."""
     import onnx
 
     kept = {"mask": (MASK,), "logits": (LOGITS,), "both": (MASK, LOGITS)}[outputs]
@@ -130,23 +130,23 @@ def _forget_where_it_was_made(proto: onnx.ModelProto) -> None:
 
 
 def _why(error: BaseException) -> str:
-    """What the exporter's pages of text come down to, the line it is about, and what can be done about it."""
+    """What the exporter's pages of text come down to: the cause, its line, and what can be done about it."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = told(error)
     if "data-dependent" in text:
-        return f"its forward decides by the values in a tensor; use torch.where, or decide when it is made ({text})"
+        return f"its forward branches on the values in a tensor; use torch.where, or decide in __init__ ({text})"
     if fixed := re.search(r"Constraints violated \((.*?)\)", text):
         return (
-            f"its forward holds {fixed[1]} fixed, which is to be free; look for a loop over that dimension, or for a "
-            "size that is written down or made an int where the tensor's own would do"
+            f"its forward fixes {fixed[1]}, which has to stay dynamic; look for a loop over that dimension, or for a "
+            "size that is a literal or converted to int, where the tensor's own shape would do"
         )
     return text
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints its progress and warns about its own internals; neither is for our reader."""
+    """The exporter prints its progress and warns about its own internals; neither is for our users."""
     names = ("torch.onnx", "torch.export", "torch._guards", "torch.fx.experimental", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

@@ -1,4 +1,4 @@
-"""INT8: calibrated, trained where that is asked for, held to a budget. What the command calls."""
+"""INT8: calibrated, trained if asked for, and held to an accuracy budget. What the command calls."""
 
 from compress.quantize.analyze import analyze
 from compress.quantize.quantize import quantize

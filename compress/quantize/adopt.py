@@ -1,4 +1,4 @@
-"""A float model from elsewhere in the form of ours: uint8 image in, mask and logits out, proven by running it.
+"""Bring a float model from elsewhere into our form, uint8 image in, mask and logits out, and prove it by running it.
 
 N batch, C channels, K classes, H height, W width.
 """
@@ -32,16 +32,16 @@ class Adopted:
 
 
 def adopt(foreign: Foreign, declared: OnnxSettings, classes: Sequence[str]) -> Adopted:
-    """`foreign` from images to masks of `classes`, whose logits it gives in their order, or as `declared` says.
+    """`foreign` from images to masks of `classes`; its logits are in the order of these, or as `declared` says.
 
-    A single logit means the second of two. Raises ModelError with everything that does not fit.
+    A single logit is that of the second of two classes. Raises ModelError with everything that does not fit.
     """
     problems = list(_misfits(foreign, declared, classes))
     if problems:
         raise ModelError(foreign.path, problems)
     meant = declared.classes or classes
     model = _in_our_form(foreign, declared, meant, [classes.index(name) for name in meant])
-    counted = "--class-map names" if declared.classes else "without --class-map they are those of classes.json,"
+    counted = "--class-map names" if declared.classes else "without --class-map, classes.json names"
     multiple = _require_answers(foreign, model, len(meant), f"{counted} {len(meant)}")
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -59,7 +59,7 @@ def _misfits(foreign: Foreign, declared: OnnxSettings, classes: Sequence[str]) -
     if not all(np.isfinite(constant).all() for constant in constants):
         yield "--mean and --std make no finite normalisation in float32; give those of pixels from 0 to 1"
     if declared.classes is not None and len(declared.classes) < 2:
-        yield "--class-map names a single class; name two or more, of a single logit the class below 0 and that above"
+        yield "--class-map names a single class; name two or more: for a single logit, the class below 0 and that above"
     strange = [name for name in declared.classes or () if name not in classes]
     if strange:
         yield f"--class-map names {', '.join(strange)}; the classes are {', '.join(classes)}"
@@ -68,9 +68,9 @@ def _misfits(foreign: Foreign, declared: OnnxSettings, classes: Sequence[str]) -
 def _in_our_form(
     foreign: Foreign, declared: OnnxSettings, meant: Sequence[str], numbers: Sequence[int]
 ) -> onnx.ModelProto:
-    """Normalisation by a depthwise convolution: (x / 255 - mean) / std of the normalised image that ours start from.
+    """The graph in our form: a depthwise convolution makes (x / 255 - mean) / std of our own normalised image.
 
-    `meant` is a class for each logit, and `numbers` are those that masks have for them.
+    `meant` is the class of each logit, and `numbers` are their values in masks.
     """
     inner = compose.add_prefix(foreign.model, _PREFIX).graph
     channels = foreign.channels
@@ -126,7 +126,7 @@ def _in_our_form(
 
 
 def _normalisation(declared: OnnxSettings, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Factor and summand of each channel."""
+    """The factor and the summand for each channel."""
     with np.errstate(all="ignore"):
         mean, std = (
             np.broadcast_to(np.array(values, np.float32), channels) for values in (declared.mean, declared.std)
@@ -135,9 +135,9 @@ def _normalisation(declared: OnnxSettings, channels: int) -> tuple[NDArray[np.fl
 
 
 def _logits_of(foreign: Foreign, count: int) -> tuple[Layout, bool]:
-    """Where the logits have their classes, and whether there is one logit for two classes.
+    """The layout of the logits, and whether there is one logit for two classes.
 
-    By their shape, where that can be inferred: some converters turn the input alone.
+    Their shape decides, where it can be inferred: some converters transpose the input alone.
     """
     value = known_values(foreign.model).get(foreign.logits)
     dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim] if value is not None else []
@@ -151,9 +151,9 @@ def _logits_of(foreign: Foreign, count: int) -> tuple[Layout, bool]:
 
 
 def _require_answers(foreign: Foreign, model: onnx.ModelProto, classes: int, counted: str) -> int:
-    """What height and width must be multiples of, found by running it; batches of two included."""
+    """What height and width must be multiples of, found by running the model on batches of two."""
     try:
-        # Apart: with fewer classes named than there are logits, looking up a mask's classes fails before they are seen.
+        # One at a time: with fewer classes named than there are logits, making the mask fails before these are seen.
         scores, masks = (
             OnnxModel(with_outputs(model, output).SerializeToString(), threads=1) for output in ("logits", "mask")
         )
@@ -181,7 +181,7 @@ def _wrong(
     try:
         logits = scores.logits(images)
         if logits.ndim != RANK or logits.shape[1] != classes:
-            return f"it gives logits of shape {list(logits.shape)}, one a class is needed: {counted}"
+            return f"it gives logits of shape {list(logits.shape)}, but one for each class is needed: {counted}"
         mask = masks.masks(images)
     except ShapeError as error:
         return f"it does not run on two images of {size[0]}x{size[1]}: {error}"

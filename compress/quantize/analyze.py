@@ -1,4 +1,4 @@
-"""`compress quantize --analyze`: what INT8 does to each layer, and what the layer would win and cost in float."""
+"""`compress quantize --analyze`: what INT8 does to each layer, and what leaving it in float would win and cost."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +20,11 @@ def analyze(
     *,
     write: Callable[[QuantizationAnalysis, Path], None] = lambda *_: None,
 ) -> QuantizationAnalysis:
-    """Quantize the checkpoint or ONNX model `parent`, and then leave each of its layers in float by itself: what INT8
-    costs there.
+    """Quantize the checkpoint or ONNX model `parent`, then leave one layer at a time in float to see what INT8 costs.
 
-    Biases are not corrected: that is measured on a whole graph. `write` puts what is to be read beside `layers.json`
-    into the folder. Interrupted, it goes on with the layers that are left. Raises CheckpointError, ModelError,
-    DatasetError, BusyError, UsageError.
+    Biases are not corrected, because that is measured on a whole graph. `write` puts what people read beside
+    `layers.json` into the folder. After an interruption, the same call continues with the layers that are left. Raises
+    CheckpointError, ModelError, DatasetError, BusyError, UsageError.
     """
     recipe = recipe or Recipe()
     require_apart(out, parent)

@@ -1,8 +1,8 @@
-"""Activation ranges from calibration images: one pass in bounded memory, and then by any method.
+"""Activation ranges from calibration images: one pass in bounded memory, then ranges by any method.
 
 Images go through ONNX Runtime's calibrator one at a time, so the peak does not grow with their number (the library's
-own loop keeps every activation until the end), and they may differ in size. What is kept of a tensor is its extremes
-and one histogram, and all methods choose from these.
+own loop keeps every activation until the end), and they may differ in size. Of each tensor, the extremes and one
+histogram are kept; every method works from these.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ METHODS: tuple[Calibration, ...] = get_args(Calibration)
 BINS = 2048
 PERCENTILE = 99.999
 LEVELS = 255
-"""Steps of 8 bits."""
+"""Steps in the range of 8 bits."""
 
 _ENTROPY_BINS = 512
 _ENTROPY_LEVELS = 128
@@ -49,11 +49,14 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 class _Collector(HistogramCollector):  # type: ignore[misc]
-    """The library's, which counts no NaN after the first image, and cannot begin with one."""
+    """The library's collector, but one that refuses values that are not finite.
+
+    The library's own counts no NaN after the first image, and cannot begin with one.
+    """
 
     def __init__(self, order: Sequence[str]) -> None:
-        """`order`: the tensors as they are computed, for the one where it begins to be told first."""
-        # By entropy, the method that counts by sign.
+        """`order` is that in which tensors are computed, so that an error names the first that is not finite."""
+        # "entropy" is the method that counts values by sign.
         super().__init__("entropy", False, BINS, _ENTROPY_LEVELS, PERCENTILE, "same")
         self._order = order
 
@@ -89,7 +92,7 @@ class Statistics:
     _found: dict[Calibration, dict[str, tuple[float, float]]] = field(default_factory=dict, init=False, repr=False)
 
     def ranges(self, method: Calibration) -> TensorsData:
-        """The ends of every tensor's range, by `method`: searched for once, and a copy each time, as the quantizer
+        """The ends of every tensor's range by `method`: searched for once, but copied each time, because the quantizer
         changes what it is given."""
         if method not in self._found:
             find = _FINDERS[method]
@@ -115,7 +118,7 @@ def observe(graph: onnx.ModelProto, images_HWC: Iterator[U8], op_types: Sequence
             calibrate_method=CalibrationMethod.Entropy,
         )
         calibrator.collector = _Collector([name for node in graph.graph.node for name in node.output])
-        # It prints what it does; standard output is for results.
+        # The calibrator prints what it does; standard output is for results.
         with contextlib.redirect_stdout(io.StringIO()):
             for image in images_HWC:
                 calibrator.collect_data(_Reader([image]))
@@ -141,9 +144,9 @@ def _percentile(histogram: Histogram) -> tuple[float, float]:
 
 
 def _mse(histogram: Histogram) -> tuple[float, float]:
-    """Where the expected squared error is least: steps get smaller with the range, and more is cut off.
+    """Where the expected squared error is least: a smaller range has smaller steps, but cuts off more.
 
-    A value inside is off by half a step at most, evenly: step**2 / 12 on average; but for zero, which is met exactly.
+    A value inside is off by at most half a step, uniformly: step**2 / 12 on average, except for zero, which is exact.
     A value outside is off by its distance. Each end is searched in turn, over shares of the extreme.
     Source: Banner et al. 2019 (arXiv:1810.05723), with the histogram in place of a fitted distribution.
     """
@@ -164,7 +167,7 @@ def _mse(histogram: Histogram) -> tuple[float, float]:
 
 
 def _entropy(histogram: Histogram) -> tuple[float, float]:
-    """Where the distribution changes least in Kullback-Leibler divergence; the library's search, on merged bins.
+    """Where the distribution changes least by Kullback-Leibler divergence: the library's search, on merged bins.
 
     Source: Migacz 2017, "8-bit inference with TensorRT".
     """

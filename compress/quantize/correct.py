@@ -1,7 +1,7 @@
-"""Empirical bias correction: what rounding adds to the mean of a channel is taken out of its bias.
+"""Empirical bias correction: what rounding adds to the mean of a channel is subtracted from its bias.
 
-Errors of weights and activations do not cancel out: over many pixels a channel is off by a constant, which a bias can
-take back at no cost. Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
+Errors of weights and activations do not cancel out: over many pixels a channel is off by a constant, which its bias can
+absorb at no cost. Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction" (arXiv:1906.04721), appendix D.
 """
 
@@ -25,11 +25,11 @@ _CORRECTED = "_corrected"
 
 
 def corrected(quantized: Quantized, images_HWC: Sequence[U8]) -> Quantized:
-    """`quantized` with biases by which every convolution between integers has, over `images_HWC`, the mean of its float
-    parent in each channel, up to the step of a bias.
+    """`quantized` with the biases of its integer convolutions corrected over `images_HWC`.
 
-    Both run as they are written. Layer after layer in the order of the graph, so that each is measured behind those
-    that were corrected; a convolution without a bias is given one. Where none is between integers, `quantized` itself.
+    Each channel then has the mean of its float parent, up to the step of a bias. Both graphs run as written. Layers are
+    corrected in the order of the graph, so that each is measured behind corrected ones; a convolution without a bias
+    gets one. Returns `quantized` itself where no convolution is in integers.
     """
     graph = copied(quantized.graph)
     parents = {node.name: node for node in quantized.parent.graph.node if node.op_type == "Conv"}
@@ -41,7 +41,7 @@ def corrected(quantized: Quantized, images_HWC: Sequence[U8]) -> Quantized:
         for name, mean in zip(names, expected, strict=True):
             layer = next(layer for layer in _layers(graph) if layer.node.name == name)
             (found,) = _means(graph, [layer.node.output[0]], images_HWC)
-            _take_out(graph, layer, found - mean)
+            _subtract_from_bias(graph, layer, found - mean)
             bar.advance()
     onnx.checker.check_model(graph)
     return replace(quantized, graph=graph)
@@ -49,15 +49,15 @@ def corrected(quantized: Quantized, images_HWC: Sequence[U8]) -> Quantized:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution of an INT8 graph whose weight is in integers."""
+    """A convolution of an INT8 graph with an integer weight."""
 
     node: onnx.NodeProto
     scale: NDArray[np.float32]
-    """Of its bias, by output channel: that of its input times those of its weights."""
+    """Of its bias, by output channel: the scale of its input times those of its weights."""
 
 
 def _layers(graph: onnx.ModelProto) -> list[_Layer]:
-    """In the order in which they run."""
+    """The integer convolutions, in the order in which they run."""
     tensors = stored(graph)
     dequantize = {node.output[0]: node for node in graph.graph.node if node.op_type == "DequantizeLinear"}
     found = []
@@ -71,7 +71,7 @@ def _layers(graph: onnx.ModelProto) -> list[_Layer]:
 
 
 def _means(model: onnx.ModelProto, names: Sequence[str], images_HWC: Sequence[U8]) -> list[F64]:
-    """Of every channel of the maps `names`, over all pixels of all images; a map may have one axis of them, too."""
+    """Means of every channel of the maps `names`, over all pixels of all images; a map may have one axis of pixels."""
     run = tapped(model, names)
     sums: list[F64] = []
     pixels = np.zeros(len(names))
@@ -83,8 +83,8 @@ def _means(model: onnx.ModelProto, names: Sequence[str], images_HWC: Sequence[U8
     return [total / count for total, count in zip(sums, pixels, strict=True)]
 
 
-def _take_out(graph: onnx.ModelProto, layer: _Layer, shift: F64) -> None:
-    """Subtract `shift` from the bias, in integers of 32 bits or, where it is in float, as it is."""
+def _subtract_from_bias(graph: onnx.ModelProto, layer: _Layer, shift: F64) -> None:
+    """Subtract `shift` from the bias, in 32-bit integers or, if the bias is in float, in float."""
     node, tensors = layer.node, stored(graph)
     name = node.input[2] if len(node.input) == 3 else ""
     if name in tensors:
@@ -95,13 +95,13 @@ def _take_out(graph: onnx.ModelProto, layer: _Layer, shift: F64) -> None:
     limits = np.iinfo(np.int32)
     integers = np.clip(np.rint(before - shift / layer.scale), limits.min, limits.max).astype(np.int32)
     if dequantize is None:
-        _give(graph, layer, integers)
+        _add_bias(graph, layer, integers)
     else:
         dequantize.input[0] = _store(graph, dequantize.input[0], integers)
 
 
 def _store(graph: onnx.ModelProto, name: str, array: NDArray[Any]) -> str:
-    """`array` in the place of what is stored as `name`, or beside it where others read that; what it is called."""
+    """Store `array` in place of `name`, or beside it where others read that; return the name it has."""
     uses = sum(other == name for node in graph.graph.node for other in node.input)
     if uses == 1:
         next(tensor for tensor in graph.graph.initializer if tensor.name == name).CopyFrom(from_array(array, name))
@@ -111,8 +111,8 @@ def _store(graph: onnx.ModelProto, name: str, array: NDArray[Any]) -> str:
     return beside
 
 
-def _give(graph: onnx.ModelProto, layer: _Layer, integers: NDArray[np.int32]) -> None:
-    """A bias to a convolution that has none."""
+def _add_bias(graph: onnx.ModelProto, layer: _Layer, integers: NDArray[np.int32]) -> None:
+    """Give a bias to a convolution that has none."""
     node = layer.node
     name = f"{node.name}{_CORRECTED}"
     stored_as = [f"{name}_quantized", f"{name}_scale", f"{name}_zero_point"]

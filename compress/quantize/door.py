@@ -1,7 +1,7 @@
-"""The image goes into the first convolution as it is: uint8, no float work at the graph's door.
+"""Remove the graph's door, its float operators on the image, so that the first convolution reads the uint8 image.
 
 With the normalisation (x - 128) / 128 the raw bytes are the quantized input exactly, at scale 1/128 and zero point 128.
-The exporter's Cast, Sub, Div and the quantizer's QuantizeLinear are therefore an identity, and go.
+The exporter's Cast, Sub, Div and the quantizer's QuantizeLinear are therefore an identity, and are removed.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ ZERO_POINT = np.array(MEAN, dtype=np.uint8)
 
 
 def normalised_tensor(graph: onnx.GraphProto) -> str:
-    """The name of the normalised image: what Cast, Sub and Div at the door give.
+    """The name of the normalised image, which Cast, Sub and Div at the door give.
 
     Raises WorkFailedError when the graph does not begin as `export.to_onnx` writes it.
     """
@@ -26,10 +26,10 @@ def normalised_tensor(graph: onnx.GraphProto) -> str:
 
 
 def remove_door(model: onnx.ModelProto) -> None:
-    """Feed the uint8 image to a DequantizeLinear in the place of the door, in place.
+    """Replace the door by a DequantizeLinear that reads the uint8 image; changes `model`.
 
-    `model` is quantized with scale 1/128 and zero point 128 for `normalised_tensor`, or whatever reads that is left in
-    float: what is dequantized is then the normalised image, to the last bit.
+    `normalised_tensor` has to be quantized with scale 1/128 and zero point 128, or all that reads it left in float:
+    dequantizing the image then gives the normalised image, to the last bit.
     Raises WorkFailedError when that is not so.
     """
     graph = model.graph
@@ -69,7 +69,7 @@ def _read_instead(graph: onnx.GraphProto, tensor: str, other: str) -> None:
 def _door(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Cast, Sub and Div between the transposed image and the network.
 
-    Followed from the image: what a norm is inlined to begins with a Cast, too, and may stand before these.
+    They are found by following the image: an inlined norm begins with a Cast as well, and may be listed before these.
     """
     transpose = _reader(graph, IMAGE, "Transpose")
     cast = _reader(graph, IMAGE if transpose is None else transpose.output[0], "Cast")
@@ -85,14 +85,14 @@ def _door(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def _reader(graph: onnx.GraphProto, tensor: str, operator: str) -> onnx.NodeProto | None:
-    """Others may read `tensor`, too: the shape of the image, for one."""
+    """The first `operator` that reads `tensor`, which others may read as well: Shape reads the image, for one."""
     return next((node for node in _consumers(graph, tensor) if node.op_type == operator), None)
 
 
 def _only_consumer(graph: onnx.GraphProto, tensor: str) -> onnx.NodeProto:
     consumers = _consumers(graph, tensor)
     if len(consumers) != 1:
-        raise WorkFailedError(f"{tensor} at the graph's door has {len(consumers)} consumers, expected one")
+        raise WorkFailedError(f"{tensor} at the graph's input has {len(consumers)} consumers, expected one")
     return consumers[0]
 
 

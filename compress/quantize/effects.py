@@ -1,4 +1,4 @@
-"""What INT8 does to each layer: the noise that it adds, and what the layer would win and cost in float."""
+"""What INT8 does to each layer: the noise that it adds, and what leaving it in float would win and cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,23 +22,23 @@ from export.scoring import Score
 LAYERS = "layers.json"
 ROUNDS = 15
 _DEQUANTIZED = "_DequantizeLinear_Output"
-"""What the quantizer adds to the name of a tensor that it has rounded."""
+"""What the quantizer appends to the name of a tensor that it has rounded."""
 _TRIED = "left in float to see what it wins"
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Measures the layers of `quantizer` one by one; what is found is saved as it comes."""
+    """Measures the layers of `quantizer` one by one, and saves each result at once."""
 
     step: StepFolder
     judge: Judge
     quantizer: Quantizer
     calibration: Calibration
     parent: str
-    """Folder of the checkpoint."""
+    """Folder of the checkpoint, or file of the ONNX model."""
 
     def measure(self, int8: Quantized, score_int8: Score, images_HWC: Sequence[U8]) -> QuantizationAnalysis:
-        """`int8` has no layer in float and scored `score_int8`; the noise is measured on `images_HWC`, which fit it."""
+        """`int8` has no layer in float and scored `score_int8`; noise is measured on `images_HWC`, which fit it."""
         analysis = self._begun(score_int8)
         done = {effect.layer for effect in analysis.layers}
         left = [layer for layer in self.quantizer.layers if layer.name not in done]
@@ -92,7 +92,7 @@ class Effects:
 def sqnr_db(int8: Quantized, layers: Sequence[Layer], images_HWC: Sequence[U8]) -> dict[str, float | None]:
     """Signal to quantization noise of each layer's result, in decibels, over `images_HWC`; None where nothing is lost.
 
-    The graph runs as it is written, so the noise of a layer has in it that of the layers before it.
+    The whole graph runs as written, so the noise of a layer includes that of the layers before it.
     """
     exact = [layer.result for layer in layers]
     written = {name for node in int8.graph.graph.node for name in node.output}

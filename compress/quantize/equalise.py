@@ -1,7 +1,7 @@
-"""Cross-layer equalisation: channels of one activation brought to like ranges, the answers staying what they were.
+"""Cross-layer equalisation: bring the channels of an activation to similar ranges without changing the answers.
 
 A convolution that gives a channel s times smaller, and readers that multiply it by s, are the same network in float,
-because what stands between them lets a positive factor of a channel through. In 8 bits they are not: an activation has
+because the operators between them let a positive factor of a channel through. In 8 bits they are not: an activation has
 one scale for all its channels, and one that is a thousand times larger than the others leaves these no steps. Source:
 Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction" (arXiv:1906.04721), 4.1.
 """
@@ -21,14 +21,14 @@ _SWEEPS = 50
 _SETTLED = 1e-3
 """The search ends with a sweep over all layers in which no factor is further from 1."""
 _LETS_THROUGH = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Concat")
-"""f(s x) = s f(x) for s > 0, channel by channel. A ReLU6 is not among them: its 6 would have to go with the channel."""
+"""f(s x) = s f(x) for s > 0, channel by channel. A ReLU6 is not among them: its 6 would have to scale as well."""
 
 F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A convolution, and where the channels of a layer begin among those that it reads."""
+    """A convolution, and where a layer's channels begin among those that it reads."""
 
     node: onnx.NodeProto
     start: int
@@ -46,10 +46,10 @@ def equalised(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """A float graph that gives the same answers up to float rounding; None where no layer can be equalised.
 
     Channel i of a layer is divided by s_i = sqrt(r1_i r2_i) / r2_i, where r1_i is the largest weight that makes it and
-    r2_i the largest by which any reader takes it, over all layers again and again until nothing moves: each changes the
-    r1 of its readers. A layer is left alone when its result is an output, when it reaches anything but convolutions or
-    passes anything that does not let a factor through, and when its weights serve others, too. `model` is left as it
-    was.
+    r2_i the largest with which any reader multiplies it. Sweeps over all layers repeat until nothing moves, because
+    each layer changes the r1 of its readers. A layer is left alone when its result is an output, when anything but
+    convolutions reads it, when an operator on the way does not let a factor through, and when its weights are shared.
+    `model` is not changed.
     """
     graph = _Graph(model)
     pairs = [pair for node in model.graph.node if (pair := graph.pair(node)) is not None]
@@ -83,18 +83,18 @@ class _Graph:
         """In double precision, so that many sweeps round no more than one."""
 
     def pair(self, node: onnx.NodeProto) -> _Pair | None:
-        """`node` and its readers, if these and what is between them can be scaled."""
+        """`node` and its readers, if they and all between them can be scaled."""
         if node.output[0] not in self._scalable:
             return None
         readers = self._reached(node.output[0], 0)
         return _Pair(node, tuple(readers)) if readers else None
 
     def equalise(self, pair: _Pair) -> float:
-        """Scale once; how far the factor that is furthest from 1 is from it."""
+        """Scale once; return the largest distance of a factor from 1."""
         weight = self.weights[pair.node.input[1]]
         made = np.abs(weight).reshape(len(weight), -1).max(axis=1)
         read = np.max([self._taken(reader, len(weight)) for reader in pair.readers], axis=0)
-        # A channel that is never made or never read has nothing to be equal to.
+        # A channel whose weights are all zero on either side cannot be equalised.
         alive = (made > 0) & (read > 0)
         factors = np.ones(len(weight))
         factors[alive] = np.sqrt(made[alive] * read[alive]) / read[alive]
@@ -104,12 +104,12 @@ class _Graph:
             grouped = self._grouped(reader.node)
             into = np.ones(len(grouped) * grouped.shape[2])
             into[reader.start : reader.start + len(factors)] = factors
-            # The view of it scales the weight itself.
+            # `grouped` is a view, so this scales the weight itself.
             grouped *= into.reshape(len(grouped), 1, -1, *[1] * (grouped.ndim - 3))
         return float(np.abs(factors - 1).max())
 
     def _taken(self, reader: _Reader, width: int) -> F64:
-        """The largest weight by which `reader` takes each of the `width` channels of a layer."""
+        """The largest weight with which `reader` multiplies each of the `width` channels of a layer."""
         grouped = np.abs(self._grouped(reader.node))
         found: F64 = grouped.max(axis=(1, *range(3, grouped.ndim))).reshape(-1)
         return found[reader.start : reader.start + width]
@@ -121,7 +121,7 @@ class _Graph:
         return weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
 
     def _reached(self, tensor: str, start: int) -> list[_Reader] | None:
-        """All convolutions that read `tensor`, in which a layer begins at channel `start`; None where others do."""
+        """All convolutions that read `tensor`, where a layer begins at channel `start`; None if anything else does."""
         if tensor in self._outputs:
             return None
         found: list[_Reader] = []
@@ -140,8 +140,8 @@ class _Graph:
         return found
 
     def _starts(self, node: onnx.NodeProto, tensor: str) -> Sequence[int] | None:
-        """The channels of what `node` gives at which those of `tensor` begin, by a factor the same; None where they are
-        not there."""
+        """Where the channels of `tensor` begin in the result of `node`, which lets a factor through; None where it does
+        not."""
         given = attributes(node)
         fills = given.get("coordinate_transformation_mode") == "tf_crop_and_resize"
         if node.op_type not in _LETS_THROUGH or fills:
@@ -155,5 +155,5 @@ class _Graph:
 
 
 def _weights(node: onnx.NodeProto) -> list[str]:
-    """Of a convolution: the names of its weight and, where it has one, its bias."""
+    """The names of a convolution's weight and, if it has one, its bias."""
     return [name for name in node.input[1:] if name]

@@ -16,12 +16,12 @@ from export.files import write_json
 TRIED = "float_layers.json"
 ROUNDS = 15
 _LEAST_MS = 0.005
-"""Of the INT8 graph: what a layer costs at least, in the ranking; below it, noise decides."""
+"""Least cost of a layer in the ranking, as a share of the INT8 graph's time; below it, noise would decide."""
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """A set of layers in float, and what it came to."""
+    """A set of layers in float, and what was measured with it."""
 
     layers: tuple[str, ...]
     miou: float
@@ -29,16 +29,16 @@ class _Tried:
     """What the budget still misses; 0 where it holds."""
     milliseconds: float
     milliseconds_parent: float
-    """Of all in float, in the same run."""
+    """Of the float parent, in the same run."""
 
     @property
     def gains(self) -> bool:
-        """Whether it is faster than all in float."""
+        """Whether it is faster than the float parent."""
         return self.milliseconds < self.milliseconds_parent
 
 
 class Fallback:
-    """Looks for the layers; every set that was measured is saved, so that a killed step goes on."""
+    """Searches for the layers; every set that was measured is saved, so that a killed step continues."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Fallback:
         *,
         must_gain: bool,
     ) -> None:
-        """With `must_gain` no set is taken that is not faster than all in float."""
+        """With `must_gain`, only sets that are faster than the float parent are accepted."""
         self._step = step
         self._judge = judge
         self._quantizer = quantizer
@@ -61,13 +61,13 @@ class Fallback:
         self._tried = {tuple(item["layers"]): _Tried(**_read(item)) for item in step.decided(TRIED) or []}
 
     def choose(self) -> Quantized:
-        """By what a layer wins of the budget for each millisecond, until it holds; then each is tried without again.
+        """Add the layers that regain most of the budget per millisecond until it holds, then drop those not needed.
 
-        A layer with which nothing would be gained any more is passed over. Where the budget cannot hold, the set that
-        comes nearest to it of those that were tried.
+        A layer that would make the graph no faster than its float parent is passed over, if it must be faster. Where
+        the budget cannot hold, the set is chosen that comes nearest to it of those that were tried.
         """
         ranked = self._ranked()
-        say(f"the budget is missed; {len(ranked)} ways to leave a layer in float would win something")
+        say(f"the budget is missed; {len(ranked)} ways to leave a layer in float would bring it nearer")
         chosen: tuple[str, ...] = ()
         with task("layers in float", len(ranked)) as bar:
             for way in ranked:
@@ -79,7 +79,7 @@ class Fallback:
                     continue
                 chosen = tried.layers
                 if tried.missing == 0:
-                    chosen = self._without_the_needless(chosen)
+                    chosen = self._without_needless(chosen)
                     break
             else:
                 chosen = self._nearest()
@@ -87,7 +87,7 @@ class Fallback:
         return self._quantized(chosen)
 
     def _nearest(self) -> tuple[str, ...]:
-        """To the budget, of what was tried; nothing in float is a choice, too."""
+        """The set nearest to the budget of those that were tried, or none in float."""
         near = {tried.layers: (tried.missing, -tried.miou) for tried in self._tried.values() if self._allowed(tried)}
         near[()] = (self._missing_of_int8(), -self._analysis.miou_int8)
         return min(near, key=lambda layers: near[layers])
@@ -95,8 +95,8 @@ class Fallback:
     def _allowed(self, tried: _Tried) -> bool:
         return tried.gains or not self._must_gain
 
-    def _without_the_needless(self, chosen: tuple[str, ...]) -> tuple[str, ...]:
-        """The layers that came first did so for what they win alone; a later one may do without them."""
+    def _without_needless(self, chosen: tuple[str, ...]) -> tuple[str, ...]:
+        """Drop layers that were ranked first for what they win alone, where those added later suffice."""
         for name in chosen if len(chosen) > 1 else ():
             fewer = tuple(other for other in chosen if other != name)
             if fewer and (tried := self._try(fewer)).missing == 0 and self._allowed(tried):
@@ -130,7 +130,7 @@ class Fallback:
             times = taken["child"].median, taken["parent"].median
             self._tried[layers] = tried = _Tried(layers, accuracy.miou, missing, *times)
             write_json(self._step.path / TRIED, [vars(one) for one in self._tried.values()])
-            slow = "" if self._allowed(tried) else f", {times[0]:.2f} ms: no faster than all in float, passed over"
+            slow = "" if self._allowed(tried) else f", {times[0]:.2f} ms: no faster than the float parent, passed over"
             say(f"mIoU {accuracy.miou:.4f} with {', '.join(layers)} in float{slow}")
         return self._tried[layers]
 

@@ -1,4 +1,4 @@
-"""A float ONNX segmentation model from elsewhere: what its file says of itself, up to its logits.
+"""Read a float ONNX segmentation model from elsewhere up to its logits, with what its file says about itself.
 
 N batch, C channels, K classes, H height, W width.
 """
@@ -24,9 +24,9 @@ RANK = 4
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 _COLOURS = 4
-"""Of two fixed numbers that could be the channels, one up to this is them, if the other is above."""
+"""Of two fixed dimensions that could be the channels, it is the one up to this, if the other is above."""
 _KEEPS_THE_BEST = ("ArgMax", "Softmax", "LogSoftmax", "Sigmoid", "Cast", "Identity")
-"""Behind the logits these change nothing about which class is best; but 0 is no longer in the middle."""
+"""These do not change which class is best; but behind them a single logit no longer separates its classes at 0."""
 _KEEPS_THE_VALUES = ("Squeeze", "Reshape", "Flatten")
 _QUANTIZED = (
     "ConvInteger",
@@ -53,16 +53,16 @@ class Foreign:
     layout: Layout
     """Of the input."""
     logits_layout: Layout
-    """As far as can be told without their number."""
+    """As far as it can be known without the number of classes."""
     channels: int
     size: tuple[int, int] | None
-    """Height and width, of a graph that takes no other."""
+    """Height and width of a graph that takes no other, else None."""
     sha256: str
-    """Of all that was loaded, weights in files beside `path` included."""
+    """Of all that was loaded, including weights in files beside `path`."""
 
 
 def read(path: Path, declared: OnnxSettings) -> Foreign:
-    """The model of the file `path`.
+    """Read the model in the file `path`.
 
     Raises ModelError with what does not fit.
     """
@@ -74,13 +74,13 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
     layout = declared.layout or _layout(path, image.name, dims)
     channels, height, width = (dims[i] for i in ((1, 2, 3) if layout == "nchw" else (3, 1, 2)))
     if channels is None or channels > MAX_CHANNELS:
-        raise ModelError(path, [f"its input {image.name} is {_shown(dims)}, which is no image in {layout}"])
+        raise ModelError(path, [f"its input {image.name} is {_shown(dims)}, which is not an image in {layout}"])
     if (height is None) != (width is None):
         fixed = f"{height or 'any'} x {width or 'any'}"
-        raise ModelError(path, [f"of height and width one is fixed ({fixed}); free both or none"])
+        raise ModelError(path, [f"only one of height and width is fixed ({fixed}); fix both or neither"])
     logits, logits_layout = _logits(path, model, declared.output, layout)
     size = None if height is None or width is None else (height, width)
-    return Foreign(path, _raised(path, model), image.name, logits, layout, logits_layout, channels, size, digest)
+    return Foreign(path, _at_our_opset(path, model), image.name, logits, layout, logits_layout, channels, size, digest)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
@@ -88,13 +88,13 @@ def _loaded(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path))
     except FileNotFoundError as error:
         raise ModelError(path, ["no such file"]) from error
-    except Exception as error:  # protobuf's DecodeError, of a package that is not ours to import
-        raise ModelError(path, [f"it is no ONNX file: {error}"]) from error
+    except Exception as error:  # protobuf's DecodeError, whose package is not a dependency of ours
+        raise ModelError(path, [f"it is not an ONNX file: {error}"]) from error
     opset = _opset(model)
     if not opset:
         raise ModelError(path, ["it does not say which opset it is written in (opset_import); export it again"])
     if opset > OPSET:
-        raise ModelError(path, [f"it has opset {opset}, and {OPSET} is the newest here; export it with an older one"])
+        raise ModelError(path, [f"it has opset {opset}, but {OPSET} is the newest here; export it with an older one"])
     try:
         return inliner.inline_local_functions(model) if model.functions else model
     except Exception as error:  # the inliner's binding has exceptions of its own
@@ -105,16 +105,16 @@ def _opset(model: onnx.ModelProto) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _raised(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+def _at_our_opset(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     opset = _opset(model)
     try:
         return model if opset == OPSET else version_converter.convert_version(model, OPSET)
-    except Exception as error:  # the converter has exceptions of its binding's own
+    except Exception as error:  # the converter's binding has exceptions of its own
         raise ModelError(path, [f"opset {opset} cannot be raised to {OPSET}: {error}"]) from error
 
 
 def _require_float32(path: Path, model: onnx.ModelProto) -> None:
-    """What is quantized or in 16 bits already would be its own float parent, and be compared with that."""
+    """Refuse a model that is quantized or in 16 bits already: it would be compared with itself as its float parent."""
     problems = []
     found = sorted({node.op_type for node in model.graph.node}.intersection(_QUANTIZED))
     if found:
@@ -133,7 +133,7 @@ def _input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
-        raise ModelError(path, [f"it takes {len(inputs)} inputs ({names}), and a segmentation model takes one image"])
+        raise ModelError(path, [f"it takes {len(inputs)} inputs ({names}), but a segmentation model takes one image"])
     tensor = inputs[0].type.tensor_type
     problems = []
     if tensor.elem_type != TensorProto.FLOAT:
@@ -151,32 +151,32 @@ def _layout(path: Path, name: str, dims: Sequence[int | None]) -> Layout:
         first, last = dims[1] is not None, dims[3] is not None
     if first == last:
         raise ModelError(
-            path, [f"its input {name} is {_shown(dims)}, which does not tell the channels; give --layout nchw or nhwc"]
+            path, [f"its input {name} is {_shown(dims)}: the channels are unclear; give --layout nchw or nhwc"]
         )
     return "nchw" if first else "nhwc"
 
 
 def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layout) -> tuple[str, Layout]:
-    """Cuts off what comes after the logits, and names these and their layout (that of the input, so many times turned).
+    """Cut off what comes after the logits; return their name and layout (the input's, changed by each Transpose).
 
-    Behind a Sigmoid a single logit would have its middle elsewhere, and what is in float there costs time.
+    Behind a Sigmoid, a single logit would not separate its two classes at 0, and float operators there cost time.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     names = ", ".join(output.name for output in model.graph.output)
     if wanted is not None and wanted not in makers:
         raise ModelError(path, [f"it has no tensor {wanted!r}; its outputs are {names}"])
     if wanted is None and len(model.graph.output) != 1:
-        raise ModelError(path, [f"it has several outputs ({names}); name the one with the logits by --output"])
+        raise ModelError(path, [f"it has several outputs ({names}); name the one with the logits with --output"])
     name = wanted or str(model.graph.output[0].name)
     values = known_values(model)
-    while (node := makers.get(name)) is not None and _may_go(node, values):
+    while (node := makers.get(name)) is not None and _can_be_cut(node, values):
         if node.op_type == "Transpose":
             layout = "nhwc" if layout == "nchw" else "nchw"
         name = str(node.input[0])
     value = values.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
     if value.type.tensor_type.elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
         kind = f"{_dtype(value.type.tensor_type.elem_type)}, made by {makers[name].op_type}" if name in makers else "?"
-        raise ModelError(path, [f"{name} is {kind}, and no float logits; name the tensor with these by --output"])
+        raise ModelError(path, [f"{name} is {kind}, not float logits; name the tensor that holds these with --output"])
     nodes = leading_to(model.graph.node, {name})
     del model.graph.output[:], model.graph.node[:]
     model.graph.output.append(value)
@@ -184,8 +184,8 @@ def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layo
     return name, layout
 
 
-def _may_go(node: onnx.NodeProto, values: Mapping[str, onnx.ValueInfoProto]) -> bool:
-    """Whether what it reads says the same of every pixel."""
+def _can_be_cut(node: onnx.NodeProto, values: Mapping[str, onnx.ValueInfoProto]) -> bool:
+    """Whether the input of `node` gives every pixel the same class as its output, so that `node` can be cut off."""
     if node.op_type == "Transpose":
         return tuple(attributes(node).get("perm", ())) in (TO_NHWC, TO_NCHW)
     if node.op_type in _KEEPS_THE_VALUES:

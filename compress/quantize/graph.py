@@ -1,4 +1,4 @@
-"""Graphs as they are passed around here: copied, never changed in the place of another's."""
+"""Helpers for ONNX graphs, none of which changes the graph that it is given."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,11 @@ from export.latency.graph import attributes, leading_to
 from export.runtime import LOGITS, tensors
 
 _OF_A_NORM = re.compile(r"_inlfunc_\w*Normalization_")
-"""How the runtime begins the names inside of a norm that the standard defines by other operators."""
+"""How the runtime begins the names inside a norm that the standard defines by other operators."""
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """All of it, to be changed."""
+    """A copy of all of `model`, which may be changed."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
@@ -30,7 +30,7 @@ def stored(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 
 def with_tensors(model: onnx.ModelProto, new: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-    """A copy of `model` with other values in some initializers, in the shapes that these have."""
+    """A copy of `model` with new values in some initializers, which keep their shapes."""
     copy = copied(model)
     for tensor in copy.graph.initializer:
         if tensor.name in new:
@@ -45,13 +45,13 @@ def logits_of(model: onnx.ModelProto) -> str:
 
 
 def has_classes_last(model: onnx.ModelProto) -> bool:
-    """Whether the tensor that `logits_of` names is NHWK: the runtime's fusions take out the Transpose between a last
-    layer whose channels are last and ArgMax."""
+    """Whether the tensor that `logits_of` names is NHWK: the runtime's fusions remove the Transpose before ArgMax where
+    the last layer has its channels last."""
     return any(node.op_type == "ArgMax" and attributes(node)["axis"] in (-1, 3) for node in model.graph.node)
 
 
 def is_of_a_norm(node: onnx.NodeProto) -> bool:
-    """Whether the runtime has put `node` in the place of a norm that it has no kernel for."""
+    """Whether `node` is part of what the runtime has put in the place of a norm that it has no kernel for."""
     return any(_OF_A_NORM.match(name) for name in (*node.input, *node.output))
 
 
@@ -63,9 +63,9 @@ def channels_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def tapped(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
-    """From an image HWC to what `model` has at `names`, operator by operator as it is written, and no further.
+    """A function from an image HWC to the tensors `names` of `model`, run as written and no further than these.
 
-    For no names nothing is run: the runtime takes no graph without a node.
+    Without names nothing is run, because the runtime takes no graph without a node.
     """
     if not names:
         return lambda _: []

@@ -17,7 +17,7 @@ from export.scoring import Score
 from export.timing import Samples, interleaved
 
 _TURNS, _RUNS = 2, 5
-"""Of profiled graphs."""
+"""How often each graph is profiled, and the runs each time."""
 _NUMBERED = re.compile(r"_token_\d+$")
 """What the runtime adds to the name of a node that it replaces."""
 
@@ -36,25 +36,25 @@ class Judge:
 
     @property
     def parent_score(self) -> Score:
-        """On the validation split."""
+        """The float parent's score on the validation split."""
         if self._parent_score is None:
             self._parent_score = score_on(self.dataset, "val", self.card, self.parent, "score float")
         return self._parent_score
 
     def score(self, model: OnnxModel) -> Score:
-        """On the validation split, at the optimisation level that serves."""
+        """Score `model` on the validation split, at the optimisation level that serves."""
         return score_on(self.dataset, "val", self.card, model, None)
 
     def times(self, rounds: int, **models: OnnxModel) -> dict[str, Samples]:
-        """Latency of one image of noise, taking turns in one run."""
+        """Latency of `models` on one image of noise, taking turns in one run."""
         image = self._image()
         runs: dict[str, Callable[[], object]] = {name: _run(model, image) for name, model in models.items()}
         return interleaved(runs, rounds=rounds)
 
     def kernel_times(self, graphs: Mapping[str, onnx.ModelProto]) -> dict[str, dict[str, float]]:
-        """Milliseconds of the nodes of `graphs`, by the names that they have there, in the fastest of several runs.
+        """Milliseconds of the nodes of `graphs`, by their names there, in the fastest of several runs.
 
-        What disturbs a kernel only makes it slower. The graphs take turns: a machine that drifts drifts for all.
+        What disturbs a kernel only makes it slower. The graphs take turns, so that a drift of the machine affects all.
         """
         feeds, threads = {IMAGE: self._image()}, self.parent.threads
         least: dict[str, dict[str, float]] = {name: {} for name in graphs}
@@ -68,7 +68,7 @@ class Judge:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Height and width of what is timed."""
+        """Height and width of the image that is timed."""
         return Geometry.plan(*self.size, size=self.card.size, multiple=self.card.size_multiple).padded
 
     def _image(self) -> U8:
@@ -77,7 +77,7 @@ class Judge:
 
 
 def model_of(graph: onnx.ModelProto) -> OnnxModel:
-    """Ready to run."""
+    """`graph`, ready to run."""
     return OnnxModel(graph.SerializeToString())
 
 

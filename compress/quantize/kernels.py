@@ -1,8 +1,8 @@
 """Each kernel of an INT8 graph by itself: does the runtime's fused one give what the operators as written give?
 
 Rounding that differs in a last bit may grow from layer to layer (EfficientNet-Lite0: from one value in 100,000 behind
-the first layer to most of them behind the 30th), and then masks do not tell it from a kernel that errs. So each kernel
-gets what the graph as written has in front of it, and nothing can grow.
+the first layer to most of them behind the 30th), and then masks cannot tell it from a wrong kernel. So each kernel gets
+the inputs that the graph as written computes, and nothing can grow.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def look_at_kernels(model: onnx.ModelProto, images_NHWC: U8) -> Kernels | None:
-    """Of `model`, as it ships, between all places where it quantizes; on these images, as padded.
+    """Compare the kernels of `model`, as it ships, between all places where it quantizes, on these padded images.
 
-    None for one that quantizes nowhere: all of it is in float, and there is nothing to look at.
+    None for a graph that quantizes nowhere: all of it is in float, and there is nothing to compare.
     """
     places = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     if not places:
@@ -52,7 +52,7 @@ def _as_written(model: onnx.ModelProto, places: list[str], images_NHWC: U8) -> d
 
 
 def _part(model: onnx.ModelProto, place: str, given: Arrays) -> onnx.ModelProto:
-    """From the quantized tensors in front of `place` to it."""
+    """The part of `model` from the quantized tensors in front of `place` to it."""
     makers = {output: node for node in model.graph.node for output in node.output}
     kept: list[str] = []
     sources: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""What of a graph can be left in float by itself: its layers, each with the activation that is computed with it."""
+"""The parts of a graph that can be left in float one by one: layers, each with the activation computed with it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +10,8 @@ from export.latency.graph import layer_name
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPERATORS = (*_WEIGHTED, "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Concat", "Add", "Mul")
-"""With a scale of their own. What pools by maximum, resizes or turns has that of its input, and an activation that only
-cuts goes with its layer."""
+"""Operators with a scale of their own. Max pooling, resizing and transposing keep their input's, and an activation that
+only clips belongs to its layer."""
 _ACTIVATIONS = ("Relu", "Clip")
 
 
@@ -20,14 +20,14 @@ class Layer:
     """An operator with weights or a scale of its own."""
 
     name: str
-    """Of its weight's module, as the network has it; of the operator where it has no weight."""
+    """That of its weight's module in the network; that of the operator where it has no weight."""
     operator: str
     nodes: tuple[str, ...]
     """Their names in the graph: the operator, and its activation."""
     tensors: tuple[str, ...]
     """What these give; the last is the layer's result."""
     readers: tuple[str, ...] = ()
-    """Names of the layers that read it, also through what pools or resizes."""
+    """Names of the layers that read it, also through pooling or resizing."""
 
     @property
     def result(self) -> str:
@@ -36,8 +36,8 @@ class Layer:
 
 
 def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """The layers of a float graph whose types are inferred, in its order; sums over sizes of tensors are none, nor
-    is what a norm is made of."""
+    """The layers of a float graph whose types are inferred, in its order; arithmetic on sizes of tensors is none, nor
+    are the parts of a norm."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -48,7 +48,7 @@ def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
 
 
 def first_layer(model: onnx.ModelProto, image: str) -> Layer | None:
-    """The convolution of a float graph that reads the tensor `image`; None where none or several do."""
+    """The convolution of a float graph that alone reads the tensor `image`; None where there is none."""
     readers = [node.name for node in model.graph.node if image in node.input]
     found = [layer for layer in layers_of(model) if layer.operator == "Conv" and layer.nodes[0] in readers]
     return found[0] if len(found) == len(readers) == 1 else None
@@ -80,6 +80,6 @@ def _readers(tensor: str, readers: Mapping[str, Sequence[onnx.NodeProto]], names
 
 def _name(node: onnx.NodeProto, weights: set[str]) -> str:
     has_weight = node.op_type in _WEIGHTED and node.input[1] in weights
-    # The exporter turns the weight of a matrix product, and leaves it no name of its own then.
+    # The exporter transposes the weight of a matrix product, which then has no name of its own.
     named = has_weight and (node.op_type in ("Conv", "ConvTranspose") or node.input[1].endswith(".weight"))
     return layer_name(node.input[1]) if named else str(node.name)

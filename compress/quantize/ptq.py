@@ -54,12 +54,12 @@ OP_TYPES = (
 )
 """What the runtime has integer kernels for; other operators stay in float."""
 
-# The library knows no DepthToSpace; like Slice it only moves values, at the scale that they have.
+# The library does not know DepthToSpace; like Slice it only moves values, which keep their scale.
 QDQRegistry["DepthToSpace"] = QDQDirect8BitOp
 
 _LAYOUT = frozenset({"Transpose", "Cast", "Identity", "ReorderInput", "ReorderOutput"})
 _BLOCKED = "_nchwc"
-"""A convolution that works on blocks of channels is named by what it gives, and this."""
+"""A convolution that works on blocks of channels is named after its output, with this suffix."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Quantized:
 
 
 class Quantizer:
-    """A float graph, seen with calibration images once, of which INT8 graphs are made.
+    """Makes INT8 graphs of a float graph, which is run on the calibration images once.
 
     QDQ, weights per channel, in the integers that the target takes (`targets.py`): by default U8 activations and S8
     weights, and the uint8 image enters the first convolution as it is.
@@ -90,8 +90,8 @@ class Quantizer:
         in_float: Mapping[str, str] | None = None,
     ) -> None:
         """`images_HWC` are what the model is given (resized and padded), one at a time. With `equalise` the channels of
-        `graph` are brought to like ranges before, where that can be done. The layers that `in_float` names are in float
-        in every graph, each for its reason.
+        `graph` are first brought to similar ranges, where that can be done. `in_float` names the layers that stay in
+        float in every graph, each with the reason.
         """
         prepared = _prepared(graph)
         balanced = equalised(prepared) if equalise else None
@@ -101,15 +101,15 @@ class Quantizer:
         self._always_float = in_float or {}
         layers = layers_of(self.parent)
         self._fixed = [layer for layer in layers if layer.name in self._always_float]
-        # A variance is a small difference of large squares: in 8 bits it may be below nothing, and has no root then.
+        # A variance is a small difference of large squares: in 8 bits it may be negative, and then has no root.
         self._norms = [node.name for node in self.parent.graph.node if is_of_a_norm(node)]
         self.layers = tuple(layer for layer in layers if layer not in self._fixed)
-        """Those that may be integers, and may be left in float."""
+        """Those that can be quantized, or left in float."""
         self._statistics = observe(self.parent, images_HWC, OP_TYPES)
         self._scheme = scheme_of(target)
 
     def quantized(self, calibration: Calibration, in_float: Mapping[str, str] | None = None) -> Quantized:
-        """An INT8 graph with ranges by `calibration`; the layers that `in_float` names stay as they are, each for its
+        """An INT8 graph with ranges by `calibration`; the layers that `in_float` names stay in float, each with the
         reason."""
         reasons = {**self._always_float, **(in_float or {})}
         left = [*self._fixed, *(layer for layer in self.layers if layer.name in reasons)]
@@ -146,7 +146,7 @@ class Quantizer:
         return Quantized(graph, self.parent, (*meant, *found), scheme.seven_bits == "all layers")
 
     def _overrides(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """What the quantizer is told of single tensors."""
+        """The quantizer's options for single tensors."""
         signed = self._scheme.signed
         zero_point = np.array(0, np.int8) if signed else ZERO_POINT
         yield normalised_tensor(self.parent.graph), [{"scale": SCALE, "zero_point": zero_point}]
@@ -156,7 +156,7 @@ class Quantizer:
 
 
 def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, float]:
-    """The same graph giving its logits too, and the step of their quantization (0 when they are in float)."""
+    """The same graph with its logits as another output, and the step of their quantization (0 when in float)."""
     makers = {node.output[0]: node for node in model.graph.node}
     source = makers.get(logits_of(model))
     while source is not None and source.op_type == "Identity":
@@ -167,7 +167,7 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
         step = float(numpy_helper.to_array(scales[source.input[1]]))
     both = copied(model)
     if LOGITS not in {output.name for output in both.graph.output}:
-        # The float logits may still carry the name that the exporter gave them, quantized behind it or not.
+        # The float logits may still have the name that the exporter gave them, whether they are quantized next or not.
         for node in both.graph.node:
             node.input[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.input]
             node.output[:] = [f"{name}_unquantized" if name == LOGITS else name for name in node.output]
@@ -183,22 +183,22 @@ def with_quantized_logits(model: onnx.ModelProto) -> tuple[onnx.ModelProto, floa
 
 
 def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Shape inference and the runtime's own fusions, every node with a name; the tool leaves files, so it gets a folder
-    to leave them in."""
+    """`graph` with inferred shapes, the runtime's own fusions, and a name for every node; the tool leaves files, so it
+    gets a folder to leave them in."""
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
         onnx.save(graph, str(source))
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
         prepared = onnx.load(str(target))
     for node in prepared.graph.node:
-        # Those inside of a norm have none, and are left in float by their names.
+        # Nodes inside a norm have no name, and need one to be left in float.
         node.name = node.name or node.output[0]
     return prepared
 
 
 def _first_weights(model: onnx.ModelProto) -> Iterator[str]:
-    """The weight of the first convolution; of one that only scales each channel, as the normalisation of a model from
-    elsewhere does, those of the convolutions that read it, too.
+    """The weight of the first convolution; if that only scales each channel, as the normalisation of a model from
+    elsewhere does, also those of the convolutions that read it.
 
     Raises UsageError for a graph without a convolution.
     """
@@ -219,7 +219,7 @@ def _first_weights(model: onnx.ModelProto) -> Iterator[str]:
 def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[FloatLayer]:
     """Operators that the runtime leaves in float between its integer ones: it found no way to fuse their Q/DQ pairs.
 
-    What makes the tensors in `meant` was left in float on purpose, and is not told here.
+    What makes the tensors in `meant` was left in float on purpose, and is not listed here.
     """
     floating: set[str] = set()
     follows = set(meant)
@@ -242,7 +242,7 @@ def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[Fl
 
 
 def _unquantized(model: onnx.ModelProto) -> Iterator[FloatLayer]:
-    """Operators that work on what was dequantized and have no integer form that the quantizer knows."""
+    """Operators on dequantized tensors that the quantizer knows no integer form of."""
     floating: set[str] = set()
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear":

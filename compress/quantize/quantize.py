@@ -42,12 +42,12 @@ ROUNDS = 30
 def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> Bundle:
     """Quantize the checkpoint `parent` with images of `data` and write an INT8 bundle to `out`.
 
-    `parent` may be the file of a float ONNX model from elsewhere, too; `quantize.onnx` says what that does not.
+    `parent` may also be the file of a float ONNX model from elsewhere; `quantize.onnx` says what its graph does not.
 
-    mIoU and latency are measured through ONNX Runtime, against the same network in float: on the validation split
+    mIoU and latency are measured through ONNX Runtime, against the same network in float. On the validation split
     the drop must stay within `quantize.max_drop` and each class of `quantize.min_iou` above its floor, for which as few
-    layers as it takes stay in float; and the INT8 graph must be the faster one. With `quantize.mode` = qat the graph is
-    trained, and leaves as it was calibrated if that scores higher.
+    layers as possible stay in float. The INT8 graph must be the faster one. With `quantize.mode` = qat the graph is
+    trained; the calibrated one ships instead if it scores higher.
 
     Raises CheckpointError, ModelError, DatasetError, BusyError, UsageError; BudgetMissedError when the budget cannot be
     held (the bundle is kept); WorkFailedError when INT8 is not faster on this machine and `quantize.force` is off;
@@ -80,8 +80,8 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
 
 
 @dataclass(frozen=True)
-class _Made:
-    """An INT8 graph that may leave, and what it scored."""
+class _Candidate:
+    """A candidate INT8 graph, and what it scored."""
 
     quantized: Quantized
     score: Score
@@ -99,11 +99,11 @@ def _quantize(
         budget.look_at_floors(judge.parent_score.iou_per_class)
     if not bench.is_here:
         say(
-            f"made for {settings.target}, and this machine ({instruction_set()}) is none: no form of a layer is chosen "
-            "by its clock, and it is not asked whether INT8 is faster"
+            f"made for {settings.target}, and this machine ({instruction_set()}) is not what will serve: no form of a "
+            "layer is chosen by timing, and INT8 need not be faster here"
         )
     if must_gain:
-        # Time does not depend on ranges, so this is known before anything that takes long.
+        # Time does not depend on ranges, so whether INT8 is faster is known before anything that takes long.
         quick = model_of(bench.shipped(bench.quantizer.quantized("minmax").graph))
         _require_gain(step.scratch("quick"), judge, quick)
     calibrated = _calibrated(bench)
@@ -128,14 +128,14 @@ def _quantize(
     )
     if parity.masks_differ:
         parity = parity.model_copy(update={"kernels": look_at_kernels(graph, next(batches(images, multiple, sizes)))})
-        looked = parity.kernels or "it quantizes nowhere, so that no kernel can be looked at by itself"
+        looked = parity.kernels or "it quantizes nowhere, so no kernel can be compared by itself"
         say(f"the optimised graph gives other masks than the graph as written; {looked}")
     before = judge.parent_score
     figures = f"mIoU {before.miou:.4f} in float, {made.score.miou:.4f} in INT8. {_figures(latency)}"
     if scheme_of(settings.target).saturates_here:
         figures += (
-            f".\nThis machine ({instruction_set()}) cuts off products of 8 bits, which {settings.target} does not: "
-            "make it there, or on a machine with VNNI"
+            f".\nThis machine ({instruction_set()}) saturates products of 8 bits, which {settings.target} does not: "
+            "quantize there, or on a machine with VNNI"
         )
     _require(parity, step, figures)
     parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": made.score.miou}})
@@ -167,16 +167,16 @@ def _quantize(
     return result
 
 
-def _calibrated(bench: Workbench) -> _Made:
+def _calibrated(bench: Workbench) -> _Candidate:
     quantizer, calibration = bench.chosen
     quantized = quantizer.quantized(calibration)
     score = bench.judge.score(model_of(quantized.graph))
     figures = {"mode": "ptq", "calibration": calibration, "equalised": quantizer.is_equalised, **bench.figures()}
-    return _Made(quantized, score, figures)
+    return _Candidate(quantized, score, figures)
 
 
-def _corrected(bench: Workbench, made: _Made) -> _Made:
-    """With other biases, where the recipe wants them; decided once for each set of layers in float."""
+def _corrected(bench: Workbench, made: _Candidate) -> _Candidate:
+    """`made` with corrected biases, where the recipe wants them; decided once for each set of layers in float."""
     wanted = bench.recipe.quantize.bias_correction
     without = {**made.figures, "bias_corrected": False, "bias_correction": None}
     if wanted is False:
@@ -198,11 +198,11 @@ def _corrected(bench: Workbench, made: _Made) -> _Made:
     say(compared("biases corrected", found, kept=kept))
     if not kept:
         return replace(made, figures={**without, "bias_correction": found})
-    return _Made(quantized, score, {**without, "bias_corrected": True, "bias_correction": found})
+    return _Candidate(quantized, score, {**without, "bias_corrected": True, "bias_correction": found})
 
 
-def _trained(bench: Workbench, calibrated: _Made, otherwise: _Made) -> _Made:
-    """What training made of `calibrated`, if that is no worse than what would leave `otherwise`."""
+def _trained(bench: Workbench, calibrated: _Candidate, otherwise: _Candidate) -> _Candidate:
+    """What training made of `calibrated`, if that is no worse than `otherwise`, which would ship without it."""
     quantized = calibrated.quantized
     assert bench.source.checkpoint is not None
     learned = learn(bench.step, bench.source.checkpoint, bench.dataset, bench.recipe, quantized.graph, quantized.parent)
@@ -210,15 +210,14 @@ def _trained(bench: Workbench, calibrated: _Made, otherwise: _Made) -> _Made:
     say(f"mIoU {otherwise.score.miou:.4f} calibrated, {score.miou:.4f} trained")
     more = {"miou_ptq": otherwise.score.miou, "miou_qat": score.miou, "qat": learned.figures}
     if score.miou < otherwise.score.miou:
-        say("training did not help: the graph leaves as it was calibrated")
+        say("training did not help: the graph stays as it was calibrated")
         return replace(otherwise, figures={**otherwise.figures, **more})
     figures = {**otherwise.figures, **more, "mode": "qat", "bias_corrected": False}
-    return _Made(replace(quantized, graph=learned.graph), score, figures)
+    return _Candidate(replace(quantized, graph=learned.graph), score, figures)
 
 
-def _within(budget: Budget, bench: Workbench, made: _Made, calibrated: _Made) -> _Made:
-    """`made`, if it holds `budget`; else what does with some layers of `calibrated` in float, if that is nearer to
-    it."""
+def _within(budget: Budget, bench: Workbench, made: _Candidate, calibrated: _Candidate) -> _Candidate:
+    """`made` if it holds `budget`, else `calibrated` with some layers in float, if that comes nearer to it."""
     judge = bench.judge
     if not budget.missed(Accuracy.of(judge.parent_score, made.score)):
         return made
@@ -227,29 +226,29 @@ def _within(budget: Budget, bench: Workbench, made: _Made, calibrated: _Made) ->
     analysis = effects.measure(calibrated.quantized, calibrated.score, bench.noise_images())
     must_gain = bench.is_here and not bench.recipe.quantize.force
     mixed = Fallback(bench.step, judge, quantizer, budget, analysis, must_gain=must_gain).choose()
-    other = _Made(mixed, judge.score(model_of(mixed.graph)), {**made.figures, "mode": "ptq"})
+    other = _Candidate(mixed, judge.score(model_of(mixed.graph)), {**made.figures, "mode": "ptq"})
     return min((made, _corrected(bench, other)), key=lambda one: _missing(budget, judge, one))
 
 
-def _missing(budget: Budget, judge: Judge, made: _Made) -> tuple[float, float]:
+def _missing(budget: Budget, judge: Judge, made: _Candidate) -> tuple[float, float]:
     found = Accuracy.of(judge.parent_score, made.score)
     return budget.missing(found.drop, found.iou_per_class), -found.miou
 
 
 def _require(parity: Parity, step: StepFolder, figures: str) -> None:
-    """Raises ParityError with `figures`: what does not say the same twice is no bundle, however good it seems."""
+    """Raises ParityError with `figures`: a graph that optimisation changes is no bundle, however good it seems."""
     try:
         parity.require()
     except ParityError as error:
         write_json(step.path / PARITY, parity.model_dump(mode="json"))
         raise ParityError(
-            f"{error}\n{figures}. The graph that the runtime spoils is no bundle; for a look, it is kept in "
-            f"{step.path / bundle.MODEL}, with all cases in {PARITY}"
+            f"{error}\n{figures}. No bundle is made of a graph whose answers the runtime changes; for inspection it is "
+            f"kept in {step.path / bundle.MODEL}, with all cases in {PARITY}"
         ) from error
 
 
 def _latency(step: StepFolder, judge: Judge, child: OnnxModel) -> Latency:
-    """Both sides in one run; taken once and kept, so that a resumed step ends with the same manifest."""
+    """Time both sides in one run; done once and kept, so that a resumed step ends with the same manifest."""
     saved = step.decided(LATENCY)
     if saved is not None:
         return Latency.model_validate(saved)
@@ -276,11 +275,11 @@ def _figures(latency: Latency) -> str:
 
 
 def _require_gain(step: StepFolder, judge: Judge, child: OnnxModel) -> Latency:
-    """`_latency`, which must be a gain."""
+    """`_latency`; raises WorkFailedError where INT8 is not faster."""
     latency = _latency(step, judge, child)
     assert latency.milliseconds_parent is not None
     if latency.milliseconds >= latency.milliseconds_parent:
-        # The next try measures again: a busy moment must not decide for ever.
+        # The next try measures again: a busy moment must not decide for good.
         (step.path / LATENCY).unlink()
         raise WorkFailedError(
             f"{_figures(latency)} on this machine ({latency.machine.instruction_set}): quantization gains nothing "

@@ -21,23 +21,23 @@ from export.to_onnx import export_onnx
 
 @dataclass(frozen=True)
 class Source:
-    """A float model with everything that a bundle says of it."""
+    """A float model with everything that a bundle says about it."""
 
     path: Path
     card: Subject
     inputs: Mapping[str, str]
-    """What it is, by hash, for the record of a step."""
+    """The hashes that identify it, for the record of a step."""
     graph: Callable[[StepFolder], onnx.ModelProto]
-    """In float, from uint8 image to mask and logits; the folder is for what is written meanwhile."""
+    """Makes the float graph from uint8 image to mask and logits; the folder is for what is written meanwhile."""
     params: Callable[[], int]
     macs: Callable[[tuple[int, int]], int]
     """Of one image of (height, width)."""
     checkpoint: Checkpoint | None
-    """None of a model from elsewhere: there is no network to be trained."""
+    """None for a model from elsewhere, which has no network to train."""
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Source:
-    """Exported when it is asked for."""
+    """A checkpoint, whose graph is exported when it is asked for."""
     card = checkpoint.card
 
     def graph(step: StepFolder) -> onnx.ModelProto:
@@ -58,7 +58,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Source:
 
 
 def of_onnx(foreign: Foreign, declared: OnnxSettings, dataset: Dataset) -> Source:
-    """A float model, whose masks are of the classes of `dataset`.
+    """A float model from elsewhere, with masks of the classes of `dataset`.
 
     Raises ModelError with what does not fit.
     """

@@ -1,10 +1,10 @@
 """What INT8 is made for (`--for`): which integers a runtime takes, and where it wants none.
 
 The CPU provider of ONNX Runtime (auto, vnni, avx2, arm) is fastest on unsigned activations, signed weights and biases
-of 32 bits. A processor is here when its kernels are those of this machine: one with AMX has VNNI and AVX2, too, but
-multiplies by AMX, so that its times say nothing of `vnni` and `avx2`; nor do those of AVX-512 without VNNI. For what is
-not here nothing is decided by the clock: what it is documented to take is made, and is scored, proven and verified
-through the CPU provider.
+of 32 bits. A target is here when this machine runs its kernels. A machine with AMX has VNNI and AVX2, too, but
+multiplies by AMX, so its times say nothing about `vnni` and `avx2`; nor do those of AVX-512 without VNNI. For a target
+that is not here nothing is decided by timing: the graph is made as the target is documented to take it, and is scored,
+proven and verified through the CPU provider.
 
 TensorRT: activations and weights are signed, every zero point is 0, weights per output channel, biases in float, since
 DequantizeLinear takes 8 bits; uint8 is for inputs and outputs only, next to a Cast from or to float. Source: NVIDIA
@@ -30,7 +30,7 @@ _KERNELS: Mapping[Target, frozenset[InstructionSet]] = {
     "avx2": frozenset({"avx2"}),
     "arm": frozenset({"arm_i8mm", "arm_dotprod"}),
 }
-"""Of the processors that are named, the instruction sets of machines that are timed as such."""
+"""For each processor that `--for` names, the instruction sets of the machines whose times count for it."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,28 @@ class Scheme:
     """The integers of a target."""
 
     seven_bits: Literal["no layer", "first layer", "all layers"]
-    """Whose weights leave one bit free."""
+    """The layers whose weights leave one bit free."""
     signed: bool = False
-    """Activations, too, with zero points of 0."""
+    """Whether activations are signed as weights are, with zero points of 0."""
     integer_biases: bool = True
     by_cpu_provider: bool = True
-    """Whether the runtime is the one that runs graphs here, on whatever processor."""
+    """Whether the target's runtime is the one that runs graphs here, on whatever processor."""
     is_here: bool = True
-    """Whether what runs graphs here is what will serve them: only then a time that is taken here means anything."""
+    """Whether graphs run here as they will when served: only then does a time measured here mean anything."""
 
     @property
     def saturates_here(self) -> bool:
-        """Whether products of its 8 bits may be cut off on this machine, where they are not on what it is made for."""
+        """Whether products of its 8 bits may saturate on this machine, though not on the target."""
         return self.seven_bits != "all layers" and instruction_set() in SATURATING
 
     @property
     def activations(self) -> QuantType:
-        """Their type."""
+        """The type of activations."""
         return QuantType.QInt8 if self.signed else QuantType.QUInt8
 
 
 def scheme_of(target: Target) -> Scheme:
-    """What `--for` stands for; auto is this machine."""
+    """The scheme of a target of `--for`; auto is this machine."""
     if target == "tensorrt":
         return Scheme("no layer", signed=True, integer_biases=False, by_cpu_provider=False, is_here=False)
     if target == "openvino":

@@ -1,8 +1,8 @@
-"""What TensorRT wants of a graph beside signed integers.
+"""What TensorRT wants of a graph besides signed integers.
 
 Its type kUINT8 is for inputs and outputs of a network, and converts from and to floats alone. It fuses a convolution
-with the activation behind it where no pair of QuantizeLinear and DequantizeLinear stands between the two, and its
-ArgMax knows no integers, so that a pair before it would only round the logits. Source: NVIDIA TensorRT documentation,
+with the activation behind it where no pair of QuantizeLinear and DequantizeLinear stands between the two. Its ArgMax
+takes no integers, so a pair before it would only round the logits. Source: NVIDIA TensorRT documentation,
 `DataType`, "Explicit Quantization" and the operators' reference.
 """
 
@@ -19,9 +19,9 @@ _IN_ONE_KERNEL_OR_FLOAT = ("Relu", "Clip", "ArgMax")
 
 
 def with_float_ends(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with the image cast before anything else reads it, and the mask made of floats; the same answers.
+    """`model` with the image cast to float before all else, and the mask cast from floats; the same answers.
 
-    `model`, which is left as it was, has a Transpose and a Cast at its door, as `export.to_onnx` writes it.
+    `model`, which is not changed, begins with a Transpose and a Cast, as `export.to_onnx` writes it.
     """
     editor = Editor(model)
     _cast_first(editor)
@@ -31,7 +31,7 @@ def with_float_ends(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _cast_first(editor: Editor) -> None:
-    """Transpose and Cast change places."""
+    """Swap the Transpose and the Cast."""
     transpose = editor.only_reader(IMAGE)
     cast = None if transpose is None else editor.only_reader(transpose.output[0])
     if transpose is None or cast is None or (transpose.op_type, cast.op_type) != ("Transpose", "Cast"):
@@ -43,7 +43,7 @@ def _cast_first(editor: Editor) -> None:
 
 
 def _mask_of_floats(editor: Editor) -> None:
-    """What gives the mask is a Cast of the index of a class, or looks that index up in a table of uint8."""
+    """Make the mask of floats: it is a Cast of a class's index, or that index looked up in a table of uint8."""
     last = editor.maker(MASK)
     assert last is not None
     floats = f"{MASK}{_IN_FLOAT}"
@@ -57,7 +57,7 @@ def _mask_of_floats(editor: Editor) -> None:
 
 
 def without_needless_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with every Relu, Clip and ArgMax right behind what it belongs to: rounded once, behind it, or not."""
+    """`model` without the Q/DQ pairs before Relu, Clip and ArgMax: values are rounded once, behind these, or never."""
     editor = Editor(model)
     for node in editor.nodes:
         if node.op_type in _IN_ONE_KERNEL_OR_FLOAT:
@@ -66,7 +66,7 @@ def without_needless_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _before_pair(editor: Editor, tensor: str) -> str:
-    """What a QuantizeLinear and a DequantizeLinear make `tensor` of, for one reader alone; else `tensor` itself."""
+    """What is before the Q/DQ pair that makes `tensor`, if nothing else reads any of it; else `tensor` itself."""
     found = tensor
     for wanted in ("DequantizeLinear", "QuantizeLinear"):
         maker = editor.maker(found)

@@ -1,4 +1,4 @@
-"""What quantizing a checkpoint and analysing it share: its float graph, calibrated once, and who judges what comes."""
+"""What quantizing a model and analysing it share: its float graph, calibrated once, and the judge of the results."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,18 +36,17 @@ CALIBRATION = "calibration.json"
 CHOICE = "calibration_choice.json"
 EQUALISATION = "equalisation_choice.json"
 CORRECTION_IMAGES = 16
-"""A layer is measured on all of them before the next is: more would take minutes for large images."""
+"""Each layer is measured on all of them before the next one: more would take minutes for large images."""
 NOISE_IMAGES = 4
-"""On which the noise of layers is measured."""
+"""Images on which the noise of layers is measured."""
 TIMED = "timed_for_target"
-"""In settings and result of a step: whether what took the times was what will serve."""
+"""In settings and result of a step: whether times were taken on what will serve."""
 
 
 def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
-    """What is to be quantized, a checkpoint folder or the file of a float ONNX model, and the dataset, whose classes
-    are its.
+    """Open what is to be quantized, a checkpoint folder or a float ONNX file, and the dataset, which has its classes.
 
-    Raises CheckpointError, ModelError, DatasetError; UsageError when something is declared of a checkpoint, and when a
+    Raises CheckpointError, ModelError, DatasetError; UsageError when something is declared for a checkpoint, and when a
     model from elsewhere, or one with signed activations, is to be trained.
     """
     declared = recipe.quantize.onnx
@@ -62,7 +61,7 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
         dataset = require_sound(data, foreign.channels)
         return of_onnx(foreign, declared, dataset), dataset
     if declared != OnnxSettings():
-        raise UsageError(f"{parent} is a checkpoint and says of itself what --layout, --mean and others would")
+        raise UsageError(f"{parent} is a checkpoint, which needs no --layout, --mean and the like; leave them out")
     source = checkpoint.load(parent)
     dataset = require_sound(data, source.card.channels)
     require_classes(dataset, source.card.classes, parent)
@@ -70,7 +69,7 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
 
 
 def require_unsigned(settings: QuantizeSettings) -> None:
-    """Raises UsageError when what is to be trained is for a runtime that takes signed activations."""
+    """Raises UsageError when the target of training is a runtime that takes signed activations."""
     if scheme_of(settings.target).signed:
         raise UsageError(
             f"--mode qat trains unsigned activations, --for {settings.target} takes signed ones; use --mode ptq"
@@ -78,13 +77,15 @@ def require_unsigned(settings: QuantizeSettings) -> None:
 
 
 def inputs(source: Source, dataset: Dataset) -> dict[str, str]:
-    """What a step is made from, by hash."""
+    """Hashes of what a step is made from."""
     return {**source.inputs, "data": dataset.fingerprint}
 
 
 def made_on(target: Target) -> dict[str, str | bool]:
-    """What of this machine decides what is made for `target`, for the settings of a step: what auto stands for, or that
-    this is not the processor that is named, so that no clock can be asked for it."""
+    """What about this machine decides what is made for `target`, for the settings of a step.
+
+    For auto, its instruction set; for another processor than this one, that nothing is decided by timing.
+    """
     if target == "auto":
         return {"instruction_set": instruction_set()}
     scheme = scheme_of(target)
@@ -92,11 +93,14 @@ def made_on(target: Target) -> dict[str, str | bool]:
 
 
 def up_to_date(out: Path, plan: StepPlan, target: Target) -> dict[str, Any] | None:
-    """The record of `out` when it was made by `plan`, else None. What was timed on the processor that is named is up to
-    date on any other, too; what was not is up to date everywhere but there."""
+    """The record of `out` when it was made by `plan`, else None.
+
+    What was timed on the processor that `target` names is up to date on any other, too; what was not timed there is up
+    to date everywhere but there.
+    """
     timed = {name: value for name, value in plan.settings.items() if name != TIMED}
     record = finished(out, plan) or finished(out, replace(plan, settings=timed))
-    # Before it stood in the settings, it stood in the result alone.
+    # Steps of older versions have TIMED in their result alone.
     untimed = record is not None and record["result"].get(TIMED) is False
     return None if untimed and scheme_of(target).is_here else record
 
@@ -112,8 +116,8 @@ class Workbench:
 
     @cached_property
     def quantizer(self) -> Quantizer:
-        """Makes INT8 graphs, equalised before if the recipe asks for it; calibrates when it is first asked for, and
-        writes which images that took."""
+        """Makes INT8 graphs, equalised first if the recipe asks for it; calibrates on first use, and records on which
+        images."""
         wanted = self.recipe.quantize.equalise is True
         made = self._calibrating(equalise=wanted)
         if wanted and not made.is_equalised:
@@ -122,13 +126,13 @@ class Workbench:
 
     @cached_property
     def chosen(self) -> tuple[Quantizer, Calibration]:
-        """The ranges, and who makes INT8 graphs with them: of the equalised graph where that is to be tried and keeps
-        more mIoU; decided once."""
+        """The quantizer and the calibration to use, decided once; the graph is equalised where that is to be tried and
+        keeps more mIoU."""
         calibration = self.calibration()
         return self._equalised(calibration) or self.quantizer, calibration
 
     def _equalised(self, calibration: Calibration) -> Quantizer | None:
-        """If it is better than `quantizer`."""
+        """The quantizer of the equalised graph, if it is better than `quantizer`."""
         if self.recipe.quantize.equalise != "auto":
             return None
         saved = self.step.decided(EQUALISATION)
@@ -150,13 +154,13 @@ class Workbench:
 
     @cached_property
     def judge(self) -> Judge:
-        """Of the validation split."""
+        """Scores on the validation split, beside the float parent."""
         parent = model_of(with_outputs(self._exported, "mask"))
         size = self.source.card.size or usual_size(self.dataset)
         return Judge(self.dataset, self.source.card, parent, size)
 
     def calibration(self) -> Calibration:
-        """What the recipe names, or the method that keeps most mIoU; decided once, ties go to the simpler one."""
+        """The method that the recipe names, or the one that keeps most mIoU; decided once, ties go to the simpler."""
         wanted = self.recipe.quantize.calibration
         if wanted != "auto":
             return wanted
@@ -173,8 +177,8 @@ class Workbench:
         return best
 
     def figures(self) -> dict[str, Any]:
-        """What was tried, for the record: mIoU by method where `calibration` had a choice, mIoU with and without
-        equalisation where that had one, and the times of the first layer where they were taken."""
+        """What was tried, for the record: mIoU by method where `calibration` chose, mIoU with and without equalisation
+        where that was chosen, and the times of the first layer where they were measured."""
         return {
             "calibrations": self.step.decided(CHOICE),
             "equalisation": self.step.decided(EQUALISATION),
@@ -182,29 +186,29 @@ class Workbench:
         }
 
     def correction_images(self) -> list[U8]:
-        """Those of the calibration list on which means are compared, as the model is given them."""
+        """The images of the calibration list on which means are compared, as the model is given them."""
         return list(self._fitted(self._samples()[:CORRECTION_IMAGES]))
 
     def noise_images(self) -> list[U8]:
-        """Some of the calibration list, as the model is given them."""
+        """The images of the calibration list on which noise is measured, as the model is given them."""
         return list(self._fitted(self._samples()[:NOISE_IMAGES]))
 
     def shipped(self, graph: onnx.ModelProto) -> onnx.ModelProto:
-        """What leaves of the INT8 graph `graph`: the same integers, by the operators that are fastest here."""
+        """The INT8 graph `graph` as it ships: the same integers, by the operators that are fastest here."""
         return self._rewriter.of_integers(graph) if self._is_rewriting else graph
 
     @cached_property
     def is_here(self) -> bool:
-        """Whether what runs here is what will serve."""
+        """Whether graphs run here as they will when served."""
         return scheme_of(self.recipe.quantize.target).is_here
 
     @property
     def _is_rewriting(self) -> bool:
-        """By the clock of this machine, which says nothing of another runtime."""
+        """Whether forms are chosen by timing here, which says nothing about another runtime."""
         return self.recipe.quantize.rewrites and self.is_here
 
     def _calibrating(self, *, equalise: bool) -> Quantizer:
-        """A pass over the calibration images."""
+        """Calibrate in one pass over the calibration images."""
         samples = self._samples()
         write_json(self.step.path / CALIBRATION, {"split": "train", "images": [sample.name for sample in samples]})
         with task("calibrate", len(samples)) as bar:
@@ -227,7 +231,7 @@ class Workbench:
 
     @cached_property
     def _graph(self) -> onnx.ModelProto:
-        """What is to be quantized: as it was exported, or in equal forms that are faster in INT8 here."""
+        """The float graph to quantize: as exported, or in equal forms that are faster in INT8 here."""
         graph = with_outputs(self._exported, self.recipe.export.outputs)
         return self._rewriter.of_float(graph) if self._is_rewriting else graph
 
@@ -236,7 +240,7 @@ class Workbench:
         return Rewriter(self.step, self.judge, self._quick, self.source.card.size_multiple)
 
     def _quick(self, graph: onnx.ModelProto, in_float: Mapping[str, str]) -> onnx.ModelProto:
-        """In INT8 with any ranges."""
+        """`graph` in INT8, with ranges from a single image."""
         images = iter(self._fitted(self._samples()[:1]))
         return self._quantizer(graph, images, in_float=in_float).quantized("minmax").graph
 

@@ -1,7 +1,7 @@
-"""Every width that a dense network may be cut to, where nobody knows which of its layers go together.
+"""Every width that a dense network may be cut to, where it is not known which of its layers are coupled.
 
 A machine that serves has a bundle and no torch, so it cannot trace the groups of coupled channels. There each
-convolution is a group of its own: a superset of what any grouping asks for.
+convolution is a group of its own, which covers every width that any grouping needs.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ _KEEPS_CHANNELS = (*ACTIVATIONS, *BINARY, "Resize", "Identity", "Cast")
 
 
 def dense_layers(graph: onnx.ModelProto, size: Pair) -> tuple[tuple[Layer, ...], dict[str, Sequence[int]]]:
-    """The layers of `graph`, and the choices for the widths of their groups, as `keys_needed` takes them: none at all,
-    too, for a part that may go as a whole.
+    """The layers of `graph`, and the choices for the widths of their groups, as `keys_needed` takes them.
 
-    Convolutions that give the logits keep their classes, and grouped ones their channels.
+    0 is among the choices, because a whole part may be removed. Convolutions that give the logits keep their classes,
+    and grouped ones their channels.
     Raises ShapeError for a size that the graph does not take.
     """
     sized = SizedGraph(graph, size)

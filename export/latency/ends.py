@@ -1,7 +1,7 @@
-"""The two ends of a probe: what feeds a layer, and what takes its result, as the layers around it would.
+"""The two ends of a probe: what feeds a layer and what reads its result, as the layers around it would.
 
-A layer stands between 1x1 convolutions named `door...`, so that it finds its channels as it does in a network: in
-blocks in FP32, last in INT8.
+A layer stands between 1x1 convolutions, the doors, whose names begin with `door`. So its channels come as they do in a
+network: in blocks in FP32, as the last axis in INT8.
 """
 
 from abc import ABC, abstractmethod
@@ -22,11 +22,11 @@ DOOR_NAME = "door"
 _OPSET = 21
 _IR_VERSION = 10
 _REMOVED = ("Relu", "Clip")
-"""That end where the range of the quantized result ends; the quantizer takes them out."""
+"""Activations that only clip, to the range of the quantized result; the quantizer removes them."""
 
 
 class Ends(ABC):
-    """A graph that is being written; a probe puts its operators between `source` and `sink`."""
+    """A graph under construction; a probe puts its operators between `source` and `sink`."""
 
     def __init__(self) -> None:
         self.feeds: dict[str, NDArray[Any]] = {}
@@ -38,28 +38,28 @@ class Ends(ABC):
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """The operators that are written meanwhile have names that begin with `name`."""
+        """Operators written in this context have names that begin with `name`."""
         self._part = name
         yield
         self._part = ""
 
     def feed(self, value: NDArray[Any]) -> str:
-        """An input of the graph, and what it is given."""
+        """Add an input to the graph, to be fed with `value`."""
         name = f"{DOOR_NAME}_{len(self.feeds)}"
         self.feeds[name] = value
         return name
 
     @abstractmethod
     def source(self, channels: int, size: Pair, *, apart: bool = False) -> str:
-        """A tensor NCHW, as an earlier layer would give it; `apart` from a convolution that could take the next in."""
+        """A tensor NCHW, as an earlier layer gives it; `apart` from a convolution that could fuse with the next."""
 
     @abstractmethod
     def sink(self, tensor: str, channels: int) -> None:
-        """`tensor` NCHW goes on to a later layer."""
+        """Pass `tensor` NCHW on to a later layer."""
 
     @abstractmethod
     def between(self, tensor: str, *, like: str | None = None) -> str:
-        """A tensor on its way from one operator to the next; in integers with the scale of the source `like`."""
+        """Pass `tensor` from one operator to the next; in integers with the scale of the source `like`, if given."""
 
     @abstractmethod
     def parameters(self, x: str, shape: tuple[int, ...], *, axis: int) -> tuple[str, str]:
@@ -71,7 +71,7 @@ class Ends(ABC):
 
     @abstractmethod
     def number(self) -> str:
-        """A number that an operator combines with a tensor."""
+        """A number for an operator to combine with a tensor."""
 
     def node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """The result of an operator."""
@@ -80,19 +80,19 @@ class Ends(ABC):
         return name
 
     def constant(self, value: NDArray[Any]) -> str:
-        """A constant that is taken as it is."""
+        """Add a constant, unquantized."""
         name = f"constant_{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(value, name))
         return name
 
     def output(self, tensor: str, dtype: int) -> None:
-        """`tensor` is among what the graph gives."""
+        """Make `tensor` an output of the graph."""
         name = f"{DOOR_NAME}_output_{len(self._outputs)}"
         self._nodes.append(helper.make_node("Identity", [tensor], [name], name=name))
         self._outputs.append(helper.make_tensor_value_info(name, dtype, None))
 
     def model(self) -> bytes:
-        """The graph, when all is written."""
+        """The finished graph, serialised."""
         inputs = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
             for name, value in self.feeds.items()
@@ -103,7 +103,7 @@ class Ends(ABC):
         return content
 
     def _convolution(self, x: str, channels_in: int, channels_out: int) -> str:
-        """A door."""
+        """A 1x1 convolution at an end of a probe: a door."""
         name = f"{DOOR_NAME}_{len(self._nodes)}_convolution"
         parameters = self.parameters(x, (channels_out, channels_in, 1, 1), axis=0)
         return self.node("Conv", x, *parameters, name=name)
@@ -116,14 +116,14 @@ class FloatEnds(Ends):
     """In FP32."""
 
     def source(self, channels: int, size: Pair, *, apart: bool = False) -> str:
-        if channels < BLOCK:  # what no convolution gives in blocks, and the first one reads from the image
+        if channels < BLOCK:  # no convolution gives so few in blocks; only the first reads them, from the image
             return self.feed(self._values((1, channels, *size)))
         out = self._convolution(self.feed(self._values((1, 1, *size))), 1, channels)
         return self.node("MaxPool", out, kernel_shape=[1, 1], name=f"{out}_apart") if apart else out
 
     def sink(self, tensor: str, channels: int) -> None:
         out = self._convolution(tensor, channels, BLOCK)
-        # One pixel, so that what is reordered at the end of a probe is never mistaken for the layer.
+        # One pixel, so that the reorder at the end of a probe is never mistaken for the layer.
         self.output(self.node("GlobalAveragePool", out, name=f"{out}_mean"), TensorProto.FLOAT)
 
     def between(self, tensor: str, *, like: str | None = None) -> str:
@@ -148,7 +148,7 @@ class IntegerEnds(Ends):
     def __init__(self) -> None:
         super().__init__()
         self._scales: dict[str, float] = {}
-        """Of every tensor that was quantized."""
+        """Scale of every tensor that was quantized."""
 
     def source(self, channels: int, size: Pair, *, apart: bool = False) -> str:
         del apart  # quantization stands between them
@@ -170,7 +170,7 @@ class IntegerEnds(Ends):
         scales = self._random.uniform(0.005, 0.02, count).astype(np.float32)
         weight = self._random.integers(-63, 64, shape).astype(np.int8)
         bias = self._random.integers(-99, 99, count).astype(np.int32)
-        # The runtime joins a convolution only where the scale of the bias is the product of the two others.
+        # The runtime fuses Q/DQ into a convolution only where the bias's scale is the product of the other two.
         return self._constant(weight, scales, axis), self._constant(bias, scales * np.float32(self._scales[x]), 0)
 
     def activation(self, tensor: str, op: str) -> str:
@@ -192,5 +192,5 @@ class IntegerEnds(Ends):
         return self.constant(np.array(scale, np.float32)), self.constant(np.array(0, np.uint8))
 
     def _new_scale(self) -> float:
-        """Unlike every other: tensors of one scale would be joined without any arithmetic."""
+        """A scale unlike every other: tensors of one scale would be joined without any arithmetic."""
         return 0.02 + 0.001 * len(self._nodes)

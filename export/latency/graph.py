@@ -15,7 +15,7 @@ CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 class SizedGraph:
-    """What `layers_of` asks of a graph, at batch 1.
+    """What `layers_of` needs to know of a graph, at batch 1.
 
     Raises ShapeError for an image size that the graph does not take.
     """
@@ -29,11 +29,11 @@ class SizedGraph:
         self._users = {name: node for node in self.nodes for name in node.input}
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Empty of a number, and where it could not be inferred."""
+        """Empty for a scalar, and where it could not be inferred."""
         return self._shapes.get(tensor, ())
 
     def macs(self, node: onnx.NodeProto) -> int:
-        """Multiply-accumulates on one image: of convolutions, as all else is small beside them; 0 of other nodes."""
+        """Multiply-accumulates of a convolution on one image; 0 for other nodes, which are small beside them."""
         if node.op_type not in CONVOLUTIONS:
             return 0
         tensor = node.output[0] if node.op_type == "Conv" else node.input[0]
@@ -44,12 +44,12 @@ class SizedGraph:
         return shape[1] if len(shape) > 1 else 1
 
     def size(self, tensor: str) -> Pair:
-        """Height and width; 1, 1 of what is no map."""
+        """Height and width; 1, 1 for a tensor that is no map."""
         shape = self.shape(tensor)
         return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
 
     def maps(self, node: onnx.NodeProto) -> list[str]:
-        """Inputs of a node that are maps and computed from the image: not weights, and not sizes of tensors."""
+        """Inputs of a node that are maps (NCHW) computed from the image: neither weights nor sizes of tensors."""
         return [name for name in node.input if len(self.shape(name)) == 4 and name not in self.constants]
 
     def only_user(self, tensor: str) -> onnx.NodeProto | None:
@@ -58,13 +58,13 @@ class SizedGraph:
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """By name, text decoded."""
+    """A node's attributes by name, text decoded."""
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def leading_to(nodes: Sequence[onnx.NodeProto], tensors: Collection[str]) -> list[onnx.NodeProto]:
-    """Those of `nodes` that `tensors` are made from, in their order."""
+    """Those of `nodes` that `tensors` are computed from, in their order."""
     wanted, kept = set(tensors), []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
@@ -74,7 +74,7 @@ def leading_to(nodes: Sequence[onnx.NodeProto], tensors: Collection[str]) -> lis
 
 
 def layer_name(weight: str) -> str:
-    """What a layer is called, by the name that the exporter gives its weight, and the quantizer after it."""
+    """What a layer is called, from the name that the exporter, and after it the quantizer, gives its weight."""
     return weight.removesuffix("_quantized").removeprefix("model.").removesuffix(".weight")
 
 
@@ -85,7 +85,7 @@ def _shapes(model: onnx.ModelProto, size: Pair) -> dict[str, tuple[int, ...]]:
     for dim, number in zip(dims, (1, *size), strict=False):
         dim.dim_value = number
     for output in sized.graph.output:
-        output.type.tensor_type.ClearField("shape")  # else it is held to the dynamic one
+        output.type.tensor_type.ClearField("shape")  # else the inferred one must match the dynamic one
     del sized.graph.value_info[:]
     try:
         graph = onnx.shape_inference.infer_shapes(sized, strict_mode=True, data_prop=True).graph
@@ -98,7 +98,7 @@ def _shapes(model: onnx.ModelProto, size: Pair) -> dict[str, tuple[int, ...]]:
 
 
 def _leading_to_the_end(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Of a graph that gives logits beside the mask, the nodes that are served."""
+    """The nodes that serving runs: where a graph gives logits beside the mask, those that lead to the mask."""
     outputs = {output.name for output in graph.output}
     wanted = {MASK} if MASK in outputs else outputs
     return leading_to(graph.node, wanted)

@@ -8,7 +8,7 @@ from export.latency.layers import Layer
 from export.latency.linear import Linear
 
 STEP = 16
-"""Kernels step here (compress/README.md)."""
+"""Kernel times step at its multiples (compress/README.md)."""
 
 
 def grid(full: int, *, least: int = STEP) -> tuple[int, ...]:
@@ -18,9 +18,9 @@ def grid(full: int, *, least: int = STEP) -> tuple[int, ...]:
 
 
 def keys_needed(layers: Sequence[Layer], choices: Mapping[str, Sequence[int]]) -> tuple[LayerKey, ...]:
-    """What a table must hold to predict `layers` for any widths among `choices` (group to widths). None twice.
+    """What a table must hold to predict `layers` for any widths among `choices` (group to widths), each key once.
 
-    A layer without channels is none, so that 0 among the choices asks for layers as narrow as they can get.
+    A layer without channels is not measured, so 0 among the choices asks for layers as narrow as they can get.
 
     Raises UsageError for a group without choices.
     """

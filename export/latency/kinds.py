@@ -7,18 +7,19 @@ from export.manifest import Precision
 Pair = tuple[int, int]
 
 DOOR = "Door"
-"""From uint8 NHWC to normalised float NCHW, at the graph's door; in INT8 there is no such work."""
+"""Where the image enters the graph: from uint8 NHWC to normalised float NCHW. In INT8 there is no such work."""
 
 TO_PLAIN = "ToPlain"
 TO_BLOCKED = "ToBlocked"
-"""Float convolutions run on channels in blocks of 8 or 16; what cannot is fed in plain NCHW, and back."""
+"""Float convolutions run on channels in blocks of 8 or 16; for operators that cannot, tensors are reordered to plain
+NCHW, and back."""
 
 OTHER = "Other"
-"""An operator that is not modelled: it counts as nothing, and `unmodelled` names it."""
+"""An operator that is not modelled: it counts as 0, and `unmodelled` names it."""
 
 
 _FREE_IN_INTEGERS = (DOOR, TO_PLAIN, TO_BLOCKED, "Relu", "Clip")
-"""Integers have one layout, the image is quantized as it is, and quantization itself ends where a Relu does."""
+"""Integers have one layout, the image is already quantized, and quantization itself clips where a Relu does."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class LayerKind:
     """Height and width of what it reads."""
     size_out: Pair
     kernel: Pair = (1, 1)
-    """Of DepthToSpace the block."""
+    """For DepthToSpace, the block."""
     strides: Pair = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: Pair = (1, 1)
     groups: int = 1
     """0 means as many as channels: depthwise."""
     activation: str = ""
-    """That the runtime computes with the convolution, and so is no layer of its own."""
+    """One that the runtime computes with the convolution, so it is no layer of its own."""
     sum: bool = False
     """A convolution that adds another tensor to its result."""
     variant: str = ""
@@ -46,12 +47,12 @@ class LayerKind:
     inputs: int = 1
 
     def takes_time(self, precision: Precision) -> bool:
-        """Whether there is anything to measure; what there is not counts as 0."""
+        """Whether there is anything to measure; a layer without counts as 0."""
         return self.op != OTHER and not (precision == "int8" and self.op in _FREE_IN_INTEGERS)
 
     @property
     def mixes(self) -> bool:
-        """Whether its channels in and out are chosen apart."""
+        """Whether its channels in and out are chosen independently."""
         return self.op in ("Conv", "ConvTranspose") and self.groups > 0
 
     def __str__(self) -> str:
@@ -75,7 +76,7 @@ class LayerKey:
     channels_out: int
 
     def macs(self) -> int:
-        """Multiply-accumulates of a convolution; 0 of everything else."""
+        """Multiply-accumulates of a convolution; 0 for everything else."""
         if self.kind.op not in ("Conv", "ConvTranspose"):
             return 0
         height, width = self.kind.size_out if self.kind.op == "Conv" else self.kind.size

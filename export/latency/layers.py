@@ -41,8 +41,8 @@ class Layer:
 def layers_of(graph: onnx.ModelProto, *, size: Pair, widths: Mapping[str, Linear] | None = None) -> tuple[Layer, ...]:
     """The layers of `graph` for one image of `size` (height, width), in the order in which they run.
 
-    `widths` says, for names of weights of Conv and ConvTranspose, what their output channels are; those that it does
-    not name keep what they have, and a depthwise convolution goes with what it reads.
+    `widths` maps names of weights of Conv and ConvTranspose to their output channels. Those that it does not name keep
+    what they have; a depthwise convolution has as many as its input.
     Raises ShapeError for a size that the graph does not take, UsageError for a weight that it does not have.
     """
     widths = widths or {}
@@ -53,12 +53,12 @@ def layers_of(graph: onnx.ModelProto, *, size: Pair, widths: Mapping[str, Linear
 
 
 def unmodelled(layers: Iterable[Layer]) -> tuple[str, ...]:
-    """Operators whose time no table has, by their ONNX names: a prediction leaves them out."""
+    """ONNX names of the operators whose time no table has, so that a prediction leaves them out."""
     return tuple(sorted({layer.kind.variant for layer in layers if layer.kind.op == OTHER}))
 
 
 class _Walk:
-    """From the image to the mask, with the channels of every tensor that was passed."""
+    """A walk from the image to the mask, with the channels of every tensor that was passed."""
 
     def __init__(self, graph: SizedGraph, widths: Mapping[str, Linear]) -> None:
         self._graph = graph
@@ -67,7 +67,7 @@ class _Walk:
         self._forms: dict[str, Linear] = {}
         self._door = {IMAGE}
         self._within: set[str] = set()
-        """Outputs of nodes that are part of a layer before them."""
+        """Outputs of nodes that are part of an earlier layer."""
         self._reordered: set[str] = set()
         self._layers: list[Layer] = []
 
@@ -111,7 +111,7 @@ class _Walk:
                 self._single(node, op=OTHER, variant=op)
 
     def _open_door(self, node: onnx.NodeProto) -> None:
-        """All that is done to the image before the first layer is one layer, counted where its channels move."""
+        """Add one layer for all that is done to the image before the first convolution, where its channels move."""
         out = node.output[0]
         self._door.add(out)
         self._forms[out] = Linear(self._graph.channels(out))
@@ -120,7 +120,7 @@ class _Walk:
             self._add(node, LayerKind(DOOR, size, size), self._forms[out])
 
     def _reorder(self, node: onnx.NodeProto) -> None:
-        """Layers for inputs that come in another layout than the node takes; each tensor is reordered once."""
+        """Add layers for inputs in another layout than the node takes; each tensor is reordered once."""
         wants_blocks = node.output[0] in self._blocked
         for name in self._graph.maps(node):
             # A convolution reads the few channels of an image in plain order.
@@ -152,7 +152,7 @@ class _Walk:
         self._layers.append(Layer(layer_name(weight), kind, channels_in, channels_out))
 
     def _fused(self, node: onnx.NodeProto) -> tuple[str, bool, str]:
-        """What comes out of a convolution with all that is computed in it: tensor, whether it adds, activation."""
+        """What a convolution gives with all that is fused into it: the tensor, whether it adds, the activation."""
         end, added, activation = node.output[0], False, ""
         user = self._graph.only_user(end)
         if user is not None and self._adds_in_place(user):
@@ -173,7 +173,7 @@ class _Walk:
         block = attributes(node)["blocksize"]
         channels = self._form(node.input[0])
         self._single(node, channels, kernel=(block, block))
-        # Channels that cannot be dealt out evenly at every width are not pruned, and so are what they are.
+        # Channels that cannot be divided evenly at every width are not pruned, so they stay as they are.
         self._forms[node.output[0]] = channels.divided(block**2) or Linear(self._graph.channels(node.output[0]))
 
     def _argmax(self, node: onnx.NodeProto) -> None:
@@ -193,7 +193,7 @@ class _Walk:
     def _single(
         self, node: onnx.NodeProto, channels: Linear | None = None, *, op: str | None = None, **fields: Any
     ) -> None:
-        """A layer with one width: that of its input unless `channels` says another."""
+        """Add a layer with one width: that of its input, unless `channels` says otherwise."""
         sizes = [self._graph.size(name) for name in self._graph.maps(node)] or [(1, 1)]
         kind = LayerKind(op or node.op_type, max(sizes), self._graph.size(node.output[0]), **fields)
         self._add(node, kind, channels or self._kept(node))
@@ -213,7 +213,7 @@ class _Walk:
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:
-    """Over height and width, padded by what its attributes say, as torch's exporter writes it."""
+    """Whether it runs over height and width with explicit padding, as torch's exporter writes it."""
     found = attributes(node)
     return len(found.get("kernel_shape", ())) == 2 and found.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
 

@@ -1,8 +1,8 @@
 """Which tensors of a float graph the runtime keeps with their channels in blocks.
 
-ONNX Runtime's convolutions on a CPU want blocks of 8 channels (AVX2) or 16 (AVX512). What stands between convolutions
-stays in blocks where it has a kernel for them, and is else fed in plain order. Source: microsoft/onnxruntime
-`onnxruntime/core/optimizer/nchwc_transformer.cc`; tests compare with the graphs that it really makes.
+ONNX Runtime's convolutions on a CPU want blocks of 8 channels (AVX2) or 16 (AVX512). An operator between convolutions
+runs on blocks where it has a kernel for them, and else on plain order. Source: microsoft/onnxruntime
+`onnxruntime/core/optimizer/nchwc_transformer.cc`; tests compare with the graphs that the runtime really makes.
 """
 
 import onnx
@@ -10,7 +10,7 @@ import onnx
 from export.latency.graph import SizedGraph, attributes
 
 BLOCK = 8
-"""Widths are multiples of 16 where they are chosen, so that a machine with blocks of 16 decides alike."""
+"""Widths that may be chosen are multiples of 16, so a machine with blocks of 16 decides alike."""
 
 ACTIVATIONS = ("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu")
 BINARY = ("Add", "Sub", "Mul", "Div")
@@ -18,7 +18,7 @@ POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 
 
 def blocked_tensors(graph: SizedGraph) -> frozenset[str]:
-    """What comes in blocks out of the operator that makes it."""
+    """Tensors that come in blocks out of the operator that makes them."""
     blocked: set[str] = set()
     for node in graph.nodes:
         if _gives_blocks(graph, node, blocked):

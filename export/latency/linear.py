@@ -39,7 +39,7 @@ class Linear:
         return channels
 
     def divided(self, divisor: int) -> "Linear | None":
-        """A `divisor`-th of it; None when that is not whole for every width."""
+        """This form divided by `divisor`; None when that is not whole for every width."""
         if self.constant % divisor or any(multiplicity % divisor for _, multiplicity in self.terms):
             return None
         return Linear(self.constant // divisor, tuple((group, times // divisor) for group, times in self.terms))

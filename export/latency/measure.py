@@ -1,8 +1,8 @@
-"""Layers are timed, each beside the reference convolution.
+"""Time layers, each beside the reference convolution.
 
-Machines drift, within seconds by half (`export.timing`). What is kept is therefore the ratio to a convolution that runs
-in the same graph, and the order is shuffled, so that no drift is a property of wide layers. Of several runs the fastest
-counts: what disturbs a kernel only ever makes it slower.
+Machines drift, by half within seconds (`export.timing`). So the ratio to a convolution in the same graph is kept, and
+the order is shuffled, lest a drift look like a property of wide layers. Of several runs the fastest counts, because
+what disturbs a kernel only ever makes it slower.
 """
 
 import random
@@ -25,11 +25,11 @@ BATCH = 25
 RUNS = 11
 
 Counted = Callable[[int, int], None]
-"""Is told how many layers are done, and of how many."""
+"""Called with how many layers are done, and of how many."""
 
 
 def silent(done: int, total: int) -> None:
-    """Nobody watches."""
+    """Report no progress."""
     del done, total
 
 
@@ -42,11 +42,12 @@ def measure_table(
     size: Pair,
     progress: Counted = silent,
 ) -> LatencyTable:
-    """The table at `path`, with every one of `keys`: those that it lacks are measured here and now.
+    """The table at `path` with every one of `keys`; those that it lacks are measured here and now.
 
-    `size` is that of the image whose layers these are, `threads` by default all cores that may be used. Written after
-    every batch: interrupted, the same call goes on; another process may write its own layers into the same file.
-    Raises UsageError when `path` holds a table of another machine, precision or number of threads, or none.
+    `size` is that of the image whose layers these are; `threads` is by default all cores that may be used. The table
+    is written after every batch: after an interruption the same call continues, and another process may add layers of
+    its own to the same file.
+    Raises UsageError when `path` holds no table, or one of another machine, precision or number of threads.
     """
     threads = threads or usable_cores()
     table = opened(path, precision, threads)
@@ -75,7 +76,7 @@ def cached_table(
 ) -> LatencyTable:
     """`measure_table` in the user's cache: a file for each machine, version of the runtime, precision and threads.
 
-    Raises UsageError where nothing can be kept, and for a damaged file.
+    Raises UsageError where the cache cannot be written, and for a damaged file.
     """
     threads = threads or usable_cores()
     path = cache_path(precision, threads)
@@ -87,7 +88,7 @@ def cached_table(
 
 
 def reference_now(precision: Precision, threads: int | None = None) -> float:
-    """Milliseconds of the reference convolution on this machine at this moment."""
+    """Milliseconds that the reference convolution takes on this machine now."""
     return _timed(REFERENCE, precision, threads or usable_cores()).reference_microseconds / 1e3
 
 

@@ -1,4 +1,4 @@
-"""A tiny graph that runs one layer as it runs within a network, and what of its profile is that layer's time."""
+"""A tiny graph that runs one layer as it runs within a network, and which part of its profile is that layer's time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Probe:
     model: bytes
     feeds: Mapping[str, NDArray[Any]]
     reorder: tuple[str, tuple[int, ...]] | None = None
-    """Operator and shape of what alone counts, where changing the layout is the layer; else that counts as nothing."""
+    """Operator and shape of the change of layout that is the layer; where it is None, such changes count as nothing."""
 
     def microseconds(self, run: Sequence[Kernel]) -> float:
         """The layer's part of one run."""
@@ -158,7 +158,7 @@ def _factors(kind: LayerKind) -> Pair | tuple[float, float]:
 
 
 def _parts(channels: int, count: int) -> list[int]:
-    """`channels` in `count` nearly equal parts, whole blocks of any machine as far as there are enough."""
+    """`channels` in `count` nearly equal parts, of whole blocks on any machine where there are enough."""
     step = next((step for step in (STEP, BLOCK) if channels >= count * step), 1)
     part = channels // count // step * step
     return [channels - part * (count - 1), *[part] * (count - 1)]

@@ -1,4 +1,4 @@
-"""Where tables lie, and how two processes write one file."""
+"""Where tables are stored, and how two processes write one file."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from export.manifest import Precision
 
 
 def cache_path(precision: Precision, threads: int) -> Path:
-    """Of this machine and these versions, under XDG_CACHE_HOME or ~/.cache."""
+    """The table of this machine and these versions, under XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     table = _empty(precision, threads)
     digest = sha256_json({**_identity(table), "schema_version": SCHEMA_VERSION})
@@ -22,7 +22,7 @@ def cache_path(precision: Precision, threads: int) -> Path:
 def opened(path: Path, precision: Precision, threads: int) -> LatencyTable:
     """The table at `path`, or an empty one, for more measurements on this machine.
 
-    Raises UsageError for a file that is no table, and for one that cannot be gone on with here.
+    Raises UsageError for a file that is no table, and for one that this machine cannot continue.
     """
     fresh = _empty(precision, threads)
     if not path.exists():
@@ -37,7 +37,7 @@ def opened(path: Path, precision: Precision, threads: int) -> LatencyTable:
 
 
 def keep(path: Path, table: LatencyTable) -> LatencyTable:
-    """Write `table` with what another process has put there meanwhile; gives both together."""
+    """Write `table` merged with what another process has written meanwhile; returns both together."""
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
@@ -55,7 +55,7 @@ def _empty(precision: Precision, threads: int) -> LatencyTable:
 
 
 def _differ(one: str | int | None, other: str | int | None) -> bool:
-    """None: a table that does not say."""
+    """None, from a table that does not say, differs from nothing."""
     return one != other and one is not None and other is not None
 
 

@@ -1,4 +1,4 @@
-"""Between measured widths: bilinear, as the time of a convolution is in its channels in and out."""
+"""Interpolation between measured widths: bilinear, as the time of a convolution is in its channels in and out."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from export.latency.kinds import Pair
 
 
 class Surface:
-    """Values at pairs of widths; at these it is exact, between them never outside of what is measured around."""
+    """Values at pairs of widths: exact at these, and between them never beyond the values around."""
 
     def __init__(self, values: Mapping[Pair, float]) -> None:
         self._values = values
@@ -17,14 +17,14 @@ class Surface:
         self._outs = sorted({y for _, y in values})
 
     def at(self, x: int, y: int) -> float | None:
-        """None outside of what was measured. Remembers its answers: a search asks the same again and again."""
+        """None outside the measured widths. Answers are cached, because a search repeats its questions."""
         asked = x, y
         if asked not in self._asked:
             self._asked[asked] = self._between(x, y)
         return self._asked[asked]
 
     def _between(self, x: int, y: int) -> float | None:
-        """From the nearest four corners that are all there: layers of one kind may have been at different widths."""
+        """From the nearest four corners that were all measured: layers of one kind need not share their widths."""
         for (x0, x1), (y0, y1) in product(_around(self._ins, x), list(_around(self._outs, y))):
             corners = [self._values.get(corner) for corner in ((x0, y0), (x0, y1), (x1, y0), (x1, y1))]
             low_low, low_high, high_low, high_high = corners

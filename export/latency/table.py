@@ -1,4 +1,4 @@
-"""What layers were measured to take, as a file, and what a network takes by it."""
+"""Measured times of layers, as a file, and the time of a network that they predict."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ class Point(_Part):
     microseconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """In the fastest run of its probe."""
     reference_microseconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Of the reference convolution, in the fastest run of the same."""
+    """Of the reference convolution, in its fastest run in the same probe."""
 
     @property
     def ratio(self) -> float:
@@ -94,12 +94,12 @@ class LatencyTable(_Part):
 
     @property
     def reference_ms(self) -> float:
-        """Milliseconds of the reference convolution when the table was measured; nan of an empty one."""
+        """Milliseconds of the reference convolution when the table was measured; nan for an empty table."""
         times = [point.reference_microseconds for entry in self.entries for point in entry.points]
         return median(times) / 1e3 if times else float("nan")
 
     def ratio(self, key: LayerKey) -> float:
-        """Time of a layer over that of the reference: as measured, bilinear between; 0 of what is not modelled.
+        """Time of a layer over that of the reference: as measured, bilinear between; 0 for what is not modelled.
 
         Raises UsageError for a layer that the table does not cover.
         """
@@ -150,7 +150,7 @@ class LatencyTable(_Part):
         return self._known(key) is not None
 
     def merged(self, points: Iterable[tuple[LayerKind, Point]], sizes: Iterable[Pair] = ()) -> "LatencyTable":
-        """With more points, which replace those of the same key, and more image sizes."""
+        """This table with more points, which replace those of the same key, and more image sizes."""
         by_kind = {entry.kind: {(p.channels_in, p.channels_out): p for p in entry.points} for entry in self.entries}
         for kind, point in points:
             by_kind.setdefault(kind, {})[point.channels_in, point.channels_out] = point

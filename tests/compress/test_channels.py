@@ -62,8 +62,8 @@ def test_predict_names_every_file_of_other_bands_and_writes_nothing(tmp_path: Pa
         (images / name).write_bytes(encode_image(np.zeros((20, 20, channels), np.uint8)))
     with pytest.raises(UsageError) as caught:
         predict(made.path, images, tmp_path / "out")
-    assert f"{images / 'b.png'}: 3 channels, and 4 channels are asked for" in str(caught.value)
-    assert f"{images / 'c.tiff'}: more than 4 pages, and 4 channels are asked for" in str(caught.value)
+    assert f"{images / 'b.png'}: 3 channels, but 4 channels are asked for" in str(caught.value)
+    assert f"{images / 'c.tiff'}: more than 4 pages, but 4 channels are asked for" in str(caught.value)
     assert "a.png" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 

@@ -199,7 +199,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda bundle: edit(bundle / "manifest.json", schema_version=7),
         ["schema_version is 7", "digest"],
     ),
-    "a manifest that is none": (lambda bundle: (bundle / "manifest.json").write_text("[]"), ["holds no object"]),
+    "a manifest that is none": (lambda bundle: (bundle / "manifest.json").write_text("[]"), ["is not a JSON object"]),
     "two things": (
         lambda bundle: (bundle / "parity.json").rename(bundle / "more.txt"),
         ["parity.json is missing", "more.txt is not in the manifest", "2 problems"],

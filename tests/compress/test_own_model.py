@@ -216,14 +216,14 @@ def test_the_multiple_is_taken_from_the_network_or_found(body: str, multiple: in
 def test_what_cannot_be_exported_is_not_trained(write: Write, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "discs", size=(16, 16))
     factory = write(forward("y = self.a(x)", "if y[0, 0, 0, 0] > 100:", "    y = y * 2", "return self.b(y)"))
-    with pytest.raises(ModelError, match=r"decides by the values in a tensor; use torch.where(.|\n)*\(net.py:\d+\)"):
+    with pytest.raises(ModelError, match=r"branches on the values in a tensor; use torch.where(.|\n)*\(net.py:\d+\)"):
         train(data, tmp_path / "out", Recipe.load(None, [f"model.factory={factory}"]))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_fixed_batch_is_named(write: Write) -> None:
     factory = write(forward("return torch.cat([super(Net, self).forward(image[None]) for image in x])"))
-    with pytest.raises(ModelError, match="its forward holds batch fixed"):
+    with pytest.raises(ModelError, match="its forward fixes batch"):
         rehearse(factory, build(factory, ARGUMENTS), channels=1)
 
 

@@ -319,12 +319,12 @@ def test_its_layers_are_analysed(theirs: Path, colours: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("declared", "classes", "message"),
     [
-        (OnnxSettings(layout="nhwc"), (), r"is \[any, 3, any, any\], which is no image in nhwc"),
+        (OnnxSettings(layout="nhwc"), (), r"is \[any, 3, any, any\], which is not an image in nhwc"),
         (OnnxSettings(mean=(0.5, 0.5)), (), "--mean has 2 values; give one, or 3"),
         (OnnxSettings(std=(1e-60,)), (), "--mean and --std make no finite normalisation in float32; give those of"),
         (OnnxSettings(mean=(0.5, 1e60, 0.5)), (), "--mean and --std make no finite normalisation"),
         (OnnxSettings(output="nowhere"), (), "it has no tensor 'nowhere'; its outputs are "),
-        (OnnxSettings(), ("a", "b", "c"), r"logits of shape \[2, 2, .*\].*without --class-map they are .* 3"),
+        (OnnxSettings(), ("a", "b", "c"), r"logits of shape \[2, 2, .*\].*without --class-map, classes.json names 3"),
         (
             OnnxSettings(classes=("disc", "background", "disc")),
             (),
@@ -343,7 +343,7 @@ def test_what_does_not_fit_is_named(
 
 def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(ModelError, match="it is no ONNX file"):
+    with pytest.raises(ModelError, match="it is not an ONNX file"):
         adopted_from(tmp_path / "text.onnx", OnnxSettings())
     with pytest.raises(ModelError, match="no such file"):
         adopted_from(tmp_path / "none.onnx", OnnxSettings())
@@ -352,12 +352,12 @@ def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"it gives masks of .* they must be equal"):
         adopted_from(path, OnnxSettings())
     above = write(nn.Sequential(nn.Conv2d(3, 1, 1), Above()), tmp_path / "above.onnx", (2, 3, 32, 40))
-    with pytest.raises(ModelError, match=r"is bool, made by Greater, and no float logits; .* by --output"):
+    with pytest.raises(ModelError, match=r"is bool, made by Greater, not float logits; .* with --output"):
         adopted_from(above, OnnxSettings())
     model = onnx.load(str(path))
     model.opset_import[0].version = 99
     onnx.save(model, str(tmp_path / "new.onnx"))
-    with pytest.raises(ModelError, match="it has opset 99, and 21 is the newest here"):
+    with pytest.raises(ModelError, match="it has opset 99, but 21 is the newest here"):
         adopted_from(tmp_path / "new.onnx", OnnxSettings())
     del model.opset_import[:]
     onnx.save(model, str(tmp_path / "none.onnx"))
@@ -437,4 +437,4 @@ def test_the_command(
     assert "quantize.onnx.std" in err
     status, _, err = call(trained.path, "--data", discs, "--out", tmp_path / "x", "--mean", "0.5")
     assert status == 2
-    assert "is a checkpoint and says of itself" in " ".join(err.split())
+    assert "is a checkpoint, which needs no --layout, --mean" in " ".join(err.split())

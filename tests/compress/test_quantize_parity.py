@@ -69,7 +69,7 @@ def test_a_parity_that_this_processor_spoils_is_told_so(
     settings = (f"quantize.target={target}", "quantize.calibration=minmax")
     with pytest.raises(ParityError) as raised:
         quantize(trained.path, discs, tmp_path / "out", recipe(*settings))
-    assert ("make it there, or on a machine with VNNI" in str(raised.value)) == is_told
+    assert ("quantize there, or on a machine with VNNI" in str(raised.value)) == is_told
 
 
 def test_masks_that_differ_though_no_kernel_errs_are_rounding_that_grew(
@@ -94,5 +94,5 @@ def test_masks_that_differ_though_no_kernel_errs_are_rounding_that_grew(
         return found.model_copy(update={"steps": 3})
 
     patch(monkeypatch, "look_at_kernels", errs)
-    with pytest.raises(ParityError, match="errs: off by 3 of 255 steps"):
+    with pytest.raises(ParityError, match="is wrong: off by 3 of 255 steps"):
         quantize(trained.path, discs, tmp_path / "other", recipe("quantize.calibration=minmax"))

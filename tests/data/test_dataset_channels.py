@@ -56,14 +56,14 @@ def test_every_file_of_other_bands_is_named_under_its_kind(tmp_path: Path) -> No
     (folder / "val" / "images" / "0003.tiff").write_bytes(b"nothing")
     advice = "5 channels are asked for; give a TIFF with 5 grey pages of one size"
     problems = check(folder, 5).problems
-    assert f"train/images/0000.png, train/images/0001.png: 3 channels, and {advice}" in problems
-    assert f"train/images/0002.tiff: more than 5 pages, and {advice}" in problems
+    assert f"train/images/0000.png, train/images/0001.png: 3 channels, but {advice}" in problems
+    assert f"train/images/0002.tiff: more than 5 pages, but {advice}" in problems
     assert any(problem.startswith("val/images/0003.tiff (not an image") for problem in problems)
     assert len(problems) == 3
     with pytest.raises(DatasetError, match="3 problems"):
         require_sound(folder, 5)
     dataset = open_dataset(folder, channels=5)
-    with pytest.raises(ImageError, match=r"0000\.png: 3 channels, and 5"):
+    with pytest.raises(ImageError, match=r"0000\.png: 3 channels, but 5"):
         dataset.read_image(dataset.train[0])
 
 

@@ -138,9 +138,9 @@ NOT_A_MANIFEST: dict[str, tuple[bytes, str]] = {
     "cut": (b'{"schema_version": 1,', "is not JSON"),
     "binary": (bytes(range(256)), "is not JSON"),
     "nested": (b"[" * 100_000, "is not JSON"),
-    "list": (b"[]", "holds no object"),
-    "number": (b"1", "holds no object"),
-    "null": (b"null", "holds no object"),
+    "list": (b"[]", "is not a JSON object"),
+    "number": (b"1", "is not a JSON object"),
+    "null": (b"null", "is not a JSON object"),
     "an empty object": (b"{}", "schema_version is None"),
     "NaN": (b'{"schema_version": 1, "digest": NaN}', "name: Field required"),
 }

@@ -82,11 +82,11 @@ def test_grey_and_rgb_are_read_of_the_first_page_alone() -> None:
 
 PAGES = grey_pages(noise(3))
 MISFITS: dict[str, tuple[bytes, int, str]] = {
-    "rgb for 4": (png(4, 5, "rgb"), 4, "3 channels, and 4 .*give RGBA or CMYK or a TIFF with 4 grey pages"),
-    "rgb for 2": (png(4, 5, "rgb"), 2, "3 channels, and 2 .*give grey with alpha or a TIFF with 2 grey pages"),
-    "rgba for 5": (png(4, 5, "rgb+alpha"), 5, "4 channels, and 5 .*give a TIFF with 5 grey pages of one size"),
-    "a palette": (file_of(PAGES[0].convert("P"), "PNG"), 4, "1 channel, and 4"),
-    "few pages": (file_of(PAGES), 5, "3 pages, and 5"),
+    "rgb for 4": (png(4, 5, "rgb"), 4, "3 channels, but 4 .*give RGBA or CMYK or a TIFF with 4 grey pages"),
+    "rgb for 2": (png(4, 5, "rgb"), 2, "3 channels, but 2 .*give grey with alpha or a TIFF with 2 grey pages"),
+    "rgba for 5": (png(4, 5, "rgb+alpha"), 5, "4 channels, but 5 .*give a TIFF with 5 grey pages of one size"),
+    "a palette": (file_of(PAGES[0].convert("P"), "PNG"), 4, "1 channel, but 4"),
+    "few pages": (file_of(PAGES), 5, "3 pages, but 5"),
     "many pages": (file_of(PAGES), 2, "more than 2 pages"),
     "rgb page": (file_of([PAGES[0], PAGES[1].convert("RGB")]), 2, r"page 2 is not 8-bit grey \(pixel mode 'RGB'\)"),
     "16-bit page": (file_of([PAGES[0], PAGES[1].convert("I;16")]), 2, r"page 2 is not 8-bit grey"),

@@ -1,6 +1,6 @@
 """What a node asks of its operator by attributes, and whether `operators.py` does that.
 
-An attribute that is not heeded would train another function than the one that is served.
+An attribute that is ignored would mean training another function than the one that is served.
 """
 
 import inspect
@@ -23,13 +23,13 @@ _ONLY: Mapping[str, Collection[Any]] = {
     "keep_aspect_ratio_policy": ("stretch",),
     "noop_with_empty_axes": (0,),
 }
-"""Attributes by the values that change nothing, of operators whose function does not name them."""
+"""For attributes that an operator's function does not name, the values that change nothing."""
 _SAY_NOTHING = ("extrapolation_value", "kernel_shape", "nearest_mode", "saturate", "storage_order")
-"""Attributes that matter only with others that are refused, or say what a weight's shape says."""
+"""Attributes that matter only with others that are refused, or repeat what a weight's shape says."""
 _OF_MAPS = ("AveragePool", "ConvTranspose", "MaxPool")
-"""What is done here for height and width alone."""
+"""Operators that are implemented here for height and width alone."""
 _NAMED_ONLY: Mapping[str, Mapping[str, Collection[Any]]] = {"Cast": {"to": INTEGERS + _FLOATS}, "Pad": {"mode": PADS}}
-"""The values that are taken of attributes that a function names; of all others any is."""
+"""For attributes that a function names, the values that are accepted; for those not listed here, any is."""
 _RESIZE_DEFAULTS = {
     "mode": "nearest",
     "coordinate_transformation_mode": "half_pixel",
@@ -41,11 +41,11 @@ _RESIZE_ONLY: Mapping[str, Mapping[str, Collection[Any]]] = {
     "linear": _SMOOTH,
     "cubic": _SMOOTH,
 }
-"""By mode: what torch has, too."""
+"""By mode: the values that torch supports, too."""
 
 
 def refused(node: onnx.NodeProto) -> list[str]:
-    """What `node` asks of its operator that is not done here, as `attribute=value`."""
+    """What `node` asks of its operator that is not implemented here, as `attribute=value`."""
     return list(_refused(node.op_type, attributes(node)))
 
 

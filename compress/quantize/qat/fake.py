@@ -1,4 +1,4 @@
-"""Values as 8-bit integers would have them, with gradients as if they were not rounded."""
+"""Fake quantization: values as 8-bit integers would have them, with gradients as if they were not rounded."""
 
 import math
 from typing import Any
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Activation(nn.Module):
     """A QuantizeLinear and its DequantizeLinear to unsigned 8 bits, with a scale that is learned.
 
-    The logarithm of the scale is the parameter, so that a step of the optimizer changes it by a share of itself. The
-    zero point stays: where it is 0, this is a ReLU too. Source: Esser et al. 2020, LSQ (arXiv:1902.08153).
+    The logarithm of the scale is the parameter, so that a step of the optimizer changes the scale by a share of itself.
+    The zero point is fixed: where it is 0, this is a ReLU too. Source: Esser et al. 2020, LSQ (arXiv:1902.08153).
     """
 
     zero_point: Tensor
@@ -27,13 +27,13 @@ class Activation(nn.Module):
         return self.log_scale.exp()
 
     def forward(self, values: Tensor) -> Tensor:
-        """In float32, whatever `values` are in: the grid is finer than that of bfloat16."""
+        """The rounded values in float32, whatever the type of `values`: the grid is finer than that of bfloat16."""
         found: Tensor = _Learned.apply(values.float(), self.log_scale, self.zero_point)  # type: ignore[no-untyped-call]
         return found
 
 
 class _Learned(torch.autograd.Function):
-    """Straight through for values inside the range; the scale moves its ends, and the rounding errors inside."""
+    """Straight through for values inside the range; the scale moves the range's ends and the rounding errors inside."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, log_scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class _Learned(torch.autograd.Function):
 
 
 def weight_scale(weight: Tensor, axis: int, limit: int) -> Tensor:
-    """[width] of the axis: the largest magnitude of each output channel at the end of the range."""
+    """Scales [width of the axis] that put the largest magnitude of each output channel at the end of the range."""
     others = [i for i in range(weight.ndim) if i != axis]
     largest = weight.detach().abs().amax(dim=others)
     return torch.where(largest > 0, largest / limit, torch.ones_like(largest))

@@ -1,4 +1,4 @@
-"""The INT8 graph learns from the training images, with its float parent as teacher."""
+"""Train the INT8 graph on the training images, with its float parent as teacher."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ def learn(
     quantized: onnx.ModelProto,
     parent: onnx.ModelProto,
 ) -> Learned:
-    """Train `quantized`, which was made from `parent`, on `dataset`; killed, the same call goes on.
+    """Train `quantized`, which was made from `parent`, on `dataset`; after a kill, the same call continues.
 
     The weights with the best mIoU on the validation split are kept. Raises WorkFailedError for a graph with an operator
     that cannot be trained through, and when training diverges.

@@ -1,4 +1,4 @@
-"""The INT8 graph as a torch network: what is trained has its Q/DQ pairs where the graph has them, by construction."""
+"""The INT8 graph as a torch network, so that training has Q/DQ pairs exactly where the served graph has them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from export.latency.graph import attributes, leading_to
 from export.runtime import IMAGE
 
 _QUANTIZED = "_quantized"
-"""What the quantizer adds to the name of a weight or bias that it makes integers of."""
+"""What the quantizer appends to the name of a weight or bias that it makes integers of."""
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -48,14 +48,14 @@ class QuantizedNetwork(nn.Module):
     """From normalised images NCHW to logits NKHW, through the operators of an INT8 graph, in order.
 
     Every QuantizeLinear with its DequantizeLinear is one fake quantization with a learned scale, shared where the graph
-    shares the initializer (what pools or resizes has its input's). Weights are rounded at the scale of their largest
-    magnitude, biases, which have 32 bits, are not. `graph` writes all of it back.
+    shares the initializer (pooling and resizing keep their input's). Weights are rounded at the scale of their largest
+    magnitude; biases, which have 32 bits, are not. `graph` writes all of it back.
     """
 
     def __init__(self, quantized: onnx.ModelProto, parent: onnx.ModelProto) -> None:
         """`quantized` was made from `parent`, which still has the weights in float.
 
-        Raises WorkFailedError for a graph with an operator that this does not know, by its name.
+        Raises WorkFailedError for a graph with an unknown operator, which it names.
         """
         super().__init__()
         self._model = quantized
@@ -82,9 +82,9 @@ class QuantizedNetwork(nn.Module):
         self._image = (float(scale), int(zero_point))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits as the integer graph would have them, if it added up in float."""
+        """Logits as the integer graph would give them, if it accumulated in float."""
         scale, zero_point = self._image
-        # Nothing turns the image of a network whose first layer has its channels last.
+        # A network whose first layer has its channels last does not transpose the image.
         entering = images_NCHW.permute(0, 2, 3, 1) if self._makers[self._door].input[0] == IMAGE else images_NCHW
         values: dict[str, Any] = {
             self._door: torch.fake_quantize_per_tensor_affine(entering.float(), scale, zero_point, 0, 255),
@@ -100,14 +100,14 @@ class QuantizedNetwork(nn.Module):
         return logits.permute(0, 3, 1, 2) if self._has_classes_last else logits
 
     def scale_of(self, tensor: str) -> Activation:
-        """What quantizes the activation `tensor` of the graph."""
+        """The fake quantization of the activation `tensor` of the graph."""
         node = next(node for node in self._nodes if node.op_type == "QuantizeLinear" and node.input[0] == tensor)
         activation = self.activations[self._activations[node.input[1]]]
         assert isinstance(activation, Activation)
         return activation
 
     def graph(self) -> onnx.ModelProto:
-        """The INT8 graph with the weights, biases and scales as they are now."""
+        """The INT8 graph with the present weights, biases and scales."""
         new: dict[str, np.ndarray[Any, Any]] = {}
         for name, index in self._activations.items():
             activation = self.activations[index]
@@ -131,7 +131,7 @@ class QuantizedNetwork(nn.Module):
         return with_tensors(self._model, new)
 
     def _weight_scales(self, new: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        """Of all rounded weights, by their names, beside the scales of activations in `new`."""
+        """Scales of all rounded weights, by name; those of activations are in `new`."""
         found = {
             name: weight_scale(self.weights[weight.parameter].detach().cpu(), weight.axis, weight.limit).numpy()
             for name, weight in self._rounded.items()
@@ -142,7 +142,7 @@ class QuantizedNetwork(nn.Module):
         return found
 
     def _find_door(self) -> str:
-        """What dequantizes the image."""
+        """The tensor that is the dequantized image."""
         found = [
             str(node.output[0])
             for node in self._model.graph.node
@@ -151,7 +151,7 @@ class QuantizedNetwork(nn.Module):
             and (node.input[0] == IMAGE or self._makers[node.input[0]].op_type != "QuantizeLinear")
         ]
         if len(found) != 1:
-            raise WorkFailedError(f"the graph dequantizes {len(found)} things that it did not quantize, not one image")
+            raise WorkFailedError(f"the graph dequantizes {len(found)} tensors that it did not quantize; expected one")
         return found[0]
 
     def _needed(self) -> list[onnx.NodeProto]:
@@ -179,14 +179,14 @@ class QuantizedNetwork(nn.Module):
         if array is None:
             return
         if self._tensors[scale].ndim == 0:
-            # What an activation is added to or multiplied by has its range, is on its grid, and is not trained. Of a
-            # single number numpy's arithmetic makes no array.
+            # A constant that an activation is added to or multiplied by has a range of its own, lies on its grid
+            # already, and is not trained. numpy's arithmetic on a single number makes no array.
             steps = array.astype(np.float32) - self._tensors[node.input[2]].astype(np.float32)
             self._constant(name, np.asarray(steps * self._tensors[scale]))
             return
         if array.dtype == np.int32:
             reader = next(reader for reader in self._model.graph.node if node.output[0] in reader.input)
-            # For a layer that is used twice the quantizer makes two biases of one, each of its own name and scale.
+            # For a layer that is used twice the quantizer makes two biases of one, each with its own name and scale.
             parameter = self._parameter(self._parents[reader.name].input[2])
             input_scale = self._makers[reader.input[0]].input[1]
             weight = self._makers[reader.input[1]].input[0]

@@ -1,8 +1,8 @@
-"""What the operators of an INT8 graph do, in torch: those that stand between its Q/DQ pairs, and their neighbours.
+"""The operators of an INT8 graph in torch: those between its Q/DQ pairs, and their neighbours.
 
 Each takes the ONNX inputs in order (None for one that is left out) and the ONNX attributes by name, and gives the first
-output. The meaning is that of the ONNX specification, opset 21; attributes that a function here does not name have a
-value that changes nothing, which `attributes.py` sees to.
+output. The meaning is that of the ONNX specification, opset 21. `attributes.py` makes sure that attributes which a
+function here does not name have a value that changes nothing.
 """
 
 import math
@@ -20,14 +20,14 @@ _ONES = (1, 1)
 INTEGERS = (6, 7)
 """INT32 and INT64 of onnx.TensorProto."""
 PADS = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-"""ONNX's names of what an image is padded with, and torch's."""
+"""Modes of padding: ONNX's names, and torch's."""
 _CONVOLUTIONS: Mapping[int, Operator] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-"""By the axes of pixels."""
+"""By the number of axes of pixels."""
 _RESIZES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 
 
 def _padded(values: Tensor, pads: Sequence[int], fill: float = 0.0) -> Tensor:
-    """`pads`: before each axis of pixels, then behind each; torch counts them in pairs, from the last axis."""
+    """`pads` are those before each axis of pixels, then those behind each; torch wants pairs, from the last axis."""
     space = len(pads) // 2
     pairs = [amount for pair in zip(pads[:space][::-1], pads[space:][::-1], strict=True) for amount in pair]
     return F.pad(values, pairs, value=fill) if any(pads) else values
@@ -44,7 +44,7 @@ def _conv(
     group: int = 1,
     **_: Any,
 ) -> Tensor:
-    """Over one axis of pixels, as attention by channel has it, or more."""
+    """Over one axis of pixels, as in channel attention, or more."""
     space = weight.ndim - 2
     given = [*pads] or [0] * 2 * space
     before, behind = given[:space], given[space:]
@@ -145,7 +145,7 @@ def _space_to_depth(values: Tensor, *, blocksize: int) -> Tensor:
 
 
 def _pad(values: Tensor, pads: Tensor, fill: Tensor | None = None, *, mode: str = "constant") -> Tensor:
-    """By a constant, over all axes, or by what is there, over height and width; torch counts them from the last."""
+    """With a constant over all axes, or with image values over height and width; torch wants the last axis first."""
     before, after = pads.tolist()[: values.ndim], pads.tolist()[values.ndim :]
     pairs = [amount for pair in zip(before[::-1], after[::-1], strict=True) for amount in pair]
     if mode != "constant":
@@ -165,7 +165,7 @@ def _slice(
 
 
 def _reshape(values: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
-    """0 stands for the size that is there, unless it is allowed for itself."""
+    """A size of 0 keeps that of the input, unless `allowzero` makes it mean 0."""
     sizes = enumerate(shape.tolist())
     return values.reshape([values.shape[i] if size == 0 and not allowzero else size for i, size in sizes])
 
@@ -201,14 +201,14 @@ def _gemm(
 
 
 def _cast(values: Tensor, *, to: int, **_: Any) -> Tensor:
-    """The integers of shapes; activations keep the type that autocast gives them."""
+    """Cast shapes to integers; activations keep the type that autocast gives them."""
     if to in INTEGERS:
         return values.to(torch.int64)
     return values if values.is_floating_point() else values.float()
 
 
 def _div(left: Tensor, right: Tensor) -> Tensor:
-    """Of sizes without a remainder."""
+    """Divide; sizes, which are integers, without remainder."""
     return left / right if left.is_floating_point() else torch.div(left, right, rounding_mode="trunc")
 
 

@@ -1,9 +1,9 @@
 """Graphs in other forms that give the same answers and run faster in INT8.
 
-Apart from the quantizer, because each is a function from graph to graph that can be proven by itself. Of the float
-graph, before quantization: `transposed_as_convolution`, `means_as_pooling`, `SubPixel`, equal up to rounding in float.
-Of the INT8 graph, after all else, training included: `integer_forms`, which give the same integers to the last bit.
-What is kept is decided by the clock, once (`Rewriter`).
+They are apart from the quantizer, because each is a function from graph to graph that can be proven by itself. Of the
+float graph, before quantization: `transposed_as_convolution`, `means_as_pooling`, `SubPixel`, equal up to rounding in
+float. Of the INT8 graph, after all else, training included: `integer_forms`, which give the same integers to the last
+bit. Timing decides, once, which rewrites are kept (`Rewriter`).
 """
 
 from compress.quantize.rewrites.choose import best_of, costs, formed, gains, integer_forms

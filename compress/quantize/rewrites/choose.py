@@ -15,33 +15,33 @@ from compress.quantize.rewrites.repeated import Repeated
 from export.timing import Samples
 
 MARGIN = 0.01
-"""Share of its time that a graph must gain for a rewrite to be kept."""
+"""Share of a graph's time that a rewrite must save to be kept."""
 PLACE_MARGIN = 0.05
-"""The same of a single place, whose time is less certain."""
+"""The same for a single place, whose time is less certain."""
 PLAIN = "plain"
-"""In what is saved: the form that a place had."""
+"""Name, in what is saved, of the form that a place had."""
 
 KernelTimes = Mapping[str, float]
 """Milliseconds by the name of the node."""
 Profiler = Callable[[Mapping[str, onnx.ModelProto]], Mapping[str, KernelTimes]]
-"""What the nodes of several graphs take, the graphs by name and in turns."""
+"""Times the nodes of several graphs, given by name, in turns."""
 
 
 class Form(Protocol):
-    """Another way to compute the same at a place in a graph, which is known by the name of a node."""
+    """Another way to compute the same at a place in a graph; a place is the name of a node."""
 
     @property
     def name(self) -> str: ...
 
     def places(self, model: onnx.ModelProto) -> Mapping[str, Sequence[str]]:
-        """Where `model` can take it, and the nodes that this replaces."""
+        """The places where `model` can take this form, and the nodes that it replaces there."""
 
     def apply(self, model: onnx.ModelProto, places: Collection[str]) -> onnx.ModelProto:
-        """`model` with `places` in this form; those that cannot take it stay. `model` is left as it was."""
+        """`model` with `places` in this form, except those that cannot take it; `model` itself is not changed."""
 
 
 def integer_forms(multiple: int) -> tuple[Form, ...]:
-    """Of an INT8 graph, for images of a `multiple` of pixels; all give the same integers."""
+    """The forms for an INT8 graph whose images' sides are multiples of `multiple`; all give the same integers."""
     folds = [Folded(columns, inputs, multiple) for columns in (2, 4) for inputs in (True, False)]
     return (*folds, AsMatrix(), Repeated(), Dealt())
 
@@ -66,7 +66,7 @@ def costs(model: onnx.ModelProto, forms: Iterable[Form], profile: Profiler) -> d
 
 
 def best_of(measured: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Of `costs`: the fastest form of every place where that gains on what is there."""
+    """From the result of `costs`, the fastest form of every place where that gains on what is there."""
     chosen = {}
     for place, times in measured.items():
         best = min((name for name in times if name != PLAIN), key=lambda name: times[name])
@@ -85,7 +85,7 @@ def formed(model: onnx.ModelProto, chosen: Mapping[str, str], forms: Iterable[Fo
 
 
 def faster_places(plain: KernelTimes, other: KernelTimes, places: Mapping[str, Sequence[str]]) -> list[str]:
-    """Those of `places` where what stands in `other` takes less time than the nodes that it replaces in `plain`."""
+    """Those of `places` that take less time in `other` than the nodes that they replace take in `plain`."""
     return [place for place, replaced in places.items() if _less(cost_of((place,), other), cost_of(replaced, plain))]
 
 
@@ -99,7 +99,7 @@ def gains(plain: Samples, other: Samples) -> bool:
 
 
 def cost_of(nodes: Iterable[str], times: KernelTimes) -> float:
-    """Milliseconds of `nodes` and of all that was put in for them."""
+    """Milliseconds of `nodes` and of all that has been put in their place."""
     wanted = tuple(nodes)
     return sum(
         taken for name, taken in times.items() if any(name == node or name.startswith(f"{node}/") for node in wanted)
@@ -107,10 +107,10 @@ def cost_of(nodes: Iterable[str], times: KernelTimes) -> float:
 
 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node has the name by which forms know it."""
+    """A copy of `model` in which every node has the name by which forms know it."""
     return Editor(model).done()
 
 
 def _less(cost: float, plain: float) -> bool:
-    """By the margin; nothing is what a profile has of nodes that it does not know."""
+    """Whether `cost` is less by the margin; it is 0 for nodes that a profile does not have."""
     return 0 < cost < (1 - PLACE_MARGIN) * plain

@@ -16,18 +16,18 @@ from export.latency.graph import attributes
 class Dealt:
     """With the channels last, a pixel of the result is one piece of memory before and after; only rows change places.
 
-    The runtime deals values out one by one, and only with the channels first, between two transpositions.
+    The runtime moves values one by one, and only with the channels first, between two transpositions.
     """
 
     name: str = "DepthToSpace as one move of pixels"
 
     def places(self, model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-        """Those of an INT8 graph, by name, that deal integers out place by place (DCR)."""
+        """The DepthToSpace nodes of an INT8 graph, by name, that move integers in the order DCR."""
         editor = Editor(model)
         return {node.name: (node.name,) for node in editor.nodes if _fits(editor, node)}
 
     def apply(self, model: onnx.ModelProto, places: Collection[str]) -> onnx.ModelProto:
-        """`model` with those in this form."""
+        """`model` with `places` in this form."""
         editor = Editor(model)
         for node in list(editor.nodes):
             if node.name in places and _fits(editor, node):

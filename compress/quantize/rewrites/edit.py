@@ -1,4 +1,4 @@
-"""A copy of a graph that is edited node by node: who makes and who reads a tensor, and what is stored in it."""
+"""Edit a copy of a graph node by node, knowing which nodes make and read a tensor, and what is stored in it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +17,9 @@ _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 class Editor:
-    """`model` is left as it was; `done` gives the edited copy.
+    """Edits a copy of `model`, which `done` gives.
 
-    Every node has a name of its own, by which it is known to those who choose places, and nodes that are put in for it
-    are called `name/...`.
+    Every node has a name of its own, by which places are chosen; nodes that are put in for it are called `name/...`.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -37,19 +36,19 @@ class Editor:
         _name_all(self.nodes)
 
     def maker(self, tensor: str) -> onnx.NodeProto | None:
-        """The node that gives `tensor`; None of inputs and of what is stored."""
+        """The node that gives `tensor`; None for an input and for a stored tensor."""
         return next((node for node in self.nodes if tensor in node.output), None)
 
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
         return [node for node in self.nodes if tensor in node.input]
 
     def only_reader(self, tensor: str) -> onnx.NodeProto | None:
-        """The node that reads `tensor`, when a single one does and the graph does not give it."""
+        """The node that reads `tensor`, when only one does and it is no output of the graph."""
         readers = self.readers(tensor)
         return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
 
     def add(self, array: Array, name: str) -> str:
-        """A stored tensor, called `name` or, where that is taken by another, nearly so."""
+        """Store `array` as `name`, with underscores appended where another has that name; return the name."""
         while name in self.constants and not _same(self.constants[name], array):
             name += "_"
         if name not in self.constants:
@@ -57,11 +56,11 @@ class Editor:
         return name
 
     def change(self, name: str, array: Array) -> None:
-        """What is stored as `name`, for all that read it."""
+        """Replace what is stored as `name`, for all that read it."""
         self.constants[name] = self._added[name] = array
 
     def replace(self, node: onnx.NodeProto, others: Sequence[onnx.NodeProto]) -> None:
-        """`others` stand where `node` stood."""
+        """Put `others` where `node` was."""
         place = self._place(node)
         self.nodes[place : place + 1] = others
 
@@ -70,7 +69,7 @@ class Editor:
         self.nodes[place:place] = others
 
     def done(self) -> onnx.ModelProto:
-        """Without what nothing reads any more, and without shapes that may no longer be true."""
+        """The edited copy, without what nothing reads any more and without shapes that may no longer be true."""
         graph = self._model.graph
         nodes = [_copied(node) for node in leading_to(self.nodes, self.outputs)]
         read = self.outputs.union(*(node.input for node in nodes))
@@ -86,7 +85,7 @@ class Editor:
 
 
 def suffixed(tensor: str, suffix: str) -> str:
-    """A name beside `tensor`, which others may still read; the layer is known by it, as the exporter names weights."""
+    """A name beside `tensor`, which others may still read; it ends alike, because layers are named after weights."""
     stem, dot, kind = tensor.rpartition(".")
     return f"{stem}{suffix}{dot}{kind}"
 
@@ -94,8 +93,8 @@ def suffixed(tensor: str, suffix: str) -> str:
 def viewed(editor: Editor, source: str, target: str, channels: int, name: str) -> list[onnx.NodeProto]:
     """Nodes that make `target` of `source` NCHW: the same values in rows of pixels with `channels` each.
 
-    With the channels last, columns of pixels and their channels lie one behind the other, so this only renames them;
-    the runtime works on integers with the channels last and takes both transpositions out.
+    With the channels last, the pixels of a row and their channels lie one behind the other, so this only renames them.
+    The runtime works on integers with the channels last, and removes both transpositions.
     """
     shape = editor.add(np.array([0, 0, -1, channels]), f"{name}/shape")
     return [

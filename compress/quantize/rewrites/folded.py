@@ -1,4 +1,4 @@
-"""Convolutions of an INT8 graph over columns of pixels that are taken together, as if they were channels."""
+"""Convolutions of an INT8 graph over columns of pixels that are taken together as if they were channels."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from compress.quantize.rewrites.layers import IntegerConv, integer_convs, put, r
 from export.latency.graph import SizedGraph
 
 WIDEST = 64
-"""Channels out; a wider convolution fills the runtime's kernels by itself, and zeros among its weights cost time."""
+"""Most channels out; a wider convolution fills the runtime's kernels by itself, and zeros in its weights cost time."""
 
 
 @dataclass(frozen=True)
@@ -20,29 +20,29 @@ class Folded:
     """`columns` neighbours in a row are computed at once, each by a filter of its own: the old one, shifted.
 
     The outputs lie in memory as before, only fewer and wider, so that a view of them is all that follows. Narrow layers
-    gain by it: the runtime's kernels want 4 channels in and 16 out, and copies pixels one by one where it has 3. With
-    `inputs` the map is read in the same way, which is one more view; else by steps of `columns`. The integers that come
-    out are the same, to the last bit.
+    gain by it: the runtime's kernels want 4 channels in and 16 out, and pixels of 3 are copied one by one. With
+    `inputs` the map is read in the same way, which takes one more view; else in steps of `columns`. The integers that
+    come out are the same, to the last bit.
     """
 
     columns: int
     inputs: bool
     multiple: int
-    """Of the height and width of images; a layer fits where its columns always come in whole groups."""
+    """What the sides of images are multiples of; a layer fits where its columns always come in whole groups."""
 
     @property
     def name(self) -> str:
-        """Of the form, in what is saved."""
+        """Name of the form, in what is saved."""
         return f"{self.columns} columns {'read and made' if self.inputs else 'made'} at once"
 
     def places(self, model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-        """The convolutions of an INT8 graph, by name, that can take this form and are narrow."""
+        """The narrow convolutions of an INT8 graph, by name, that can take this form."""
         editor = Editor(model)
         widths = _widths(model, self.multiple)
         return {conv.node.name: (conv.node.name,) for conv in integer_convs(editor) if self._fits(conv, widths)}
 
     def apply(self, model: onnx.ModelProto, places: Collection[str]) -> onnx.ModelProto:
-        """`model` with those in this form."""
+        """`model` with `places` in this form."""
         fitting = self.places(model).keys() & set(places)
         editor = Editor(model)
         for conv in list(integer_convs(editor)):
@@ -56,7 +56,7 @@ class Folded:
             conv.keeps_columns
             and len(conv.weight) <= WIDEST
             and widths.get(conv.node.output[0], 1) % self.columns == 0
-            and (self.inputs or kernel > 1)  # of one column both forms are the same
+            and (self.inputs or kernel > 1)  # for a kernel of one column both forms are the same
         )
 
     def _fold(self, editor: Editor, conv: IntegerConv) -> None:
@@ -77,7 +77,7 @@ class Folded:
 
     def _reading_by_steps(self, conv: IntegerConv) -> IntegerConv:
         out, into, height, kernel = conv.weight.shape
-        weight = _nothing(conv, (self.columns, out, into, height, kernel + self.columns - 1))
+        weight = _zeros(conv, (self.columns, out, into, height, kernel + self.columns - 1))
         for column in range(self.columns):
             weight[column, ..., column : column + kernel] = conv.weight
         whole = weight.reshape(self.columns * out, *weight.shape[2:])
@@ -87,7 +87,7 @@ class Folded:
         out, into, height, kernel = conv.weight.shape
         top, left, bottom, right = conv.pads
         before, after = -(-left // self.columns), -(-right // self.columns)
-        weight = _nothing(conv, (self.columns, out, before + 1 + after, self.columns, into, height))
+        weight = _zeros(conv, (self.columns, out, before + 1 + after, self.columns, into, height))
         for column in range(self.columns):
             for tap in range(kernel):
                 group, place = divmod(column + tap - left + before * self.columns, self.columns)
@@ -96,14 +96,14 @@ class Folded:
         return replace(repeated(conv, whole, self.columns), pads=(top, before, bottom, after))
 
 
-def _nothing(conv: IntegerConv, shape: tuple[int, ...]) -> Array:
+def _zeros(conv: IntegerConv, shape: tuple[int, ...]) -> Array:
     """Weights that are zero."""
     return np.full(shape, conv.zero_point, np.int8)
 
 
 def _widths(model: onnx.ModelProto, multiple: int) -> dict[str, int]:
-    """Columns of every tensor for the narrowest image, where those of wider ones are a multiple of these; of a graph
-    that takes one size alone, for that."""
+    """Columns of every tensor for the narrowest image, where those of wider images are multiples of these; for a graph
+    that takes one size alone, those at that size."""
     names = [name for node in model.graph.node for name in node.output]
     height, width = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:3])
     if height and width:

@@ -1,4 +1,4 @@
-"""A convolution of an INT8 graph with its Q/DQ pairs: what is read of it, and what is put in its place."""
+"""A convolution of an INT8 graph with its Q/DQ pairs: read it, and put another in its place."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +19,9 @@ class IntegerConv:
 
     node: onnx.NodeProto
     image: onnx.NodeProto
-    """What dequantizes the map that it reads."""
+    """The node that dequantizes the map that it reads."""
     quantize: onnx.NodeProto
-    """What quantizes its result, alone."""
+    """The node that quantizes its result, and alone reads it."""
     weight: Array
     """int8 [out, in, height, width]"""
     weight_scale: Array
@@ -37,12 +37,12 @@ class IntegerConv:
 
     @property
     def keeps_columns(self) -> bool:
-        """As many columns come out as go in."""
+        """Whether as many columns come out as go in."""
         return self.strides == (1, 1) and self.pads[1] + self.pads[3] == self.weight.shape[3] - 1
 
 
 def integer_convs(editor: Editor) -> Iterator[IntegerConv]:
-    """Those without groups or dilation."""
+    """The integer convolutions without groups or dilation."""
     for node in editor.nodes:
         found = _integer_conv(editor, node) if node.op_type == "Conv" else None
         if found is not None:
@@ -50,7 +50,7 @@ def integer_convs(editor: Editor) -> Iterator[IntegerConv]:
 
 
 def put(editor: Editor, conv: IntegerConv, form: IntegerConv, suffix: str) -> None:
-    """The tensors of `form` in the place of those of `conv`, whose node they are stored for."""
+    """Put the tensors of `form` in the place of those of `conv`, at its node."""
     node = conv.node
     name = f"{node.name}/{suffix}"
     rows = len(form.weight)
@@ -70,7 +70,7 @@ def put(editor: Editor, conv: IntegerConv, form: IntegerConv, suffix: str) -> No
 
 
 def repeated(conv: IntegerConv, weight: Array, times: int) -> IntegerConv:
-    """With `weight`, whose outputs are `times` those of `conv`, one set after the other, at the same scales."""
+    """`conv` with `weight`, which has its outputs `times` times, one set after the other, at the same scales."""
     return replace(
         conv,
         weight=weight,
@@ -142,8 +142,8 @@ def _filled(rows: int, zero_point: int) -> Array:
 
 
 def _dequantized(editor: Editor, tensor: str, stored: Sequence[Array], name: str) -> str:
-    """What dequantizes `stored` for one reader of `tensor`; under the old names, which name the layer, where no other
-    reads them."""
+    """Dequantize `stored` for one reader of `tensor`, under the old names, which name the layer, where no other node
+    reads them; return the tensor."""
     node = editor.maker(tensor)
     assert node is not None
     if len(editor.readers(tensor)) > 1:

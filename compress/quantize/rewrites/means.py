@@ -11,9 +11,9 @@ _POOLED = "_pooled"
 
 
 def means_as_pooling(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Means over height and width, each as GlobalAveragePool: the runtime has an integer kernel for the second alone.
+    """`model` with means over height and width as GlobalAveragePool, which alone has an integer kernel.
 
-    None where there is no such mean. `model` is left as it was.
+    None where there is no such mean. `model` itself is not changed.
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in [*inferred.value_info, *inferred.output]}

@@ -11,12 +11,12 @@ from compress.quantize.rewrites.edit import Editor
 from export.latency.graph import attributes
 
 _ALIGNED = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil"))
-"""Ways to count coordinates by which every pixel of a map becomes a whole block."""
+"""Coordinate transformation and rounding with which every pixel of a map becomes a whole block."""
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """Every pixel stands beside itself and every row below itself: with the channels last these are two Concats.
+    """Every pixel is put beside itself and every row below itself: with the channels last these are two Concats.
 
     The runtime looks up where each value comes from, one by one; this copies pixels and rows whole.
     """
@@ -29,7 +29,7 @@ class Repeated:
         return {node.name: (node.name,) for node in editor.nodes if _factors(editor, node)}
 
     def apply(self, model: onnx.ModelProto, places: Collection[str]) -> onnx.ModelProto:
-        """`model` with those in this form."""
+        """`model` with `places` in this form."""
         editor = Editor(model)
         for node in list(editor.nodes):
             factors = _factors(editor, node) if node.name in places else None
@@ -39,7 +39,7 @@ class Repeated:
 
 
 def enlarged(editor: Editor, node: onnx.NodeProto) -> tuple[int, int] | None:
-    """Rows and columns for one, of a Resize that makes whole blocks of pixels."""
+    """Rows and columns that each pixel becomes, in a Resize that makes whole blocks of pixels; else None."""
     if node.op_type != "Resize" or len(node.input) < 3 or node.input[2] not in editor.constants:
         return None
     given = {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_floor"}
@@ -57,13 +57,13 @@ def enlarged(editor: Editor, node: onnx.NodeProto) -> tuple[int, int] | None:
 
 
 def _factors(editor: Editor, node: onnx.NodeProto) -> tuple[int, int] | None:
-    """Of one between two Q/DQ pairs of one scale."""
+    """`enlarged`, of a Resize between two Q/DQ pairs of one scale."""
     factors = enlarged(editor, node)
     return factors if factors and only_moves(editor, node) is not None else None
 
 
 def only_moves(editor: Editor, node: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-    """What dequantizes the input of `node` and what quantizes its result, where both have one scale."""
+    """The nodes that dequantize the input of `node` and quantize its result, if both have the same scale."""
     before, after = editor.maker(node.input[0]), editor.only_reader(node.output[0])
     if before is None or after is None or (before.op_type, after.op_type) != ("DequantizeLinear", "QuantizeLinear"):
         return None

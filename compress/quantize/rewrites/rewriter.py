@@ -1,4 +1,4 @@
-"""Takes graphs through their rewrites, by the clock, and remembers what was decided."""
+"""Rewrites graphs into the forms that measure fastest, and remembers what was decided."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -33,19 +33,19 @@ WHOLE: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]] = {
     "transposed convolutions as 1x1 convolutions and DepthToSpace": transposed_as_convolution,
     "means over height and width as GlobalAveragePool": means_as_pooling,
 }
-"""Of a float graph, at all its places or at none."""
+"""Rewrites of a float graph, at all its places or at none."""
 FORMS = "operators between integers in other forms"
 STEM = "the first layer in float"
 
 Int8 = Callable[[onnx.ModelProto, Mapping[str, str]], onnx.ModelProto]
-"""An INT8 graph of a float one, the layers that are named left in float, each for a reason."""
+"""Makes an INT8 graph of a float one, leaving the layers that are named in float, each with the reason."""
 
 
 class Rewriter:
-    """Every decision is saved in the folder of the step as it is taken, and told in a line with both times."""
+    """Every decision is saved in the folder of the step as it is taken, and logged in a line with both times."""
 
     def __init__(self, step: StepFolder, judge: Judge, int8: Int8, multiple: int) -> None:
-        """`int8` may take any ranges: time does not depend on them. `multiple`: of the height and width of images."""
+        """`int8` may take any ranges: time does not depend on them. The sides of images are multiples of `multiple`."""
         self._step = step
         self._judge = judge
         self._int8 = int8
@@ -54,7 +54,7 @@ class Rewriter:
         self._made: dict[bytes, tuple[onnx.ModelProto, dict[str, dict[str, float]]]] = {}
 
     def of_float(self, graph: onnx.ModelProto) -> onnx.ModelProto:
-        """What is to be quantized: `graph`, or an equal form of it that is faster in INT8 here."""
+        """The graph to quantize: `graph`, or an equal form of it that is faster in INT8 here."""
         for what, rewrite in WHOLE.items():
             other = rewrite(graph)
             if other is not None and self._kept(what, graph, other):
@@ -73,7 +73,7 @@ class Rewriter:
         return other if self._kept(form.name, graph, other, places=worth) else graph
 
     def of_integers(self, graph: onnx.ModelProto) -> onnx.ModelProto:
-        """What leaves of the INT8 graph `graph`: the same integers, computed in the forms that are fastest here."""
+        """The INT8 graph `graph` as it ships: the same integers, computed in the forms that are fastest here."""
         saved = self._decided.get(FORMS)
         if saved is None:
             measured = costs(graph, self._forms, self._judge.kernel_times)
@@ -84,7 +84,7 @@ class Rewriter:
             self._save(FORMS, saved)
             if chosen:
                 count = Counter(chosen.values())
-                _tell(f"{FORMS} ({', '.join(f'{name}: {n}' for name, n in count.items())})", saved)
+                _log(f"{FORMS} ({', '.join(f'{name}: {n}' for name, n in count.items())})", saved)
         return formed(graph, saved["places"], self._forms) if saved["kept"] else graph
 
     def stem_in_float(self, graph: onnx.ModelProto, stem: Layer) -> str | None:
@@ -96,13 +96,13 @@ class Rewriter:
             taken = self._timed(best, self._best(graph, {stem.name: STEM}))
             saved = {"layer": stem.name, "place": place, "layer_ms": found.get(place, {}), **taken}
             self._save(STEM, saved)
-        _tell(f"{STEM} ({stem.name})", saved)
+        _log(f"{STEM} ({stem.name})", saved)
         if not saved["kept"]:
             return None
         return f"faster in float: the graph takes {saved['rewritten']:.2f} ms, with it in INT8 {saved['plain']:.2f} ms"
 
     def stem_figures(self) -> dict[str, Any] | None:
-        """What was measured of the first layer, and the form that it took; None where nothing was."""
+        """What was measured of the first layer, and the form that it got; None where nothing was measured."""
         saved = self._decided.get(STEM)
         if saved is None:
             return None
@@ -126,17 +126,17 @@ class Rewriter:
         if saved is None:
             saved = {**more, **self._timed(self._best(plain), self._best(other))}
             self._save(what, saved)
-        _tell(what, saved)
+        _log(what, saved)
         return bool(saved["kept"])
 
     def _timed(self, plain: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, Any]:
-        """Both INT8 graphs in one run."""
+        """Time both INT8 graphs in one run, and decide."""
         taken = self._judge.times(ROUNDS, plain=model_of(plain), rewritten=model_of(other))
         times = {name: samples.median for name, samples in taken.items()}
         return {**times, "kept": gains(taken["plain"], taken["rewritten"])}
 
     def _best(self, graph: onnx.ModelProto, in_float: Mapping[str, str] | None = None) -> onnx.ModelProto:
-        """Of a float graph, in INT8 but for the layers `in_float`, and in the fastest forms."""
+        """A float graph in INT8, but for the layers `in_float`, in the fastest forms."""
         return self._measured(graph, in_float or {})[0]
 
     def _measured(
@@ -155,6 +155,6 @@ class Rewriter:
         write_json(self._step.path / DECIDED, self._decided)
 
 
-def _tell(what: str, saved: Mapping[str, Any]) -> None:
+def _log(what: str, saved: Mapping[str, Any]) -> None:
     kept = "kept" if saved["kept"] else "not kept"
     say(f"{what}: {saved['rewritten']:.2f} ms instead of {saved['plain']:.2f} ms in INT8, {kept}")

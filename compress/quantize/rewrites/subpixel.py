@@ -1,4 +1,4 @@
-"""Convolutions over an upsampled map beside others, with the upsampled part computed on the small map."""
+"""Convolutions over an upsampled map concatenated with others, whose upsampled part is computed on the small map."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class _Place:
     small: str
     """What is upsampled."""
     channels: tuple[int, int]
-    """Of the concatenation, those that the upsampled map has: from, to."""
+    """Channels of the concatenation that come from the upsampled map: from, to."""
     others: tuple[str, ...]
     replaced: tuple[str, ...]
     """Nodes by name: the convolution, the concatenation, the upsampling."""
@@ -31,12 +31,12 @@ class _Place:
 class SubPixel:
     """conv3x3(concat(up2(a), b)) = up(a) + conv3x3(b), where up(a) is a 2x2 convolution of the small map.
 
-    Of a map with every pixel doubled, a 3x3 filter sees two rows and two columns at most: which, and with which sums of
-    its weights, depends on where in the 2x2 block the output lies. One convolution over all 2x2 windows of the small
-    map makes these four phases as channels. A window serves the odd row above its middle and the even row below, so the
-    phases are dealt out in reverse order and one row and one column are cut off at each border; the small map is padded
-    with zeros as the large one was. 13 of 18 multiplications are left where both halves are equally wide, and neither
-    the large map nor the concatenation is made.
+    On a map with every pixel doubled, a 3x3 filter sees at most two rows and two columns of distinct pixels: which, and
+    with which sums of its weights, depends on where in the 2x2 block the output lies. One convolution over all 2x2
+    windows of the small map makes these four phases as channels. A window serves the odd row above its middle and the
+    even row below, so DepthToSpace takes the phases in reverse order, and one row and one column are cut off at each
+    border; the small map is padded with zeros as the large one was. 13 of 18 multiplications remain where both halves
+    are equally wide, and neither the large map nor the concatenation is made.
     """
 
     name: str = "upsampled parts of convolutions on the small map"
@@ -49,7 +49,7 @@ class SubPixel:
         return {place.node.name: place.replaced for place in found if place is not None}
 
     def apply(self, model: onnx.ModelProto, places: Collection[str]) -> onnx.ModelProto:
-        """`model` with those in this form."""
+        """`model` with `places` in this form."""
         editor = Editor(model)
         channels = channels_of(model)
         for node in list(editor.nodes):
@@ -129,7 +129,7 @@ def _split(editor: Editor, place: _Place) -> None:
 
 
 def _phases(weight: Array) -> Array:
-    """[4 out, in, 2, 2] of [out, in, 3, 3]; of rows and of columns, the odd phase before the even one."""
+    """Weights [4 out, in, 2, 2] from [out, in, 3, 3]; for rows and for columns, the odd phase before the even one."""
     odd = np.stack([weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2]], axis=2)
     even = np.stack([weight[:, :, 0], weight[:, :, 1] + weight[:, :, 2]], axis=2)
     rows = np.stack([odd, even])  # [row, out, in, 2, 3]

@@ -1,4 +1,4 @@
-"""Transposed convolutions as 1x1 convolutions whose outputs are dealt out."""
+"""Transposed convolutions as 1x1 convolutions whose outputs are rearranged into pixels."""
 
 import numpy as np
 import onnx
@@ -11,11 +11,11 @@ _DEALT = "_dealt"
 
 
 def transposed_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Transposed convolutions whose kernel is as wide as their stride, each as a 1x1 convolution and DepthToSpace.
+    """`model` with a 1x1 convolution and DepthToSpace for each transposed convolution whose kernel equals its stride.
 
-    Their outputs do not overlap, so every output pixel is one product, and the two forms are equal; the runtime has
-    integer kernels for the second alone. None where there is no such layer: with padding, dilation, groups, or weights
-    that are not in the graph, it stays as it is. `model` is left as it was.
+    Their outputs do not overlap, so every output pixel is one product, and the two forms are equal; only the second has
+    integer kernels in the runtime. A layer with padding, dilation, groups, or weights that are not in the graph stays
+    as it is. None where no layer fits. `model` itself is not changed.
     """
     editor = Editor(model)
     fitting = [node for node in editor.nodes if node.op_type == "ConvTranspose" and _fits(editor, node)]
@@ -43,7 +43,7 @@ def _fits(editor: Editor, node: onnx.NodeProto) -> bool:
 
 
 def _dealt(editor: Editor, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """All outputs of a place side by side as channels, the place in the kernel slowest, and then dealt out."""
+    """A convolution to all outputs of a place as channels, the place in the kernel slowest, and DepthToSpace."""
     weight = editor.constants[node.input[1]]  # [in, out, kernel, kernel]
     width, kernel = weight.shape[1:3]
     as_1x1 = weight.transpose(2, 3, 1, 0).reshape(kernel * kernel * width, -1, 1, 1)
