@@ -94,7 +94,7 @@ def test_after_the_grace_it_drains_and_ends_well(bundle: Bundle, number: signal.
             until(lambda: "draining: 1 requests in flight" in server.log)
             assert accepted.finish().startswith(b"HTTP/1.1 200 ")
         assert server.wait() == 0
-    assert ("not ready any more" in server.log) == (number == signal.SIGTERM)
+    assert ("no longer ready" in server.log) == (number == signal.SIGTERM)
 
 
 def test_while_it_drains_it_finishes_what_it_accepted_and_takes_nothing_new(bundle: Bundle) -> None:
