@@ -94,7 +94,7 @@ def check_may_administer(caller: Caller | None, settings: ServeSettings) -> None
     Raises ProblemError 403.
     """
     if caller is None and not settings.allow_load:
-        detail = "this server was started without --allow-load, and without --api-keys that would name an admin"
+        detail = "this needs a server that was started with --allow-load, or with --api-keys and an admin's key"
         raise ProblemError(403, "not_allowed", detail)
     if caller is not None and not caller.may_administer:
         detail = "this requires an admin key, sent as Authorization: Bearer KEY; ask whoever runs the server for one"

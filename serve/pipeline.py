@@ -49,11 +49,11 @@ class Sizes:
     def geometry(self, images: int, height: int, width: int, manifest: Manifest) -> Geometry:
         """As `planned`. Raises ProblemError 413 for images that are too large as sent, or as padded."""
         geometry = self.planned(height, width, manifest)
-        for (high, wide), what in (((height, width), ""), (geometry.padded, ", padded for the model")):
+        for (high, wide), what in (((height, width), ""), (geometry.padded, ", padded for the model,")):
             # A single row of pixels is small, but padded to the model's multiple it is many times larger.
             pixels = images * counted_pixels(high, wide, manifest.channels)
             if pixels > self.max_pixels:
-                detail = f"{pixels} pixels ({images} of {wide}x{high}{what}) exceed the limit of {self.max_pixels}"
+                detail = f"{images} images of {wide}x{high}{what} are {pixels} pixels, the limit is {self.max_pixels}"
                 raise ProblemError(413, "too_large", f"{detail}; send fewer or smaller images, or pieces of them")
         return geometry
 

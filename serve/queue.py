@@ -118,7 +118,7 @@ class WorkQueue(Generic[W]):
     def check_room(self, deadline_seconds: float = math.inf, *, works: Sequence[W] = ()) -> None:
         """Raises QueueFullError when there is no room for all `works` (for one, if none are given), or when the last of
         them would wait longer than `max_wait_seconds` or than its own deadline."""
-        # Not against the limit alone: what idle workers are about to take has as good as left the queue.
+        # Workers and limit together: what idle workers are about to take is still in the queue for a moment.
         if self.waiting + self.running + max(1, len(works)) > self.capacity:
             raise QueueFullError("queue_full", f"{self.waiting} requests are waiting already", self.retry_after_seconds)
         wait, longest = self._wait_seconds(works), min(self.max_wait_seconds, deadline_seconds)

@@ -39,7 +39,7 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
     """Serve `bundles` until SIGTERM or SIGINT, then answer what has been accepted and return.
 
     The port opens when every bundle is verified and warm; SIGTERM before that ends the process at once, with status 0.
-    So does a second signal, by the signal.
+    A second signal ends it at once, too, with the status of that signal.
 
     Raises BundleError for bundles that must not serve, UsageError for an address that it cannot listen on and for
     invalid key files or certificates, WorkFailedError when the server does not start, or when requests were cut off

@@ -49,7 +49,7 @@ _FAMILIES: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
 
 
 class TritonMetrics(Collector):
-    """A view of the statistics of the models that are served."""
+    """A view of the statistics of all models that are, or were, served."""
 
     def __init__(self, versions: Mapping[str, str], statistics: Statistics) -> None:
         """`versions` has the version of each model by name; it is read anew each time."""
