@@ -206,7 +206,7 @@ def test_a_signal_ends_the_start_at_once_and_well(bundle: Bundle, tmp_path: Path
     with ServerProcess([bundle.path], settings(api_keys=keys)) as server, keys.open("wb"):
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-    assert "before it was ready" in server.log
+    assert "before the server was ready" in server.log
     assert "Traceback" not in server.log
 
 
