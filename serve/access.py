@@ -1,12 +1,12 @@
-"""Who may ask what, where a server has API keys.
+"""Who may ask for what, on a server with API keys.
 
-The middleware stands in front of every route, so that a new one is closed until somebody opens it. Open is health
-alone: probes hold no secrets, and its answers have none. Metrics are closed, since they tell who is served what
-and how much; Prometheus sends a key as well as anybody (`authorization` in its scrape_config).
+The middleware stands in front of every route, so a new route is closed until somebody opens it. Only health is open:
+probes hold no secrets, and its answers have none. Metrics are closed, since they show which models are used and how
+much; Prometheus can send a key, too (`authorization` in its scrape_config).
 
-A browser has no way to send a Bearer token with the address of a page, so a key is also taken as the password of HTTP
-Basic, for which browsers ask. They then send it along with whatever another site makes them send: so a key that came
-this way never administers.
+A browser has no way to send a Bearer token with the address of a page, so a key is also accepted as the password of
+HTTP Basic, for which browsers ask. They then send it with every request, even one that another site makes them send:
+so a key that came this way never administers.
 """
 
 import base64
@@ -32,14 +32,14 @@ _CHALLENGES = 'Bearer realm="segpress", Basic realm="segpress", charset="UTF-8"'
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose key came with a request."""
+    """The holder of the key that came with a request."""
 
     name: str
     may_administer: bool
 
 
 class Access:
-    """ASGI middleware that lets in who has a key."""
+    """ASGI middleware that lets only requests with a known key through."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics) -> None:
         self._app = app
@@ -60,7 +60,7 @@ class Access:
 
 
 def caller_of(headers: Headers, keyring: Keyring) -> Caller:
-    """Whose key is in the headers.
+    """The caller whose key is in the headers.
 
     Raises ProblemError 401 without a key, or for one that is not known.
     """
@@ -73,7 +73,7 @@ def caller_of(headers: Headers, keyring: Keyring) -> Caller:
         case _:
             secret = ""
     if not secret:
-        raise _unauthorized("no_key", "this server wants an API key; send it as Authorization: Bearer KEY")
+        raise _unauthorized("no_key", "this server requires an API key; send it as Authorization: Bearer KEY")
     key = keyring.find(secret)
     if key is None:
         raise _unauthorized("wrong_key", "this API key is not known here; ask whoever runs the server for one")
@@ -89,15 +89,15 @@ def may_administer(request: Request) -> None:
 
 
 def check_may_administer(caller: Caller | None, settings: ServeSettings) -> None:
-    """Admins may; without keys, and so without a caller, everybody may where the settings say so.
+    """Admins may. Without keys, and so without a caller, everybody may if the settings allow it.
 
     Raises ProblemError 403.
     """
     if caller is None and not settings.allow_load:
-        detail = "this server was started without --allow-load, and without --api-keys that would name an admin"
+        detail = "this needs a server that was started with --allow-load, or with --api-keys and an admin's key"
         raise ProblemError(403, "not_allowed", detail)
     if caller is not None and not caller.may_administer:
-        detail = "this takes an admin key, sent as Authorization: Bearer KEY; ask whoever runs the server for one"
+        detail = "this requires an admin key, sent as Authorization: Bearer KEY; ask whoever runs the server for one"
         raise ProblemError(403, "not_admin", detail)
 
 

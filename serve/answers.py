@@ -1,5 +1,5 @@
-"""A mask in the form that the client asked for: PNG, JSON with run lengths, or raw bytes; with its probabilities, as
-NPZ; and several of them in one body.
+"""A mask in the form that the client asked for: PNG, JSON with run lengths, or raw bytes; NPZ together with its
+probabilities; and several masks in one body.
 
 H height, W width, K classes.
 """
@@ -23,7 +23,7 @@ PNG = "image/png"
 JSON = "application/json"
 RAW = "application/octet-stream"
 NPZ = "application/zip"
-"""What NumPy's .npz files are; they have no media type of their own."""
+"""NumPy's .npz files are zip archives; they have no media type of their own."""
 MIXED = "multipart/mixed"
 
 
@@ -47,7 +47,7 @@ class Rle(BaseModel):
 
 
 class ClassArea(BaseModel):
-    """Where one class is."""
+    """How large one class is, and where it is."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -56,7 +56,7 @@ class ClassArea(BaseModel):
     name: str
     pixels: int
     share: float
-    """Of the image, between 0 and 1."""
+    """Share of the image, between 0 and 1."""
     rle: Rle
 
 
@@ -68,7 +68,7 @@ class Segmentation(BaseModel):
     model: str
     version: str
     digest: str
-    """Of the bundle's manifest: which model gave this answer."""
+    """Digest of the bundle's manifest: it says which model gave this answer."""
     height: int
     width: int
     classes: list[ClassArea]
@@ -124,13 +124,13 @@ def to_npz(mask_HW: U8, probabilities_KHW: NDArray[np.float16]) -> Answer:
 
 
 def to_list(answers: Sequence[Answer]) -> Answer:
-    """Answers in JSON as one list of them."""
+    """JSON answers as one JSON list."""
     return Answer(JSON, b"[" + b",".join(answer.body for answer in answers) + b"]")
 
 
 def to_mixed(answers: Sequence[Answer]) -> Answer:
     """Answers as the parts of one body, each with its own Content-Type. Source: RFC 2046, 5.1.3."""
-    # So long and random that it stands in no part.
+    # So long and random that it occurs in no part.
     boundary = secrets.token_hex(24)
     parts = (
         f"--{boundary}\r\nContent-Type: {answer.media_type}\r\nContent-Transfer-Encoding: binary\r\n\r\n".encode()
@@ -144,12 +144,11 @@ def to_mixed(answers: Sequence[Answer]) -> Answer:
 Encoder = Callable[[U8, Manifest], Answer]
 
 ENCODERS: dict[str, Encoder] = {PNG: to_png, JSON: to_json, RAW: to_raw}
-"""In the order in which they are preferred when a client takes several alike."""
+"""In order of preference, for clients that accept several of them alike."""
 
 
 def negotiate(accept: str, *, among: Sequence[str]) -> str:
-    """The media type for an Accept header, of those `among` which one is sent; the first when it is empty or takes
-    anything.
+    """The media type out of `among` that an Accept header prefers; the first if it is empty or accepts anything.
 
     Raises ProblemError 406. Source: RFC 9110, 12.5.1.
     """

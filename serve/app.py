@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSettings | None = None) -> FastAPI:
     """An ASGI application that serves `models`: bundles, folders of models, or predictors that were made elsewhere.
 
-    Bundles are verified here, golden answers included; the models are run once on every worker when the
-    application starts, and only then does it say that it is ready.
+    Bundles are verified here, golden answers included. When the application starts, every worker runs the
+    models to warm up, and only then does the server report that it is ready.
 
-    Raises BundleError with all that is wrong, UsageError when two models have one name or for a bad file of keys,
-    MissingExtraError for a `grpc_port` without grpcio.
+    Raises BundleError with everything that is wrong, UsageError when two models have the same name or for a bad
+    key file, MissingExtraError for a `grpc_port` without grpcio.
     """
     settings = settings or ServeSettings()
     keyring = load_keys(settings.api_keys) if settings.api_keys else None
@@ -47,7 +47,7 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        app.openapi()  # takes a while the first time; later it would hold up everybody else
+        app.openapi()  # takes a while the first time; during a request it would hold up all others
         await service.start()
         if grpc_server is not None:
             await grpc_server.start()
@@ -67,7 +67,7 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        # It would answer with an address made of what the client calls this server, and with no problem.
+        # A redirect would name the host that the client sent, and would not be a problem like other errors.
         redirect_slashes=False,
         **tracing.fastapi_options(tracer_provider),
     )

@@ -1,8 +1,8 @@
-"""What a connection may do before and around its requests: how long it may take, and how many there may be.
+"""Limits of connections before and around their requests: how long they may take, and how many there may be.
 
-Uvicorn bounds the time between requests. It waits for ever for headers that come byte by byte, for the rest of a body
-that nobody reads, and for a client that does not read its answer; and it takes headers of any length. What it says
-itself to bad HTTP is made a problem here, too.
+Uvicorn bounds only the time between requests. It waits for ever for headers that come byte by byte, for the rest of a
+body that no route reads, and for a client that does not read its answer; and it takes headers of any length. Its own
+answers to bad HTTP become problems here, too.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from serve.settings import ServeSettings
 
 _MAX_HEADER_BYTES = 64 * 1024
 _BAD_HTTP = ProblemError(
-    400, "bad_http", "these bytes are no HTTP/1.1 request with one Host, or its headers are too long; mend them"
+    400, "bad_http", "this is not an HTTP/1.1 request with one Host, or its headers are too long; correct it"
 )
 _CROWDED = "crowded"
 _FULL = "full"
 
-# A second. Who takes fewer keeps a connection and the rest of an answer for next to nothing.
+# A second. A client that takes fewer occupies a connection and the memory of its answer at almost no cost.
 _LEAST_BYTES_TAKEN = 1024
 _ACKED_AT = 120
 
@@ -43,24 +43,24 @@ def guarded(settings: ServeSettings) -> type["GuardedConnection"]:
 
 
 class _Sending(Enum):
-    """What the client is at."""
+    """What the client is in the middle of sending."""
 
     NOTHING = auto()
     HEADERS = auto()
-    """A part of a request's headers is there."""
+    """Some of a request's headers have arrived."""
     BODY = auto()
 
 
 class _Gathered:
-    """A transport that writes what comes within one turn of the event loop at once.
+    """A transport that gathers all that is written in one turn of the event loop, and writes it at once.
 
-    Headers and body of an answer come apart: two system calls, after each of which a worker has the interpreter.
+    Headers and body of an answer come separately: two system calls, and after each a worker may hold the interpreter.
     """
 
     def __init__(
         self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, closes: Callable[[], None]
     ) -> None:
-        """`closes` is called when it is told to close, which it does when all is taken."""
+        """`closes` is called in `close`; the connection itself closes when the client has taken everything."""
         self._transport = transport
         self._loop = loop
         self._closes = closes
@@ -86,16 +86,16 @@ class _Gathered:
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
         if parts:
-            # Not writelines: in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it never pauses the protocol, and who reads
-            # nothing would not be cut off. Source: CVE-2024-12254.
+            # Not writelines: in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it never pauses the protocol, and a client
+            # that reads nothing would not be cut off. Source: CVE-2024-12254.
             self._transport.write(b"".join(parts))
 
 
 class _Parser:
-    """Uvicorn's parser, for which a request to go on in another protocol (h2c, WebSocket) is one like any other.
+    """Uvicorn's parser, which treats a request to upgrade to another protocol (h2c, WebSocket) like any other.
 
-    httptools takes all that follows for the other protocol, the request's own body included. That a server may pass the
-    wish over: RFC 9110, 7.8.
+    httptools takes all that follows for the other protocol, the request's own body included. A server may ignore the
+    upgrade: RFC 9110, 7.8.
     """
 
     def __init__(self, parser: httptools.HttpRequestParser, head_without: Callable[[], bytes]) -> None:
@@ -120,11 +120,11 @@ class _Parser:
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """One connection, closed when its client dawdles."""
+    """One connection, closed when its client is too slow."""
 
     settings: ServeSettings
     awaited: set["GuardedConnection"]
-    """Those of one server whose clients have not taken all that is theirs."""
+    """The server's connections whose clients have not taken all of their answers."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -134,12 +134,12 @@ class GuardedConnection(HttpToolsProtocol):
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._taken = 0
-        """Bytes that the client had taken when that clock was started."""
+        """Bytes that the client had taken when the `_writing` timer was started."""
         self._earlier: RequestResponseCycle | None = None
         """The request that was accepted before the newest, which is `cycle`."""
         self._last_words: bytes | None = None
-        """The refusal of what is no request, once such has come: nothing more is taken, and it goes out when all
-        requests before it have their answers."""
+        """The refusal of bytes that are not a request, once such have come. Nothing more is accepted then, and the
+        refusal goes out when all requests before it have their answers."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Gathered(transport, self.loop, self._take_the_rest))  # type: ignore[arg-type]
@@ -162,9 +162,9 @@ class GuardedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._last_words is not None:
-            return  # read all the same: unread bytes would reset the connection under the answers, and hide its end
-        # The callbacks begin anew with each request and each piece of a body: what is left are headers, and what may
-        # stand around chunks, extensions and trailers.
+            return  # but read: unread bytes would reset the connection before the answers arrive, and hide its end
+        # The callbacks reset this with each request and each piece of a body. What remains are headers, and what may
+        # surround chunks: extensions and trailers.
         self._header_bytes += len(data)
         super().data_received(data)
         if self._sending is not _Sending.NOTHING and self._header_bytes > _MAX_HEADER_BYTES:
@@ -184,14 +184,14 @@ class GuardedConnection(HttpToolsProtocol):
             return
         self._header_bytes = 0
         hosts = sum(name == b"host" for name, _ in self.headers)
-        # RFC 9112, 3.2; HTTP/1.0 may leave it out.
+        # RFC 9112, 3.2; HTTP/1.0 may leave Host out.
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
-            raise ValueError("Host")  # the parser makes an error of its own of this, and uvicorn the 400 below
+            raise ValueError("Host")  # the parser turns this into its own error, and uvicorn that into the 400 below
         if not self._has_memory():
             self.scope["state"][_FULL] = True
         self._earlier = self.cycle
         super().on_headers_complete()
-        self._sending = _Sending.BODY  # only now: what is wrong before is the answer to no request of the application
+        self._sending = _Sending.BODY  # only now: an error before this has no request of the application to answer
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
@@ -222,14 +222,14 @@ class GuardedConnection(HttpToolsProtocol):
         self._refuse(_BAD_HTTP)
 
     def _head_without_upgrade(self) -> bytes:
-        """The head of the request that is being read, as it came but for one header."""
+        """The head of the request that is being read, as it came but for its Upgrade header."""
         version = self.parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
 
     def _watch(self) -> None:
-        """Start the clock when the client is to send something that no route waits for; stop it when it has."""
+        """Start the timer when the client has yet to send something that no route waits for; stop it once sent."""
         in_work = self.cycle is not None and not self.cycle.response_complete
         rests = self._sending is _Sending.NOTHING and self.timeout_keep_alive_task is not None
         if in_work or rests:
@@ -239,9 +239,9 @@ class GuardedConnection(HttpToolsProtocol):
 
     def _dawdled(self) -> None:
         if self._sending is _Sending.HEADERS:
-            detail = f"the headers were not whole after {self.settings.header_seconds:g} s; send them faster"
+            detail = f"the headers were not complete after {self.settings.header_seconds:g} s; send them faster"
             self._refuse(ProblemError(408, "slow_headers", detail))
-        else:  # it never began, or was answered long ago
+        else:  # no request has begun, or the last one was answered long ago
             self.transport.close()
 
     def _take_the_rest(self) -> None:
@@ -267,32 +267,32 @@ class GuardedConnection(HttpToolsProtocol):
             self._cut_off()
 
     def _has_memory(self) -> bool:
-        """Whether there is room for the answers that all clients have not taken: what each may ask for is large."""
+        """Whether there is room for all the answers that clients have not taken: each of them may be large."""
         untaken = sum(connection.transport.get_write_buffer_size() for connection in self.awaited)
         return untaken <= self.settings.max_buffered_bytes
 
     def _cut_off(self) -> None:
-        # Closed without lingering, or the kernel would keep what was not taken for minutes.
+        # With SO_LINGER 0, or the kernel would keep what was not taken for minutes.
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def _refuse(self, problem: ProblemError) -> None:
-        """Answer with a problem what never became a request of the application, in its turn, and close.
+        """Answer bytes that never became a request of the application with a problem, in their turn, and close.
 
-        The requests before it are answered first: RFC 9112, 9.3.2. Where the body of one turns out to be none, the
-        problem is the answer to that one, unless it has another already.
+        The requests before them are answered first: RFC 9112, 9.3.2. If the bytes are a malformed body, the problem is
+        the answer to the request with that body, unless the application has begun to answer it.
         """
         if self._last_words is not None:
             return
         self._last_words = _written(problem)
         if self._sending is _Sending.BODY:
-            if self.pipeline:  # the newest in it has that body: it waits for its turn, and will not have it
+            if self.pipeline:  # its newest request has that body: still waiting for its turn, it is dropped
                 self.pipeline.popleft()
                 self.cycle = self._earlier  # type: ignore[assignment]
             elif self.cycle.response_started:
                 self._last_words = b""
             else:
-                # A route may be waiting for the rest.
+                # A route may be waiting for the rest of the body.
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
                 self._leave(self._last_words)
@@ -300,7 +300,7 @@ class GuardedConnection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             self._leave(self._last_words)
         else:
-            self.flow.resume_reading()  # or nobody would see the client leave
+            self.flow.resume_reading()  # or it would go unnoticed when the client leaves
 
     def _leave(self, last_words: bytes) -> None:
         self.transport.write(last_words)
@@ -315,8 +315,8 @@ def _written(problem: ProblemError) -> bytes:
 
 
 class Crowding:
-    """ASGI middleware that answers only health on the connections that are too many, and has them closed; and only
-    health while answers that nobody takes fill the memory."""
+    """ASGI middleware that answers only health, and then closes the connection, where there are too many connections,
+    or where answers that clients have not taken fill the memory."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -339,17 +339,17 @@ class Crowding:
             detail = "too many connections are open; use one for several requests, or try again"
             problem = ProblemError(503, "connections", detail, headers={"Retry-After": "1"})
         else:
-            detail = "answers that their clients have not taken fill the room set aside for bodies; try again"
+            detail = "answers that clients have not taken fill the memory set aside for them; try again"
             problem = ProblemError(429, "memory", detail, headers={"Retry-After": "1"})
         self._metrics.refused(UNKNOWN_MODEL, problem.reason)
         await problem_response(problem, scope["state"]["request_id"])(scope, receive, send_last)
 
 
 def _taken(transport: asyncio.Transport) -> int:
-    """Bytes that the client's side has acknowledged, where the kernel tells; 0 elsewhere.
+    """Bytes that the client's side has acknowledged, where the kernel reports them; 0 elsewhere.
 
-    Of our own buffer we know only when the kernel asks for more: from a slow reader not for a minute, since it holds
-    megabytes. Source: tcpi_bytes_acked of struct tcp_info in linux/tcp.h.
+    Our own buffer shows only when the kernel takes more, which with a slow client may be after a minute, since the
+    kernel holds megabytes. Source: tcpi_bytes_acked of struct tcp_info in linux/tcp.h.
     """
     with contextlib.suppress(AttributeError, OSError):
         told = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)
@@ -359,7 +359,7 @@ def _taken(transport: asyncio.Transport) -> int:
 
 
 def _disarmed(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
-    """What takes the place of a timer that must not go off any more."""
+    """Cancel `timer`, if there is one; returns the None that takes its place."""
     if timer is not None:
         timer.cancel()
     return None

@@ -1,6 +1,6 @@
-"""One piece of work, from its place in the queue to its result or to the problem that waiting ended in.
+"""Put work into the queue, and wait for its result or for the problem that it ends in.
 
-The same for every door: the image endpoint, the Open Inference Protocol over HTTP and over gRPC.
+All interfaces share this: the image endpoint, and the Open Inference Protocol over HTTP and over gRPC.
 """
 
 import asyncio
@@ -20,23 +20,23 @@ T = TypeVar("T")
 
 
 DEADLINE = "X-Deadline-Ms"
-"""Header: milliseconds that a request may wait for its turn, or for its last one, counted from when it was received
-whole."""
+"""Header: milliseconds that a request may wait for its turn, or for its last turn if it takes several, counted from
+when its body was complete."""
 
 DEADLINE_PARAMETER = {
     "name": DEADLINE,
     "in": "header",
     "required": False,
     "description": (
-        "Milliseconds that the request may wait for its turn; then it is answered 504 and never computed. No window of "
-        "an image is begun later, either"
+        "Milliseconds that the request may wait for its turn; after that it is answered 504 and never computed. No "
+        "window of an image is begun later, either"
     ),
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
 
 def deadline_of(headers: Headers) -> float:
-    """Seconds that the request gives itself; infinite when it does not say.
+    """The deadline that the request sets itself, in seconds; infinite if it sets none.
 
     Raises ProblemError 400.
     """
@@ -48,12 +48,12 @@ def deadline_of(headers: Headers) -> float:
     except ValueError:
         milliseconds = math.nan
     if not 0 < milliseconds < math.inf:
-        raise ProblemError(400, "deadline_header", f"{DEADLINE}: {given!r} is no positive number of milliseconds")
+        raise ProblemError(400, "deadline_header", f"{DEADLINE}: {given!r} is not a positive number of milliseconds")
     return milliseconds / 1000
 
 
 def refuse_if_full(service: Service) -> None:
-    """Spare a client the upload of what could not even wait.
+    """Refuse a request for which the queue has no room, before its body is uploaded.
 
     Raises ProblemError 429.
     """
@@ -64,10 +64,11 @@ def refuse_if_full(service: Service) -> None:
 
 
 async def dispatch(service: Service, work: Work[T], *, deadline_seconds: float = math.inf) -> T:
-    """What `work` gives, or raises, on a worker thread when its turn has come; the wait is the stage "queue".
+    """Run `work` on a worker thread when its turn comes; return what it gives, or raise what it raises. The wait is the
+    stage "queue".
 
-    `deadline_seconds` from now, at most those of the settings. A caller that is cancelled takes its work along, if
-    that has not begun, and windows of it that have not.
+    The deadline is `deadline_seconds` from now, or that of the settings if it is sooner. When the caller is cancelled,
+    work that has not begun is dropped, and so are windows of it that have not.
 
     Raises ProblemError 429 when no more may wait, 504 when the deadline passed first.
     """
@@ -81,7 +82,7 @@ async def dispatch(service: Service, work: Work[T], *, deadline_seconds: float =
 async def dispatch_all(
     service: Service, works: Sequence[Work[T]], *, deadline_seconds: float = math.inf
 ) -> list[T | Exception]:
-    """The same for several works that have one answer: of each what it gives, or what is wrong with it alone.
+    """Run several works that share one answer; return what each of them gives, or the exception that it alone raised.
 
     Raises ProblemError 429 when not all of them may wait, 504 when the deadline passed before all were done.
     """
@@ -102,16 +103,16 @@ async def dispatch_all(
 def _late(late: Mapping[Work[Any], DeadlineError], works: Sequence[Work[Any]]) -> ProblemError:
     error = next(iter(late.values()))
     if error.has_begun:
-        how = "not all windows of the image were done; ask for larger ones, send pieces of it, or give it longer"
+        how = "not all windows of the image were done; ask for larger ones, send pieces of it, or allow more time"
     elif len(works) > 1:
-        how = f"{len(works) - len(late)} of {len(works)} images were done; send fewer, or when the server is less busy"
+        how = f"{len(works) - len(late)} of {len(works)} images were done; send fewer, or send them again later"
     else:
         how = "nothing was computed, send it again when the server is less busy"
     return ProblemError(504, "deadline", f"{error}; {how}")
 
 
 async def unless_the_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client closes the connection before it is there.
+    """The result of `work`, which is cancelled if the client closes the connection first.
 
     Raises ProblemError 499, which nobody reads.
     """
@@ -125,7 +126,7 @@ async def unless_the_client_leaves(request: Request, work: Coroutine[Any, Any, T
             has_left = True
             task.cancel()
 
-    # One task beside this one, and `work` in this one: every task more is felt in the time of a request.
+    # `work` runs in this task, and only one other beside it: each further task adds noticeably to a request's time.
     leaving = asyncio.create_task(_left(request))
     leaving.add_done_callback(leave)
     try:

@@ -1,12 +1,12 @@
-"""Where models are looked for: bundles that were named, and folders of them.
+"""Where models are found: bundles that are named, and folders of models.
 
-A folder holds its models as NAME/VERSION, each a bundle, or as NAME where there is one version alone. Names that a
-request brings are only ever compared with what is found here; none becomes part of a path.
+A folder holds bundles as NAME/VERSION, or as NAME where there is only one version. Names in requests are only compared
+with what is found here; none becomes part of a path.
 
-A link is followed to what lies in the same folder, however deep, as Kubernetes' volumes and atomic releases have it
-(`tiny/2 -> ../.releases/a`). One that leads out of the folder is not: whoever may write into the folder could otherwise
-have any other place read. Nor is one that is another name of what lies beside it (`tiny/latest -> 2`): a bundle is
-served once, under the name and version that its manifest says. The log has a line for each link that is passed over.
+A link is followed if its target lies in the same folder, however deep, as in Kubernetes' volumes and atomic releases
+(`tiny/2 -> ../.releases/a`). One that leads out of the folder is not followed: otherwise whoever may write into the
+folder could have any other place read. Nor is one that is another name of its neighbour (`tiny/latest -> 2`): a bundle
+is served once, under the name and version in its manifest. The log has a line for each link that is passed over.
 """
 
 import logging
@@ -31,12 +31,12 @@ class ModelFolders:
     def __init__(self, paths: Sequence[Path]) -> None:
         """Each of `paths` is a bundle, or a folder of models.
 
-        Raises UsageError for what is neither, and for two models of one name.
+        Raises UsageError for a path that is neither, and for two models with the same name.
         """
         self._bundles: dict[str, dict[str, Path]] = {}
         self._folders: list[Path] = []
         self._told: dict[Path, dict[Path, str]] = {}
-        """By folder: the links that were passed over when it was last looked into, and why."""
+        """By folder: the links that were passed over when it was last read, and why; the log has them."""
         for path in paths:
             if bundles.is_bundle(path) or not path.is_dir():
                 name, version = _named(path, otherwise=(str(path), "1"))
@@ -49,31 +49,31 @@ class ModelFolders:
                 self._folders.append(path)
                 if not self._models_in(path):
                     raise UsageError(
-                        f"{path} is no bundle, and no folder of models: bundles are looked for in it as NAME/VERSION "
-                        "and as NAME, and links are followed to what lies in it alone"
+                        f"{path} is neither a bundle nor a folder of models: bundles are looked for in it as "
+                        "NAME/VERSION and as NAME, and links are followed only if they stay in it"
                     )
         by_place = self._by_place()
         for name in sorted({name for models in by_place.values() for name in models}):
             _check_is_one(name, by_place)
 
     def models(self) -> dict[str, Versions]:
-        """All that is there now; a folder is looked into anew. Of two models of one name it is the first."""
+        """All models that are there now; folders are read anew. Of two models with the same name it has the first."""
         found: dict[str, Versions] = {}
         for models in self._by_place().values():
             found = {**models, **found}
         return found
 
     def versions(self, name: str) -> Versions:
-        """Those of one model that are there now; empty for a name that is not.
+        """The versions of one model that are there now; empty for an unknown name.
 
-        Raises UsageError where two models have it.
+        Raises UsageError when two models have that name.
         """
         by_place = self._by_place()
         _check_is_one(name, by_place)
         return next((models[name] for models in by_place.values() if name in models), {})
 
     def _by_place(self) -> dict[Path, dict[str, Versions]]:
-        """The models of each bundle and folder that was named."""
+        """The models in each bundle and folder that was named."""
         found: dict[Path, dict[str, Versions]] = {}
         for name, versions in self._bundles.items():
             found |= {path: {name: versions} for path in versions.values()}
@@ -100,8 +100,8 @@ def _check_is_one(name: str, by_place: Mapping[Path, Mapping[str, Versions]]) ->
 
 
 def verify(path: Path, name: str, version: str, *, open_model: Callable[[Bundle], OnnxModel]) -> Verification:
-    """The bundle in `path`, which is to be served under this name and version by the model that `open_model` gives,
-    golden answers of that one included.
+    """Verify the bundle in `path`, which is to be served under this name and version; the model that `open_model` gives
+    must reproduce its golden answers.
 
     Raises BundleError for one that must not serve.
     """
@@ -114,17 +114,17 @@ def verify(path: Path, name: str, version: str, *, open_model: Callable[[Bundle]
 
 
 def newest(versions: Sequence[str]) -> str:
-    """The greatest number; other names count less than all numbers, and come in the order of the alphabet."""
+    """The version with the greatest number; names that are not numbers rank below all numbers, alphabetically."""
     return max(versions, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version))
 
 
 class _Look:
-    """What one look into a folder of models finds."""
+    """What is found in a folder of models when it is read once."""
 
     def __init__(self, folder: Path) -> None:
         self.models: dict[str, Versions] = {}
         self.passed_over: dict[Path, str] = {}
-        """Links, and why."""
+        """Links that are not followed, and why."""
         self._root = Path(os.path.realpath(folder))
         for name, path in self._folders_in(folder).items():
             versions = (
@@ -147,10 +147,9 @@ class _Look:
         return versions
 
     def _folders_in(self, folder: Path) -> dict[str, Path]:
-        """By name; those of links that are followed, too. What is gone, or cannot be looked into, has none.
+        """The folders in `folder` by name, those that links lead to included; none if it is gone or cannot be read.
 
-        No model or version has a name with a dot in front: such are the folders that links lead to, and those of
-        others.
+        Names with a leading dot are not models or versions: such folders are targets of links, or belong to others.
         """
         try:
             children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
@@ -159,12 +158,13 @@ class _Look:
             return {}
 
     def _followed(self, child: Path) -> Path | None:
-        """Where a link leads, once and for all: it may be set anew while its bundle is read."""
+        """`child`, or where it leads if it is a link, resolved once: it may change while its bundle is read. None for a
+        link that is passed over."""
         if not child.is_symlink():
             return child
         named, path = child.parent / child.readlink(), Path(os.path.realpath(child))
         if not path.is_relative_to(self._root):
-            why = f"it leads out of {self._root}, and links are followed to what lies in that alone"
+            why = f"it leads out of {self._root}, and links are followed only if they stay in it"
         elif not path.is_dir():
             why = "" if path.is_file() else "it leads nowhere"
         elif os.path.realpath(named.parent) == os.path.realpath(child.parent) and not named.name.startswith("."):
@@ -177,12 +177,12 @@ class _Look:
 
 
 def _another_name(name: str) -> str:
-    return f"it is another name of {name} beside it, which is served under that one alone"
+    return f"it is another name of {name} beside it, which is served under that name only"
 
 
 def _named(bundle: Path, *, otherwise: tuple[str, str]) -> tuple[str, str]:
-    """Name and version in a manifest. What is wrong with one is told when the bundle is verified, not while others are
-    looked for."""
+    """Name and version in the manifest, or `otherwise` if it is invalid: that is reported when the bundle is verified,
+    not while others are looked for."""
     try:
         manifest = bundles.load_manifest(bundle)
     except BundleError:

@@ -1,10 +1,10 @@
-"""HEAD wherever GET is, which HTTP asks of every server. Source: RFC 9110, 9.1 and 9.3.2."""
+"""HEAD for every route that has GET, as HTTP requires of every server. Source: RFC 9110, 9.1 and 9.3.2."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """ASGI middleware: the route of GET answers, and its body stays here."""
+    """ASGI middleware that lets the GET route answer HEAD, without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -17,7 +17,7 @@ class HeadAsGet:
         async def send_head(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        # Whoever stands around this is to see what was asked, and which route answered.
+        # The middlewares around this one see the method as it was sent, and which route answered.
         as_get = {**scope, "method": "GET"}
         try:
             await self._app(as_get, receive, send_head)

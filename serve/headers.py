@@ -1,7 +1,7 @@
-"""What every answer tells a browser about how far to trust it.
+"""The headers that tell browsers how far to trust an answer.
 
-The pages load scripts, styles and figures from this server alone, and no other site may frame them; so markup that
-somebody smuggles into one can do nothing. Sources: W3C Content Security Policy Level 3; the WHATWG's Fetch for nosniff.
+The pages load scripts, styles and images from this server alone, and no other site may frame them, so markup that is
+injected into one can do nothing. Sources: W3C Content Security Policy Level 3; the WHATWG's Fetch for nosniff.
 """
 
 from starlette.datastructures import MutableHeaders
@@ -27,5 +27,5 @@ _HEADERS = {
 
 
 def secure(headers: MutableHeaders) -> None:
-    """Add them to the headers of an answer."""
+    """Add the security headers to those of an answer."""
     headers.update(_HEADERS)

@@ -1,4 +1,4 @@
-"""Where a server stands between its start and its end, and what is still in its hands."""
+"""The phase of a server between its start and its end, and the requests that it has not answered yet."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,25 +7,25 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """A server only ever goes forward through these."""
+    """The phases of a server, in order; it never goes back."""
 
     STARTING = "starting"
     READY = "ready"
     LEAVING = "leaving"
-    """Says that it is not ready, and still takes requests: who sends them hears of it late."""
+    """Reports that it is not ready, but still answers requests: load balancers notice late."""
     DRAINING = "draining"
 
 
 class Lifecycle:
-    """The phase, and the number of requests that have come in and are not answered yet.
+    """The phase, and the number of requests in flight.
 
-    Lives in the event loop's thread; nothing here is safe from another.
+    For the event loop's thread only: nothing here is thread-safe.
     """
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
         self.has_started = False
-        """The models were verified and warm once; stays true to the end."""
+        """The models have been verified and warmed up; stays true to the end."""
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -37,31 +37,31 @@ class Lifecycle:
 
     @property
     def takes_requests(self) -> bool:
-        """Whether requests that come are answered."""
+        """Whether new requests are answered."""
         return self.phase in (Phase.READY, Phase.LEAVING)
 
     @property
     def is_draining(self) -> bool:
-        """Whether what was accepted is finished and nothing more is taken."""
+        """Whether accepted requests are being finished and no new ones are taken."""
         return self.phase is Phase.DRAINING
 
     @property
     def is_ending(self) -> bool:
-        """Whether a signal to end has come."""
+        """Whether the shutdown has begun."""
         return self.phase in (Phase.LEAVING, Phase.DRAINING)
 
     def start(self) -> None:
-        """The models are verified and warm: take requests, unless the end has already been asked for."""
+        """Take requests, now that the models are verified and warm; does nothing once the shutdown has begun."""
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
             self.has_started = True
 
     def leave(self) -> None:
-        """Say that no more requests should be sent; those that come are answered all the same."""
+        """Report that no more requests should be sent, but answer those that come. Drains at once if not ready."""
         self.phase = Phase.LEAVING if self.phase is Phase.READY else Phase.DRAINING
 
     def drain(self) -> None:
-        """Take no more requests; those that are in are finished."""
+        """Take no more requests; accepted ones are finished."""
         self.phase = Phase.DRAINING
 
     @contextmanager

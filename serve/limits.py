@@ -27,7 +27,7 @@ _MOMENT_SECONDS = 0.25
 
 
 class _Unseen:
-    """A body that is received elsewhere, and of which nothing is seen until it is whole."""
+    """A body that is received elsewhere, and of which nothing is seen until it is complete."""
 
     def __init__(self, client: str, limit: asyncio.Timeout) -> None:
         self.client = client
@@ -35,10 +35,10 @@ class _Unseen:
         self._limit = limit
 
     def refuse(self) -> None:
-        """Wait for it no longer."""
+        """Stop waiting for it."""
         if not self._limit.expired():
             self.is_refused = True
-            self._limit.reschedule(0)  # the past
+            self._limit.reschedule(0)  # a time in the past: it expires at once
 
 
 class BodyReader:
@@ -48,7 +48,7 @@ class BodyReader:
         self._max_body_bytes = settings.max_body_bytes
         self._max_buffered_bytes = settings.max_buffered_bytes
         self._upload_seconds = settings.upload_seconds
-        # The other half of the calls over gRPC is left to those whose message is there at once.
+        # The other half of the calls over gRPC is left to those that send their message at once.
         places = min(settings.max_buffered_bytes // 2 // settings.max_body_bytes, settings.max_connections // 2)
         self._places = max(1, places)
         self._unseen: list[_Unseen] = []
@@ -90,11 +90,11 @@ class BodyReader:
 
     async def received(self, receive: Coroutine[Any, Any, T], client: str) -> T:
         """What `receive` gives: a body from `client` that is received elsewhere, and of which nothing is seen until it
-        is whole.
+        is complete.
 
-        One that takes longer than a moment needs a place, of which there are few, and counts as the largest that is
-        taken. When all are taken, the client with the most of them gives one up to a client that even then has no more
-        than it: or clients who send nothing could keep them from all others.
+        One that takes longer than a moment needs a place, of which there are few, and counts as a body of
+        `max_body_bytes`. When all places are taken, the client with the most gives one up to a client with at least two
+        fewer: otherwise clients that send nothing could keep the places from all others.
 
         Raises ProblemError 408 (too slow), 429 (too many at once), and whatever `receive` raises.
         """
@@ -113,14 +113,14 @@ class BodyReader:
             self._free_place(unseen)
 
     def check_small(self, size: int) -> None:
-        """Raises ProblemError 413 for what is more than a few settings."""
+        """Raises ProblemError 413 for a body that is larger than a few settings."""
         if size > _SMALL_BYTES:
-            raise ProblemError(413, "body_too_large", f"at most {_SMALL_BYTES} bytes are taken here")
+            raise ProblemError(413, "body_too_large", f"at most {_SMALL_BYTES} bytes are accepted here")
 
     async def small(self, request: Request) -> bytes:
         """A body of a few settings, which may be empty.
 
-        Raises ProblemError 413 for one that is more than that, and the others of `body`.
+        Raises ProblemError 413 for a larger one, and the others of `body`.
         """
         if request.headers.get("content-length") == "0":
             return b""
@@ -134,7 +134,7 @@ class BodyReader:
             raise
 
     async def discard(self, request: Request) -> None:
-        """Read a body that is not wanted, so that closing the connection does not reset it under the answer."""
+        """Read a body that is not wanted, or closing the connection might reset it before the answer arrives."""
         with contextlib.suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(_DISCARD_SECONDS), aclosing(request.stream()) as stream:
                 discarded = 0
@@ -193,7 +193,8 @@ class BodyReader:
         return has_memory and len(self._unseen) < self._places
 
     def _gives_way_to(self, client: str) -> _Unseen | None:
-        """The last to come of the client that has the most: the first is nearest to its end."""
+        """The newest place of the client that has the most, since its oldest is nearest to its end; None if that client
+        would then have fewer than `client`."""
         held = Counter(unseen.client for unseen in self._unseen)
         most = max(held.values(), default=0)
         if most <= held[client] + 1:
@@ -201,7 +202,7 @@ class BodyReader:
         return next(unseen for unseen in reversed(self._unseen) if held[unseen.client] == most)
 
     def _no_place(self) -> ProblemError:
-        detail = "messages that are on their way fill the room set aside for them; send this one faster, or try again"
+        detail = "incomplete messages take up all the places set aside for them; send this one faster, or try again"
         return ProblemError(429, "memory", detail, headers={"Retry-After": "1"})
 
     def _no_room(self) -> ProblemError:
@@ -209,7 +210,7 @@ class BodyReader:
         return ProblemError(429, "memory", detail, headers={"Retry-After": "1"})
 
     def _too_slow(self) -> ProblemError:
-        detail = f"the body was not whole after {self._upload_seconds:g} s; send a smaller image, or send it faster"
+        detail = f"the body was not complete after {self._upload_seconds:g} s; send a smaller image, or send it faster"
         return ProblemError(408, "slow_upload", detail, headers={"Connection": "close"})
 
     def _too_large(self) -> ProblemError:
@@ -227,10 +228,10 @@ class ContentType:
 
     @classmethod
     def of(cls, request: Request) -> "ContentType":
-        """Raises ProblemError 415 for what is not taken."""
+        """Raises ProblemError 415 for a type or an encoding that is not accepted, 400 for a form without a boundary."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
-            detail = f"Content-Encoding {encoding!r} is not taken; image formats are compressed, send the file as it is"
+            detail = f"Content-Encoding {encoding!r} is not accepted; images are compressed, send the file as it is"
             raise ProblemError(415, "content_encoding", detail, headers={"Accept-Encoding": "identity"})
         given = request.headers.get("content-type", "")
         media_type, options = parse_options_header(given)
@@ -243,5 +244,5 @@ class ContentType:
                 raise ProblemError(400, "malformed", f"Content-Type {MULTIPART} without a boundary; name it")
             return cls(name, boundary)
         taken = ", ".join([*IMAGE_TYPES, MULTIPART])
-        what = f"Content-Type {given!r} is not taken" if given else "there is no Content-Type"
+        what = f"Content-Type {given!r} is not accepted" if given else "there is no Content-Type"
         raise ProblemError(415, "media_type", f"{what}; send one of {taken}", headers={"Accept": taken})

@@ -1,6 +1,6 @@
-"""One line an event on standard error, for people or for what collects logs.
+"""One line per event on standard error, for people or for log collectors.
 
-A record may carry `fields` (see `event`): as JSON they are the members of its line, as text they are left out, since
+A record may carry `fields` (see `event`). In JSON they are the members of its line; in text they are left out, since
 its message says what a person wants to know.
 """
 
@@ -24,7 +24,7 @@ class LogFormat(StrEnum):
 
     @classmethod
     def here(cls) -> "LogFormat":
-        """What suits standard error as it is."""
+        """The format that suits standard error: text at a terminal, otherwise JSON."""
         return cls.TEXT if sys.stderr.isatty() else cls.JSON
 
 
@@ -35,8 +35,8 @@ def event(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def logs_as(form: LogFormat) -> Iterator[None]:
-    """Within, what is logged to a stream is written in this form; text is as the command line writes already."""
-    # Handlers of other kinds, such as pytest's, are for somebody else.
+    """Within this context, log lines to streams have this form; text is what the command line writes anyway."""
+    # Handlers of other kinds, such as pytest's, belong to others.
     streams = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
     before = [handler.formatter for handler in streams]
     if form is LogFormat.JSON:
@@ -50,12 +50,12 @@ def logs_as(form: LogFormat) -> Iterator[None]:
 
 
 def last_line(error: Exception) -> str:
-    """Why the program ends, as a line that a collector of logs can read like the others."""
+    """Why the program ends, as a JSON line that a log collector can read like the others."""
     return JsonLines().format(logging.LogRecord("serve", logging.CRITICAL, "", 0, str(error), None, None))
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object on one line, whatever its message holds."""
+    """Formats a record as one JSON object on one line, whatever its message contains."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""How one image is looked at, and what comes of it: its mask, probabilities of its classes, as a whole or in windows.
+"""How one image is run, as a whole or in windows, and what comes of it: its mask, and probabilities of its classes.
 
 K classes, H height, W width, N batch, C channels.
 """
@@ -29,17 +29,17 @@ Halves = NDArray[np.float16]
 WINDOW_PATTERN = r"^[0-9]{1,5}x[0-9]{1,5}$"
 
 LEAST_WINDOW = 64
-"""Of either side. In smaller ones a network sees next to nothing, and a run costs more than its pixels."""
+"""Pixels of either side. In smaller windows a network sees next to nothing, and a run costs more than its pixels."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of one image."""
+    """The result for one image."""
 
     image_HWC: U8
     mask_HW: U8
     probabilities_KHW: Halves | None = None
-    """Where they were asked for."""
+    """None unless they were asked for."""
 
 
 Finish = Callable[[Found], T]
@@ -47,7 +47,7 @@ Finish = Callable[[Found], T]
 
 @dataclass(frozen=True)
 class Look:
-    """What a request asks for beside the mask, and how it wants the image to be looked at."""
+    """What a request asks for beside the mask, and how it wants the image to be run."""
 
     probabilities: bool = False
     window: tuple[int, int] | None = None
@@ -55,22 +55,22 @@ class Look:
 
     @classmethod
     def asked(cls, manifest: Manifest, *, probabilities: bool, window: str | None) -> "Look":
-        """Of a request for this model; `window` is to be HEIGHTxWIDTH.
+        """The look that a request for this model asks for; `window` must be HEIGHTxWIDTH.
 
-        Raises ProblemError 400 for one that is not, and for what the model cannot give.
+        Raises ProblemError 400 for one that is not, or too small, and for what the model cannot give.
         """
         look = cls(probabilities, None if window is None else _parsed(window))
         if (look.probabilities or look.window) and not gives_logits(manifest):
-            detail = f"{manifest.name} gives masks alone, and this takes probabilities"
+            detail = f"{manifest.name} gives only masks, and this needs probabilities"
             raise ProblemError(400, "no_logits", f"{detail}; serve a bundle that was exported with --outputs both")
         if look.window and manifest.size is not None:
             height, width = manifest.size
-            detail = f"{manifest.name} resizes whatever it is given to {width}x{height}"
+            detail = f"{manifest.name} resizes every image to {width}x{height}"
             raise ProblemError(400, "window", f"{detail}, and would see windows magnified; leave the window out")
         return look
 
     def work(self, predictor: Predictor, stages: Stages, sizes: Sizes, content: bytes, finish: Finish[T]) -> Work[T]:
-        """What is to be done with the image file `content`; `finish` makes the answer, in a worker thread."""
+        """The work on the image file `content`; `finish` makes the answer, in a worker thread."""
         if self.window is not None:
             return _Windows(predictor, stages, sizes, content, finish, self.window, keeps=self.probabilities)
         if self.probabilities:
@@ -85,7 +85,7 @@ class Look:
 
 
 class _OfLogits(Work[T]):
-    """Work on one image that takes the model's logits. What it may need is known before the image is decoded."""
+    """Work on one image that needs the model's logits. Its limits are checked before the image is decoded."""
 
     wants_logits = True
 
@@ -96,7 +96,7 @@ class _OfLogits(Work[T]):
         self._image_HWC: U8 | None = None
 
     def _image(self, max_pixels: int) -> U8:
-        """Decoded when it is asked for the first time."""
+        """The image; decoded the first time."""
         if self._image_HWC is None:
             self.stages.record("queue", self.seconds_since_asked)
             with self.stages.time("decode"):
@@ -106,7 +106,7 @@ class _OfLogits(Work[T]):
 
     @abstractmethod
     def _plan(self, height: int, width: int) -> None:
-        """Raises ProblemError 413 for an image of a size that cannot be had."""
+        """Plan the runs for an image of this size. Raises ProblemError 413 if it is too large."""
 
     def _answer(self, mask_HW: U8, probabilities_KHW: Halves | None) -> T:
         assert self._image_HWC is not None
@@ -115,7 +115,7 @@ class _OfLogits(Work[T]):
 
 
 class _Probabilities(_OfLogits[T]):
-    """Mask and probabilities of an image that is looked at as a whole."""
+    """Mask and probabilities of an image that is run as a whole."""
 
     _geometry: Geometry
 
@@ -131,7 +131,7 @@ class _Probabilities(_OfLogits[T]):
             return self._geometry.fit(image_HWC)[None]
 
     def finished(self, given: NDArray[Any]) -> T:
-        """The mask is the one that is given without probabilities."""
+        """The mask is the same as in an answer without probabilities."""
         [logits_KHW] = given
         with self.stages.time("postprocess"):
             mask_HW = self._geometry.restore(_best(logits_KHW))
@@ -140,7 +140,7 @@ class _Probabilities(_OfLogits[T]):
 
 
 class _Windows(_OfLogits[T]):
-    """The mask of an image that is looked at in windows, one each turn; the probabilities if it `keeps` them."""
+    """The mask of an image that is run in windows, one each turn; with the probabilities if it `keeps` them."""
 
     _blend: Blend
     _geometry: Geometry
@@ -201,10 +201,10 @@ def _parsed(window: str) -> tuple[int, int]:
     if not re.fullmatch(WINDOW_PATTERN, window):
         # What was sent is not repeated: it may be long.
         detail = "the window is not HEIGHTxWIDTH in pixels, such as 512x512"
-        raise ProblemError(400, "window", f"{detail}; leave it out to have the image looked at as a whole")
+        raise ProblemError(400, "window", f"{detail}; leave it out to have the image run as a whole")
     height, _, width = window.partition("x")
     sides = int(height), int(width)
     if min(sides) < LEAST_WINDOW:
-        detail = f"windows have {LEAST_WINDOW} pixels at least on each side; {window} was asked for"
+        detail = f"windows have at least {LEAST_WINDOW} pixels on each side, not {window}"
         raise ProblemError(400, "window", f"{detail}; ask for larger ones")
     return sides

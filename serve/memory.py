@@ -15,11 +15,11 @@ _SEPARATE_BYTES: Final = 8 * 2**20
 
 
 def keep_freed() -> None:
-    """Have this process keep what its threads free, up to 32 MiB each; blocks above 8 MiB are given back.
+    """Make this process keep what its threads free, up to 32 MiB each; blocks above 8 MiB are given back.
 
-    glibc gives back what lies free at the end of a thread's heap as soon as it is twice the largest block that was
-    ever freed, and so, between two images, the room for the next one: 527 page faults and 2 to 3 ms for an image of
-    360x480. Another C library is left as it is.
+    By default glibc gives back the free end of a thread's heap as soon as it is twice the largest block ever freed. So,
+    between two images, it gives back the memory that the next one needs: 527 page faults and 2 to 3 ms for an image of
+    360x480. Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     for parameter, value in ((_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_MMAP_THRESHOLD, _SEPARATE_BYTES)):

@@ -1,6 +1,6 @@
-"""What is counted and timed, in Prometheus' form.
+"""What is counted and timed, in Prometheus' format.
 
-A `Metrics` is handed to whoever measures, with a registry of its own: two applications in one process, or two
+A `Metrics` is passed to the code that measures, and has its own registry: two applications in one process, or two
 tests, do not share counters. Names follow Prometheus' rules: base units, `_seconds`, `_bytes`, `_total`.
 """
 
@@ -35,7 +35,7 @@ STAGES = ("queue", "decode", "preprocess", "inference", "postprocess", "encode")
 # From a pruned model's few milliseconds to a request that waited for its whole deadline.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-# Around an objective, so close that a quantile near it is told to a tenth of it.
+# Multiples of an objective, so close to each other that a quantile near it is known to a tenth of it.
 _AROUND = (0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2)
 
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
@@ -48,7 +48,7 @@ class Metrics:
     """Everything that /metrics shows."""
 
     def __init__(self, *, objective_seconds: float | None = None, triton_names: bool = False) -> None:
-        """`objective_seconds` of a request gets buckets close around it; see ServeSettings for both."""
+        """`objective_seconds` gets buckets close around it; ServeSettings explains both."""
         self.registry = CollectorRegistry()
         buckets = buckets_around(objective_seconds)
         # Memory, CPU seconds, file descriptors; the interpreter; its garbage collector.
@@ -70,7 +70,7 @@ class Metrics:
         )
         self._stage = Histogram(
             "segpress_stage_duration_seconds",
-            "Time that requests spent in each stage; of an image that is looked at in windows, in that of each window.",
+            "Time that requests spent in each stage; for an image that is run in windows, once for each window.",
             ["model", "stage"],
             buckets=buckets,
             registry=self.registry,
@@ -122,7 +122,7 @@ class Metrics:
             self.registry.register(TritonMetrics(self._versions, self.statistics))
 
     def add_model(self, manifest: Manifest) -> None:
-        """Show a model, and its stages and requests from zero on, so that rates are right from the first request."""
+        """Show a model, with zeros for its stages and requests, so that rates are right from the first request."""
         self._versions[manifest.name] = manifest.version
         self._run_images.labels(manifest.name)
         self._model_info.labels(manifest.name, manifest.version, manifest.precision, manifest.digest).set(1)
@@ -132,7 +132,7 @@ class Metrics:
             self._stage.labels(manifest.name, stage)
 
     def remove_model(self, manifest: Manifest) -> None:
-        """Show a model no more as served. What it has done stays counted: counters only grow."""
+        """Stop showing a model as served. What it has done stays counted: counters only grow."""
         self._model_info.remove(manifest.name, manifest.version, manifest.precision, manifest.digest)
 
     def watch(self, name: str, documentation: str, read: Callable[[], float]) -> None:
@@ -167,7 +167,7 @@ class Metrics:
                 self._errors.labels(model, reason).inc()
 
     def refused(self, model: str, reason: str) -> None:
-        """Count a request that was turned away before any route saw it, or one image of several that was."""
+        """Count a request that was refused before any route got it, or one image of several that was refused."""
         self._errors.labels(model, reason).inc()
 
     def stages(self, model: str) -> "Stages":
@@ -191,7 +191,7 @@ class Metrics:
 
 
 class Counted:
-    """Under which model a request is counted and logged. It may be told later: over gRPC it stands in the message."""
+    """The model under which a request is counted and logged. It may be set later: over gRPC the message names it."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -208,7 +208,7 @@ class Counted:
 
 
 def buckets_around(objective_seconds: float | None) -> tuple[float, ...]:
-    """Upper bounds of buckets, in seconds: one is the objective itself, so that the share that kept it is exact."""
+    """Upper bounds of buckets, in seconds: one is the objective itself, so that the share within it is exact."""
     if objective_seconds is None:
         return _BUCKETS
     # Rounded, or the labels would read 0.07000000000000001.
@@ -226,16 +226,16 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self._observe = observe
         self.ran_on = ran_on
-        """To be told of each run of the model on how many images it was."""
+        """Called after each run of the model, with the number of its images."""
 
     def record(self, stage: str, seconds: float) -> None:
-        """Keep and observe a stage that ended just now; one that comes again adds to what was kept."""
+        """Add and observe the time of a stage that has just ended, perhaps not for the first time."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self._observe(stage, seconds)
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Record what happens inside, also when it raises."""
+        """Record the time spent inside, even when it raises."""
         begun = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Around every request: an id, its place in a trace, a place in the count of what is in flight, a line in the log."""
+"""What surrounds every request: an id, its place in a trace, the count of requests in flight, and a line in the log."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from serve.tracing import Spans
 
 logger = logging.getLogger(__name__)
 
-_FAILED = ProblemError(500, "internal", "the server failed on this request; its log tells more under the request id")
+_FAILED = ProblemError(500, "internal", "the server failed on this request; its log has the cause under the request id")
 _CUT_OFF = ProblemError(
     503,
     "cut_off",
@@ -72,8 +72,8 @@ class RequestEnvelope:
                     raise
                 await problem_response(_FAILED, record.request_id)(scope, receive, send_enveloped)
             finally:
-                # The path as it was sent would bring what clients make up into the log, and make one line each of like
-                # requests.
+                # Not the path as it was sent: it would bring what clients make up into the log, and requests to one
+                # route would look like many.
                 route = getattr(scope.get("route"), "path", "") or "(no route)"
                 record.log(scope["method"], route, status, quiet=scope["path"].startswith(QUIET))
 

@@ -24,7 +24,7 @@ class Upload:
 def uploads(body: bytes, boundary: bytes, *, most: int) -> list[Upload]:
     """The files in a body, at least one, in their order.
 
-    Raises ProblemError 400 when a part is no file, or there is no sense in the body, 413 for more parts than `most`.
+    Raises ProblemError 400 when a part is not a file or the body is malformed, 413 for more parts than `most`.
     """
     parts = _Parts(most)
     try:
@@ -44,23 +44,23 @@ def uploads(body: bytes, boundary: bytes, *, most: int) -> list[Upload]:
             parser.write(body[start : start + _SLICE])
         parser.finalize()
     except FormParserError as error:
-        raise no_form(f"the body is not sound ({error})") from error
+        raise no_form(f"the body is malformed ({error})") from error
     if not parts.ended:
         raise no_form("the body ends before its last boundary")
     if not parts.found:
-        raise no_form("there is no part in it")
+        raise no_form("the body has no parts")
     return parts.found
 
 
 def no_form(what: str) -> ProblemError:
-    """What to raise for a form that is not one of those that are taken."""
+    """What to raise for a form that is not accepted."""
     how = "send one file field, or several that are all called images, and nothing else"
     return ProblemError(400, "multipart", f"multipart: {what}; {how}")
 
 
 @dataclass
 class _Part:
-    """The one that is being parsed."""
+    """The part that is being parsed."""
 
     content: bytearray = field(default_factory=bytearray)
     name: str = ""
@@ -76,7 +76,7 @@ class _Part:
 
 
 class _Parts:
-    """Collects files as the parser comes upon them."""
+    """Collects files as the parser finds them."""
 
     def __init__(self, most: int) -> None:
         self.found: list[Upload] = []
@@ -86,7 +86,7 @@ class _Parts:
 
     def begin(self) -> None:
         if len(self.found) == self._most:
-            detail = f"at most {self._most} images are taken in one request; send the others in another one"
+            detail = f"at most {self._most} images are accepted in one request; send the others in another one"
             raise ProblemError(413, "too_many_images", detail)
         self._part = _Part()
 

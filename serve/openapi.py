@@ -1,7 +1,7 @@
-"""The OpenAPI document: what FastAPI finds in the routes, and the two things that it cannot know.
+"""The OpenAPI document: what FastAPI finds in the routes, and two things that it cannot know.
 
-Masks and problems are sent as they are encoded, not through FastAPI's response models, so their schemas
-are added here and the routes refer to them by name.
+Masks and problems are sent already encoded, not through FastAPI's response models, so their schemas are
+added here and the routes refer to them by name. How a key is sent is added here, too.
 """
 
 from typing import Any
@@ -19,26 +19,26 @@ _SENT_AS_THEY_ARE: list[type[BaseModel]] = [Problem]
 
 
 def reference(model: type[BaseModel]) -> dict[str, Any]:
-    """The content of a response or body of this model, whose schema then stands in the document."""
+    """The content of a response or body of this model, whose schema is then part of the document."""
     return {"schema": schema_of(model)}
 
 
 def schema_of(*models: type[BaseModel]) -> dict[str, Any]:
-    """The schema of one of these models, for a place within another schema."""
+    """A schema that refers to one of these models, for use within another schema."""
     _SENT_AS_THEY_ARE.extend(model for model in models if model not in _SENT_AS_THEY_ARE)
     references = [{"$ref": _REFERENCE.format(model=model.__name__)} for model in models]
     return references[0] if len(references) == 1 else {"anyOf": references}
 
 
 def problems(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """Responses with a problem, for FastAPI's `responses`; any other status is one as well."""
+    """Responses with a problem, for FastAPI's `responses`; `default` stands for any other status."""
     content = {MEDIA_TYPE: reference(Problem)}
     documented: list[tuple[int | str, str]] = [*descriptions.items(), ("default", "Any other problem")]
     return {status: {"description": text, "content": content} for status, text in documented}
 
 
 def install(app: FastAPI, *, with_keys: bool = False) -> None:
-    """Add the schemas that routes refer to by name to the document of `app`, and how a key is sent if it takes keys."""
+    """Add to the document of `app` the schemas that routes refer to by name and, `with_keys`, how a key is sent."""
     found_by_fastapi = app.openapi
 
     def document() -> dict[str, Any]:

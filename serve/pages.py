@@ -2,7 +2,7 @@
 
 FastAPI's own documentation page loads its scripts from elsewhere; this one is made from the same OpenAPI
 document and needs no script at all. Scripts and styles are files of their own, since the policy in
-serve/headers.py lets nothing run that stands in a page.
+serve/headers.py forbids inline ones.
 """
 
 import re
@@ -49,7 +49,7 @@ async def part(name: str) -> Response:
     media_type = _TYPES.get(name.rpartition(".")[2])
     if media_type is None or name not in {file.name for file in _FOLDER.iterdir()}:
         raise HTTPException(404)
-    # A browser that kept an old script would show it beside a new page.
+    # A browser that kept an old script would run it in a new page.
     return Response(_read(name), media_type=media_type, headers={"Cache-Control": "no-cache"})
 
 
@@ -169,7 +169,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _prose(text: str) -> str:
-    """With `code` as Markdown has it, which is what descriptions in an OpenAPI document are."""
+    """The text as HTML, with `code` as in Markdown, which is the format of descriptions in OpenAPI."""
     return _CODE.sub(r"<code>\1</code>", escape(text))
 
 

@@ -1,4 +1,4 @@
-"""From the bytes of a request to its encoded masks: decoded and fitted alone, run alone or with others, finished alone.
+"""From the bytes of a request to its encoded masks. Only the run of the model may be shared with other requests.
 
 H height, W width, N batch, C channels.
 """
@@ -31,30 +31,30 @@ _STATUS = {"malformed": 400, "unsupported": 415, "channels": 415, "too_large": 4
 
 @dataclass(frozen=True)
 class Sizes:
-    """How images are brought to a model, and how large they may be."""
+    """How images are fitted to a model, and how large they may be."""
 
     max_pixels: int
-    """Of what one request has, as sent and as padded for the model; and of what is run together."""
+    """Pixels of one request, as sent and as padded for the model; and of one run of the model."""
     bucket: int = 1
-    """Images are padded to multiples of this, too, so that fewer sizes are met."""
+    """Images are padded to multiples of this, too, so that there are fewer sizes."""
     max_windowed_pixels: int = sys.maxsize
-    """Of one image that is looked at in windows, as sent; and of all its windows together, as padded."""
+    """Pixels of one image that is run in windows, as sent; and of all its windows together, as padded."""
     max_probabilities: int = sys.maxsize
-    """Classes times pixels of what is answered, and of what the model gives at once, where logits are asked of it."""
+    """Classes times pixels of the probabilities in an answer, and of the logits that the model gives at once."""
 
     def planned(self, height: int, width: int, manifest: Manifest) -> Geometry:
-        """How an image of this size is brought to the model, however large it is."""
+        """How an image of this size is fitted to the model; no limit is checked."""
         return Geometry.plan(height, width, size=manifest.size, multiple=math.lcm(manifest.size_multiple, self.bucket))
 
     def geometry(self, images: int, height: int, width: int, manifest: Manifest) -> Geometry:
-        """Raises ProblemError 413 for images that are too large as sent, or as padded."""
+        """As `planned`. Raises ProblemError 413 for images that are too large as sent, or as padded."""
         geometry = self.planned(height, width, manifest)
-        for (high, wide), what in (((height, width), ""), (geometry.padded, "padded for the model ")):
-            # A single row of pixels is small, but padded to the model's multiple it is many times that.
+        for (high, wide), what in (((height, width), ""), (geometry.padded, ", padded for the model,")):
+            # A single row of pixels is small, but padded to the model's multiple it is many times larger.
             pixels = images * counted_pixels(high, wide, manifest.channels)
             if pixels > self.max_pixels:
-                detail = f"{what}{images} of {wide}x{high} have {pixels} pixels, at most {self.max_pixels} are taken"
-                raise ProblemError(413, "too_large", f"{detail}; send less, smaller images, or pieces of them")
+                detail = f"{images} images of {wide}x{high}{what} are {pixels} pixels, the limit is {self.max_pixels}"
+                raise ProblemError(413, "too_large", f"{detail}; send fewer or smaller images, or pieces of them")
         return geometry
 
     def blend(self, height: int, width: int, window: tuple[int, int], manifest: Manifest) -> Blend:
@@ -63,35 +63,35 @@ class Sizes:
         padded = self.planned(min(height, window[0]), min(width, window[1]), manifest).padded
         pixels = counted_pixels(*padded, manifest.channels)
         if pixels > self.max_pixels:
-            detail = f"a window of {padded[1]}x{padded[0]} has {pixels} pixels, at most {self.max_pixels} are taken"
+            detail = f"a window of {padded[1]}x{padded[0]} has {pixels} pixels, the limit is {self.max_pixels}"
             raise ProblemError(413, "too_large", f"{detail}; ask for smaller windows")
         if count * pixels > self.max_windowed_pixels:
             detail = (
-                f"{count} windows of {padded[1]}x{padded[0]} have {count * pixels} pixels, at most "
-                f"{self.max_windowed_pixels} are taken"
+                f"{count} windows of {padded[1]}x{padded[0]} have {count * pixels} pixels, the limit is "
+                f"{self.max_windowed_pixels}"
             )
             raise ProblemError(413, "too_large", f"{detail}; ask for larger windows, or send pieces of the image")
         return Blend((height, width), window)
 
     def check_probabilities(self, size: tuple[int, int], manifest: Manifest) -> None:
-        """Raises ProblemError 413 when those of an image or window of this size are too many."""
+        """Raises ProblemError 413 when an image or window of this size has too many probabilities."""
         classes, (height, width) = len(manifest.classes), size
         values = classes * height * width
         if values > self.max_probabilities:
             detail = (
-                f"{classes} classes of {width}x{height} pixels have {values} probabilities, at most "
-                f"{self.max_probabilities} are taken"
+                f"{classes} classes of {width}x{height} pixels have {values} probabilities, the limit is "
+                f"{self.max_probabilities}"
             )
             raise ProblemError(413, "too_large", f"{detail}; send smaller images, or pieces of them")
 
 
 class Work(ABC, Generic[T]):
-    """What one request wants of one model: one run of it, or several in turn."""
+    """Work for one request on one model: one run of the model, or several in turn."""
 
     wants_logits = False
     """Whether the model is run for its logits NKHW instead of masks NHW."""
     has_run = False
-    """Whether the model was run for it: not when it was refused before."""
+    """Whether the model was run for it; False if it was refused before that."""
 
     def __init__(self, predictor: Predictor, stages: Stages, sizes: Sizes) -> None:
         self.predictor = predictor
@@ -105,15 +105,15 @@ class Work(ABC, Generic[T]):
 
     @abstractmethod
     def fitted(self) -> U8:
-        """The images NHWC that the model is to be run on, as it takes them; in a worker thread."""
+        """The images NHWC to run the model on, resized and padded as it needs them. Runs in a worker thread."""
 
     @abstractmethod
     def finished(self, given: NDArray[Any]) -> T | object:
-        """The answer, of what the model gave for those images; `serve.queue.UNFINISHED` when there is more to run."""
+        """The answer, made from the model's output for those images; `serve.queue.UNFINISHED` if more is to be run."""
 
 
 class WholeWork(Work[T]):
-    """The masks of images of one size, each looked at as a whole."""
+    """The masks of images of one size, each run as a whole."""
 
     def __init__(
         self,
@@ -123,7 +123,8 @@ class WholeWork(Work[T]):
         read: Callable[[], Sequence[U8]],
         finish: Callable[[U8], T],
     ) -> None:
-        """`read` gives images HWC of one size, `finish` makes the answer of their masks NHW; in a worker thread."""
+        """`read` gives images HWC of one size, `finish` makes the answer from their masks NHW; both run in a worker
+        thread."""
         super().__init__(predictor, stages, sizes)
         self._read = read
         self._finish = finish
@@ -148,13 +149,13 @@ class WholeWork(Work[T]):
 
 
 Outcomes = list[Any]
-"""Of each work what it gives, the exception that it raised, or `serve.queue.UNFINISHED`."""
+"""For each piece of work its result, the exception that it raised, or `serve.queue.UNFINISHED`."""
 
 
 def run_together(works: Sequence[Work[Any]]) -> Outcomes:
-    """Do a turn of works of one predictor, those of one padded size in one run of the model.
+    """Do one turn of `works`, all of one predictor; those with the same padded size share a run of the model.
 
-    What is wrong with one of them is its own outcome alone.
+    An exception from one of them is the outcome of that one alone.
     """
     outcomes: dict[int, Any] = {}
     groups: dict[tuple[Any, ...], list[tuple[int, U8]]] = {}
@@ -172,7 +173,7 @@ def run_together(works: Sequence[Work[Any]]) -> Outcomes:
 
 
 def _parts(group: list[tuple[int, U8]], max_pixels: int) -> list[list[tuple[int, U8]]]:
-    """Not more pixels in one run than one request may have: memory goes by the largest run."""
+    """Split a group so that no run has more pixels than one request may have: the largest run sets the memory used."""
     parts: list[list[tuple[int, U8]]] = []
     left = 0
     for member in group:
@@ -195,7 +196,7 @@ def _run(works: Sequence[Work[Any]], group: list[tuple[int, U8]]) -> dict[int, A
     except Exception as error:
         if len(group) == 1:
             return {group[0][0]: error}
-        # One of them may be to blame; alone each gets what it deserves.
+        # One of them may be the cause; run alone, the others get their answers.
         return {index: outcome for member in group for index, outcome in _run(works, [member]).items()}
     seconds = time.perf_counter() - begun
     first.stages.ran_on(len(batch_NHWC))
@@ -215,9 +216,9 @@ def _run(works: Sequence[Work[Any]], group: list[tuple[int, U8]]) -> dict[int, A
 def decoded(image: bytes, manifest: Manifest, *, max_pixels: int) -> U8:
     """The image HWC in a file, with the channels of the model.
 
-    Raises ProblemError 4xx for what is none, or one that is not taken.
+    Raises ProblemError 4xx for a file that is not an image, or not one that is accepted.
     """
-    with _told(image):
+    with _client_errors(image):
         return decode(image, manifest.channels, max_pixels=max_pixels)
 
 
@@ -226,14 +227,14 @@ def size_of(image: bytes, *, max_pixels: int) -> tuple[int, int]:
 
     Raises ProblemError as `decoded` does.
     """
-    with _told(image):
+    with _client_errors(image):
         header = read_header(image, max_pixels=max_pixels)
         return header.height, header.width
 
 
 @contextmanager
-def _told(image: bytes) -> Iterator[None]:
-    """What is wrong with an image is the client's to mend."""
+def _client_errors(image: bytes) -> Iterator[None]:
+    """Turn errors of the image into problems with a 4xx status: the client has to mend them."""
     if not image:
         raise ProblemError(400, "empty", "the file is empty; send one image file")
     try:

@@ -1,4 +1,4 @@
-"""Which versions of a model a load shall serve, as clients of Triton's repository extension say it.
+"""Which versions of a model a load request asks for, in the terms of Triton's repository extension.
 
 Source: Triton Inference Server, model_config.proto, ModelVersionPolicy.
 """
@@ -51,14 +51,14 @@ def newest_version(there: Sequence[str]) -> list[str]:
 
 
 def choice_of(parameters: Mapping[str, object]) -> Choice:
-    """From the parameters of a load request: `config` alone, JSON with a version_policy alone, which is latest, all or
-    specific.
+    """The choice that the parameters of a load request make. The only one is `config`: JSON with only a version_policy,
+    which is latest, all or specific.
 
     Raises ProblemError 400.
     """
     if set(parameters) - {_CONFIG}:
-        # Files that Triton would serve in place of those in the folder; or a wish that would not be heeded.
-        detail = f"a load takes the parameter {_CONFIG!r} alone; files are put into the folder of models"
+        # Triton takes files here, to serve in place of those in the folder. Any other parameter would be ignored.
+        detail = f"a load takes only the parameter {_CONFIG!r}; put files into the folder of models"
         raise ProblemError(400, "parameter", detail)
     config = parameters.get(_CONFIG)
     if not config:
@@ -69,7 +69,7 @@ def choice_of(parameters: Mapping[str, object]) -> Choice:
         raise ProblemError(
             400,
             "parameter",
-            "config takes a version_policy alone: one of latest, all and specific, as Triton spells them",
+            "config takes only a version_policy: one of latest, all and specific, spelled as Triton does",
         ) from error
     if policy.specific is not None:
         wanted = [str(version) for version in policy.specific.versions]

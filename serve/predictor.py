@@ -1,4 +1,4 @@
-"""The seam between HTTP and the model: tests put something else here, and so may another runtime."""
+"""The seam between HTTP and the model: tests put another predictor here, and so could another runtime."""
 
 import logging
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from serve.settings import ServeSettings
 logger = logging.getLogger(__name__)
 
 _USUAL_SIZE = (512, 512)
-"""Of images of a bundle that says nothing of them."""
+"""Assumed for the images of a bundle that names no size."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class SessionSettings:
     """How the runtime's session of every bundle runs."""
 
     threads: int = 1
-    """Of one run."""
+    """Threads of one run."""
     memory_pool: MemoryPool = "shrink"
     providers: Sequence[str] = (CPU,)
-    """ONNX Runtime's names, the first that takes an operator runs it."""
+    """ONNX Runtime's names; the first that supports an operator runs it."""
     concurrency: int = 1
     """Runs at once."""
 
     @classmethod
     def of(cls, settings: ServeSettings) -> Self:
-        """As a server with these settings runs its models.
+        """How a server with these settings runs its models.
 
-        Raises UsageError when none of the providers is there.
+        Raises UsageError when none of the providers is installed.
         """
         return cls(settings.threads_per_run, settings.memory_pool, chosen(settings.providers), settings.concurrency)
 
@@ -55,19 +55,21 @@ class Predictor(Protocol):
         """Class indices NHW of images that are resized and padded as the manifest says."""
 
     def logits(self, images_NHWC: U8) -> Figures:
-        """Logits NKHW of such images; asked for only where the manifest names them among the outputs."""
+        """Logits NKHW of such images; called only if the manifest lists them among the outputs."""
 
 
 class BundlePredictor:
     """A bundle's graph in one ONNX Runtime session, shared by all threads."""
 
     def __init__(self, bundle: Bundle, session: SessionSettings, model: OnnxModel | None = None) -> None:
-        """`model` is the bundle's where it has been opened already, with `session`."""
+        """`model` is the bundle's model, if that has been opened already, with `session`."""
         self.manifest = bundle.manifest
         self._model = model or _opened(bundle, session)
         runs_on = [name for name in session.providers if name in self._model.providers]
         if runs_on[:1] != list(session.providers[:1]):
-            logger.warning("%s: %s could not be started; %s serves", bundle.path, session.providers[0], runs_on[0])
+            logger.warning(
+                "%s: %s could not be started; %s serves instead", bundle.path, session.providers[0], runs_on[0]
+            )
 
     def predict(self, images_NHWC: U8) -> U8:
         return self._model.masks(images_NHWC)
@@ -86,7 +88,7 @@ def _opened(bundle: Bundle, session: SessionSettings) -> OnnxModel:
 
 
 def _usual_pixels(manifest: Manifest) -> int:
-    """Twice those that the bundle is fed with, or was measured at."""
+    """Twice the pixels of the size that the bundle resizes to, or else was measured at."""
     height, width = manifest.size or (
         (manifest.latency.height, manifest.latency.width) if manifest.latency else _USUAL_SIZE
     )
@@ -94,8 +96,8 @@ def _usual_pixels(manifest: Manifest) -> int:
 
 
 def open_bundle(path: Path, name: str, version: str, session: SessionSettings) -> BundlePredictor:
-    """Load the bundle in `path`, which is to have this name and version, and verify it as it will serve: it is the
-    session behind the predictor that gives the golden answers.
+    """Load the bundle in `path`, which must have this name and version, and verify it as it will serve: the golden
+    answers are compared with those of the session that the predictor then uses.
 
     Raises BundleError for one that must not serve.
     """
@@ -106,7 +108,7 @@ def open_bundle(path: Path, name: str, version: str, session: SessionSettings) -
 
 
 def open_newest(folders: ModelFolders, session: SessionSettings) -> list[BundlePredictor]:
-    """The newest version of every model.
+    """Open the newest version of every model.
 
     Raises BundleError with everything that is wrong in any of them.
     """

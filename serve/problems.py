@@ -15,11 +15,11 @@ from serve.record import current_record
 MEDIA_TYPE = "application/problem+json"
 
 CLIENT_CLOSED_REQUEST = 499
-"""Nobody is left to read it; it stands in the metrics. Source: nginx's code for the same thing."""
+"""For metrics and the log: nobody is left to read it. Source: nginx's code for the same thing."""
 
 
 _TOLD = 5
-"""Of everything that may be wrong with one request, so many are told."""
+"""At most this many errors of one request are named."""
 
 
 class ProblemError(SegpressError):
@@ -37,7 +37,7 @@ class ProblemError(SegpressError):
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 has it; `reason` is the word to test for, `detail` says what to do."""
+    """What went wrong, in the form of RFC 9457; `reason` is the word to test for, `detail` says what to do."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -51,13 +51,13 @@ class Problem(BaseModel):
     reason: str
     """One of a short, stable list of words."""
     request_id: str
-    """Of this request, also in the header X-Request-ID and in the server's log."""
+    """Id of this request, also in the header X-Request-ID and in the server's log."""
     trace_id: str
-    """Of the trace that the request belongs to, also in the header traceparent and in the server's log."""
+    """Id of the trace that the request belongs to, also in the header traceparent and in the server's log."""
 
 
 def problem_of(problem: ProblemError, request_id: str) -> Problem:
-    """`problem` as it is told."""
+    """`problem` as clients get it."""
     record = current_record()
     return Problem(
         title=_title(problem.status),
@@ -77,7 +77,7 @@ def problem_response(problem: ProblemError, request_id: str) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error that the application or its router raises a problem+json answer."""
+    """Turn every error that the application or its router raises into a problem+json answer."""
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)
@@ -104,7 +104,7 @@ def request_id_of(request: Request) -> str:
 def _invalid_problem(error: RequestValidationError) -> ProblemError:
     # What was sent is not repeated: it may be long, and it may be a secret.
     wrong = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()[:_TOLD])
-    return ProblemError(400, "invalid", f"{wrong}; /docs tells what this takes")
+    return ProblemError(400, "invalid", f"{wrong}; see /docs for what this route takes")
 
 
 def _routing_problem(request: Request, error: HTTPException) -> ProblemError:

@@ -1,16 +1,16 @@
 """A bounded queue in front of a few worker threads.
 
-What waits is bounded, by number and by how long the last of it would wait, so a burst costs the excess an honest
-refusal and not everybody their patience.
-What nobody waits for any more, because its deadline has passed or its client has gone, leaves the queue
-without having been computed. The threads take work straight from the queue: no turn of the event loop
-lies between the end of one run and the start of the next.
+The waiting work is bounded, by number and by how long the last of it would wait: in a burst the excess is refused at
+once, and the rest does not wait for ever.
+Work that nobody waits for any more, because its deadline has passed or its client has left, is dropped from the queue
+and never computed. The threads take work straight from the queue: no turn of the event loop lies between the end of
+one run and the start of the next.
 
-A worker that comes free may take several at once, if they can be run together: only what waits already, unless a
-delay is set. What the others could take at that moment is left to them.
+A worker that becomes free may take several pieces of work, if they can be run together. It takes only what is waiting
+already, unless a delay is set, and leaves to other idle workers what these can take at that moment.
 
-Work that is done in several turns stays with its worker: between two turns it is asked again whether somebody waits for
-it. So there is never more begun than the workers hold.
+Work that takes several turns stays with its worker, which checks between turns whether somebody still waits for it. So
+no more work is ever in progress than the workers hold.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ from export.errors import WorkFailedError
 W = TypeVar("W")
 
 UNFINISHED: Final = object()
-"""What comes of a turn of work that needs another one."""
+"""Outcome of a turn of work that needs another turn."""
 
-# Weight of the newest run in the running estimate of service time: the last ten or so count.
+# Weight of the newest run in the moving average of service time: the last ten or so count.
 _NEWEST = 0.2
 
 
 class QueueFullError(WorkFailedError):
-    """As much is waiting as may wait, or a newcomer would wait too long."""
+    """The queue is full, or new work would wait too long in it."""
 
     def __init__(self, reason: str, detail: str, retry_after_seconds: int) -> None:
         super().__init__(f"{detail}; try again in {retry_after_seconds} s")
@@ -49,13 +49,13 @@ class DeadlineError(WorkFailedError):
     """The deadline passed before the work's turn came, or before its next one."""
 
     def __init__(self, *, has_begun: bool) -> None:
-        when = "before its next turn came" if has_begun else "while the request waited for its turn"
+        when = "before the request's next turn came" if has_begun else "while the request waited for its turn"
         super().__init__(f"the deadline passed {when}")
         self.has_begun = has_begun
 
 
 class WorkQueue(Generic[W]):
-    """Has works run on `workers` threads, first come first served, with at most `limit` of them waiting."""
+    """Runs work on `workers` threads, first come first served, while at most `limit` pieces of work wait."""
 
     def __init__(
         self,
@@ -70,9 +70,9 @@ class WorkQueue(Generic[W]):
         kind: Callable[[W], Hashable] = lambda _work: None,
         took_its_time: Callable[[W], bool] = lambda _work: True,
     ) -> None:
-        """`run_together` gives of each work what came of it, exceptions and `UNFINISHED` included, for works that are
-        all `mates`, and so of one `kind`. Service time is estimated for each kind by itself, from works that
-        `took_its_time`: what was refused in a moment says nothing of how long the next one takes."""
+        """`run_together` gets works that are all `mates`, and so of one `kind`, and returns the outcome of each, which
+        may be an exception or `UNFINISHED`. Service time is estimated for each kind separately, from work that
+        `took_its_time`: work that was refused in a moment says nothing about how long the next will take."""
         self.workers = workers
         self.limit = limit
         self.max_wait_seconds = max_wait_seconds
@@ -102,29 +102,29 @@ class WorkQueue(Generic[W]):
 
     @property
     def estimated_wait_seconds(self) -> float:
-        """How long a newcomer would wait for its turn, from the running means of service time."""
+        """How long new work would wait for its turn, from the moving averages of service time."""
         return self._wait_seconds()
 
     @property
     def retry_after_seconds(self) -> int:
-        """When what waits now will be done, in the whole seconds that Retry-After takes."""
+        """The estimated wait, rounded up to the whole seconds that Retry-After takes; at least 1."""
         return max(1, math.ceil(self.estimated_wait_seconds))
 
     @property
     def capacity(self) -> int:
-        """Works that can be in the queue's hands at once, running or waiting."""
+        """How many pieces of work can be running or waiting at once."""
         return self.workers + self.limit
 
     def check_room(self, deadline_seconds: float = math.inf, *, works: Sequence[W] = ()) -> None:
-        """Raises QueueFullError when these newcomers, or one without them, could not wait, or the last of them would
-        wait too long, or beyond its own deadline."""
-        # Whatever idle workers are about to take is on its way out of the queue and does not count against it.
+        """Raises QueueFullError when there is no room for all `works` (for one, if none are given), or when the last of
+        them would wait longer than `max_wait_seconds` or than its own deadline."""
+        # Workers and limit together: what idle workers are about to take is still in the queue for a moment.
         if self.waiting + self.running + max(1, len(works)) > self.capacity:
             raise QueueFullError("queue_full", f"{self.waiting} requests are waiting already", self.retry_after_seconds)
         wait, longest = self._wait_seconds(works), min(self.max_wait_seconds, deadline_seconds)
         if wait > longest:
             over = math.ceil(wait - longest)
-            detail = f"the request would wait about {wait:.2g} s for its turn, and may wait {longest:g} s"
+            detail = f"the request would wait about {wait:.2g} s for its turn, longer than the {longest:g} s allowed"
             raise QueueFullError("wait_too_long", detail, max(1, over))
 
     def start(self) -> None:
@@ -137,7 +137,7 @@ class WorkQueue(Generic[W]):
             thread.start()
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Let the threads end after what they are running; what still waits is dropped."""
+        """Let the threads end after their current work; work that still waits is dropped."""
         with self._lock:
             self._closed = True
             self._waiting.clear()
@@ -147,7 +147,7 @@ class WorkQueue(Generic[W]):
             thread.join(max(0.0, end - time.monotonic()))
 
     async def run(self, work: W, *, deadline_seconds: float) -> Any:
-        """Have `work` run on a worker thread and return what came of it, or raise that.
+        """Run `work` on a worker thread and return its outcome, or raise the exception that it ended in.
 
         Work that has not begun when `deadline_seconds` have passed, or when the caller is cancelled, is never begun.
         Raises QueueFullError and DeadlineError.
@@ -158,7 +158,7 @@ class WorkQueue(Generic[W]):
         return outcome
 
     async def run_all(self, works: Sequence[W], *, deadline_seconds: float) -> list[Any]:
-        """The same for several works, which are taken all or none; gives what came of each, exceptions included.
+        """Run several works, which are admitted all or none, and return the outcome of each, exceptions included.
 
         Raises QueueFullError.
         """
@@ -179,10 +179,10 @@ class WorkQueue(Generic[W]):
                     self._withdraw(job)
 
     def _withdraw(self, job: "_Job[W]") -> bool:
-        """Whether `job` was still waiting; it is not any more, and is not begun if it has been taken for a batch."""
+        """Drop `job`: even if it has been taken for a batch, it is not begun. Returns whether it was still waiting."""
         with self._lock:
             job.is_dropped = True
-            # Mostly it is not: asked first, since the error that it is not there would spell out the whole job.
+            # Usually it is not there. Tested first, since the error from `remove` would format the whole job.
             if job not in self._waiting:
                 return False
             self._waiting.remove(job)
@@ -192,20 +192,20 @@ class WorkQueue(Generic[W]):
         for job in jobs:
             with self._lock:
                 is_waiting = job in self._waiting
-            # Otherwise it has begun; or it was taken for a batch, whose worker looks at the deadline again.
+            # Otherwise it has begun, or it was taken for a batch, whose worker checks the deadline again.
             if is_waiting and self._withdraw(job):
                 job.end(DeadlineError(has_begun=False))
 
     def _call(self, workers: int) -> None:
-        """Wake so many of those that are idle, and whoever waits for a larger batch."""
-        # The last to have worked comes first: its processor still has the model at hand.
+        """Wake that many idle workers, and those that wait for a larger batch."""
+        # The worker that became idle last comes first: its core still has the model in its caches.
         for _ in range(min(workers, len(self._idle))):
             self._idle.pop().notify()
             self._called += 1
         self._arrived.notify_all()
 
     def _wait_seconds(self, newcomers: Sequence[W] = ()) -> float:
-        """How long the last of the newcomers would wait: until one that runs has ended, and all in front of it have."""
+        """How long the last of `newcomers` would wait: until a running job has ended, and all jobs ahead of it have."""
         with self._lock:
             ahead = [*(job.kind for job in self._waiting), *map(self._kind, newcomers[:-1])]
             turns = len(ahead) + 1 + self.running - self.workers
@@ -225,7 +225,7 @@ class WorkQueue(Generic[W]):
             pass
 
     def _serve_some(self, called: threading.Condition) -> bool:
-        # One call for what is taken at once: an idle worker must not hold on to the last image.
+        # A method of its own, so that the local variables of an idle worker do not keep the last image in memory.
         left = self._take(called)
         if not left:
             return False
@@ -248,14 +248,14 @@ class WorkQueue(Generic[W]):
             return [error] * len(jobs)
 
     def _wanted(self, jobs: "list[_Job[W]]") -> "list[_Job[W]]":
-        """Those of the taken `jobs` that somebody still waits for; the others run no more."""
+        """Those of the taken `jobs` that somebody still waits for; the others are no longer run."""
         with self._lock:
             wanted = [job for job in jobs if not job.is_dropped and self._is_in_time(job)]
             self._in_work.difference_update(set(jobs).difference(wanted))
             return wanted
 
     def _take(self, called: threading.Condition) -> "list[_Job[W]]":
-        """The next job that is still wanted, with those that can be run with it; none when closed."""
+        """The next job that is still wanted, with those that can be run with it; empty once the queue is closed."""
         with self._lock:
             while True:
                 first = self._next(called)
@@ -265,13 +265,13 @@ class WorkQueue(Generic[W]):
                 self._in_work.add(first)
                 if self._max_batch > 1:
                     self._add_mates(jobs)
-                # While a batch waited for more, some may have gone, or have become too late.
+                # While the batch waited for more, clients may have left or deadlines passed.
                 wanted = self._wanted(jobs)
                 if wanted:
                     return wanted
 
     def _is_in_time(self, job: "_Job[W]") -> bool:
-        # The loop's own timer may be late, because the loop is busy; the deadline holds all the same.
+        # The event loop's timer may be late, because the loop is busy; the deadline holds all the same.
         if time.monotonic() < job.deadline:
             return True
         job.deliver(DeadlineError(has_begun=job.has_begun))
@@ -287,7 +287,7 @@ class WorkQueue(Generic[W]):
     def _add_mates(self, jobs: "list[_Job[W]]") -> None:
         end = time.monotonic() + self._batch_delay_seconds
         while not self._closed:
-            # As many as the idle workers can take at once are theirs.
+            # As many as the idle workers can take at once are left to them.
             spare = max(0, len(self._waiting) - len(self._idle) - self._called)
             wanted = sum(not job.is_dropped for job in jobs)
             mates = [job for job in self._waiting if self._mates(jobs[0].work, job.work)]
@@ -302,11 +302,11 @@ class WorkQueue(Generic[W]):
             self._arrived.wait(left)
 
     def _ran(self, ended: "list[_Job[W]]", taken: "list[_Job[W]]", seconds: float) -> None:
-        """Those that `ended`, of those that were `taken` together so many seconds ago."""
+        """Take note of the jobs that `ended`, out of those that were `taken` together `seconds` ago."""
         share = seconds / max(1, sum(self._took_its_time(job.work) for job in taken))
         with self._lock:
             self._in_work.difference_update(ended)
-            # What ends at once counts once: its time is that of all.
+            # Jobs that end together count once: the time is that of all of them.
             for kind in {job.kind for job in ended if self._took_its_time(job.work)}:
                 previous = self._service_seconds.get(kind, share)
                 self._service_seconds[kind] = previous + _NEWEST * (share - previous)
@@ -314,7 +314,7 @@ class WorkQueue(Generic[W]):
 
 @dataclass(eq=False)
 class _Job(Generic[W]):
-    """Work, and the future through which the event loop hears how it went."""
+    """Work, and the future that takes its outcome to the event loop."""
 
     work: W
     kind: Hashable
@@ -326,11 +326,11 @@ class _Job(Generic[W]):
 
     def deliver(self, outcome: object) -> None:
         """End the job from another thread than the event loop's."""
-        # After an overrun drain the loop is closed, and with it everybody who could have been told.
+        # If the drain took too long, the loop is closed, and nobody waits for the outcome any more.
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.end, outcome)
 
     def end(self, outcome: object) -> None:
-        """`outcome` is what the work gave, or the exception that it ended in."""
+        """Set `outcome`: the result of the work, or the exception that it ended in."""
         if not self.future.done():
             self.future.set_result(outcome)

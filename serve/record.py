@@ -1,7 +1,7 @@
-"""What is known of the request at hand: for its line in the log, its trace, and the problem it may end with.
+"""What is known about the current request: for its line in the log, its trace, and the problem it may end with.
 
-The middleware makes a record and keeps it in a context variable, so that whatever runs for the request (routes,
-metrics, problems) finds it without handing it on. Worker threads get what they need of it with their work.
+The middleware makes a record and keeps it in a context variable, so that all that runs for the request (routes,
+metrics, problems) finds it without its being passed on. Worker threads get what they need of it with their work.
 """
 
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = "X-Request-ID"
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
-# Asked every few seconds by probes and scrapers; in logs and traces they would hide the requests that matter.
+# Probes and scrapers ask for these every few seconds; in logs and traces they would hide the requests that matter.
 QUIET = ("/v2/health/", "/metrics")
 
 
@@ -34,35 +34,35 @@ class RequestRecord:
     request_id: str
     trace: TraceContext
     begun: float
-    """`time.perf_counter` when its headers had come."""
+    """`time.perf_counter` when its headers had arrived."""
     on_stage: Callable[[str, float], None] = lambda _stage, _seconds: None
-    """Told of every stage that ends, with its seconds."""
+    """Called with the name and the seconds of every stage that ends."""
     model: str = ""
-    """That it asks for, if it is served."""
+    """The model that it asks for, if that is served."""
     key: str = ""
     """Name of the API key that came with it."""
     received_bytes: int = 0
     sent_bytes: int = 0
-    """Of the bodies, without headers."""
+    """Bytes of the bodies, without headers."""
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds in each, over all images and windows."""
+    """Seconds in each stage, over all images and windows."""
     _adding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def of(cls, headers: Headers) -> "RequestRecord":
-        """Of a request whose headers have just come; it may have brought an id, and a trace to continue."""
+        """The record of a request whose headers have just arrived. They may name an id, and a trace to continue."""
         given = headers.get(REQUEST_ID, "")
         request_id = given if _WELL_FORMED_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         return cls(request_id, TraceContext.of(headers), time.perf_counter())
 
     def stage(self, stage: str, seconds: float) -> None:
-        """Keep a stage that ended just now, or once more. Called in worker threads, too."""
+        """Add the time of a stage that has just ended, perhaps not for the first time. Worker threads call it, too."""
         with self._adding:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
         self.on_stage(stage, seconds)
 
     def log(self, method: str, route: str, status: int | None, *, quiet: bool) -> None:
-        """Write the request's line, once it is over; `status` None for one that was not answered."""
+        """Log the request, once it is over; `status` is None if it was not answered."""
         level = logging.DEBUG if quiet else logging.INFO
         if not logger.isEnabledFor(level):
             return
@@ -98,10 +98,10 @@ _CURRENT: ContextVar[RequestRecord | None] = ContextVar("segpress_request", defa
 
 
 def current_record() -> RequestRecord | None:
-    """Of the request that this task answers; None outside of requests, such as in a warm-up."""
+    """The record of the request that this task answers; None outside of requests, such as in a warm-up."""
     return _CURRENT.get()
 
 
 def set_current(record: RequestRecord) -> None:
-    """From here on this task answers the request of `record`."""
+    """Make `record` that of the request that this task answers from now on."""
     _CURRENT.set(record)

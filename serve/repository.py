@@ -1,7 +1,7 @@
-"""Which models are served, in which versions, and what became of the others.
+"""Which models are served, in which versions, and why others are not.
 
-Lives in the event loop's thread. A request takes its predictor once and keeps it, so a switch is the change of one
-entry in a dictionary: what is in work ends on the model that it began with, and what comes later finds the new one.
+For the event loop's thread only. A request gets its predictor once and keeps it, so a switch changes one entry in a
+dictionary: requests in progress end on the model that they began with, and later ones find the new model.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ class Entry:
     version: str
     is_served: bool
     reason: str
-    """Why it is not served, or why what lies in its folder now is not; empty when there is nothing to say."""
+    """Why it is not served, or why what is in its folder now is not; otherwise empty."""
 
 
 class Repository:
     """Predictors by name and version."""
 
     def __init__(self, folders: ModelFolders, predictors: Sequence[Predictor] = ()) -> None:
-        """`predictors` are served beside what lies in `folders`.
+        """`predictors` are served beside the bundles in `folders`.
 
-        Raises UsageError when there is nothing to serve, or when two have one name.
+        Raises UsageError when there is nothing to serve, or when two models have the same name.
         """
         self.folders = folders
         self._served: dict[str, dict[str, Predictor]] = {}
@@ -56,26 +56,26 @@ class Repository:
         return [predictor for versions in self._served.values() for predictor in versions.values()]
 
     def versions(self, name: str) -> Mapping[str, Predictor]:
-        """Those of a model that are served; empty for one that is not."""
+        """The served versions of a model; empty for a model that is not served."""
         return self._served.get(name, {})
 
     def predictor(self, name: str, version: str = "") -> Predictor:
-        """Of the version that is named, else of the newest.
+        """The predictor of the version that is named, else of the newest.
 
-        Raises ProblemError 404 for what is not served.
+        Raises ProblemError 404 if it is not served.
         """
         versions = self.versions(name)
         if not versions:
             served = ", ".join(sorted(self.served)) or "none"
-            raise ProblemError(404, "unknown_model", f"no model {name!r} is served here; there is {served}")
+            raise ProblemError(404, "unknown_model", f"no model {name!r} is served here; served: {served}")
         version = version or newest(list(versions))
         if version not in versions:
             there = ", ".join(sorted(versions))
-            raise ProblemError(404, "unknown_version", f"{name} is not served in version {version!r}; there is {there}")
+            raise ProblemError(404, "unknown_version", f"{name} is not served in version {version!r}; served: {there}")
         return versions[version]
 
     def switch(self, name: str, predictors: Sequence[Predictor]) -> list[Predictor]:
-        """From now on serve these versions of a model, and no others; gives those that are not served any more."""
+        """From now on serve these versions of a model, and no others; returns those that are no longer served."""
         before = self._served.get(name, {})
         self._served[name] = {predictor.manifest.version: predictor for predictor in predictors}
         for version in self._served[name]:
@@ -83,11 +83,11 @@ class Repository:
         return [predictor for predictor in before.values() if predictor not in predictors]
 
     def refuse(self, name: str, version: str, reason: str) -> None:
-        """Remember why a version was not taken; what is served stays."""
+        """Remember why a version was refused; what is served stays."""
         self._refused[name, version] = reason
 
     async def index(self) -> list[Entry]:
-        """Every version that is there, or is served."""
+        """Every version that is in the folders or is served."""
         models = await asyncio.to_thread(self.folders.models)
         there = {(name, version) for name, versions in models.items() for version in versions}
         served = {(name, version) for name, versions in self._served.items() for version in versions}

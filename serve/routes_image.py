@@ -43,9 +43,9 @@ from serve.service import Service, service_of
 
 
 class _QueryOnDemand(APIRoute):
-    """A route whose query is looked at only when there is one.
+    """A route that validates its query only when there is one.
 
-    To find that three parameters are absent takes FastAPI a third of the time of the whole route (py-spy).
+    FastAPI spends a third of the whole route's time on finding that three parameters are absent (py-spy).
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -61,12 +61,12 @@ class _QueryOnDemand(APIRoute):
 
 
 QUERY = ("overlay", "probabilities", "window")
-"""All that may stand behind the address."""
+"""All the query parameters that are known."""
 
 router = APIRouter(tags=["segmentation"], route_class=_QueryOnDemand)
 
 SEVERAL = "images"
-"""The field of a form whose files are answered by a list, also when there is only one."""
+"""The field of a form whose files are answered with a list, even if there is only one."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
@@ -92,9 +92,9 @@ _FORM = {
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": (
-            "The mask, of the size of the image. Accept chooses its form; Server-Timing tells the stages. Of a form's "
-            f"files called `{SEVERAL}`: a list with one item for each, in their order, which is a mask or the problem "
-            "with that file alone; in JSON, or as the parts of a multipart body."
+            "The mask, of the size of the image. Accept chooses its form; Server-Timing has the time of each stage. "
+            f"For files in a form that are called `{SEVERAL}`: a list with one item for each, in order, which is its "
+            "mask or the problem with that file alone; in JSON, or as the parts of a multipart body."
         ),
         "content": {
             PNG: _BINARY,
@@ -118,15 +118,15 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     **problems(
         {
-            400: "Empty, damaged, not one image, or something that the model cannot give",
+            400: "Empty, damaged, not one image, or a request for something that the model cannot give",
             404: "No such model",
-            406: "No form of answer in Accept that can be sent",
+            406: "Accept has no form of answer that can be sent",
             408: "The upload took too long",
             413: "Too many bytes, pixels, windows, probabilities or images",
-            415: "Not an image format that is taken, more than 8 bits a channel, or another number of channels",
+            415: "Not an accepted image format, more than 8 bits a channel, or another number of channels",
             429: "Too much is waiting; Retry-After says when to come back",
             503: "Not ready yet, or shutting down",
-            504: "The deadline passed in the queue and nothing was computed, or between two windows or images",
+            504: "The deadline passed: in the queue, and nothing was computed, or between two windows or images",
         }
     ),
 }
@@ -152,7 +152,7 @@ class _Asked:
         return [MIXED] if self.picture else [MIXED, JSON]
 
     def answer(self, media_type: str, found: Found, manifest: Manifest) -> Answer:
-        """Of one image, in this form."""
+        """The answer for one image, in this form."""
         if found.probabilities_KHW is not None:
             return to_npz(found.mask_HW, found.probabilities_KHW)
         if self.picture:
@@ -183,26 +183,26 @@ async def segment_image(
     name: str,
     request: Request,
     picture: Annotated[
-        bool, Query(alias="overlay", description="A PNG for people instead: the image under the colours of the classes")
+        bool, Query(alias="overlay", description="Get a PNG for people: the image under the colours of the classes")
     ] = False,
     probabilities: Annotated[
         bool,
         Query(
             description=(
-                "A NumPy .npz file instead, of `mask` (uint8, height x width) and `probabilities` (float16, classes x "
-                "height x width: the softmax of the logits). For one image, and a model that gives its logits"
+                "Get a NumPy .npz file of `mask` (uint8, height x width) and `probabilities` (float16, classes x "
+                "height x width: the softmax of the logits). Only for a single image, and a model that gives logits"
             )
         ),
     ] = False,
     window: Annotated[
         str | None,
         Query(
-            # Told to readers of the document alone: of what does not match it, a sentence says more than the pattern.
+            # For the document only: to refuse what does not match it, a sentence says more than the pattern.
             json_schema_extra={"pattern": WINDOW_PATTERN},
             description=(
-                "HEIGHTxWIDTH: look at the image in windows of this size that overlap by a quarter, and blend their "
-                "probabilities; for images that are larger than the model, or one run of it, takes. For a model that "
-                "gives its logits"
+                "HEIGHTxWIDTH: run the model on windows of this size that overlap by at least a quarter, and blend "
+                "their probabilities; for images larger than the model, or one run of it, takes. Only for a model that "
+                "gives logits"
             ),
             examples=["512x512"],
         ),
@@ -221,8 +221,8 @@ async def segment_image(
             raise service.unavailable()
         unknown = set(request.query_params).difference(QUERY) if request.scope["query_string"] else ()
         if unknown:
-            # Not which: it is the client's text, and may be long.
-            detail = "the query has a parameter that is not known here, and would not be heeded"
+            # Its name is not repeated: it is the client's text, and may be long.
+            detail = "the query has a parameter that is not known here and would be ignored"
             raise ProblemError(400, "invalid", f"{detail}; known are {', '.join(QUERY)}")
         if picture and probabilities:
             raise ProblemError(400, "invalid", "overlay and probabilities are two answers; ask for one of them")
@@ -239,7 +239,7 @@ async def segment_image(
 async def _segment(
     service: Service, predictor: Predictor, request: Request, content_type: ContentType, asked: _Asked
 ) -> tuple[Answer, str]:
-    # Whether there are several shows only in the body, and what can be refused is refused before.
+    # Whether there are several images shows only in the body; all that can be refused is refused before it is read.
     negotiate(asked.accept, among=[*asked.of_one, *(asked.of_several if content_type.boundary else ())])
     refuse_if_full(service)
     deadline_seconds = deadline_of(request.headers)
@@ -256,9 +256,9 @@ async def _segment(
 
 
 async def _files(body: bytes, boundary: bytes | None, *, most: int) -> tuple[list[bytes], bool]:
-    """The image files in a body, and whether a list is wanted of them.
+    """The image files in a body, and whether they are to be answered with a list.
 
-    Raises ProblemError 400 or 413 for a form that is not taken.
+    Raises ProblemError 400 or 413 for a form that is not accepted.
     """
     if boundary is None:
         return [body], False
@@ -291,9 +291,11 @@ async def _of_several(
     deadline_seconds: float,
     request_id: str,
 ) -> tuple[Answer, str]:
-    """A list; what is wrong with one file stands in its place, and the others are answered."""
+    """A list; a problem with one file takes its place there, and the others are answered."""
     if asked.look.probabilities:
-        raise ProblemError(400, "invalid", "probabilities are given of one image at a time; send it alone, as image")
+        raise ProblemError(
+            400, "invalid", "probabilities are given for one image at a time; send each in its own request"
+        )
     media_type = negotiate(asked.accept, among=asked.of_several)
     form = JSON if media_type == JSON else PNG
     manifest = predictor.manifest

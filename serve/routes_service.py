@@ -1,4 +1,4 @@
-"""What probes and scrapers ask: health and metrics. Nothing here waits for a model."""
+"""What probes and scrapers ask for: health and metrics. Nothing here waits for a model."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
@@ -31,7 +31,7 @@ async def live() -> Live:
     return Live(live=True)
 
 
-@router.get("/v2/health/ready", summary="Are requests taken?", responses=_NOT_READY)
+@router.get("/v2/health/ready", summary="Is the server ready for requests?", responses=_NOT_READY)
 async def ready(request: Request) -> Ready:
     """Every bundle is verified and warm, and no shutdown has begun. Send traffic while this is 200."""
     service = service_of(request)
@@ -40,9 +40,9 @@ async def ready(request: Request) -> Ready:
     return Ready(ready=True)
 
 
-@router.get("/v2/health/startup", summary="Has the start come to its end?", responses=_NOT_STARTED)
+@router.get("/v2/health/startup", summary="Has the server started?", responses=_NOT_STARTED)
 async def startup(request: Request) -> Started:
-    """200 from the first moment of readiness to the end of the process; until then a probe has to be patient."""
+    """200 from the moment the server is first ready to the end of the process; until then a probe has to wait."""
     service = service_of(request)
     if not service.lifecycle.has_started:
         raise service.unavailable()

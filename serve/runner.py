@@ -30,7 +30,7 @@ from serve.tls import tls_context
 
 logger = logging.getLogger(__name__)
 
-# The port stays open this long at least: what was on its way when the signal came is answered (503), not reset.
+# The port stays open at least this long: requests on their way when the signal came are answered (503), not reset.
 _SETTLE_SECONDS = 0.5
 
 
@@ -39,18 +39,18 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
     """Serve `bundles` until SIGTERM or SIGINT, then answer what has been accepted and return.
 
     The port opens when every bundle is verified and warm; SIGTERM before that ends the process at once, with status 0.
-    So does a second signal, by the signal.
+    A second signal ends it at once, too, with the status of that signal.
 
-    Raises BundleError for bundles that must not serve, UsageError for an address that cannot be listened on and for
-    files of keys or certificates that are none, WorkFailedError when the server does not start, or when requests were
-    cut off because the drain took longer than `settings.drain_seconds`.
+    Raises BundleError for bundles that must not serve, UsageError for an address that it cannot listen on and for
+    invalid key files or certificates, WorkFailedError when the server does not start, or when requests were cut off
+    because the drain took longer than `settings.drain_seconds`.
     """
     keep_freed()
-    # A second time series beside every counter and histogram, which nobody looks at.
+    # They are a second time series for every counter and histogram, and nobody looks at them.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     tls = tls_context(settings)
     if settings.grpc_port:
-        # gRPC binds when the server starts; that the port is free is better known before bundles are loaded.
+        # gRPC binds only when the server starts; find out before bundles are loaded whether the port is free.
         _bind(settings.host, settings.grpc_port).close()
     with contextlib.closing(_bind(settings.host, settings.port)) as listener:
         app = create_app(bundles, settings)
@@ -87,14 +87,14 @@ def server_config(app: ASGIApp, settings: ServeSettings, tls: ssl.SSLContext | N
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # who the client is, is told to nobody
+        proxy_headers=False,  # over HTTP nothing depends on the client's address
         timeout_keep_alive=settings.keep_alive_seconds,
         ssl_context_factory=(lambda _config, _default: tls) if tls else None,
     )
 
 
 class _Start:
-    """An application whose start may fail for a reason that is told in one message, where uvicorn logs a traceback."""
+    """An application that keeps the error of a failed start for one message, where uvicorn would log a traceback."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -110,7 +110,7 @@ class _Start:
         async def send_unless_failed(message: Message) -> None:
             nonlocal failed
             if message["type"] == "lifespan.startup.failed":
-                failed = message  # why, is known only when the exception has come up to here
+                failed = message  # held back: the reason is known only once the exception arrives below
             else:
                 await send(message)
 
@@ -146,7 +146,7 @@ class _Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except OSError as error:
-            # Out of here it would cancel the application's lifespan, which logs a traceback.
+            # Raised from here, it would cancel the application's lifespan, which logs a traceback.
             self.deaf = error
             await self.lifespan.shutdown()
             self.should_exit = True
@@ -158,7 +158,7 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
-            yield  # the signals belong to whoever runs the main thread
+            yield  # signals can be handled only in the main thread
             return
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
@@ -174,7 +174,7 @@ class _Server(uvicorn.Server):
         if not self._lifecycle.has_started:
             end_the_start()
         if self._draining is None:
-            # At a terminal there is no load balancer that would hear late.
+            # Ctrl-C comes from a terminal: there is no load balancer that would notice late.
             grace_seconds = self._grace_seconds if number == signal.SIGTERM else 0
             self._lifecycle.leave()
             self._draining = asyncio.create_task(self._drain(grace_seconds))
@@ -185,7 +185,7 @@ class _Server(uvicorn.Server):
 
     async def _drain(self, grace_seconds: float) -> None:
         if grace_seconds:
-            logger.info("not ready any more; requests are answered for %g s more", grace_seconds)
+            logger.info("no longer ready; requests are answered for %g s more", grace_seconds)
             await asyncio.sleep(grace_seconds)
         self._lifecycle.drain()
         logger.info("draining: %d requests in flight, %g s at most", self._lifecycle.in_flight, self._drain_seconds)
@@ -196,13 +196,13 @@ class _Server(uvicorn.Server):
                 await self._lifecycle.idle()
         except TimeoutError:
             self.cut_off = self._lifecycle.in_flight
-        # What is answered may still be on its way to a slow reader.
+        # Answers may still be on their way to slow clients.
         self.config.timeout_graceful_shutdown = max(1, math.floor(end - asyncio.get_running_loop().time()))
         self.should_exit = True
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A socket with the address, not listening yet."""
+    """A socket bound to the address, not listening yet."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

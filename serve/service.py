@@ -29,17 +29,17 @@ from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-# Once to touch every page and kernel, once more so that the estimate of service time is not that of a cold start.
+# The first touches every page and kernel; after the others the estimate of service time is not that of a cold start.
 _WARM_UP_ROUNDS = 3
 _WARM_UP_SIZE = (256, 256)
 _CLOSE_SECONDS = 2.0
 
 
 class Service:
-    """The models, the queue in front of them, and what is measured."""
+    """The models, the queue in front of them, and the metrics."""
 
     def __init__(self, repository: Repository, session: SessionSettings, settings: ServeSettings) -> None:
-        """Raises UsageError when the limits fit no image of a model."""
+        """Raises UsageError when the limits would refuse every image for a model."""
         self.settings = settings
         self.session = session
         self.repository = repository
@@ -60,7 +60,7 @@ class Service:
             max_batch=settings.max_batch,
             batch_delay_seconds=settings.batch_delay_seconds,
             mates=lambda one, other: one.predictor is other.predictor,
-            # Not the predictor itself: what is served no more would stay in memory for its figure.
+            # Not the predictor itself: its estimate would keep a model in memory that is no longer served.
             kind=lambda work: work.predictor.manifest.digest,
             took_its_time=lambda work: work.has_run,
         )
@@ -70,11 +70,11 @@ class Service:
 
     @property
     def max_images(self) -> int:
-        """That one request may bring: as the settings say, and not more than could ever be in the queue together."""
+        """Images in one request: `max_images` of the settings, but no more than can run and wait at once."""
         return min(self.settings.max_images, self.queue.capacity)
 
     def label(self, model: str) -> str:
-        """Of requests for `model` in metrics and logs."""
+        """How metrics and logs label requests for `model`; its own name only if it is served."""
         return model if self.repository.versions(model) else UNKNOWN_MODEL
 
     async def start(self) -> None:
@@ -90,15 +90,15 @@ class Service:
         self.lifecycle.start()
 
     async def stop(self) -> None:
-        """Let the workers end."""
+        """Take no more requests, and let the workers end."""
         self.lifecycle.drain()
         await asyncio.to_thread(self.queue.close, timeout_seconds=_CLOSE_SECONDS)
 
     async def load(self, name: str, choice: Choice = newest_version) -> None:
-        """Serve the versions that `choice` picks of those that lie in the model's folder, and no others of it.
+        """Serve the versions that `choice` picks from the model's folder, and no other versions of it.
 
-        New ones are verified and run a few times first; until then, and when one is refused, what was served is served
-        on. What is in work ends on the model that it began with.
+        New ones are verified and warmed up first. Until then, and when one is refused, the old ones keep serving.
+        Requests in progress end on the version they began with.
 
         Raises ProblemError 404 for a model or version that is not there, 422 for a bundle that must not serve and for a
         name that two models have.
@@ -107,7 +107,7 @@ class Service:
             try:
                 there = await asyncio.to_thread(self.repository.folders.versions, name)
             except UsageError as error:
-                logger.warning("%s is refused, what was served is served on: %s", name, error)
+                logger.warning("%s is refused, and what was served keeps serving: %s", name, error)
                 raise ProblemError(422, "bundle_refused", str(error)) from error
             if not there:
                 raise ProblemError(
@@ -117,17 +117,17 @@ class Service:
             missing = [version for version in wanted if version not in there]
             if missing:
                 raise ProblemError(
-                    404, "unknown_version", f"there is no version {missing[0]!r} of {name}; there is {', '.join(there)}"
+                    404, "unknown_version", f"{name} has no version {missing[0]!r}; its folder has {', '.join(there)}"
                 )
             opened = [await asyncio.to_thread(self._opened, there[version], name, version) for version in wanted]
             for gone in self.repository.switch(name, opened):
                 self.metrics.remove_model(gone.manifest)
             for predictor in sorted(opened, key=lambda predictor: predictor is self.repository.served[name]):
-                self.metrics.add_model(predictor.manifest)  # the newest last: it is the one that figures go by
+                self.metrics.add_model(predictor.manifest)  # newest last: Triton's metrics name the last one added
             logger.info("%s: serving version %s", name, ", ".join(wanted))
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more; what is in work is finished.
+        """Stop serving a model; requests in progress are finished.
 
         Raises ProblemError 404 for a model that is not served.
         """
@@ -136,10 +136,10 @@ class Service:
                 raise ProblemError(404, "unknown_model", f"no model {name!r} is served here")
             for gone in self.repository.switch(name, []):
                 self.metrics.remove_model(gone.manifest)
-            logger.info("%s: not served any more", name)
+            logger.info("%s: no longer served", name)
 
     def unavailable(self) -> ProblemError:
-        """The answer to whoever comes before the server is ready, or after its end has begun."""
+        """The problem for requests that arrive before the server is ready, or once its shutdown has begun."""
         if self.lifecycle.is_ending:
             seconds = math.ceil(self.settings.drain_seconds)
             detail = "this server is shutting down; send the request to another one, or again later"
@@ -157,7 +157,7 @@ class Service:
                 detail = f"version {version!r} of {name} is gone from its folder; put it back, or load another"
                 raise ProblemError(404, "unknown_version", detail) from error
             self.repository.refuse(name, version, str(error))
-            logger.warning("%s version %s is refused, what was served is served on: %s", name, version, error)
+            logger.warning("%s version %s is refused, and what was served keeps serving: %s", name, version, error)
             raise ProblemError(422, "bundle_refused", str(error)) from error
         served = self.repository.versions(name).get(version)
         if served is not None and served.manifest.digest == predictor.manifest.digest:
@@ -172,13 +172,13 @@ class Service:
         metrics = Metrics(objective_seconds=self.settings.objective_seconds, triton_names=self.settings.triton_metrics)
         for predictor in self.repository.all_served():
             metrics.add_model(predictor.manifest)
-        metrics.watch("segpress_queue_depth", "Requests that wait for their turn.", lambda: self.queue.waiting)
-        metrics.watch("segpress_queue_limit", "Requests that may wait.", lambda: self.queue.limit)
-        metrics.watch("segpress_workers", "Requests that are computed at once, at most.", lambda: self.queue.workers)
+        metrics.watch("segpress_queue_depth", "Requests waiting for their turn.", lambda: self.queue.waiting)
+        metrics.watch("segpress_queue_limit", "Requests that may wait at once.", lambda: self.queue.limit)
+        metrics.watch("segpress_workers", "Requests computed at once, at most.", lambda: self.queue.workers)
         metrics.watch("segpress_workers_busy", "Requests being computed.", lambda: self.queue.running)
         metrics.watch(
             "segpress_queue_wait_estimate_seconds",
-            "How long a newcomer would wait for its turn.",
+            "How long a new request would wait for its turn.",
             lambda: self.queue.estimated_wait_seconds,
         )
         metrics.watch("segpress_body_bytes", "Request bodies held in memory.", lambda: self.bodies.buffered_bytes)
@@ -216,7 +216,7 @@ def _check_pixels(manifest: Manifest, sizes: Sizes) -> None:
 
 
 def _grey_image(manifest: Manifest) -> bytes:
-    """An image of the size that the model was measured at, or is fed with."""
+    """A grey image of the size that the model resizes to, or else was measured at."""
     measured = manifest.latency
     height, width = manifest.size or ((measured.height, measured.width) if measured else _WARM_UP_SIZE)
     return encode_image(np.full((height, width, manifest.channels), 128, dtype=np.uint8))

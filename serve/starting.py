@@ -1,4 +1,4 @@
-"""SIGTERM while there is no server yet that could drain."""
+"""SIGTERM before there is a server that could drain."""
 
 import contextlib
 import logging
@@ -13,11 +13,13 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def ends_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM ends the process at once. Without a handler it would not do so where the process is a container's
-    first: such signals the kernel does not deliver there. Source: pid_namespaces(7).
+    """Within this context SIGTERM ends the process at once.
+
+    The first process of a container needs a handler for that: the kernel delivers to it only signals that it handles.
+    Source: pid_namespaces(7).
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # the signals belong to whoever runs the main thread
+        yield  # signals can be handled only in the main thread
         return
     before = signal.signal(signal.SIGTERM, _end)
     try:
@@ -27,8 +29,8 @@ def ends_on_sigterm() -> Iterator[None]:
 
 
 def end_the_start() -> None:
-    """End the process, whatever its threads are at: nothing has been accepted that could be lost."""
-    logger.info("told to stop before it was ready; stopped")
+    """End the process, whatever its threads are doing: no request has been accepted that could be lost."""
+    logger.info("stopped by a signal before the server was ready")
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""What became of the requests for each model, read from the metrics: for Triton's statistics and Triton's metric names.
+"""How the requests for each model ended, read from the metrics: for Triton's statistics and Triton's metric names.
 
-Nothing is counted twice: these are sums over what is counted already.
+Nothing is counted here: these are sums over what the metrics count already.
 """
 
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from prometheus_client import Counter, Gauge, Histogram
 
 @dataclass(frozen=True)
 class Spent:
-    """How often, and how long in all."""
+    """How often something was done, and how long it took in all."""
 
     count: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: "Spent") -> "Spent":
-        """Stages that follow each other in the same requests: the time of both, as often as the later one."""
+        """Stages that follow each other in the same requests: the time of both, the count of the later one."""
         return Spent(other.count, self.seconds + other.seconds)
 
 
 @dataclass(frozen=True)
 class ModelStatistics:
-    """Of one model since the start, all its versions."""
+    """Statistics of one model since the start, over all its versions."""
 
     success: Spent
     fail: Spent
-    """Refused, failed, or left by their clients."""
+    """Requests that were refused, that failed, or whose clients left."""
     queue: Spent
     compute_input: Spent
     """Decoding and fitting images."""
@@ -43,7 +43,7 @@ class ModelStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A view on the metrics that are labelled `model` (and `code`, or `stage`)."""
+    """A view of the metrics that are labelled `model` (and `code`, or `stage`)."""
 
     requests: Counter
     duration: Histogram
@@ -53,7 +53,7 @@ class Statistics:
     last_inference: Gauge
 
     def of(self, model: str) -> ModelStatistics:
-        """Zeros for a model that nobody asked for anything."""
+        """The statistics of `model`; zeros if there were no requests for it."""
         answered = {labels[1]: count for labels, count in _samples(self.requests, "_total", model, "code").items()}
         good = int(answered.pop("200", 0))
         seconds = sum(_samples(self.duration, "_sum", model).values())

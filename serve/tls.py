@@ -12,9 +12,9 @@ class TlsError(UsageError):
 
 
 def tls_context(settings: ServeSettings) -> ssl.SSLContext | None:
-    """What wraps every connection, for TLS 1.2 and newer; None when the settings name neither file.
+    """The context of every TLS connection, for TLS 1.2 and newer; None when the settings name neither file.
 
-    Raises TlsError when one of them is missing, unreadable, no PEM, encrypted, or does not belong to the other.
+    Raises TlsError when one of them is missing, unreadable, not PEM, encrypted, or does not belong to the other.
     """
     certificate, key = settings.tls_cert, settings.tls_key
     if certificate is None and key is None:
@@ -37,7 +37,7 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     encrypted = False
 
     def no_password() -> str:
-        # Asked for one, OpenSSL would wait at the terminal.
+        # Without this callback OpenSSL would ask for the password at the terminal.
         nonlocal encrypted
         encrypted = True
         return ""
@@ -52,7 +52,7 @@ def _what_is_wrong(error: ssl.SSLError, certificate: Path, key: Path, *, encrypt
     if encrypted:
         return f"--tls-key {key} is encrypted; decrypt it: openssl pkey -in {key} -out plain.pem"
     if error.reason == "KEY_VALUES_MISMATCH":
-        return f"--tls-key {key} is not the key of --tls-cert {certificate}; give the two of a pair"
+        return f"--tls-key {key} is not the key of --tls-cert {certificate}; give a certificate and its own key"
     return (
         f"no PEM certificate with its private key in {certificate} and {key} ({error.reason or 'unreadable'}); "
         "give the chain to --tls-cert and the key to --tls-key"

@@ -1,7 +1,7 @@
-"""Traces for OpenTelemetry: a span for each request, which over HTTP FastAPI itself makes, and in it one a stage.
+"""Traces for OpenTelemetry: a span for each request, and in it one for each stage. Over HTTP, FastAPI makes the first.
 
-Where they go is said by OpenTelemetry's own environment variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME,
-OTEL_TRACES_SAMPLER ...), which whoever runs a collector knows already.
+OpenTelemetry's own environment variables say where they go (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME,
+OTEL_TRACES_SAMPLER ...): whoever runs a collector knows them already.
 """
 
 import threading
@@ -19,7 +19,7 @@ from serve.record import QUIET
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-# What is an error of the server's, not of its caller's. Source: OpenTelemetry's semantic conventions for gRPC.
+# Codes of errors that are the server's, not its caller's. Source: OpenTelemetry's semantic conventions for gRPC.
 _FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 
 _PURPOSE = "compress serve --otel"
@@ -27,7 +27,7 @@ _FLUSH_SECONDS = 2.0
 
 
 def tracer_provider() -> "TracerProvider":
-    """What collects spans and sends them in batches over OTLP/HTTP, from a thread of its own.
+    """A provider that collects spans and sends them in batches over OTLP/HTTP, from its own thread.
 
     Raises MissingExtraError.
     """
@@ -38,7 +38,7 @@ def tracer_provider() -> "TracerProvider":
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # What the environment says about the service goes before what is said here.
+    # What the environment says about the service takes precedence over this name.
     resource = Resource.create({SERVICE_NAME: "segpress"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -46,15 +46,15 @@ def tracer_provider() -> "TracerProvider":
 
 
 def flush_and_end(provider: "TracerProvider") -> None:
-    """Send what is left, but let no collector that is away hold up the end of the server."""
+    """Send the spans that are left, but do not let an unreachable collector delay the end of the server."""
     ending = threading.Thread(target=provider.shutdown, daemon=True)
     ending.start()
     ending.join(_FLUSH_SECONDS)
 
 
 def fastapi_options(provider: "TracerProvider | None") -> dict[str, Any]:
-    """For FastAPI's constructor: spans of requests to `provider`, if there is one, and nothing else; probes and
-    scrapers left out."""
+    """Options for FastAPI's constructor: spans of requests to `provider`, if there is one, except those of probes and
+    scrapers; no other telemetry."""
     telemetry: dict[str, Any] = {"metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
     if provider is None:
         telemetry["tracing"] = False
@@ -64,13 +64,13 @@ def fastapi_options(provider: "TracerProvider | None") -> dict[str, Any]:
 
 
 class Spans:
-    """Makes a span of every gRPC call, and of every stage of a request or call, after it has ended."""
+    """Makes a span for every gRPC call, and for every stage of a request or call once the stage has ended."""
 
     def __init__(self, provider: trace.TracerProvider) -> None:
         self._tracer = provider.get_tracer("segpress")
 
     def of_current_request(self) -> Callable[[str, float], None]:
-        """What is to be told of the stages of the request whose span is current; worker threads may call it."""
+        """A callback for each stage that ends in the request whose span is current; worker threads may call it."""
         parent = context.get_current()
 
         def stage_ended(stage: str, seconds: float) -> None:
@@ -82,7 +82,7 @@ class Spans:
 
     @contextmanager
     def of_call(self, service: str, method: str, metadata: Mapping[str, str]) -> Iterator["CallSpan"]:
-        """Within it the call's span is the current one; it goes on with the trace that the metadata name."""
+        """Make the call's span the current one within this context; it continues the trace that the metadata name."""
         with self._tracer.start_as_current_span(
             f"{service}/{method}",
             context=propagate.extract(metadata),
@@ -96,12 +96,12 @@ class Spans:
 
 @dataclass(frozen=True)
 class CallSpan:
-    """Of one gRPC call, or of none."""
+    """The span of a gRPC call; the default records nothing."""
 
     span: trace.Span = trace.INVALID_SPAN
 
     def end_with(self, name: str, number: int) -> None:
-        """Say what the call ended with: the status code of gRPC."""
+        """Record the gRPC status code that the call ended with."""
         self.span.set_attribute("rpc.grpc.status_code", number)
         if name in _FAULTS:
             self.span.set_attribute("error.type", name)

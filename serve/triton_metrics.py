@@ -1,7 +1,7 @@
-"""The same figures under the names that Triton Inference Server gives them, for dashboards and autoscalers made for it.
+"""The same metrics under Triton Inference Server's names, for dashboards and autoscalers that are made for it.
 
-The type is "untyped", since a counter's name in Prometheus' rules ends in `_total` and Triton's do not; queries do not
-see the difference.
+The type is "untyped", since Prometheus wants the names of counters to end in `_total` and Triton's do not; queries do
+not see the difference.
 
 Source: Triton Inference Server, docs/user_guide/metrics.md.
 """
@@ -49,10 +49,10 @@ _FAMILIES: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
 
 
 class TritonMetrics(Collector):
-    """A view on the statistics of the models that are served."""
+    """A view of the statistics of all models that are, or were, served."""
 
     def __init__(self, versions: Mapping[str, str], statistics: Statistics) -> None:
-        """`versions` of the models by name, read anew each time."""
+        """`versions` has the version of each model by name; it is read anew each time."""
         self._versions = versions
         self._statistics = statistics
 
@@ -65,4 +65,4 @@ class TritonMetrics(Collector):
             yield family
 
     def describe(self) -> Iterator[UnknownMetricFamily]:
-        return iter(())  # asked at registration, when there is nothing to show yet
+        return iter(())  # called at registration, when there is nothing to show yet

@@ -1,8 +1,8 @@
 """A call over gRPC, whose message is read when its method asks for it.
 
-To gRPC every method here takes a stream of messages, of which the first is read: the same on the wire as a method of
-one message. But such a method would run only once its message is whole, and until then the server would hold it for
-whoever sends it, however slowly, and with whatever key.
+To gRPC every method here takes a stream of messages, of which only the first is read. On the wire that is the same as a
+method of one message; but such a method would run only once its message is complete, and until then the server would
+hold the message for anybody, however slowly it comes and whatever the key.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from serve.record import RequestRecord
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _LEAVING_SECONDS = 0.25
-# Within it a host takes any address that it likes. Source: RFC 8981.
+# The prefix of a network, within which a host may take any address that it likes. Source: RFC 8981.
 _IPV6_BITS = 64
 
 
 def client_at(peer: str) -> str:
-    """Whose calls come from `peer`, as gRPC names one: the address without its port, of IPv6 the network around it."""
+    """The client behind `peer`, as gRPC names one: its address without the port, of IPv6 the network around it."""
     host = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
     try:
         address = ipaddress.ip_address(host)
@@ -44,7 +44,7 @@ def client_at(peer: str) -> str:
 
 
 class Call:
-    """What a method may ask of the call that it answers."""
+    """The call that a method answers, as the method sees it."""
 
     def __init__(
         self, context: Context, form: type[Message], bodies: BodyReader, record: RequestRecord, headers: Headers
@@ -58,7 +58,7 @@ class Call:
 
     @property
     def seconds_left(self) -> float:
-        """Until gRPC's own deadline; infinite when the client named none."""
+        """Seconds until gRPC's own deadline; infinite when the client set none."""
         left: float | None = self._context.time_remaining()
         return math.inf if left is None else left
 
@@ -66,8 +66,8 @@ class Call:
     async def body(self) -> AsyncIterator[Any]:
         """The message with its tensors, counted against the memory for all bodies until the block is left.
 
-        Raises ProblemError 408 (too slow), 413 (too many values), 429 (too many bodies at once), 400 (none, or no
-        message).
+        Raises ProblemError 408 (too slow), 413 (too many values), 429 (too many bodies at once), 400 (missing or
+        malformed).
         """
         content = await self._content()
         with self._bodies.held(len(content)):
@@ -77,14 +77,14 @@ class Call:
     async def small(self) -> Any:
         """A message of a few settings.
 
-        Raises ProblemError 413 for one that is more than that, and the others of `body`.
+        Raises ProblemError 413 for a larger one, and the others of `body`.
         """
         content = await self._content()
         self._bodies.check_small(len(content))
         return self._parsed(content)
 
     async def _content(self) -> bytes:
-        # A key tells clients apart behind a proxy, too, from whose one address all come.
+        # A key tells clients apart even behind a proxy, where all come from one address.
         client = f"key {self._record.key}" if self._record.key else client_at(self._context.peer())
         content = await self._bodies.received(self._read(), client)
         self._record.received_bytes = len(content)
@@ -94,7 +94,7 @@ class Call:
         content = await self._context.read()
         if isinstance(content, bytes):
             return content
-        # Also when the client left, or sends more than is taken; then this task is cancelled in a moment.
+        # The client may also have left, or sent more than is accepted; then this task is cancelled in a moment.
         await asyncio.sleep(_LEAVING_SECONDS)
         raise ProblemError(400, "empty", "the call ended without a message; send one")
 

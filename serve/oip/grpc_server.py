@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: the same models, queue, limits, keys and figures as over HTTP.
+"""The Open Inference Protocol over gRPC: the same models, queue, limits, keys and metrics as over HTTP.
 
 N batch, H height, W width.
 """
@@ -58,17 +58,17 @@ _CODES = {
 }
 
 _OPEN = ("ServerLive", "ServerReady", "Check")
-"""Asked by probes, which hold no secrets and would fill the log."""
+"""Called by probes, which hold no secrets and would fill the log."""
 _ADMINISTERS = ("RepositoryModelLoad", "RepositoryModelUnload")
 
 _TOLD_HEADERS = ("retry-after", "www-authenticate")
-"""Of a problem's headers, those that mean something here. Connection would make the answer malformed HTTP/2.
+"""The headers of a problem that have a meaning over gRPC. Connection would make the answer malformed HTTP/2.
 
 Source: RFC 9113, 8.2.2."""
 
 _CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents", "BYTES": "bytes_contents"}
 
-# Beside the tensors of a message stand its names and shapes.
+# A message has names and shapes beside its tensors.
 _ROOM_FOR_NAMES = 65536
 
 
@@ -77,21 +77,21 @@ class GrpcServer:
 
     def __init__(self, service: Service, keyring: Keyring | None, spans: Spans | None = None) -> None:
         self.port = 0
-        """That it listens on, once it is started."""
+        """The port that it listens on, once it is started."""
         self._service = service
         self._keyring = keyring
         self._spans = spans
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
-        """Listen. Raises UsageError when the port cannot be had."""
+        """Listen. Raises UsageError when the port is not available."""
         settings = self._service.settings
         limit = settings.max_body_bytes + _ROOM_FOR_NAMES
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
-                # Or a second server would take half of the calls of the first.
+                # Or a second server could share the port, and take half of the calls.
                 ("grpc.so_reuseport", 0),
             ],
             maximum_concurrent_rpcs=settings.max_connections,
@@ -117,7 +117,7 @@ class GrpcServer:
         logger.info("gRPC on %s:%d", host, self.port)
 
     async def stop(self) -> None:
-        """Close the port; what is in work is cut off, so drain first."""
+        """Close the port. Calls in progress are cut off, so drain first."""
         if self._server is not None:
             await self._server.stop(grace=None)
 
@@ -169,7 +169,7 @@ class GrpcServer:
                     raise
                 except Exception:
                     logger.exception("call %s failed; this is a bug", record.request_id)
-                    detail = "the server failed on this call; its log tells more under the request id"
+                    detail = "the server failed on this call; its log has the cause under the request id"
                     await context.abort(grpc.StatusCode.INTERNAL, f"{detail} {record.request_id}")
                 finally:
                     code = _code(status)
@@ -341,7 +341,7 @@ def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filled(name: str, found: BaseModel) -> Any:
-    """The message of this name with what `found` has; its further fields have no place there."""
+    """The message of this name, with the fields of `found` that it has."""
     return ParseDict(found.model_dump(), message(name)(), ignore_unknown_fields=True)
 
 

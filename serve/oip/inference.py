@@ -1,4 +1,4 @@
-"""An inference in the terms of the protocol, whichever way it came: a tensor of images.
+"""An inference request in the terms of the protocol, over HTTP or gRPC: a tensor of images.
 
 N batch, H height, W width, C channels.
 """
@@ -20,25 +20,25 @@ from serve.pipeline import decoded
 from serve.problems import ProblemError
 
 DATATYPES = ("UINT8", "FP32", "BYTES")
-"""Of the image tensor: pixels; pixels in float, which must be whole numbers from 0 to 255; or image files."""
+"""Those of the image tensor: pixels; pixels in float, which must be whole numbers from 0 to 255; or image files."""
 
 _BYTES_OF: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 
 _NOT_DONE = ("sequence_id", "shared_memory_region", "classification")
-"""Parameters of Triton's, whether of a request, an input or an output, without which the answer would be another."""
+"""Triton's parameters of a request, an input or an output that are not supported, and would change the answer."""
 
 _TIMEOUT = "timeout"
-"""Parameter of Triton's: microseconds that a request may take until it is computed; 0 means that none is named.
+"""Triton's parameter: microseconds that a request may take until it is computed; 0 means that none is set.
 
 Source: Triton Inference Server, docs/user_guide/model_configuration.md (queue policy), and tritonclient's `timeout`."""
 
 _LENGTH = np.dtype("<u4")
-"""Before each element of a BYTES tensor."""
+"""The length in front of each element of a BYTES tensor."""
 
 
 @dataclass(frozen=True)
 class InputTensor:
-    """As it was sent."""
+    """An input as it was sent."""
 
     name: str
     datatype: str
@@ -68,19 +68,19 @@ class InferenceRequest:
 
 
 def timeout_of(parameters: Mapping[str, Any]) -> float:
-    """Seconds that a request with these parameters gives itself, like `serve.dispatch.DEADLINE`; infinite when it names
-    none.
+    """The deadline in seconds that a request with these parameters sets itself, like `serve.dispatch.DEADLINE`;
+    infinite when it sets none.
 
     Raises ProblemError 400.
     """
     given = parameters.get(_TIMEOUT, 0)
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-        raise ProblemError(400, "parameter", f"parameter {_TIMEOUT!r} is no positive number of microseconds")
+        raise ProblemError(400, "parameter", f"parameter {_TIMEOUT!r} is not a positive number of microseconds")
     return given / 1e6 or math.inf
 
 
 def images_of(request: InferenceRequest, manifest: Manifest, *, max_pixels: int) -> Sequence[U8]:
-    """The images HWC that `request` brings, at least one and all of one size.
+    """The images HWC in `request`, at least one and all of one size.
 
     Raises ProblemError 4xx for a request that does not fit the model or its limits.
     """
@@ -88,31 +88,31 @@ def images_of(request: InferenceRequest, manifest: Manifest, *, max_pixels: int)
     shape = tensor.shape
     if tensor.datatype == "BYTES":
         if len(shape) != 1 or shape[0] < 1:
-            raise _bad_shape(f"a BYTES tensor of image files has the shape [N]; sent was {list(shape)}")
+            raise _bad_shape(f"a BYTES tensor of image files has the shape [N], but {list(shape)} was sent")
         return _files(tensor, manifest, max_pixels)
     if tensor.datatype not in DATATYPES:
         raise ProblemError(
-            400, "datatype", f"datatype {tensor.datatype!r} is not taken; send one of {', '.join(DATATYPES)}"
+            400, "datatype", f"datatype {tensor.datatype!r} is not accepted; send one of {', '.join(DATATYPES)}"
         )
     if len(shape) != 4 or shape[3] != channels or min(shape) < 1:
         raise _bad_shape(
-            f"the model takes images as [N, height, width, {channels}], none of them 0; sent was {list(shape)}"
+            f"the model takes images as [N, height, width, {channels}], none of them 0, but {list(shape)} was sent"
         )
     count, height, width, _ = shape
     _check_pixels(count, height, width, manifest, max_pixels)
     values = _values(tensor)
     if values.size != math.prod(shape):
-        raise _bad_shape(f"{list(shape)} takes {math.prod(shape)} values, and {values.size} were sent")
+        raise _bad_shape(f"{list(shape)} takes {math.prod(shape)} values, but {values.size} were sent")
     return list(_whole_bytes(values).reshape(shape))
 
 
 def _image_tensor(request: InferenceRequest) -> InputTensor:
-    """Raises ProblemError 400 when the names are not those of the model, or something is asked that is not done."""
+    """Raises ProblemError 400 when the names are not those of the model, or for a parameter that is not supported."""
     tensors: list[InputTensor | RequestedOutput] = [*request.inputs, *request.outputs]
     for parameters in (request.parameters, *(tensor.parameters for tensor in tensors)):
         for name in _NOT_DONE:
             if parameters.get(name):
-                raise ProblemError(400, "parameter", f"parameter {name!r} is not taken; leave it out")
+                raise ProblemError(400, "parameter", f"parameter {name!r} is not supported; leave it out")
     names = [tensor.name for tensor in request.inputs]
     if names != [IMAGE]:
         raise ProblemError(400, "inputs", f"the model takes one input, {IMAGE!r}; the request has {names}")
@@ -125,7 +125,7 @@ def _image_tensor(request: InferenceRequest) -> InputTensor:
 def _check_pixels(count: int, height: int, width: int, manifest: Manifest, max_pixels: int) -> None:
     pixels = count * counted_pixels(height, width, manifest.channels)
     if pixels > max_pixels:
-        detail = f"{count} images of {width}x{height} are {pixels} pixels, at most {max_pixels} are taken"
+        detail = f"{count} images of {width}x{height} are {pixels} pixels, the limit is {max_pixels}"
         raise ProblemError(413, "too_large", f"{detail}; send fewer, or smaller ones")
 
 
@@ -135,7 +135,7 @@ def _values(tensor: InputTensor) -> NDArray[Any]:
         if len(tensor.content) != math.prod(tensor.shape) * dtype.itemsize:
             needed = math.prod(tensor.shape) * dtype.itemsize
             raise _bad_shape(
-                f"{tensor.datatype} of shape {list(tensor.shape)} takes {needed} bytes, and {len(tensor.content)} "
+                f"{tensor.datatype} of shape {list(tensor.shape)} takes {needed} bytes, but {len(tensor.content)} "
                 "were sent"
             )
         values: NDArray[Any] = np.frombuffer(tensor.content, dtype=dtype)
@@ -151,7 +151,8 @@ def _values(tensor: InputTensor) -> NDArray[Any]:
 
 
 def _check_numbers(content: Sequence[Any], datatype: str) -> None:
-    """NumPy gives every element the room of the longest: one string of a megabyte among numbers takes terabytes.
+    """Check before NumPy, which gives every element the room of the longest: one string of a megabyte among numbers
+    would take terabytes.
 
     Raises ProblemError 400 for what is neither numbers nor rows of them.
     """
@@ -165,7 +166,7 @@ def _check_numbers(content: Sequence[Any], datatype: str) -> None:
 
 
 def _whole_bytes(values: NDArray[Any]) -> U8:
-    """Raises ProblemError 400 for values that are no uint8: nothing is rounded or clipped behind the client's back."""
+    """Raises ProblemError 400 for values that do not fit uint8: nothing is silently rounded or clipped."""
     if values.dtype == np.uint8:
         return values
     with np.errstate(invalid="ignore"):
@@ -180,7 +181,7 @@ def _files(tensor: InputTensor, manifest: Manifest, max_pixels: int) -> Sequence
     left = max_pixels
     elements = _elements(tensor)
     if len(elements) != tensor.shape[0]:
-        raise _bad_shape(f"{list(tensor.shape)} takes {tensor.shape[0]} files, and {len(elements)} were sent")
+        raise _bad_shape(f"{list(tensor.shape)} takes {tensor.shape[0]} files, but {len(elements)} were sent")
     for element in elements:
         image_HWC = decoded(element, manifest, max_pixels=left)
         if images and image_HWC.shape != images[0].shape:
@@ -191,13 +192,13 @@ def _files(tensor: InputTensor, manifest: Manifest, max_pixels: int) -> Sequence
 
 
 def _elements(tensor: InputTensor) -> Sequence[bytes]:
-    """Of a BYTES tensor: each element stands behind its length in four bytes."""
+    """The elements of a BYTES tensor: each follows its length in four bytes."""
     content = tensor.content
     if not isinstance(content, bytes | memoryview):
         files = [element for element in content if isinstance(element, bytes)]
         if len(files) == len(content):
             return files
-        raise _bad_values("image files cannot be told in JSON; send BYTES as binary data")
+        raise _bad_values("image files cannot be sent in JSON; send BYTES as binary data")
     elements: list[bytes] = []
     at = 0
     while at < len(content):
@@ -207,7 +208,7 @@ def _elements(tensor: InputTensor) -> Sequence[bytes]:
         at += _LENGTH.itemsize
         if length > len(content) - at:
             raise _bad_shape(
-                f"element {len(elements)} is said to have {length} bytes, and {len(content) - at} are left"
+                f"element {len(elements)} is said to have {length} bytes, but {len(content) - at} are left"
             )
         elements.append(bytes(content[at : at + length]))
         at += length

@@ -1,8 +1,8 @@
 """The messages of the protocol's gRPC form, made from its descriptors when this is imported.
 
-They live in a pool of their own: the common pool holds one message of a name, and a client's stubs in the same process,
-such as tritonclient's, put theirs there. `proto/protocols.binpb` is compiled from the .proto files beside it; a test
-compares.
+They have their own pool: the default pool holds one message of a name, and a client's stubs in the same process, such
+as tritonclient's, put theirs there. `proto/protocols.binpb` is compiled from the .proto files beside it; a test
+compares them.
 
     python -m grpc_tools.protoc -Iserve/oip/proto --descriptor_set_out=serve/oip/proto/protocols.binpb \
         inference.proto health.proto
@@ -36,7 +36,7 @@ def message(name: str) -> Any:
 
 
 def methods(service: str) -> dict[str, tuple[Any, Any]]:
-    """Of a service: the classes of request and response by the name of the method."""
+    """The classes of request and response of each method of a service, by its name."""
     return {
         method.name: (GetMessageClass(method.input_type), GetMessageClass(method.output_type))
         for method in _POOL.FindServiceByName(service).methods

@@ -1,4 +1,4 @@
-"""What the protocol tells of models, whichever way it is asked: metadata, configuration, statistics, the index."""
+"""What the protocol tells about models, over HTTP or gRPC: metadata, configuration, statistics, the index."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from serve.service import Service
 from serve.statistics import ModelStatistics, Spent
 
 _OUTPUTS = (TensorSignature(name=MASK, dtype="uint8", shape=("batch", "height", "width")),)
-"""Of every model, whatever its graph gives: the server makes masks of logits, and each has the size of its image."""
+"""The same for every model, whatever its graph gives: the server makes masks of logits, each of its image's size."""
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 PLATFORM = "onnxruntime_onnx"
@@ -31,12 +31,12 @@ class ModelParameters(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     digest: str
-    """Of the bundle's manifest."""
+    """Digest of the bundle's manifest."""
     precision: str
     channels: int
-    """Of the files to send: 1 and 3 take any, as grey or RGB; other numbers take files with so many bands or pages."""
+    """Channels of the files to send: 1 and 3 take any, as grey or RGB; other numbers take as many bands or pages."""
     classes: list[str]
-    """By index: the values of a mask."""
+    """Names by index, which is the value in a mask."""
     colours: list[tuple[int, int, int]]
     """RGB of each class, for overlays."""
     size: tuple[int, int] | None
@@ -44,11 +44,11 @@ class ModelParameters(BaseModel):
     size_multiple: int
     """Images are padded to multiples of this."""
     miou: float | None
-    """Measured accuracy; null when the bundle carries none."""
+    """Measured accuracy; null if the bundle has none."""
 
 
 class ModelMetadata(BaseModel):
-    """What the Open Inference Protocol asks of a model, and in `parameters` what an image client needs."""
+    """What the Open Inference Protocol tells about a model, and in `parameters` what an image client needs."""
 
     name: str
     versions: list[str]
@@ -59,7 +59,7 @@ class ModelMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """Who answers, and what beyond the protocol itself is understood."""
+    """Which server answers, and which extensions of the protocol it understands."""
 
     name: str
     version: str
@@ -76,7 +76,7 @@ class IndexEntry(BaseModel):
 
 
 class Duration(BaseModel):
-    """How often, and nanoseconds in all."""
+    """How often something was done, and the nanoseconds it took in all."""
 
     count: int = 0
     ns: int = 0
@@ -98,7 +98,7 @@ class InferenceStatistics(BaseModel):
 
 
 class ModelStats(BaseModel):
-    """Of all versions of a model together, under the newest that is served."""
+    """All versions of a model together; `version` is the one that was asked for, else the newest that is served."""
 
     name: str
     version: str
@@ -118,13 +118,13 @@ class AllStats(BaseModel):
 
 
 def server_metadata() -> ServerMetadata:
-    """Of this server."""
+    """The metadata of this server."""
     version = library_versions().get("segpress", "unknown")
     return ServerMetadata(name="segpress", version=version, extensions=list(EXTENSIONS))
 
 
 def metadata(service: Service, name: str, version: str = "") -> ModelMetadata:
-    """Raises ProblemError 404."""
+    """The metadata of a model. Raises ProblemError 404 if it is not served."""
     manifest = service.repository.predictor(name, version).manifest
     return ModelMetadata(
         name=manifest.name,
@@ -150,7 +150,7 @@ def config(service: Service, name: str, version: str = "") -> dict[str, Any]:
         "backend": "onnxruntime",
         # Triton's versions are all numbers.
         "version_policy": {"specific": {"versions": sorted(int(v) for v in versions if v.isdecimal())}},
-        # The dimensions below have the batch as their first, which is what 0 says.
+        # 0 says that the dimensions below begin with the batch.
         "max_batch_size": 0,
         "input": [_config_tensor(signature) for signature in manifest.inputs],
         "output": [_config_tensor(signature) for signature in _OUTPUTS],
@@ -160,7 +160,7 @@ def config(service: Service, name: str, version: str = "") -> dict[str, Any]:
 
 
 def statistics(service: Service, name: str = "", version: str = "") -> AllStats:
-    """Of one model, or of all that are served.
+    """The statistics of one model, or of all that are served.
 
     Raises ProblemError 404.
     """
@@ -174,7 +174,7 @@ def statistics(service: Service, name: str = "", version: str = "") -> AllStats:
 
 
 async def index(service: Service, *, ready_only: bool = False) -> list[IndexEntry]:
-    """Every version that lies in the repository or is served, with its state."""
+    """Every version that is in the repository or is served, with its state."""
     found, entries = await service.repository.index(), []
     up, phase = service.lifecycle.is_ready, service.lifecycle.phase.value
     for entry in found:

@@ -1,5 +1,5 @@
 """The Open Inference Protocol over HTTP, with Triton's extensions for binary tensors, repository, configuration and
-statistics. Health is in `serve.routes_service`: probes ask for it whatever they know of the protocol.
+statistics. Health is in `serve.routes_service`: probes ask for it even if they know nothing of the protocol.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ _INFER: dict[str, Any] = {
                 404: "No such model or version",
                 408: "The upload took too long",
                 413: "Too many bytes, too much JSON, or too many pixels",
-                415: "Files or an encoding that are not taken",
+                415: "Files or an encoding that are not accepted",
                 429: "Too much is waiting; Retry-After says when to come back",
                 503: "Not ready yet, or shutting down",
                 504: "The deadline passed in the queue; nothing was computed",
@@ -65,9 +65,9 @@ _INFER: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "description": (
-                "JSON with the tensor `image`, whose values stand in it or follow in binary. UINT8 [N, height, width, "
-                "channels] is pixels; FP32 of that shape is pixels too, whole numbers from 0 to 255; BYTES [N], in "
-                "binary alone, is image files of one size."
+                "JSON with the tensor `image`, whose values are in it or follow it in binary. UINT8 [N, height, width, "
+                "channels] is pixels; FP32 of that shape is pixels, too, as whole numbers from 0 to 255; BYTES [N], "
+                "only in binary, is image files of one size."
             ),
             "content": {wire.JSON: reference(wire.InferRequest), wire.BINARY: _BINARY},
         },
@@ -93,7 +93,7 @@ class IndexRequest(BaseModel):
 class LoadRequest(BaseModel):
     """How a model is to be loaded."""
 
-    parameters: dict[str, Any] = Field(default={}, description="`config`: JSON with a version_policy, as Triton's")
+    parameters: dict[str, Any] = Field(default={}, description="`config`: JSON with a version_policy, as in Triton")
 
 
 def _of_a_model(method: str, suffix: str, summary: str, **more: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -138,7 +138,7 @@ async def metadata(name: str, request: Request) -> models.ModelMetadata:
 
 @_of_a_model("GET", "/ready", "Is a model served?", response_class=Response, responses=_NOT_FOUND)
 async def model_ready(name: str, request: Request) -> Response:
-    """200 while requests for the model are taken."""
+    """200 while requests for the model are accepted."""
     service = service_of(request)
     service.repository.predictor(name, _version(request))
     if not service.lifecycle.is_ready:
@@ -217,7 +217,7 @@ async def index(request: Request) -> list[models.IndexEntry]:
     openapi_extra={"requestBody": {"content": {wire.JSON: reference(IndexRequest)}}},
 )
 async def index_of(request: Request) -> list[models.IndexEntry]:
-    """The same for clients of the protocol, who may ask for those alone that are served."""
+    """The same for clients of the protocol, which may ask for only the versions that are served."""
     asked = await _asked(request, IndexRequest)
     return await models.index(service_of(request), ready_only=asked.ready)
 
@@ -228,11 +228,11 @@ async def index_of(request: Request) -> list[models.IndexEntry]:
     openapi_extra={"requestBody": {"content": {wire.JSON: reference(LoadRequest)}}},
     **{
         **_ADMINISTERS,
-        "responses": {**_ADMINISTERS["responses"], **problems({422: "The bundle must not serve; the old one does"})},
+        "responses": {**_ADMINISTERS["responses"], **problems({422: "The bundle must not serve; the old one stays"})},
     },
 )
 async def load(name: str, request: Request) -> Response:
-    """Verify and warm up the newest version in the model's folder, then serve it instead of what is served.
+    """Verify and warm up the newest version in the model's folder, then serve it instead of the current one.
 
     `parameters.config` may name other versions: {"version_policy": {"specific": {"versions": ["1"]}}} rolls back.
     """
@@ -241,9 +241,9 @@ async def load(name: str, request: Request) -> Response:
     return Response()
 
 
-@router.post("/v2/repository/models/{name}/unload", summary="Serve a model no more", **_ADMINISTERS)
+@router.post("/v2/repository/models/{name}/unload", summary="Stop serving a model", **_ADMINISTERS)
 async def unload(name: str, request: Request) -> Response:
-    """What is in work is finished."""
+    """Requests in progress are finished."""
     await service_of(request).bodies.discard(request)
     await service_of(request).unload(name)
     return Response()

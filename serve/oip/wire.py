@@ -1,4 +1,4 @@
-"""Requests and answers of the protocol as they stand in an HTTP body: JSON, with tensors in binary behind it if wanted.
+"""Requests and answers of the protocol as HTTP bodies: JSON, with tensors in binary behind it if wanted.
 
 Source: the protocol's REST section, and Triton's "binary tensor data extension".
 """
@@ -23,7 +23,7 @@ JSON_BYTES = "Inference-Header-Content-Length"
 """Header: how many of the body's first bytes are JSON. Behind them come the binary tensors, in order."""
 
 MAX_JSON_BYTES = 4 * 2**20
-"""Of a request or an answer. Numbers in JSON take the interpreter for as long as they are read, and with it health."""
+"""In a request or an answer. While numbers in JSON are read they hold the interpreter, and health waits, too."""
 
 _BINARY_DATA = "binary_data"
 _BINARY_DATA_OUTPUT = "binary_data_output"
@@ -94,13 +94,13 @@ class WireRequest:
     """A request as it was sent, and in which form its answer is wanted."""
 
     def __init__(self, body: bytes, json_bytes: int | None) -> None:
-        """Raises ProblemError 4xx for what makes no sense."""
+        """Raises ProblemError 4xx for a request that is malformed or too large."""
         length = len(body) if json_bytes is None else json_bytes
         if length > len(body):
             raise ProblemError(400, "malformed", f"{JSON_BYTES} is {length}, but the body has only {len(body)} bytes")
         if length > MAX_JSON_BYTES:
             raise ProblemError(
-                413, "json_too_large", f"at most {MAX_JSON_BYTES} bytes of JSON are taken; send tensors as binary data"
+                413, "json_too_large", f"at most {MAX_JSON_BYTES} bytes of JSON are accepted; send tensors in binary"
             )
         self._asked = _parsed(body[:length])
         self._wants_binary = _wants_binary(self._asked)
@@ -112,7 +112,7 @@ class WireRequest:
         )
 
     def answer(self, masks_NHW: U8, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
-        """Body and headers.
+        """Body and headers of the answer.
 
         Raises ProblemError 413 for a mask that is too large for JSON.
         """
@@ -136,7 +136,7 @@ class WireRequest:
 
 
 def json_bytes(request: Request) -> int | None:
-    """What the header says; None where it is not sent, and all of the body is JSON.
+    """The value of the header `JSON_BYTES`; None if it is not sent, and all of the body is JSON.
 
     Raises ProblemError 400.
     """
@@ -144,19 +144,19 @@ def json_bytes(request: Request) -> int | None:
     if given is None:
         return None
     if not (given.isascii() and given.isdigit() and len(given) < 12):
-        raise ProblemError(400, "malformed", f"{JSON_BYTES}: {given!r} is no number of bytes")
+        raise ProblemError(400, "malformed", f"{JSON_BYTES}: {given!r} is not a number of bytes")
     return int(given)
 
 
 def may_name_a_timeout(body: bytes, json_bytes: int | None) -> bool:
-    """Whether to read the request's JSON before it waits for its turn: only short JSON is, in the event loop. What is
-    longer, or compressed, tells its timeout when its turn comes."""
+    """Whether to read the request's JSON for a timeout before it waits for its turn. Only short JSON is read then, in
+    the event loop; the timeout in longer or compressed JSON is read when the turn comes."""
     content = body if json_bytes is None else body[: min(json_bytes, _READ_AT_ONCE_BYTES + 1)]
     return len(content) <= _READ_AT_ONCE_BYTES and b'"timeout"' in content
 
 
 def content_encoding(request: Request) -> str | None:
-    """How the body was compressed; None where it was not.
+    """How the body is compressed; None if it is not.
 
     Raises ProblemError 415.
     """
@@ -165,7 +165,7 @@ def content_encoding(request: Request) -> str | None:
     if encoding == "identity":
         return None
     if encoding not in _ENCODINGS:
-        detail = f"Content-Encoding {encoding!r} is not taken; use {' or '.join(_ENCODINGS)}, or none"
+        detail = f"Content-Encoding {encoding!r} is not accepted; use {' or '.join(_ENCODINGS)}, or none"
         raise ProblemError(415, "content_encoding", detail, headers={"Accept-Encoding": ", ".join(_ENCODINGS)})
     return encoding
 
@@ -181,11 +181,11 @@ def decompressed(body: bytes, encoding: str | None, *, max_bytes: int) -> bytes:
     try:
         content = decompressor.decompress(body, max_bytes)
         if decompressor.unconsumed_tail:
-            raise ProblemError(413, "body_too_large", f"decompressed the body is larger than {max_bytes} bytes")
+            raise ProblemError(413, "body_too_large", f"the decompressed body is larger than {max_bytes} bytes")
         if not decompressor.eof or decompressor.unused_data:
-            raise ProblemError(400, "malformed", f"the body is not one whole {encoding} stream")
+            raise ProblemError(400, "malformed", f"the body is not one complete {encoding} stream")
     except zlib.error as error:
-        raise ProblemError(400, "malformed", f"the body is no {encoding} stream ({error})") from error
+        raise ProblemError(400, "malformed", f"the body is not a {encoding} stream ({error})") from error
     return content
 
 
@@ -199,7 +199,7 @@ def _parsed(content: bytes) -> InferRequest:
 
 
 def _wants_binary(asked: InferRequest) -> bool:
-    """Whether the mask is to stand behind the JSON."""
+    """Whether the mask is to follow the JSON in binary."""
     of_output = [output.parameters[_BINARY_DATA] for output in asked.outputs or () if _BINARY_DATA in output.parameters]
     wanted = [*of_output, asked.parameters.get(_BINARY_DATA_OUTPUT, False)][0]
     if not isinstance(wanted, bool):
@@ -219,7 +219,7 @@ def _tensors(inputs: Sequence[RequestInput], binary: memoryview) -> list[InputTe
         elif given.data is None and isinstance(size, int) and not isinstance(size, bool):
             if not 0 <= size <= len(binary) - at:
                 raise ProblemError(
-                    400, "shape", f"input {given.name!r}: binary_data_size is {size}, and {len(binary) - at} bytes came"
+                    400, "shape", f"input {given.name!r}: binary_data_size is {size}, but {len(binary) - at} bytes came"
                 )
             content = binary[at : at + size]
             at += size

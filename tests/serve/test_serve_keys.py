@@ -209,7 +209,7 @@ def test_everything_wrong_with_a_file_is_said_at_once_and_none_of_its_secrets(bu
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "No such file"), (b"", "no key stands in it"), (b"# nobody\n", "no key stands"), (b"\xff", "is no text")],
+    [(None, "No such file"), (b"", "no key in it"), (b"# nobody\n", "no key in it"), (b"\xff", "is not text")],
 )
 def test_a_file_without_keys_closes_nothing_silently(
     bundle: Bundle, tmp_path: Path, content: bytes | None, says: str

@@ -107,7 +107,7 @@ def test_a_message_that_does_not_come_is_not_waited_for(bundle: Bundle, method: 
     with serving(app, settings) as url, Uploads(app.state.grpc_server.port, method=method) as uploads:
         late = uploads.begin()
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert "not whole after 0.3 s" in late.details()
+        assert "not complete after 0.3 s" in late.details()
         assert metric(url, "segpress_body_bytes") == 0
 
 

@@ -94,7 +94,7 @@ def test_after_the_grace_it_drains_and_ends_well(bundle: Bundle, number: signal.
             until(lambda: "draining: 1 requests in flight" in server.log)
             assert accepted.finish().startswith(b"HTTP/1.1 200 ")
         assert server.wait() == 0
-    assert ("not ready any more" in server.log) == (number == signal.SIGTERM)
+    assert ("no longer ready" in server.log) == (number == signal.SIGTERM)
 
 
 def test_while_it_drains_it_finishes_what_it_accepted_and_takes_nothing_new(bundle: Bundle) -> None:
@@ -206,7 +206,7 @@ def test_a_signal_ends_the_start_at_once_and_well(bundle: Bundle, tmp_path: Path
     with ServerProcess([bundle.path], settings(api_keys=keys)) as server, keys.open("wb"):
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-    assert "before it was ready" in server.log
+    assert "before the server was ready" in server.log
     assert "Traceback" not in server.log
 
 
