@@ -33,8 +33,9 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     Bundles are verified here, golden answers included. When the application starts, every worker runs the
     models to warm up, and only then does the server report that it is ready.
 
-    Raises BundleError with everything that is wrong, UsageError when two models have the same name or for a bad
-    key file, MissingExtraError for a `grpc_port` without grpcio.
+    Raises BundleError with everything that is wrong; UsageError when two models have the same name, for a bad key file,
+    when no provider is installed, and for limits that fit no image of a model; MissingExtraError for a `grpc_port`
+    without grpcio, and for `otel` without OpenTelemetry.
     """
     settings = settings or ServeSettings()
     keyring = load_keys(settings.api_keys) if settings.api_keys else None

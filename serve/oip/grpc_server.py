@@ -190,7 +190,7 @@ class GrpcServer:
             try:
                 caller = caller_of(headers, self._keyring)
             except ProblemError as problem:
-                self._service.metrics.refused("", problem.reason)
+                self._service.metrics.refused(UNKNOWN_MODEL, problem.reason)
                 raise
             record.key = caller.name
         if method in _ADMINISTERS:
