@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Settings for every test."""
 
 import atexit
 import os
@@ -11,7 +11,7 @@ from support import shared
 
 from export.machine import usable_cores
 
-# There is a process of tests for each core: more threads of torch would only take it from the others.
+# The test processes fill all cores: more threads of torch would only compete with the other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -22,11 +22,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes starts first: begun at the end, it would keep one process busy and the others idle."""
+    """Start the tests that take minutes first: started last, they would keep one process busy and the others idle."""
     items.sort(key=lambda item: not any(mark.kwargs.get("first") for mark in item.iter_markers("slow")))
 
 
-# How long an example takes is the machine's doing; a test that hangs meets pytest's timeout.
+# How long a Hypothesis example takes depends on the machine; a test that hangs is ended by pytest's timeout.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
@@ -36,7 +36,7 @@ def _folder_for(variable: str) -> None:
     atexit.register(shutil.rmtree, os.environ[variable], ignore_errors=True)
 
 
-# Nothing that a test measures is left for the user, and nothing that the user measured decides a test.
+# Tests have a cache of their own: they leave no measurements for the user, and those of the user decide no test.
 _folder_for("XDG_CACHE_HOME")
 if shared.FOLDER not in os.environ:  # otherwise this process is one of several, and the first one made it
     _folder_for(shared.FOLDER)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "compress/README.md", "serve/README.md")
 SHELLS = ("sh", "bash", "console")
 
-# Groups and commands as click has them; typer brings its own copy of click and does not name its types in public.
+# Click's groups and commands, as Any: typer brings its own copy of click and does not export its types.
 CLI: Any = typer.main.get_command(app)
 
 
@@ -41,7 +41,7 @@ def typed_lines(text: str) -> Iterator[str]:
 
 
 def shell_commands(line: str) -> Iterator[list[str]]:
-    """The commands of a shell line, each as its words, without redirections and the variables in front."""
+    """The commands of a shell line, each as a list of words, without redirections and leading assignments."""
     lexer = shlex.shlex(re.sub(r"\d*>>?\s*\S+", " ", line), posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
@@ -70,7 +70,7 @@ def mentioned(text: str) -> list[list[str]]:
 
 
 def walk(words: list[str]) -> tuple[Any, str, list[str]]:
-    """The command that `words` name, its full name, and the words that are left for it."""
+    """The command that `words` name, its full name, and the remaining words."""
     command, name, rest = CLI, "compress", list(words)
     while rest and rest[0] in getattr(command, "commands", {}):
         command, name = command.commands[rest[0]], f"{name} {rest.pop(0)}"
@@ -78,7 +78,7 @@ def walk(words: list[str]) -> tuple[Any, str, list[str]]:
 
 
 def refusal(words: list[str]) -> str | None:
-    """Why the command line would not take these words; None when it would. Nothing is run."""
+    """Why the command line would refuse these words; None when it would not. Nothing is run."""
     command, name, rest = walk(words)
     if hasattr(command, "commands") and rest[:1] not in (["--help"], ["-h"]):
         return f"{name} needs a command, one of {', '.join(command.commands)}; it got {rest}"
@@ -93,7 +93,7 @@ def refusal(words: list[str]) -> str | None:
 
 
 def unknown(words: list[str]) -> str | None:
-    """What a mention names that does not exist; it may leave out what a command needs."""
+    """The first command or option of a mention that does not exist; a mention may leave out required arguments."""
     command, name, rest = walk(words)
     if hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         return f"{name} {rest[0]}"
@@ -164,7 +164,7 @@ def test_every_recipe_in_a_document_is_one(document: str, tmp_path: Path) -> Non
         Recipe.load(recipe)
 
 
-# What finds mistakes in the documents must find them.
+# The checks above must find mistakes.
 
 MISTAKEN = [
     "fly",
@@ -200,7 +200,7 @@ def test_the_table_of_limits_has_all_of_them_with_their_defaults() -> None:
     rows = [re.findall(r"`([a-z_]+)(?:=([0-9]+))?`", line) for line in table.splitlines() if line.startswith("| ")]
     told = dict(found[0] for found in rows if found)
     defaults = ServeSettings().model_dump()
-    # How the server works and ends, and not what it refuses.
+    # These settings say how the server works and stops, not what it refuses.
     others = {"threads_per_run", "port", "max_batch", "batch_delay_seconds", "size_bucket", "grace_seconds"}
     limits = {name for name, value in defaults.items() if type(value) in (int, float)} - others
     assert told.keys() == limits
@@ -210,7 +210,7 @@ def test_the_table_of_limits_has_all_of_them_with_their_defaults() -> None:
 
 
 def reasons_in(source: str) -> set[str]:
-    """The words that a module gives problems as their reasons."""
+    """The reasons that a module gives to problems."""
     places = {"ProblemError": 1, "QueueFullError": 0, "_unauthorized": 0}
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     named = [(call.func.id, call.args) for call in calls if isinstance(call.func, ast.Name)]
@@ -224,6 +224,6 @@ def test_every_reason_of_a_refusal_is_told() -> None:
     told = [word for row in rows for word in re.findall(r"`([a-z_]+)`", row)]
     of_images = {"unsupported", "channels"}
     found = of_images.union(*(reasons_in(path.read_text()) for path in (ROOT / "serve").rglob("*.py")))
-    # "http" is of statuses that no route gives; the request's id is no reason.
+    # "http" is the reason for statuses that no route gives; request_id is not a reason.
     assert set(told) - {"request_id"} == found - {"http"}
     assert len(told) == len(set(told))

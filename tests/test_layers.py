@@ -1,4 +1,4 @@
-"""The import contracts of pyproject.toml hold for modules that are not written yet, and for what they cannot see."""
+"""The import contracts of pyproject.toml, tried on modules yet to be written, and the imports they cannot see."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ PLOTS = "Only reports are plotted"
 TYPER = "Only the command line parses a command line"
 SESSIONS = "One place opens ONNX Runtime sessions"
 
-# Each line: what a module that somebody adds imports, and the contract that must refuse it.
+# (contract, importer, imported): an import that somebody may add, and the contract that must refuse it.
 FORBIDDEN = [
     (DOWNWARDS, "compress.pipeline", "compress.cli.main"),
     (DOWNWARDS, "benchmarks.added", "compress.cli.common"),
@@ -57,7 +57,7 @@ FORBIDDEN = [
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What lint-imports says of each contract, by name, when every forbidden import is there."""
+    """What lint-imports prints for each contract, by name, with every forbidden import in place."""
     root = tmp_path_factory.mktemp("layers")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -130,7 +130,7 @@ BENCH_AND_SAMPLES = ["matplotlib", "mpl_toolkits"]
 IMPORT_IT_WHEN_CALLED = ["export.parity", "export.to_onnx"]
 MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if name not in IMPORT_IT_WHEN_CALLED]
 ELSEWHERE = ("benchmarks", "peers", "apps")
-"""Programs that are run in environments of other frameworks."""
+"""Programs that run in the environments of other frameworks."""
 MADE_OF_ONNX_ALONE = ["benchmarks.ops", "export.latency"]
 MADE_OF_THE_SERVER = ["serve", "benchmarks.load", "benchmarks.peers"]
 

@@ -1,4 +1,4 @@
-"""An option whose implementation does nothing is noticed: with it replaced by a no-op, the test of it goes red."""
+"""Every option has a test that notices when it does nothing: it fails when a no-op replaces the implementation."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from support import noop
 
 ROOT = Path(__file__).parents[1]
 
-# option: what is replaced by which nothing, and the test that must notice
+# option: (function=the no-op that replaces it, the test that must fail)
 OPTIONS = {
     "model.block=residual": (
         "compress.models.blocks:Residual.forward=second",
@@ -435,7 +435,7 @@ OPTIONS = {
 
 
 TOGETHER = 6
-"""Options of one process: enough to import for, few enough to share out among the workers."""
+"""Options per process: enough to be worth the imports, few enough to spread over the workers."""
 GROUPS = [list(OPTIONS)[first : first + TOGETHER] for first in range(0, len(OPTIONS), TOGETHER)]
 
 

@@ -1,4 +1,4 @@
-"""The wheel, installed for a server alone into an environment of its own: what works there without torch."""
+"""The wheel, installed with the server's extra alone in an environment of its own: what works there without torch."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("compress", "benchmarks", "serve", "export")
 CLASSES = ("class-0", "class-1", "class-2")
-# What the other extras bring.
+# Packages that only the other extras bring.
 ABSENT = ("torch", "torch_pruning", "kornia", "safetensors", "onnx", "onnxscript", "matplotlib", "mpl_toolkits")
 
 
@@ -53,7 +53,7 @@ class Installed:
         )
 
     def succeed(self, *arguments: object) -> str:
-        """Standard output of a command that must end well."""
+        """Standard output of a command that must succeed."""
         done = self.run(*arguments)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
@@ -98,7 +98,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sizes, neither a multiple of what the model takes."""
+    """Images of two sizes, neither a multiple of what the model requires."""
     folder = tmp_path_factory.mktemp("data") / "discs"
     return write_dataset(folder, size=[(50, 70), (64, 40)], classes=CLASSES)
 
@@ -191,7 +191,7 @@ def test_bench_latency(installed: Installed, bundle: Bundle, data: Path, tmp_pat
     (model,) = report["models"]
     assert model["miou"] == pytest.approx(evaluate(bundle.path, data).miou, abs=1e-12)
     assert 0 < model["latency_ms"]["p50"] <= model["latency_ms"]["p99"]
-    # No matplotlib: no plots and no page, and it is said what would bring them.
+    # Without matplotlib there are no plots and no page, and a note names the extra that brings them.
     assert not (tmp_path / "report.html").exists()
     assert [note for note in report["notes"] if "pip install 'segpress[bench]'" in note]
     assert model["name"] in (tmp_path / "report.md").read_text()

@@ -1,4 +1,4 @@
-"""One small trained checkpoint and what is made from it, shared by all tests of this folder, in whichever process."""
+"""One small trained checkpoint and the artefacts made from it, shared by all tests and processes of this folder."""
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -28,7 +28,7 @@ from export.timing import Samples
 
 @pytest.fixture(scope="session", autouse=True)
 def _each_network_is_exported_once() -> Iterator[None]:
-    """An export takes seconds; the same network gives the same graph."""
+    """Reuse exports: each takes seconds, and the same network gives the same graph."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("compress.export_fp32", "compress.prune.step", "compress.quantize.source"):
             patch.setattr(import_module(name), "export_onnx", export_once)
@@ -44,7 +44,7 @@ def discs() -> Path:
         return path
 
 
-# Each of these steps finds what another process has made, and takes it as it is.
+# Each of these steps reuses what another process has already made.
 
 
 @pytest.fixture(scope="session")
@@ -68,17 +68,17 @@ def int8_bundle(trained: Checkpoint, discs: Path) -> Bundle:
 
 @pytest.fixture(scope="session")
 def pruned(trained: Checkpoint, discs: Path) -> Checkpoint:
-    """Half the channels of `trained` are gone."""
+    """`trained` with half of its channels removed."""
     with shared("pruned") as out:
         return prune(trained.path, discs, out, TINY_RECIPE)
 
 
 @pytest.fixture(scope="session")
 def spoilt(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
-    """A checkpoint that INT8 breaks, and the names of the two layers that do it, as an analysis has them.
+    """A checkpoint that INT8 breaks, and the names of the two layers to blame, as an analysis lists them.
 
-    One channel fires a thousand times too strong, and the layer that reads it makes up for it: the same answers, and a
-    range in which 8 bits lose all the other channels.
+    One channel is a thousand times too large, and the layer that reads it compensates. The answers are the same, but
+    8 bits over that range lose all the other channels.
     """
     network = trained.network()
     layers = list(network.get_submodule("up.1.block"))  # type: ignore[call-overload]
@@ -94,7 +94,7 @@ def spoilt(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
-    """Lets a test choose the milliseconds of float parent and INT8 child."""
+    """Let a test choose the milliseconds of the float parent and the INT8 child."""
 
     def wind(parent: float, child: float) -> None:
         def fake(models: dict[str, Any], *, rounds: int) -> dict[str, Samples]:
@@ -109,7 +109,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The runtime's clock, replaced: time goes with the square root of the weights. Graphs are bags of weights then."""
+    """Replace the runtime's clock: time goes as the square root of the number of weights. Graphs hold only weights."""
     asked: list[str] = []
 
     class Probe:

@@ -1,4 +1,4 @@
-"""`compress prune --analyze`: each group cut alone, saved as it comes, and shown."""
+"""`compress prune --analyze`: each group is cut alone, saved as soon as it is scored, and reported."""
 
 import json
 from functools import partial
@@ -52,7 +52,7 @@ def test_each_group_is_cut_alone(analyzed: tuple[Path, Analysis], trained: Check
     assert analysis.miou_parent == pytest.approx(trained.card.miou_val)
     assert analysis.images == 5
 
-    # One of the figures again, by hand.
+    # Recompute one of the figures by hand.
     group = analysis.groups[3]
     child = scores_of(network, channels=1).plan_of({group.group: group.cuts[-1].kept}).apply(network, channels=1)
     dataset = open_dataset(discs)
@@ -92,7 +92,7 @@ def test_what_is_at_its_floor_is_named_and_not_cut(trained: Checkpoint, discs: P
     floor = [group.group for group in analysis.at_their_floor()]
     assert floor == [group.group for group in analysis.groups if group.width == 16]
     assert {cut.kept % 16 for group in analysis.groups for cut in group.cuts} == {0}
-    # Two shares that come to one width are tried once.
+    # Shares that round to the same width are tried once.
     assert all(len({cut.kept for cut in group.cuts}) == len(group.cuts) for group in analysis.groups)
     assert analysis.images == 2
     assert f"At their minimum width, and not cut: {floor[0]} (16)" in (tmp_path / "out" / "analysis.md").read_text()
@@ -120,7 +120,7 @@ def test_interrupted_it_goes_on_and_finished_it_is_up_to_date(
         analyze(trained.path, discs, out, recipe(), write=WRITE)
     assert not out.exists()
     again = analyze(trained.path, discs, out, recipe(), write=WRITE)
-    # The parent and the first group were done.
+    # The parent and the first group were already scored.
     assert scored - 6 == 3 * (GROUPS - 1)
     assert again == analyzed[1]
     capfd.readouterr()

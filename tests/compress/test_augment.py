@@ -45,7 +45,7 @@ def blobs(count: int, *, side: int = 64, classes: int = 3, seed: int = 0) -> Ten
 
 
 def painted(masks: Tensor) -> Tensor:
-    """The image that shows the mask: 1, 2, 3 ... so that the padding value 0 is none of them."""
+    """An image that shows its mask as 1, 2, 3 ..., so that the padding value 0 is none of them."""
     return masks[:, None].float() + 1
 
 
@@ -54,7 +54,7 @@ def seen(images: Tensor) -> Tensor:
 
 
 def inside(masks: Tensor) -> Tensor:
-    """Pixels whose neighbours are all of their own class, and in the frame."""
+    """Pixels whose neighbours are all in the frame and of the same class."""
     known = torch.where(masks == VOID, -1, masks.long()).float()[:, None]
     padded = torch.nn.functional.pad(known, (2, 2, 2, 2), value=-1)
     high = torch.nn.functional.max_pool2d(padded, 5, stride=1)
@@ -90,7 +90,7 @@ def test_a_mask_follows_its_image(
     sure = inside(moved)
     assert sure.float().mean() > 0.05
     assert torch.equal(seen(images)[sure], moved[sure].float())
-    # At the edges bilinear and nearest part; were one shifted against the other by half a pixel, more would.
+    # Bilinear and nearest differ only at edges; a shift of half a pixel between them would make more pixels differ.
     known = moved != VOID
     assert (seen(images)[known] == moved[known].float()).float().mean() > 0.95
 
@@ -160,7 +160,7 @@ def test_what_comes_from_outside_the_frame_is_void_and_padding() -> None:
     assert (moved[:, :14] == VOID).all()
     assert (moved[:, 20:44, 20:44] != VOID).all()
     assert (images[:, 0, :14] == 0).all()
-    # A zoom by two shows the middle quarter, and nothing from outside.
+    # A zoom by two shows the middle quarter and nothing from outside.
     _, zoomed = augmented(painted(masks), masks, scale=(2.0, 2.0))
     assert (zoomed != VOID).all()
     agreement = zoomed == masks[:, 16:48, 16:48].repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -184,7 +184,7 @@ def test_light_changes_the_image_and_not_the_mask() -> None:
     plain = painted(masks)
     images, moved = augmented(plain, masks, brightness=0.2, contrast=0.3)
     assert torch.equal(moved, masks)
-    # Of each image two levels tell gain and offset.
+    # Two levels of an image determine its gain and offset.
     for image, mask in zip(images[:, 0], masks, strict=True):
         levels = {int(k): image[mask == k] for k in mask.unique()}
         assert all(torch.allclose(level, level[0].expand_as(level), atol=1e-6) for level in levels.values())
@@ -234,7 +234,7 @@ def test_without_augmentation_nothing_changes() -> None:
 
 
 def test_shear_leans_as_far_as_is_asked_and_no_further() -> None:
-    """An upright edge, and how far it leans between two rows."""
+    """Measured as how far an upright edge leans between two rows."""
     masks = torch.zeros(200, 96, 96, dtype=torch.uint8)
     masks[:, :, 48:] = 1
     _, moved = augmented(painted(masks), masks, shear_degrees=10.0)
@@ -283,7 +283,7 @@ def test_a_policy_moves_image_and_mask_together_and_each_image_by_itself(policy:
         medians = [float(level.median()) for level in shown]
         assert medians == sorted(medians)
     changed = (moved != masks).flatten(1).any(1).float().mean()
-    assert 0.3 < changed < 0.9  # half of the list moves, the other half is light and colour
+    assert 0.3 < changed < 0.9  # half of the operations move pixels, the other half change light and colour
     assert len({tuple(mask.flatten().tolist()) for mask in moved}) > 20
 
 
@@ -294,7 +294,7 @@ def test_a_policy_draws_as_many_operations_as_is_asked_and_none_is_wild(policy: 
     values = Change.drawn(chosen, 2000, torch.device("cpu")).values_FN
     drawn = (values != 0).sum(0)
     assert int(drawn.max()) == settings.get("policy_operations", 1)
-    assert (values != 0).any(1).all()  # each of the list
+    assert (values != 0).any(1).all()  # every operation is drawn
     for field, row in zip(FIELDS, values, strict=True):
         alone = row[(drawn == 1) | (policy == "trivial")].abs()
         limit = 0.5 * WIDEST[field] * (1 if policy == "trivial" else 3)

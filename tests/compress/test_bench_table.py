@@ -1,4 +1,4 @@
-"""`compress bench table`: from a float bundle to a table, without torch, and never the same layer twice."""
+"""`compress bench table`: from a float bundle to a table, without measuring the same layer twice."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """The program called in this process; status, standard output, standard error."""
+    """Call the program in this process; returns its status, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -48,7 +48,7 @@ def test_a_table_is_measured_and_gone_on_with(cli: Cli, bundle: Bundle, tmp_path
     assert result["entries"] == len(table) > 0
     assert result["reference_ms"] == table.reference_ms > 0
     assert (result["path"], result["precision"], result["threads"]) == (str(path), precision, 1)
-    assert result["size"] == [48, 64]  # what the model takes
+    assert result["size"] == [48, 64]  # rounded up to what the model takes
     assert table.sizes == ((48, 64),)
     written = path.read_bytes()
     status, out, _ = cli(*words[:-1])

@@ -1,4 +1,4 @@
-"""What networks are built from: each option against its formula, and weights that start as what follows them wants."""
+"""Building blocks of networks: each option against its formula, and weights initialised for the layer that follows."""
 
 import math
 
@@ -37,7 +37,7 @@ def block(channels_out: int = 8, style: BlockStyle | None = None) -> ConvBlock:
 
 
 def conv_bn(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
-    """In eval mode, by torch's functions."""
+    """Convolution and BatchNorm in eval mode, by torch's functions."""
     assert isinstance(convolution, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     x = F.conv2d(x, convolution.weight, padding=convolution.kernel_size[0] // 2)
@@ -87,7 +87,7 @@ def test_the_squeeze_is_a_sixteenth_but_never_a_needle_s_eye(channels: int, sque
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 @torch.inference_mode()
 def test_attention_stands_before_the_addition(kind: str) -> None:
-    """With its gate shut a residual block gives its input, a plain one nothing."""
+    """With its gate shut, a residual block gives the ReLU of its input, and a plain one zeros."""
     made = block(8, BlockStyle(block=kind, squeeze_excite=True))  # type: ignore[arg-type]
     [attention] = [module for module in made.modules() if isinstance(module, SqueezeExcite)]
     excite = attention.gate[3]
@@ -103,20 +103,20 @@ def test_dropout_takes_whole_channels_and_only_in_training() -> None:
     nn.init.ones_(made[4].bias)  # type: ignore[arg-type]
     torch.manual_seed(0)
     gone = (made.train()(IMAGES) == 0).flatten(2).float().mean(2)
-    # A channel is there, with the zeros that ReLU leaves, or it is not there at all.
+    # A channel is kept, with some zeros from ReLU, or it is all zeros.
     assert gone.eq(1).float().mean() == pytest.approx(0.25, abs=0.05)
     assert not made.eval()(IMAGES).flatten(2).eq(0).all(2).any()
 
 
 @pytest.mark.parametrize("channels_out", [8, 16], ids=["identity", "projection"])
 def test_stochastic_depth_skips_what_a_block_adds_image_by_image(channels_out: int) -> None:
-    """What is left then is the shortcut; what is kept is divided by its probability, so that the mean stays."""
+    """A skipped image keeps only the shortcut; a kept addition is divided by its probability, so the mean stays."""
     residual = block(channels_out, BlockStyle(block="residual", stochastic_depth=0.25))[0]
     assert isinstance(residual, Residual)
     images = IMAGES[:1].expand(4000, -1, -1, -1)
     with torch.inference_mode():
         whole, shortcut = residual(images[:1]), residual.shortcut(images[:1])
-        # Only what is random about training: BatchNorm keeps its statistics.
+        # Only the random part is in training mode: BatchNorm keeps its statistics.
         next(module for module in residual.modules() if isinstance(module, StochasticDepth)).train()
         torch.manual_seed(0)
         given = residual(images)
@@ -125,13 +125,13 @@ def test_stochastic_depth_skips_what_a_block_adds_image_by_image(channels_out: i
     kept = given[~skipped]
     torch.testing.assert_close(kept, (shortcut + (whole - shortcut) / 0.75).expand_as(kept))
     torch.testing.assert_close(given.mean(0, keepdim=True), whole, rtol=0.05, atol=0.1)
-    # The same seed leaves out the same images.
+    # The same seed skips the same images.
     torch.manual_seed(0)
     assert torch.equal(residual(images), given)
 
 
 def test_stochastic_depth_keeps_to_its_probability_in_bfloat16() -> None:
-    """Which has steps of 1/256 below one."""
+    """Its steps just below one are 1/256, coarser than the share of 1/1000 that is kept."""
     depth, images = StochasticDepth(0.999).train(), torch.ones(100_000, 1, 1, 1, dtype=torch.bfloat16)
     torch.manual_seed(0)
     given = depth(images)
@@ -141,7 +141,7 @@ def test_stochastic_depth_keeps_to_its_probability_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("factory", ["unet", "unetpp"])
 def test_stochastic_depth_is_nothing_but_training(factory: str) -> None:
-    """The same weights, by the same names, give the same bits without it; and in training others each time."""
+    """Weights of the same names and values give the same bits without it; in training, answers differ each time."""
     with_it = random_network(factory, block="residual", stochastic_depth=0.5)
     without = random_network(factory, block="residual")
     assert with_it.state_dict().keys() == without.state_dict().keys()
@@ -214,7 +214,7 @@ def test_weights_start_as_what_follows_them_wants() -> None:
         area = math.prod(layer.kernel_size)
         before_relu = layer.bias is None or name.endswith("gate.1")
         fans = layer.out_channels * area if before_relu else (layer.in_channels + layer.out_channels) * area
-        # A sample's deviation is off by about 1 / sqrt(2 n).
+        # The standard deviation of n samples has a relative error of about 1 / sqrt(2 n).
         tolerance = 4 / math.sqrt(2 * layer.weight.numel())
         assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fans), rel=tolerance), name
         assert layer.bias is None or not layer.bias.any()

@@ -1,4 +1,4 @@
-"""The one rule by which a step's accuracy is judged, and what it says of splits that are too small to tell."""
+"""The one rule that judges a step's accuracy, and its warning when a split is too small to tell."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Activation ranges: those of the library's own calibrators, in memory that does not grow with the images."""
+"""Activation ranges match those of the library's calibrators, in memory that does not grow with the images."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def graph() -> onnx.ModelProto:
 
 
 class Everything(CalibrationDataReader):  # type: ignore[misc]
-    """All images, as the library wants them."""
+    """All images, in the form that the library reads."""
 
     def __init__(self) -> None:
         self._images: Iterator[U8] = iter(IMAGES)
@@ -66,8 +66,8 @@ def all_at_once(graph: onnx.ModelProto, method: str, folder: Path) -> TensorsDat
 def test_ranges_are_those_of_the_library(
     graph: onnx.ModelProto, tmp_path: Path, method: Calibration, tolerance: float
 ) -> None:
-    """Histograms that grow from chunk to chunk have other bins than one that sees everything, and entropy jumps between
-    thresholds that are about as good."""
+    """A histogram that grows from chunk to chunk has other bins than one that sees everything, and entropy jumps
+    between thresholds that are about equally good."""
     ours = observe(graph, iter(IMAGES), OP_TYPES).ranges(method)
     theirs = all_at_once(graph, method, tmp_path)
     assert ours.data.keys() == theirs.data.keys()
@@ -81,7 +81,7 @@ def test_ranges_are_those_of_the_library(
 
 
 def test_what_the_quantizer_does_to_its_ranges_stays_with_it(graph: onnx.ModelProto) -> None:
-    """It narrows what an activation cuts off; the next graph may leave that activation in float."""
+    """It narrows ranges to what an activation lets through; the next graph may leave that activation in float."""
     seen = observe(graph, iter(IMAGES[:2]), OP_TYPES)
     before = {name: found.range_value for name, found in seen.ranges("mse").items()}
     given = seen.ranges("mse")
@@ -92,7 +92,7 @@ def test_what_the_quantizer_does_to_its_ranges_stays_with_it(graph: onnx.ModelPr
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_named_where_it_begins(graph: onnx.ModelProto, value: float) -> None:
-    """The first activation alone, and how many come after."""
+    """The error names only the first such activation, and counts those after it."""
     spoilt = copied(graph)
     first = next(node for node in spoilt.graph.node if node.op_type == "Conv")
     weight = next(tensor for tensor in spoilt.graph.initializer if tensor.name == first.input[1])
@@ -137,21 +137,21 @@ def test_images_are_asked_for_one_at_a_time_and_may_differ_in_size(
 
 
 def histogram(values: F64) -> Histogram:
-    """As the calibrator keeps it: as far below zero as above it."""
+    """A histogram as the calibrator keeps it: symmetric about zero."""
     end = float(np.abs(values).max())
     counts, edges = np.histogram(values, BINS, range=(-end, end))
     return Histogram(counts, edges, float(values.min()), float(values.max()))
 
 
 def squared_error(values: F64, low: float, high: float) -> float:
-    """Of real rounding to 256 levels between two ends."""
+    """The mean squared error of rounding to 256 levels from `low` to `high`."""
     step = (high - low) / 255
     return float(np.square(np.clip(np.round((values - low) / step), 0, 255) * step + low - values).mean())
 
 
 @pytest.mark.parametrize("shape", ["relu", "signed", "outlier"])
 def test_mse_is_no_worse_than_any_other_way_to_cut(shape: str) -> None:
-    """Against rounding for real, over a grid of ends."""
+    """Compared with the error of real rounding over a grid of ends."""
     rng = np.random.default_rng(0)
     values = rng.normal(0, 1, 200_000)
     if shape == "relu":
@@ -186,7 +186,7 @@ print(peak_memory_mib())
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(graph: onnx.ModelProto, tmp_path: Path) -> None:
-    """An image leaves more than a quarter of a MiB of activations here: a thousand would take over 250."""
+    """An image makes more than a quarter of a MiB of activations here: a thousand would take over 250 MiB."""
     onnx.save(graph, tmp_path / "graph.onnx")
     few, many = (
         float(

@@ -1,4 +1,4 @@
-"""The images that INT8 is calibrated on: a named list out of the training split, which nothing is scored on."""
+"""INT8 calibration images: a named list from the training split, on which nothing is scored."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def test_what_is_drawn_by_name_does_not_depend_on_order_and_grows(discs: Path) -
 
 
 def test_a_picture_that_is_scored_cannot_calibrate(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
-    """By what it shows: it has another name, and its file other bytes."""
+    """Pictures are compared by their pixels: here name and file bytes differ."""
     shutil.copytree(discs, tmp_path / "data")
     dataset = open_dataset(tmp_path / "data")
     shown, scored = dataset.train[0], dataset.val[0]

@@ -1,4 +1,4 @@
-"""The whole way with images that are neither grey nor RGB: RGBA files, and TIFFs of five pages."""
+"""From training to serving with images that are neither grey nor RGB: RGBA files, and TIFFs of five pages."""
 
 from pathlib import Path
 

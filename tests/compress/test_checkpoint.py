@@ -28,7 +28,7 @@ def cut(network: torch.nn.Module, ratio: float) -> PruningPlan:
 
 @pytest.fixture
 def pruned_twice(tmp_path: Path) -> Checkpoint:
-    """Two plans in its card, the second relative to what the first left."""
+    """Its card holds two plans, the second relative to what the first left."""
     network = random_unet(base=8)
     first = cut(network, 0.4)
     once = first.apply(network, channels=1)

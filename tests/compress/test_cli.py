@@ -1,4 +1,4 @@
-"""The command line: what it prints where, its exit status, and that a user's mistake is one message."""
+"""The command line: what goes to which stream, exit statuses, and one message for a user's mistake."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ Cli = Callable[..., Done]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Call the program as a shell would; standard output and standard error come back apart."""
+    """Call the program as a shell would; returns standard output and standard error separately."""
 
     def call(*arguments: object) -> Done:
         capfd.readouterr()
@@ -277,7 +277,7 @@ def test_a_run_leaves_a_recipe_of_the_users_own_as_it_is(
     assert done.status == 2
     assert f"{own} was not written by a run" in done.err
     assert own.read_text() == before
-    # What a run has written is taken up again, and follows the settings.
+    # A recipe that a run wrote is used again, and follows the settings.
     for speedup in ("2.0", "3.0"):
         assert "training began" in cli("run", own, "--out", tmp_path / "r", "--set", f"prune.speedup={speedup}").err
         assert f"speedup = {speedup}" in (tmp_path / "r" / "recipe.toml").read_text()

@@ -1,4 +1,4 @@
-"""What scripts may rely on: the keys of `--json`, standard output with the result alone, statuses, signals."""
+"""What scripts may rely on: the keys of `--json`, nothing but the result on standard output, statuses, signals."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def call(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
+    """Run the command line in a process of its own."""
     return subprocess.run(command(*words), **process_options(environment), capture_output=True, text=True, check=False)
 
 
@@ -47,7 +47,7 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """The program called in this process; status, standard output, standard error."""
+    """Call the program in this process; returns its status, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -66,7 +66,7 @@ def settings() -> list[str]:
 
 
 def test_quantize(cli: Cli, trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
-    """The library's calibrators print; the result must not drown in it."""
+    """The library's calibrators print; their output must not mix with the result."""
     status, out, _ = cli(
         *("quantize", trained.path, "--data", discs, "--out", tmp_path / "out", *settings(), "--json"),
         *("--set", "quantize.calibration=entropy", "--mode", "ptq", "--for", "avx2"),
@@ -131,7 +131,7 @@ def test_run(discs: Path, tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr
     report = json.loads(done.stdout)
     assert [model["name"] for model in report["models"]] == ["dense-fp32", "pruned-fp32", "dense-int8", "pruned-int8"]
-    # A busy machine may fail the speed-up of the one or of the other.
+    # A busy machine may fail a verdict about speed.
     failed = [verdict["text"] for verdict in report["verdicts"] if not verdict["ok"]]
     assert all(text in done.stderr for text in failed)
     assert done.returncode == (1 if "the run is complete, but:" in done.stderr else 0)
@@ -142,7 +142,7 @@ def test_run(discs: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_says_how_to_go_on(discs: Path, tmp_path: Path) -> None:
     words = ("train", "--data", discs, "--out", tmp_path / "out", *settings(), "--epochs", 5000)
-    # A shell that runs the tests in the background has its children ignore the signal.
+    # A shell that runs the tests in the background makes its children ignore SIGINT.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from compress.cli.main import main; main()"

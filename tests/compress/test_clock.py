@@ -1,4 +1,4 @@
-"""Shares of a step, by a clock that the test turns."""
+"""Shares of a step's time, by a clock that the test sets."""
 
 import time
 
@@ -29,7 +29,7 @@ def step(clock: Clock, hands: Hands, data: float, augmentation: float, network: 
         hands.seconds += data
     with clock.part("augmentation"):
         hands.seconds += augmentation
-    hands.seconds += 100  # saving and validating are no part of a step
+    hands.seconds += 100  # saving and validating are not part of a step
     with clock.part("network"):
         hands.seconds += network
     clock.end_step(8)

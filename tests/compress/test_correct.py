@@ -1,4 +1,4 @@
-"""Biases that take back what rounding adds to the mean of a channel."""
+"""Bias correction: biases cancel what rounding adds to the mean of a channel."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ LAYERS = ("stem", "down", "fuse", "head")
 
 
 def means(model: onnx.ModelProto) -> Mapping[str, NDArray[np.float64]]:
-    """Of every convolution and channel, over all pixels of all images; by ONNX's own evaluator."""
+    """The mean of every channel of every convolution over all pixels of all images, by ONNX's own evaluator."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     del tapped.graph.output[:]
@@ -38,7 +38,7 @@ def means(model: onnx.ModelProto) -> Mapping[str, NDArray[np.float64]]:
 
 
 def biases(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    """What is stored for the convolutions: integers, or floats."""
+    """The biases stored for the convolutions, as integers or floats."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     origin = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     nodes = [node for node in model.graph.node if node.op_type == "Conv" and len(node.input) == 3]
@@ -49,14 +49,14 @@ def biases(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     ("target", "bias", "dtype"), [("vnni", True, np.int32), ("avx2", False, np.int32), ("tensorrt", True, np.float32)]
 )
 def test_every_mean_is_that_of_the_float_parent(target: Target, bias: bool, dtype: type) -> None:
-    """Convolutions without a bias are given one. Seven bits and weak channels leave large errors before."""
+    """Convolutions without a bias get one. Seven bits and weak channels make large errors before the correction."""
     graph = with_outputs(small_unet(spread=10, bias=bias), "mask")
     plain = Quantizer(graph, iter(blocks(4)), target=target).quantized("minmax")
     other = corrected(plain, blocks(4))
     exact, before, after = means(plain.parent), means(plain.graph), means(other.graph)
     assert set(exact) == set(LAYERS)
     was = max(np.abs(before[layer] - exact[layer]).max() for layer in LAYERS)
-    # The step of a bias is the product of two small scales; the evaluator rounds other halves than the runtime.
+    # Biases are rounded in steps of the product of two small scales; evaluator and runtime round ties differently.
     left = max(np.abs(after[layer] - exact[layer]).max() for layer in LAYERS)
     assert was > 0.01
     assert left < was / 20
@@ -65,7 +65,7 @@ def test_every_mean_is_that_of_the_float_parent(target: Target, bias: bool, dtyp
     assert {array.dtype for array in found.values()} == {np.dtype(dtype)}
     assert len(biases(plain.graph)) == (4 if bias else 1)
     onnx.checker.check_model(other.graph, full_check=True)
-    # What is served is what was corrected: the same operators, in integers where they were.
+    # The runtime that serves the corrected graph still agrees with the float graph.
     images = np.stack(blocks(3, seed=2))
     masks = OnnxModel(other.graph.SerializeToString(), threads=1).masks(images)
     assert np.mean(masks == OnnxModel(graph.SerializeToString(), threads=1).masks(images)) > 0.9
@@ -86,7 +86,7 @@ def test_where_all_layers_stay_in_float_nothing_is_corrected() -> None:
 
 
 def test_a_convolution_over_channels_is_corrected_like_one_over_pixels() -> None:
-    """Its map has a single axis of them."""
+    """Its output has one axis of positions instead of two."""
     graph = with_outputs(with_eca(), "mask")
     plain = Quantizer(graph, iter(blocks(4)), target="vnni").quantized("minmax")
     other = corrected(plain, blocks(4))

@@ -1,4 +1,4 @@
-"""What the search of widths is told of a network: the layers that the real export of the pruned one has, and times."""
+"""Costs for the search of widths: the layers that the real export of the pruned network has, and their times."""
 
 import json
 from collections import Counter
@@ -34,7 +34,7 @@ SIZE = (16, 24)
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
-    """Kernels take what their multiplications say; a cache of its own."""
+    """A machine whose kernel times follow from their multiplications, with a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return FakeMachine(monkeypatch)
 
@@ -62,7 +62,7 @@ def test_layers_at_the_widths_of_a_plan_are_those_of_the_real_export(
 ) -> None:
     network = made()
     costs = costs_of(network)
-    # Narrower than the blocks of 8 channels in which floats are computed, a layer would be another one.
+    # Floats are computed in blocks of 8 channels: a narrower layer would be a different one.
     plan = scores_of(network, channels=1).plan(0.5, 8)
     assert plan.kept() != costs.widest
     pruned = with_outputs(exported(plan.apply(network, channels=1)), "mask")
@@ -78,7 +78,7 @@ def test_the_plan_of_a_speedup_takes_that_much_less_by_the_table(machine: FakeMa
         plan = search.plan(speedup)
         assert search.costs.milliseconds(plan.kept()) <= before / speedup
         assert search.predicted(plan) >= speedup
-        # What was cut is what matters least, and it spares time.
+        # No group costs time by being cut.
         assert all(spared >= 0 for spared in search.costs.spared(plan.kept()).values())
     assert search.plan(1.0).kept() == search.costs.widest
     assert set(search.plan(1e9).kept().values()) == {4}
@@ -99,7 +99,7 @@ def test_levels_go_where_no_width_is_narrow_enough(machine: FakeMachine) -> None
     assert costs.milliseconds(plan.kept()) <= between
     gone = {name for name, kept in plan.kept().items() if not kept}
     assert deepest <= gone
-    # What a level costs is told of the level as a whole.
+    # Each group of a level is given the time that the level as a whole spares.
     spared = costs.spared(plan.kept())
     assert len({round(spared[name], 9) for name in deepest}) == 1
     assert spared[min(deepest)] > 0
@@ -129,7 +129,7 @@ def test_a_table_is_measured_once(machine: FakeMachine) -> None:
     machine.speed = 0.5
     second = costs_of(random_unet(base=16))
     assert not second.foreign
-    # But for the reference: the machine takes twice as long now.
+    # Only the reference is timed again, to see that the machine takes twice as long now.
     assert machine.timed == timed + 1
     assert second.milliseconds(second.widest) == pytest.approx(2 * first.milliseconds(first.widest))
 
@@ -140,7 +140,7 @@ def by_table(*settings: str) -> Any:
 
 @pytest.fixture
 def table(trained: Checkpoint, discs: Path, tmp_path: Path, machine: FakeMachine, counted: list[str]) -> Path:
-    """Of the layers of `trained`, as `prune` has measured them."""
+    """The latency table of the layers of `trained`, as `prune` measures it."""
     costs = costs_of(trained.network(), size=(48, 64), whole_parts=True)
     assert costs.table.sizes == ((48, 64),)
     return cache_path("fp32", usable_cores())
@@ -155,7 +155,7 @@ def edited(table: Path, out: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def real_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the clock of `counted`, the layers of the graph that is served."""
+    """With the clock of `counted`, but the layers of the real exported graph."""
 
     def float_graph(step: Any, network: nn.Module) -> Any:
         return with_outputs(exported(network), "mask")
@@ -164,7 +164,7 @@ def real_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_machine_of_the_same_name_may_be_another(table: Path, tmp_path: Path) -> None:
-    """Virtual machines call themselves alike; a table from before this was written says nothing of it."""
+    """Virtual machines share names, so the CPU's model counts too; tables from before it was written do not have it."""
     assert not is_foreign(LatencyTable.load(table))
     assert is_foreign(LatencyTable.load(edited(table, tmp_path / "other.json", cpu_model="cpu family 1, model 2")))
     content = json.loads(table.read_text())
@@ -204,7 +204,7 @@ def test_the_table_decides_where_it_contradicts_a_disturbed_clock(
     measured: float,
     table_decides: bool,
 ) -> None:
-    """By the clock no network is any faster in the first case, and the narrowest would be kept as the best of them."""
+    """In the first case the clock finds no network faster, and would keep the narrowest as the best of them."""
     probe = import_module("compress.prune.step").LatencyProbe
     measure = probe.measure
     monkeypatch.setattr(probe, "measure", lambda *given: replace(measure(*given), speedup=measured, disturbed=0.6))
@@ -221,7 +221,7 @@ def test_the_table_decides_where_it_contradicts_a_disturbed_clock(
 
 @pytest.mark.usefixtures("real_export")
 def test_a_pruned_network_may_have_fewer_levels(trained: Checkpoint, discs: Path, tmp_path: Path, table: Path) -> None:
-    """The deepest of two can go; at widths of one channel there is no other way to be so fast."""
+    """The deeper of two levels can go; even at the narrowest widths, nothing else is so fast."""
     foreign = edited(table, tmp_path / "table.json", cpu="Abacus 9000")
     costs = costs_of(trained.network(), size=(48, 64), table=foreign, whole_parts=True)
     (deepest,) = costs.parts.levels

@@ -1,4 +1,4 @@
-"""Windows of an image, zoomed as they are taken: real pixels as long as there are any, and a mask that follows."""
+"""Crops, zoomed as they are taken: real pixels wherever the image has any, and a mask that follows."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ HEIGHT, WIDTH = 120, 160
 
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory: pytest.TempPathFactory) -> TrainingImages:
-    """Each pixel shows where it is: red its row, green its column, and its class is its row."""
+    """Each pixel shows its position: red is its row, green its column, and its class is its row."""
     path = tmp_path_factory.mktemp("data") / "maps"
     classes = [f"row {row}" for row in range(HEIGHT)]
     write_dataset(path, counts={"train": 4, "val": 1, "test": 1}, size=(HEIGHT, WIDTH), channels=3)
@@ -48,10 +48,10 @@ def test_a_zoomed_crop_shows_what_is_there_at_that_scale(maps: TrainingImages, z
         for image, mask in zip(batch.images_NCHW.float(), batch.masks_NHW.float(), strict=True):
             rows, columns = image[0], image[1]
             assert torch.equal(rows, rows[:, :1].expand_as(rows))
-            # Rounded to whole numbers at both ends, and held at the edges of the image.
+            # Both ends are rounded to whole numbers, and clamped at the edges of the image.
             assert float(rows[-1, 0] - rows[0, 0]) == pytest.approx(63 / zoom, abs=2)
             assert float(columns[0, -1] - columns[0, 0]) == pytest.approx(47 / zoom, abs=2)
-            # The nearest pixel is never further away than half of one.
+            # The nearest pixel is at most half a pixel away, and rounding adds at most as much.
             assert (mask - rows).abs().max() <= 1
             places.add((int(rows[0, 0]), int(columns[0, 0])))
     assert len(places) > 15
@@ -89,13 +89,13 @@ def test_resampling_agrees_with_torch(start: int, length: int, shown: int, beyon
 
     source = slice(start, start + length)
     nearest = F.interpolate(mask[source, source][None, None], (shown, shown), mode="nearest-exact")[0, 0]
-    # Half way between two pixels either is the nearest, and rounding decides.
+    # Half way between two pixels either is the nearest; rounding decides, so these are left out.
     sure = torch.tensor([i for i in range(shown) if (2 * i + 1) * length % (2 * shown)], dtype=torch.long)
     assert torch.equal(masks[0, :shown, :shown][sure][:, sure], nearest[sure][:, sure])
     smooth = F.interpolate(
         image[source, source].permute(2, 0, 1)[None].float(), (shown, shown), mode="bilinear", align_corners=False
     )[0]
-    # Where torch stays off the edge of the window, which goes on here.
+    # Only where torch does not clamp at the edge of the window: here the image goes on beyond it.
     inside = [i for i in range(shown) if 0 <= (i + 0.5) * length / shown - 0.5 <= length - 1]
     found = images[0, :shown, :shown].permute(2, 0, 1).float()
     index = torch.tensor(inside, dtype=torch.long)
@@ -105,7 +105,7 @@ def test_resampling_agrees_with_torch(start: int, length: int, shown: int, beyon
 
 
 def test_images_of_a_batch_do_not_see_each_other(tmp_path: Path) -> None:
-    """A large window makes room in the batch; what fills it up must not shine into the smaller ones."""
+    """A large window enlarges the batch; the padding around smaller ones must not bleed into them."""
     path = write_dataset(tmp_path / "d", counts={"train": 2, "val": 1, "test": 1}, size=[(40, 40), (20, 20)])
     for image in (path / "train" / "images").iterdir():
         side = 40 if image.name.startswith("0000") else 20

@@ -1,4 +1,4 @@
-"""What a training is told at its end: each finding where its cause is, none elsewhere, and settings that exist."""
+"""The diagnosis after a training: each finding comes with its cause and only then, and proposes existing settings."""
 
 import json
 from dataclasses import replace
@@ -160,7 +160,7 @@ def test_a_high_loss_is_no_divergence_where_it_is_made_of_more() -> None:
 
 
 def test_of_an_average_that_won_its_own_answers_are_judged() -> None:
-    """The last epoch predicted one class only, and the average is much better than it."""
+    """Where the epochs predict one class only and the average both, there is no finding; the other way round, one."""
     one, both = [[60, 0], [40, 0]], [[50, 5], [5, 40]]
     for epochs, average, kinds in ((one, both, []), (both, one, ["classes never predicted"])):
         history = [epoch(n, loss=1 / n, miou=0.6, confusion=epochs) for n in range(1, 21)]
@@ -174,7 +174,7 @@ def test_a_class_that_does_not_occur_need_not_be_predicted() -> None:
 
 
 class HalfDead(nn.Module):
-    """Says class 1 where it is bright; of its four channels one never answers."""
+    """One of its four channels never answers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ def test_channels_that_never_answer_are_counted(splits: Splits) -> None:
 
 
 class Mixed(nn.Module):
-    """ReLUs over vectors, tokens and rows of channels beside one over a convolution; all but one channel is dead."""
+    """ReLUs over vectors, tokens and channels-last maps, and one over a convolution; all channels but one are dead."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an earlier run left is held against the data before anything is trained: what is made anew is told, and no
+"""What an earlier run left is compared with the data before any training: what is made anew is named, and no
 interrupted training is lost."""
 
 import contextlib
@@ -30,7 +30,7 @@ def finish(out: Path, name: str, data: str) -> None:
 
 
 def interrupt(out: Path, name: str, data: str, *files: str) -> None:
-    """With `files` in it."""
+    """Leave an interrupted step with `files` in its folder."""
     with contextlib.suppress(KeyboardInterrupt), running(out / name, StepPlan(name, {"data": data}, {})) as step:
         for file in files:
             (step.path / file).touch()
@@ -66,7 +66,7 @@ def test_what_was_made_of_other_data_and_what_follows_from_it_is_told(
         ({}, "dense", BEFORE, True),
         ({"dense": BEFORE}, "pruned", BEFORE, True),
         ({"dense": NOW}, "pruned", BEFORE, True),
-        # Its teacher and parent is made anew.
+        # Its parent, which is its teacher too, is made anew.
         ({"dense": BEFORE}, "pruned", NOW, True),
         ({"dense": BEFORE, "pruned": BEFORE}, "int8", NOW, True),
         ({"dense": BEFORE}, "dense", NOW, False),
@@ -90,7 +90,7 @@ def test_an_interrupted_training_that_could_not_go_on_is_refused(
 def test_what_costs_no_hours_may_be_thrown_away_and_what_noted_nothing_is_left_to_its_step(tmp_path: Path) -> None:
     interrupt(tmp_path, "dense-fp32", BEFORE, "model.onnx")
     interrupt(tmp_path, "pruned", BEFORE, TRAINING_STATE)
-    (tmp_path / ".pruned.partial" / ".key").write_text(BEFORE)  # an earlier version wrote no more
+    (tmp_path / ".pruned.partial" / ".key").write_text(BEFORE)  # all that an earlier version wrote
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense" / "step.json").write_text('{"step": "of another program", "inputs": ["data"]}')
     look_at_data(tmp_path, NOW)
@@ -103,7 +103,7 @@ def test_a_run_looks_at_its_data_before_it_trains(
         raise WorkFailedError("training began")
 
     def run(*settings: str) -> str:
-        """What is said on the way to the training."""
+        """Run as far as the training; returns what was printed before it."""
         chosen = Recipe.load(None, [*TINY_SETTINGS, f"data.path={data}", *settings])
         with pytest.raises(WorkFailedError, match="training began"):
             pipeline.run(chosen, out)
@@ -131,7 +131,7 @@ def test_data_that_change_during_a_run_end_it_before_networks_of_different_data_
     discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meddle(*_: object) -> SimpleNamespace:
-        """As if somebody drew in a mask during the training."""
+        """Edit a mask, as a user might during the training."""
         mask = open_dataset(data).val[0].mask
         Image.fromarray(1 - np.asarray(Image.open(mask))).save(mask)
         return SimpleNamespace(path=tmp_path / "run" / "dense")

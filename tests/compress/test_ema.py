@@ -1,4 +1,4 @@
-"""Averaged weights and re-estimated statistics against sums that are written out."""
+"""Averaged weights and re-estimated statistics, compared with sums written out here."""
 
 import copy
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from compress.train.ema import Average, EqualAverage, MovingAverage
 
 
 def wander(network: nn.Module, steps: int, average: MovingAverage) -> list[torch.Tensor]:
-    """Move every weight at random, `steps` times; gives the head's bias after each."""
+    """Move every weight at random, `steps` times; returns the head's bias after each."""
     seen = []
     for _ in range(steps):
         with torch.no_grad():
@@ -136,7 +136,7 @@ def test_taking_statistics_again_is_repeatable_and_leaves_the_weights(images: Tr
 
 
 def test_statistics_do_not_depend_on_what_was_drawn_before(images: TrainingImages) -> None:
-    """With dropout, too: what a killed run drew, the one that goes on does not."""
+    """With dropout too: the random numbers that a killed run drew are not drawn again by the resumed one."""
     found = []
     for drawn in (0, 1):
         network = random_unet(base=4, dropout=0.3)

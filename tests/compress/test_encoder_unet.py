@@ -1,4 +1,4 @@
-"""A UNet's decoder on an encoder: its shape, how training starts, and that it goes all the way to INT8."""
+"""A UNet's decoder on an encoder: its shape, the weights that training starts from, and the way to INT8."""
 
 import sys
 from collections import Counter
@@ -29,7 +29,7 @@ from export.to_onnx import with_outputs
 
 RECIPE = [
     *("model.factory=encoder-unet", "model.base=4", "train.epochs=1", "train.batch_size=6", "train.precision=float32"),
-    # Too slow to learn: what is saved is where training started.
+    # Too slow to learn: the saved weights are those that training started from.
     *("train.learning_rate=1e-12", "train.weight_decay=0", "train.ema_decay=0"),
 ]
 
@@ -106,7 +106,7 @@ def started(discs: Path, out: Path, *settings: str, init: Path | None = None) ->
 
 
 def encoder_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Its kernels: statistics move in training however slowly it learns."""
+    """The encoder's kernels: BatchNorm statistics move in training however slowly it learns."""
     state = network.get_submodule("encoder").state_dict()
     return {name: tensor for name, tensor in state.items() if tensor.ndim == 4}
 
@@ -130,7 +130,7 @@ def test_training_starts_from_a_classifiers_state_dict(discs: Path, tmp_path: Pa
     network = started(discs, tmp_path / "out", "model.encoder=resnet18", init=tmp_path / "r.pth")
     kernels = encoder_of(network)
     torch.testing.assert_close(kernels["layer4.1.conv2.weight"], classifier["layer4.1.conv2.weight"])
-    # The discs are grey, and one step of grey is another number behind ImageNet's normalisation than behind ours.
+    # The discs are grey, so the kernels of the colours are summed, rescaled from ImageNet's normalisation to ours.
     std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
     torch.testing.assert_close(
         kernels["conv1.weight"], (classifier["conv1.weight"] * 128 / std).sum(1, keepdim=True), rtol=1e-4, atol=1e-5
@@ -183,7 +183,7 @@ def test_half_of_every_group_can_be_cut(encoder: str) -> None:
 
 @pytest.fixture(scope="module")
 def lite() -> nn.Module:
-    """With pretrained weights: INT8 needs activations that mean something."""
+    """With pretrained weights: INT8 needs meaningful activations."""
     network = encoder_unet(channels=3, classes=3, base=8)
     encoder = network.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
@@ -220,7 +220,7 @@ def test_nothing_of_it_stays_in_float_at_int8(graph: onnx.ModelProto) -> None:
     images = noise(4, 96, 64)
     quantized = Quantizer(graph, iter(images), target="vnni").quantized("minmax")
     assert quantized.float_layers == ()
-    # ReLU6 ends where the range of its quantized result ends.
+    # ReLU6 is absorbed: the range of its quantized result ends where it ends.
     assert operators(quantized.graph).keys().isdisjoint({"Pad", "Clip", "Relu"})
     expected = OnnxModel(graph.SerializeToString(), threads=1).masks(images)
     assert np.mean(OnnxModel(quantized.graph.SerializeToString(), threads=1).masks(images) == expected) > 0.8

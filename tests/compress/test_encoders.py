@@ -1,4 +1,4 @@
-"""Encoders give features at every stride, and take a classifier's weights behind the door that all networks have."""
+"""Encoders give features at every stride, and take a classifier's weights behind the normalisation of all networks."""
 
 import sys
 from importlib import import_module
@@ -63,7 +63,7 @@ def test_features_are_as_wide_as_they_say_at_every_stride(name: str, channels: i
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    # Tables of the papers' implementations, less the last 1x1 convolution (320 to 1,280) and the classifier.
+    # Counts of the papers' implementations, less the last 1x1 convolution (320 to 1,280) and the classifier.
     [
         ("resnet18", 11_689_512 - 513_000),
         ("resnet34", 21_797_672 - 513_000),
@@ -80,7 +80,7 @@ def test_encoders_have_the_parameters_of_their_papers(name: str, parameters: int
     ("name", "size", "share"), [("efficientnet-lite0", 224, 0.4), ("efficientnet-lite1", 240, 0.2)]
 )
 def test_the_classifier_sees_what_is_in_a_photograph(name: str, size: int, share: float) -> None:
-    """Admiral Hopper wears a military uniform. Padded evenly, lite0 gives that 0.33; with ImageNet's mean 0.24."""
+    """Admiral Hopper wears a military uniform. lite0 gives that 0.33 if padded evenly, 0.24 with ImageNet's mean."""
     picture = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
     pixels_HWC = np.array(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
     encoder = make(name, 3)
@@ -103,7 +103,7 @@ def test_the_classifier_sees_what_is_in_a_photograph(name: str, size: int, share
     ],
 )
 def test_mean_and_deviation_are_folded_into_the_stem(name: str, mean: Any, std: Any) -> None:
-    """Exactly, but where the convolution sees its padding."""
+    """The results agree except where the convolution reads its padding."""
     plain, folded = make(name, 3), make(name, 3)
     randomised(plain)
     folded.load_state_dict(folded.from_classifier(plain.state_dict()))

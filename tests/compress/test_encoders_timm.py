@@ -1,4 +1,4 @@
-"""timm's encoders, in an environment of their own: timm brings torchvision, which would hide from torchmetrics here."""
+"""timm's encoders, in an environment of their own: timm brings torchvision, which torchmetrics must not find here."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Channels of like range, and the same network: by ONNX's own evaluator, and in INT8."""
+"""Equalisation evens out the ranges of channels and keeps the answers, by ONNX's own evaluator and in INT8."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from export.to_onnx import with_outputs
 
 
 def logits(model: onnx.ModelProto, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """By others."""
+    """Logits by ONNX's own evaluator."""
     return ReferenceEvaluator(model).run(["logits"], {"image": image[None]})[0]  # type: ignore[no-any-return]
 
 
@@ -45,7 +45,7 @@ KINDS = st.sampled_from(["plain", "grouped", "depthwise"])
 def test_answers_stay_and_what_is_made_is_as_large_as_what_is_read(
     first: str, second: str, activation: str | None, pooled: bool, bias: bool, seed: int
 ) -> None:
-    """A chain with groups and a skip around it: 8 channels that two layers read, one of them beside others."""
+    """A chain with groups and a skip around it: two layers read 8 channels, one of them joined with others."""
     groups = {"plain": 1, "grouped": 2, "depthwise": 8}
     net = Handmade(seed=seed)
     wide = net.conv("wide", net.image, 8, bias=bias)
@@ -66,7 +66,7 @@ def test_answers_stay_and_what_is_made_is_as_large_as_what_is_read(
     np.testing.assert_allclose(logits(other, image), expected, atol=2e-5 * np.abs(expected).max())
     by_row = {name: np.abs(array) for name, array in stored(other).items()}
     made_by = by_row["model.made.weight"].max(axis=(1, 2, 3))
-    # Of "read" the eight channels behind those of "inner"; of "inner" the one group that has the channel.
+    # In "read", the eight input channels after those of "inner"; in "inner", only the group that reads the channel.
     split = groups[second]
     taken = by_row["model.inner.weight"].reshape(split, 8 // split, 8 // split, -1).max(axis=(1, 3)).reshape(8)
     parts = 2 if second == "grouped" else 1
@@ -123,7 +123,7 @@ def test_what_lets_no_factor_through_is_left_alone(why: str) -> None:
 
 
 def test_one_reader_that_cannot_follow_keeps_the_layer_as_it_is() -> None:
-    """Its result is read by a convolution, and by a sum."""
+    """A convolution and a sum read its result; the sum cannot take a factor back."""
     net = Handmade()
     made = net.relu(net.conv("made", net.image, 4))
     inner = net.conv("inner", made, 4)
@@ -139,7 +139,7 @@ def test_what_a_graph_gives_is_not_scaled() -> None:
 
 
 def agreement(graph: onnx.ModelProto, **options: Any) -> float:
-    """Share of the pixels in which INT8 says what float says."""
+    """Share of the pixels on which INT8 agrees with float."""
     served = with_outputs(graph, "mask")
     made = Quantizer(served, iter(blocks(4)), target="auto", **options).quantized("minmax")
     images = np.stack(blocks(6, seed=1))

@@ -1,4 +1,4 @@
-"""One suite for every network: what a factory makes can be saved, pruned, exported and quantized, and stays itself."""
+"""One suite for every network: it can be saved, pruned, exported and quantized, and keeps its answers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ CHANNELS, CLASSES = 2, 3
 
 @dataclass(frozen=True)
 class Kind:
-    """A factory, and what is notable in how it is called."""
+    """A factory and the arguments it is called with."""
 
     factory: str
     arguments: Mapping[str, Any]
@@ -65,7 +65,7 @@ KINDS = {
     "own": Kind(OWN, {**SHAPE, "width": 8, "depth": 2}),
 }
 EVERY = pytest.mark.parametrize("name", KINDS)
-# A ResNet takes a minute to export, and its attention is exported as that of a UNet.
+# A ResNet takes a minute to export, and its attention is exported like that of a UNet.
 EVERY_EXPORT = pytest.mark.parametrize("name", [name for name in KINDS if name != "resnet18, attention"])
 
 
@@ -81,7 +81,7 @@ def halved(name: str) -> nn.Module:
 
 
 def settled(network: nn.Module) -> nn.Module:
-    """With BatchNorm statistics of `pictures`: else activations grow with depth, and rounding decides everything."""
+    """With BatchNorm statistics of `pictures`: otherwise activations grow with depth, and rounding decides all."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
@@ -93,7 +93,7 @@ def settled(network: nn.Module) -> nn.Module:
 
 @cache
 def graph_of_halved(name: str) -> onnx.ModelProto:
-    """An export takes seconds; what holds for the pruned network is harder than what holds for the whole one."""
+    """Exports take seconds, so only the pruned network is exported: it is the harder case."""
     return exported(halved(name), channels=CHANNELS)
 
 
@@ -104,7 +104,7 @@ def noise(name: str, count: int, *multiples: int) -> Tensor:
 
 
 def pictures(count: int) -> Iterator[U8]:
-    """Smooth, so that neighbouring pixels agree as they do in photographs."""
+    """Blocks of 16x16 equal pixels, so that neighbours agree as they do in photographs."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         coarse = rng.integers(0, 256, (6, 8, CHANNELS), dtype=np.uint8)
@@ -201,6 +201,6 @@ def test_the_int8_graph_gives_the_answers_of_the_graph_as_written(name: str) -> 
         logit_step=step,
         images="blocks",
     )
-    # Nobody trained these networks: a deep one is unsure of most pixels, and rounding goes through all of its layers.
-    # A graph that computed something else would differ in tens of percents.
+    # These networks are untrained: a deep one is unsure of most pixels, and rounding passes through all its layers.
+    # A graph that computed something else would differ in tens of per cent of the pixels.
     parity.model_copy(update={"pixel_tolerance": 0.01}).require()

@@ -35,7 +35,7 @@ def test_a_bundle_says_what_it_is(float_bundle: Bundle, trained: Checkpoint, dis
     network = trained.network()
     assert (manifest.name, manifest.precision, manifest.channels) == ("dense-fp32", "fp32", 1)
     assert (manifest.size, manifest.size_multiple) == (None, 4)
-    # That of its data: what `compress bench table` and the load tests are for, unless told otherwise.
+    # The size of its data, for which `compress bench table` and the load tests measure by default.
     assert manifest.own_size == manifest.usual_size == (48, 64)
     assert manifest.classes == trained.card.classes
     assert manifest.params == sum(p.numel() for p in network.parameters())

@@ -1,4 +1,4 @@
-"""What reaches the network: normalised, in channels_last, augmented once, and alike whenever it is asked for."""
+"""What reaches the network: normalised, in channels_last, augmented once, and the same whenever a step is repeated."""
 
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def test_cutmix_is_drawn_for_each_image_and_its_box_is_the_same_in_image_and_mas
 
 
 def test_boxes_are_as_large_as_the_beta_distribution_says() -> None:
-    """Its ends are likely at a small alpha, its middle at a large one, and all alike at 1."""
+    """The ends are likely at a small alpha, the middle at a large one, and all sizes equally at 1."""
     masks = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 32, 32).contiguous()
     small = {}
     for alpha in (0.1, 1.0, 20.0):

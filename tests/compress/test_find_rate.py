@@ -1,4 +1,4 @@
-"""The learning-rate range test: what it takes from a curve, and that it trains at the rates that it names."""
+"""The learning-rate range test: what it reads from a curve of losses, and that it trains at the rates it reports."""
 
 import json
 import math
@@ -31,11 +31,11 @@ def found(losses: list[float]) -> RateTest:
 
 
 def test_the_rate_is_suggested_at_which_the_loss_falls_fastest() -> None:
-    """A sigmoid in the logarithm of the rate, whose middle is at 1e-3, and an explosion behind it."""
+    """The loss is a sigmoid of the logarithm of the rate, with its middle at 1e-3 and an explosion after it."""
     curve = [1 - 1 / (1 + math.exp(-(i - 30) / 2)) + (0.2 * (i - 50) if i > 50 else 0) for i in range(55)]
     test = found(curve)
     assert test.suggested is not None
-    assert 1e-3 <= test.suggested < 5e-3  # smoothing is late by a few steps
+    assert 1e-3 <= test.suggested < 5e-3  # smoothing lags by a few steps
     assert test.suggested < test.lowest <= test.rates[52]
 
 
@@ -68,7 +68,7 @@ def test_it_trains_at_the_rates_that_it_names_until_the_loss_explodes(
     assert test.suggested is not None
     assert 1e-5 < test.suggested < test.lowest
 
-    # A loss that is no number ends it, too.
+    # A loss that is not finite ends it, too.
     monkeypatch.setattr(module, "LOWEST", 1e30)
     monkeypatch.setattr(module, "HIGHEST", 1e38)
     assert len(find_rate(data, Recipe.load(None, SMALL)).rates) < STEPS

@@ -1,4 +1,4 @@
-"""Gradient descent: schedule, parameter groups, what is validated and kept, and a teacher."""
+"""Gradient descent: parameter groups, clipping, precision, what is validated and kept, and a teacher."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def test_weight_decay_is_for_kernels_alone(splits: Splits, tmp_path: Path) -> No
 
 
 class OnAnEncoder(nn.Module):
-    """Two convolutions with biases, of which the first is an encoder."""
+    """Two convolutions with biases; the first is the encoder."""
 
     def __init__(self, *, pretrained: bool) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def test_another_seed_trains_differently(splits: Splits, tmp_path: Path) -> None
 
 
 class Constant(nn.Module):
-    """Says class 1 everywhere."""
+    """Predicts class 1 everywhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def test_a_student_follows_its_teacher_as_much_as_is_asked(
     teacher = Teacher(Constant(), weight, DistillSettings().temperature)
     fitted = fit(Pixelwise(), splits, tmp_path / "fit", epochs=40, ema_decay=0.0, teacher=teacher)
     student = Pixelwise()
-    # The last averaged weights, not the best by mIoU: those would hide the teacher.
+    # The last weights, not the best by mIoU, which would hide the teacher.
     state = torch.load(tmp_path / "fit" / "training_state.pt", weights_only=True)["stepper"]["network"]
     student.load_state_dict(state)
     student.eval()
@@ -161,7 +161,7 @@ def test_the_best_is_looked_for_among_the_later_epochs(
     student = Pixelwise()
     with torch.no_grad():
         student.head.weight.copy_(torch.tensor([-3.0, 3.0]).reshape(2, 1, 1, 1))
-    # It knows the task, and a teacher talks it out of it.
+    # The student knows the task from the start, and its teacher makes it worse.
     settings: dict[str, Any] = {
         "epochs": 6,
         "learning_rate": 0.6,

@@ -1,4 +1,4 @@
-"""The end of a training: when nothing gets better any more, and with the mean of its last epochs."""
+"""How a training ends: early when nothing improves any more, and with the mean of its last epochs."""
 
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 
 def mean_of_epochs(network: nn.Module, splits: Splits, folder: Path, first: int, **settings: Any) -> dict[str, Tensor]:
-    """The weights that `network` has at the end of each epoch from the `first` on, averaged."""
+    """The mean of the weights that `network` has at the end of each epoch from `first` on."""
     seen: list[dict[str, Tensor]] = []
 
     def look(_: torch.optim.Optimizer) -> None:
@@ -30,7 +30,7 @@ def mean_of_epochs(network: nn.Module, splits: Splits, folder: Path, first: int,
     with before_each_step(look):
         fit(network, splits, folder, **settings)
     look(torch.optim.SGD(network.parameters()))
-    # Before the first step of an epoch the weights are those of the last one's end; there are two steps in each.
+    # The weights before an epoch's first step are those at the end of the previous epoch; each has two steps.
     ends = seen[2::2][first - 1 :]
     return {name: torch.stack([end[name].float() for end in ends]).mean(0) for name in ends[0]}
 
@@ -53,7 +53,7 @@ def test_the_average_of_the_last_epochs_is_judged_with_statistics_of_its_own(spl
 
 
 class Grows(nn.Module):
-    """Its classes are told apart by a threshold that every step moves by the learning rate, whatever the image."""
+    """Separates the classes at a threshold, which every step moves by the learning rate whatever the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Grows(nn.Module):
 
 
 class InARow(nn.Module):
-    """Normalises all places of an image in a row, as parts of a user's own network may."""
+    """Normalises the pixels of an image as one row, as parts of a user's own network may."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def test_a_training_without_averaging_has_none(splits: Splits, tmp_path: Path) -
 
 
 class Stuck(nn.Module):
-    """Says the same whatever it learns."""
+    """Predicts the same whatever it learns."""
 
     def __init__(self) -> None:
         super().__init__()

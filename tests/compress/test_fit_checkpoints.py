@@ -1,4 +1,4 @@
-"""What a training keeps beside its best: the last epoch, and every so many, each a checkpoint that commands take."""
+"""What a training keeps besides its best epoch: the last and every n-th, each a checkpoint that commands accept."""
 
 import json
 from pathlib import Path

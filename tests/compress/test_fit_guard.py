@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is no number changes nothing; a training that has no others says what to do."""
+"""A step whose loss or gradient is not finite changes nothing; a training of such steps alone says what to do."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def test_what_is_told_names_the_section_that_the_settings_stand_in(
 
 
 class Steep(torch.autograd.Function):
-    """Goes nowhere forward, and backward beyond all numbers."""
+    """The identity forward, and infinite gradients backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ def test_a_loss_that_is_undefined_now_and_then_changes_nothing(splits: Splits, t
     network.broken = lambda forward: forward % 5 in (1, 2, 3, 4) and forward < 12
     fitted = fit(network, splits, tmp_path / "fit", epochs=12)
     assert network.forwards == 24
-    # The statistics of a skipped step are no more worth keeping than its gradients.
+    # The statistics of a skipped step are discarded like its gradients.
     assert all(torch.isfinite(tensor).all() for tensor in fitted.weights.values())
-    # Nor is there a loss of an epoch in which no step was taken.
+    # An epoch in which no step was taken has no loss.
     assert [epoch["loss"] is None for epoch in fitted.history] == [epoch["skipped"] == 2 for epoch in fitted.history]
     assert fitted.history[0]["loss"] is fitted.history[0]["gradient_norm"] is None
     assert all(epoch["loss"] is None or math.isfinite(epoch["loss"]) for epoch in fitted.history)
@@ -109,7 +109,7 @@ def test_a_skipped_step_leaves_no_trace(splits: Splits, tmp_path: Path) -> None:
 
 
 class Overflowing(Pixelwise):
-    """Its first gradients are beyond any number."""
+    """The gradients of its first `overflows` passes are infinite."""
 
     def __init__(self, overflows: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The loss that a recipe asks for is the one that training descends, on real pixels with void among them."""
+"""Training uses the loss that the recipe asks for, on the pixels of a dataset with void among them."""
 
 import json
 from collections.abc import Callable

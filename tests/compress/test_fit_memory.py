@@ -21,16 +21,16 @@ PIXELS = LossSettings(dice_weight=0.0)
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
-    """Of several sizes, so that the images of a batch have unlike shares of void."""
+    """Images of several sizes, so that those of a batch have different shares of void."""
     return small_splits(tmp_path_factory.mktemp("data") / "discs", size=[(24, 24), (9, 20), (16, 10)])
 
 
 class Hungry(nn.Module):
-    """Asks the allocator for more than there is in any machine when it sees more than `most` images at once, or in
-    validation more than `most_validated`."""
+    """Allocates more memory than any machine has when it sees more than `most` images at once, or more than
+    `most_validated` in validation."""
 
     def __init__(self, most: int, *, most_validated: int = 8, norm: bool = False, words: str | None = None) -> None:
-        """`words` are those of another allocator than the CPU's."""
+        """`words` is the error message of an allocator other than the CPU's."""
         super().__init__()
         self.words = words
         self.most = most
@@ -51,7 +51,7 @@ class Hungry(nn.Module):
 def first_gradient(
     start: nn.Module, splits: Splits, folder: Path, most: int, loss: LossSettings, micro_batch: int | None = None
 ) -> Tensor:
-    """Of the first step, as the optimizer gets it."""
+    """The gradient of the first step, as the optimizer gets it."""
     network = copy.deepcopy(start)
     network.most = most  # type: ignore[assignment]
     gradients: list[Tensor] = []
@@ -98,7 +98,7 @@ def test_a_batch_may_be_taken_in_parts_from_the_start(
     whole = first_gradient(start, splits, tmp_path / "whole", 7, PIXELS)
     seen: list[int] = []
     start.register_forward_pre_hook(lambda module, images: seen.append(len(images[0])) if module.training else None)
-    # It would be out of memory if it ever saw more.
+    # It would run out of memory if it ever saw more.
     parts = first_gradient(start, splits, tmp_path / "parts", micro_batch, PIXELS, micro_batch)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-7)
     assert max(seen) == micro_batch
@@ -169,7 +169,7 @@ def test_statistics_of_averaged_weights_are_taken_with_as_few_images_as_the_step
 
 
 def test_the_statistics_of_an_average_are_taken_of_as_many_images_as_fit(splits: Splits, tmp_path: Path) -> None:
-    """At the very end, when all of the training is done."""
+    """This comes at the very end, when all of the training is done."""
     fitted = fit(Hungry(2, norm=True), splits, tmp_path / "fit", swa={"start": 0.5})
     assert fitted.history[-1]["swa"]["miou"] > 0
     with pytest.raises(WorkFailedError, match=r"single image while recomputing BatchNorm's .* smaller data\.crop"):

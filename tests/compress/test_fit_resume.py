@@ -1,4 +1,4 @@
-"""A training that was killed ends, to the last bit, like one that was left alone, wherever the kill came."""
+"""A killed and resumed training ends, to the last bit, like an uninterrupted one, wherever the kill came."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ from compress.train import state
 from compress.train.loop import Fitted
 
 STEPS = 8
-"""Four epochs of two."""
+"""Four epochs of two steps."""
 EVERYTHING = AugmentSettings(
     **{"flip_vertical": 0.5, "quarter_turn": 0.5, "rotate_degrees": 20, "shear_degrees": 5, "scale": (0.7, 1.5)},
     **{"brightness": 0.2, "contrast": 0.2, "gamma": 0.3, "noise": 0.1, "cutout": 0.5, "cutmix": 0.5, "mixup": 0.5},
@@ -41,7 +41,7 @@ def _saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def network() -> nn.Module:
-    """With dropout and stochastic depth, so that the network's own randomness is at stake as well."""
+    """With dropout and stochastic depth, so that the network's own randomness is tested as well."""
     return random_network("unet", base=4, classes=2, dropout=0.3, block="residual", stochastic_depth=0.3)
 
 
@@ -49,13 +49,13 @@ Kill = Callable[[], AbstractContextManager[None]]
 
 
 def killed_at(step: int) -> AbstractContextManager[None]:
-    """Between the gradients of a step and what the optimizer does with them."""
+    """Kill between the gradients of a step and the optimizer's update."""
     return before_each_step(kill_at(step))
 
 
 @contextmanager
 def killed_in_validation(forward: int) -> Iterator[None]:
-    """At the pass `forward` through any network that is not in training."""
+    """Kill at the forward pass of this number through a UNet in eval mode."""
     passes = 0
 
     def hook(module: nn.Module, _: Any) -> None:
@@ -73,7 +73,7 @@ def killed_in_validation(forward: int) -> Iterator[None]:
 
 @contextmanager
 def killed_while_saving(save: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Half of the state is written when the power goes."""
+    """Kill when half of the state is written, as in a power cut."""
     whole, saves = Path.replace, 0
 
     def replace(self: Path, target: Path) -> Path:
@@ -155,7 +155,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(
 def test_killed_while_an_encoder_wakes_it_ends_with_the_same_bits(
     cropped: Splits, tmp_path: Path, step: int, learnt: int
 ) -> None:
-    """Its head learns alone for an epoch, and then one of its three stages more in each: at the kill, and in what a
+    """The head learns alone for an epoch, then one more of the three stages in each epoch. At the kill, and in what a
     resumed training finds, `learnt` of these four parts have learnt something."""
     torch.manual_seed(0)
     start = OnAnEncoder()
@@ -168,7 +168,7 @@ def test_killed_while_an_encoder_wakes_it_ends_with_the_same_bits(
     with killed_at(step), pytest.raises(Killed):
         run("killed")
     saved = torch.load(tmp_path / "killed" / state.STATE, weights_only=True)
-    assert len(saved["stepper"]["optimizer"]["state"]) == 2 + 4 * (learnt - 1)  # weights, and in a stage its norm's
+    assert len(saved["stepper"]["optimizer"]["state"]) == 2 + 4 * (learnt - 1)  # 2 of the head, 4 of each stage
     assert saved["progress"]["epoch"] == (step - 1) // 2
     assert_same_bits(everything(tmp_path / "killed", run("killed")), whole)
 

@@ -1,4 +1,4 @@
-"""A pretrained encoder stands still as long as is asked, weights and statistics, and wakes stage by stage."""
+"""A pretrained encoder stays frozen, weights and statistics, for as long as is asked, and wakes stage by stage."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ PARTS = ("encoder.stem", "encoder.levels.0", "encoder.levels.1", "head")
 
 
 def moved(network: nn.Module, splits: Splits, folder: Path, **settings: Any) -> list[str]:
-    """A word for each epoch: which of `PARTS` it moved, weights or statistics."""
+    """A string for each epoch: 1 for each of `PARTS` whose weights or statistics it moved, else 0."""
     seen: list[dict[str, Tensor]] = []
 
     def look(module: nn.Module, _: Any = None) -> None:
@@ -87,7 +87,7 @@ def test_stages_of_an_encoder_learn_the_slower_the_nearer_they_are_to_the_image(
     def look(optimizer: torch.optim.Optimizer) -> None:
         known = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         of_parts = [{known[id(p)] for p in network.get_submodule(part).parameters()} for part in PARTS]
-        rates.append([rate for (rate,) in of_parts])  # kernels, biases and norms of a part learn alike
+        rates.append([rate for (rate,) in of_parts])  # kernels, biases and norms of a part share a rate
 
     with before_each_step(look):
         fit(network, splits, tmp_path / "fit", epochs=1, encoder_rate=0.5, layer_decay=0.2)

@@ -1,4 +1,4 @@
-"""What each criterion says of a channel: by formulas and by what others wrote; and the network is left as it was."""
+"""The scores of each criterion, compared with formulas and torch-pruning; scoring leaves the network as it was."""
 
 import copy
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_groups_without_batchnorm_are_ranked_by_magnitude_and_named(capfd: pytes
     by_size = scores_of(network, "l2", channels=1)
     for name, raw in scores.raw.items():
         assert torch.equal(raw.argsort(), by_size.raw[name].argsort()) == (name in without)
-    # They are worth as much as the others are.
+    # On average they are worth as much as the others.
     others = torch.cat([raw for name, raw in scores.raw.items() if name not in without])
     assert all(scores.raw[name].mean() == pytest.approx(float(others.mean())) for name in without)
 
@@ -119,7 +119,7 @@ def test_what_lies_near_the_geometric_median_is_worth_least() -> None:
         return torch.stack([(kernels - kernel).flatten(1).norm(dim=1).sum() for kernel in kernels])
 
     assert_proportional(scores.raw["stem.0"], distances(weight(network, "stem.0")))
-    # Added to each other: what makes the skip, and the transposed convolution whose result it is added to.
+    # Two layers make the group: the one that makes the skip, and the transposed convolution that the skip is added to.
     both = distances(weight(network, "stem.3")) + distances(weight(network, "up.1.upsample").transpose(0, 1))
     assert_proportional(scores.raw["stem.3"], both)
 
@@ -132,7 +132,7 @@ def test_what_lies_near_the_geometric_median_is_worth_least() -> None:
 
 
 GATES = {"stem.0": "stem.2", "stem.3": "stem.5", "down.1.0": "down.1.2", "up.0.block.3": "up.0.block.5"}
-"""Groups that a single ReLU gives all of: whatever reads them reads that."""
+"""Groups and the single ReLU that outputs each: whatever reads the group reads that ReLU."""
 
 
 def test_taylor_is_the_square_of_the_derivative_by_a_gate_on_the_channel(evidence: Evidence) -> None:
@@ -172,7 +172,7 @@ def test_activation_is_what_the_readers_see(evidence: Evidence) -> None:
             network(normalised(batch.images_NCHW))
     for name in ("stem.0", "down.1.0", "up.0.block.3"):
         torch.testing.assert_close(scores.raw[name], torch.stack(means[name]).mean(0), rtol=1e-4, atol=1e-6)
-    # The skip is read in two places: as it is, and pooled, where of four pixels the largest is left.
+    # The skip is read in two places: as it is, and pooled, where the largest of four pixels is left.
     assert (scores.raw["stem.3"] >= 2 * torch.stack(means["stem.3"]).mean(0)).all()
 
 

@@ -1,4 +1,4 @@
-"""Kill -9 in the middle of each step, run the same command again: the same weights, plan and graphs."""
+"""A run killed with kill -9 and started again with the same command gives the same weights, plan and graphs."""
 
 import hashlib
 import signal
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.datasets import write_dataset
 
-# State is saved after every step here, so that a kill in the middle of a short training has something to resume. Equal
-# forms are chosen by the clock, which two runs do not share.
+# State is saved after every step here, so that a kill in the middle of a short training has something to resume.
+# The recipe has no rewrites: the clock chooses between equal forms, and two runs may choose differently.
 PROGRAM = """
 from compress.train import state
 state.SECONDS_BETWEEN_SAVES, state.SHARE_OF_THE_TIME = 0.0, float("inf")
@@ -44,7 +44,7 @@ rounds = 3
 threads = 1
 """
 
-# What appears in the middle of each step, and the folder that must not be there yet.
+# A file that appears in the middle of a step, and the folder that must not be there yet.
 MOMENTS = [
     (".dense.partial/training_state.pt", "dense"),
     (".dense-fp32.partial/model.onnx", "dense-fp32"),
@@ -121,7 +121,7 @@ def test_a_run_killed_in_every_step_ends_like_one_that_was_left_alone(workplace:
     assert hashes(workplace / "killed") == hashes(workplace / "whole")
     left_over = [path.name for path in (workplace / "killed").iterdir() if path.name.startswith(".")]
     assert left_over == []
-    # Once more, and there is nothing left to do.
+    # Run once more: there is nothing left to do.
     steps = sum(path.is_dir() for path in (workplace / "killed").iterdir())
     assert finish(command(workplace, "killed")).count("is up to date") == steps
 

@@ -50,7 +50,7 @@ def epoch(images: TrainingImages, seed: int = 0, batch_size: int = 2) -> list[Ba
 
 
 def shows_its_mask(batch: Batch) -> bool:
-    """Padding included: 128 where the mask is void."""
+    """Whether every image shows its mask, padding included: 128 where the mask is void."""
     expected = np.stack([painted(mask) for mask in batch.masks_NHW.numpy()]).transpose(0, 3, 1, 2)
     return np.array_equal(batch.images_NCHW.numpy(), expected)
 
@@ -115,7 +115,7 @@ def test_what_the_budget_does_not_hold_is_read_anew_and_makes_no_difference(
 ) -> None:
     shutil.copytree(mixed.path, tmp_path / "data")
     dataset = open_dataset(tmp_path / "data")
-    # A pixel is a byte of the image and one of the mask; sizes come in turn, so half the images are half the bytes.
+    # A pixel takes a byte in the image and one in the mask; sizes take turns, so half the images are half the bytes.
     everything = training(dataset)
     total_gb = sum(2 * dataset.read_mask(sample).size for sample in dataset.train) / 1e9
     some = training(dataset, crop=None, cache_gb=share * total_gb)
@@ -125,7 +125,7 @@ def test_what_the_budget_does_not_hold_is_read_anew_and_makes_no_difference(
         pairs = zip(some.epoch(number, 2), everything.epoch(number, 2), strict=True)
         assert all(as_plain(batch) == as_plain(other) for batch, other in pairs)
     np.testing.assert_array_equal(some.class_pixels(2), everything.class_pixels(2))
-    # What is kept outlives its file, and nothing else does.
+    # Only the images that are kept outlive their files.
     for sample in dataset.train[:kept]:
         sample.image.unlink()
     assert len(list(some.epoch(0, 2))) == 3

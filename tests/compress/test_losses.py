@@ -26,7 +26,7 @@ Case = tuple[Tensor, Tensor]
 
 
 def loss_of(**chosen: Any) -> Loss:
-    """What a recipe with these settings trains with; the weights of classes by number, as many as there are logits."""
+    """The loss of a recipe with these settings; class weights are given by number, one for each class of the logits."""
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         given = chosen.get("class_weights")
@@ -45,7 +45,7 @@ def dice(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def distilled(logits: Tensor, target: Tensor) -> Tensor:
-    """From a teacher of the same shape that a seed gives."""
+    """Distillation from random teacher logits of the same shape."""
     teacher = torch.randn(logits.shape, generator=torch.Generator().manual_seed(9))
     return distillation(logits, teacher, target, 2.0)
 
@@ -83,7 +83,7 @@ GAMMAS = st.sampled_from([0.5, 1.0, 2.0, 5.0])
 
 
 def dice_by_hand(logits: Tensor, target: Tensor) -> float:
-    """The formula, pixel lists and loops."""
+    """The formula, in plain loops over lists of pixels."""
     probabilities = logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
     truth = target.reshape(-1)
     counted = [i for i in range(len(truth)) if truth[i] != VOID]
@@ -115,7 +115,7 @@ def test_focal_loss_is_kornias(case: Case, weights: list[float], gamma: float) -
     given_K = torch.tensor(weights[: logits.shape[1]])
     total = given_K[target[target != VOID].long()].sum()
     assume(total > 0)
-    # kornia divides by the number of all pixels, void among them.
+    # kornia's mean divides by the number of all pixels, void included.
     costs = focal_loss(logits, target.long(), None, gamma, "none", given_K, ignore_index=VOID)
     loss = SegmentationLoss(LossSettings(pixel="focal", focal_gamma=gamma, dice_weight=0), given_K)(logits, target)
     torch.testing.assert_close(loss, costs.sum() / total, rtol=1e-4, atol=1e-6)
@@ -224,7 +224,7 @@ def test_tversky_is_the_formula(case: Case, missed: float) -> None:
 @settings(max_examples=50)
 @given(cases())
 def test_lovasz_is_the_extension_of_what_iou_loses(case: Case) -> None:
-    """By its definition over sets: each pixel's error times what IoU loses when that pixel is wrong, too."""
+    """By its definition over sets: each pixel's error times the IoU lost when that pixel is wrong as well."""
     logits, target = case
     pixels = Pixels.of(logits, target)
     probabilities = logits.double().softmax(1)
@@ -260,7 +260,7 @@ def test_distillation_is_the_divergence_of_two_categoricals(case: Case, temperat
     logits, target = case
     teacher = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     student_of, teacher_of = (
-        # In float64: torch says infinity where the student's probability is too small for float32.
+        # In float64: torch gives infinity where the student's probability is too small for float32.
         torch.distributions.Categorical(logits=x.double().permute(0, 2, 3, 1) / temperature)
         for x in (logits, teacher)
     )
@@ -356,7 +356,7 @@ def test_what_the_network_is_sure_and_right_about_costs_least(loss: Loss) -> Non
 @EVERY_TRAINED
 @pytest.mark.parametrize("size", [1e3, 1e30])
 def test_huge_logits_have_a_loss_and_a_gradient(loss: Loss, size: float) -> None:
-    """Sure and right, and sure and wrong: probabilities of exactly one and zero."""
+    """Sure and right, then sure and wrong: probabilities of exactly one and zero."""
     logits = torch.tensor([[[[size, -size, 0.0]], [[-size, size, 0.0]]]], requires_grad=True)
     for target in ([[[0, 1, 0]]], [[[1, 0, VOID]]]):
         logits.grad = None
@@ -370,7 +370,7 @@ def test_huge_logits_have_a_loss_and_a_gradient(loss: Loss, size: float) -> None
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_reduced_logits_are_summed_in_float32(loss: Loss, dtype: torch.dtype) -> None:
-    """300 thousand pixels overflow float16 and drown in bfloat16."""
+    """A sum over 300 thousand pixels overflows float16, and bfloat16 is too coarse for it."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 2, 512, 600, generator=generator).to(dtype)
     target = torch.randint(0, 2, (1, 512, 600), generator=generator).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""What a step makes small, when a network has several heads and when there is a teacher."""
+"""What a step minimises when a network has several heads, when there is a teacher, and for blended images."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LOSS = LossSettings()
 
 
 class Heads(nn.Module):
-    """Several; the last one serves."""
+    """Several heads, of which the last one serves."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def test_a_network_pays_the_same_attention_as_itself(part: Part) -> None:
 def test_of_a_blend_each_mask_counts_with_its_share(part: Part, at_once: int) -> None:
     network, pixels = Heads(1), LossSettings(dice_weight=0)
     masks, others = part.masks_NHW.clone(), part.masks_NHW.roll(1, 2)
-    masks[0, :3], others[1, :5] = 255, 255  # as many pixels as there are differ from image to image
+    masks[0, :3], others[1, :5] = 255, 255  # the number of known pixels differs from image to image
     objective = Objective(pixels, torch.tensor([1.0, 2.0, 3.0]), None)
     parts = objective.parts(part.images_NCHW, masks, at_once, Second(others, 0.3))
     loss = sum(loss_of(objective, network, each) for each in parts)

@@ -1,4 +1,4 @@
-"""A user's own network: found by name, held to the contract before anything long starts, followed afterwards."""
+"""A user's own network: found by name, checked against the contract before any long work, tracked afterwards."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ Write = Callable[..., str]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write `net.py` with a class Net of this body into the working directory; gives its factory."""
+    """Write `net.py` with a class Net of a given body into the working directory; returns its factory's name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -63,7 +63,7 @@ def forward(*lines: str) -> str:
     return "def forward(self, x):\n" + "\n".join(f"    {line}" for line in lines)
 
 
-# How it is found.
+# How the network is found.
 
 
 def test_a_file_and_a_module_give_the_same_network(write: Write, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_is_not_found_is_told(factory: str, write: Write, tmp_path: Path) -
 
 
 def test_an_argument_of_none_is_left_to_the_factory_and_to_no_recipe() -> None:
-    """TOML has no such value."""
+    """TOML has no null, so `none` leaves the argument out."""
     settings = ["model.factory=net.py:f", "model.arguments.width=none", "model.arguments.block={deep=3}"]
     recipe = Recipe.load(None, [*settings, "model.arguments.block.wide=none"])
     assert recipe.model.keywords() == {"block": {"deep": 3}}
@@ -140,7 +140,7 @@ def test_what_comes_from_the_dataset_is_no_argument() -> None:
         Recipe.load(None, ["model.factory=net.py:Net", "model.arguments.channels=3"])
 
 
-# What it must be.
+# What the contract requires.
 
 BREACHES = {
     "a dict": (forward("return {'out': self.b(self.a(x)), 'aux': x}"), r"a dict of 'out', 'aux'; .*net\(x\)\['out'\]"),
@@ -201,7 +201,7 @@ def test_everything_is_told_at_once(write: Write) -> None:
     [
         pytest.param("pass", 1, id="convolutions alone"),
         pytest.param(forward("y = F.max_pool2d(self.a(x), 4)", "return self.b(F.interpolate(y, scale_factor=4))"), 4),
-        # It takes every size that survives the poolings, so the smallest of these is what sizes are made multiples of.
+        # It takes every size that survives the pooling, so the smallest of these becomes the multiple.
         pytest.param(forward("y = F.max_pool2d(self.a(x), 8)", "return self.b(F.interpolate(y, size=x.shape[2:]))"), 8),
         pytest.param("size_multiple = 24", 24, id="its own word"),
     ],
@@ -210,7 +210,7 @@ def test_the_multiple_is_taken_from_the_network_or_found(body: str, multiple: in
     assert size_multiple(build(write(body), ARGUMENTS)) == multiple
 
 
-# What comes later is tried first.
+# Later steps are tried before training.
 
 
 def test_what_cannot_be_exported_is_not_trained(write: Write, tmp_path: Path) -> None:

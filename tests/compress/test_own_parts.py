@@ -1,4 +1,4 @@
-"""An augmentation, a loss and a schedule of the user's own do what they say, and what is wrong with them is told."""
+"""A user's own augmentation, loss and schedule take effect, and what is wrong with them is reported with its place."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 
 def written(folder: Path, code: str) -> str:
-    """The name of the function `part` in a file with `code`."""
+    """Write `code` to a file; returns the name of its function `part`."""
     (folder / "parts.py").write_text(code)
     return f"{folder / 'parts.py'}:part"
 
@@ -52,7 +52,7 @@ def test_a_loss_of_ones_own_is_added_with_its_weight(tmp_path: Path) -> None:
     known = target != 255
     expected = 2 * F.multi_margin_loss(logits.permute(0, 2, 3, 1)[known], target[known].long())
     torch.testing.assert_close(loss, expected)
-    logits[0, :, 0, 0] = torch.nan  # void, which reaches nobody
+    logits[0, :, 0, 0] = torch.nan  # a void pixel, which reaches no loss
     beside = SegmentationLoss(LossSettings(dice_weight=0, own=name))(logits, target)
     torch.testing.assert_close(beside, expected / 2 + F.cross_entropy(logits, target.long(), ignore_index=255))
 
@@ -74,7 +74,7 @@ def test_a_schedule_may_count_as_numpy_does(splits: Splits, tmp_path: Path) -> N
 
 
 def test_a_loss_of_ones_own_may_find_nothing_in_a_batch(splits: Splits, tmp_path: Path) -> None:
-    """Such as one that counts a class which is not in it; beside no other loss, too."""
+    """For example a loss of a class that is absent, even as the only loss."""
     name = written(tmp_path, "def part(logits, target): return logits.new_zeros(())\n")
     fitted = fit(Pixelwise(), splits, tmp_path / "fit", loss={"pixel": "none", "dice_weight": 0, "own": name})
     assert {epoch["loss"] for epoch in fitted.history} == {0.0}
