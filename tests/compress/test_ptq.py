@@ -60,7 +60,7 @@ def operators(model: bytes) -> Counter[str]:
 
 
 def test_nothing_is_in_float_between_image_and_mask(int8: Quantized) -> None:
-    """In the optimised graph, which the runtime runs, no conversion is left, so nothing is computed in float."""
+    """In the optimised graph, which the runtime runs, no Q/DQ node is left, so nothing is computed in float."""
     found = operators(optimised_graph(int8.graph.SerializeToString()))
     assert found.keys() <= {
         "QLinearConv",
@@ -115,7 +115,7 @@ def test_matrix_products_are_in_integers() -> None:
 
 @pytest.mark.parametrize("outputs", ["mask", "logits", "both"])
 def test_logits_of_a_network_with_its_channels_last_have_the_classes_first(outputs: Outputs) -> None:
-    """Parity and training both expect them so."""
+    """Parity and training both expect that order."""
     made = Quantizer(with_outputs(exported(randomised(ByPixel())), outputs), pictures(4), target="avx2").quantized(
         "minmax"
     )

@@ -339,7 +339,7 @@ def test_a_file_that_goes_away_meanwhile_costs_no_training(
     away.rename(images)
     with before_each_step(lambda _: steps.append(1)):
         made = train(data, tmp_path / "out", read)
-    assert len(steps) == 8  # of which none was taken twice
+    assert len(steps) == 8  # none of them was taken twice
     assert 3 <= taken < 8
     assert made.weights_sha256 == train(data, tmp_path / "whole", read).weights_sha256
 

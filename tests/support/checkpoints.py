@@ -26,7 +26,7 @@ def write_checkpoint(
     factory: str = "unet",
     **arguments: Any,
 ) -> Checkpoint:
-    """Write `network`, as `factory` builds it from `arguments` (by default `TINY`) and `pruning`, its plans, cut it."""
+    """Write `network`, as `factory` builds it from `arguments` (default: `TINY`) and the plans in `pruning` cut it."""
     full = tiny(factory, **arguments)
     names = class_names or tuple(f"class-{k}" for k in range(full["classes"]))
     card = ModelCard(
