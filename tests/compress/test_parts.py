@@ -1,4 +1,4 @@
-"""Whole parts that go: the network that is left answers as the whole one does when the part gives nothing but zeros."""
+"""Removing whole parts: the smaller network answers as the whole one does when the part outputs only zeros."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,7 +34,7 @@ def parts_of(network: nn.Module) -> Parts:
 
 
 def plan_without(network: nn.Module, gone: frozenset[str], kept: float = 1.0) -> PruningPlan:
-    """Nothing of the groups `gone`, and the share `kept` of the others."""
+    """A plan that removes the groups `gone` and keeps the share `kept` of the others."""
     widths = Dependencies(network, 1).widths()
     left = {name: 0 if name in gone else max(1, int(kept * width)) for name, width in widths.items()}
     return PruningPlan(
@@ -46,7 +46,7 @@ def plan_without(network: nn.Module, gone: frozenset[str], kept: float = 1.0) ->
 
 @contextmanager
 def silent(network: nn.Module, *modules: str) -> Iterator[None]:
-    """What these give is zero."""
+    """Make the outputs of `modules` zero."""
     with ExitStack() as stack:
         for name in modules:
             handle = network.get_submodule(name).register_forward_hook(lambda _module, _given, out: out * 0)
@@ -73,7 +73,7 @@ def test_without_its_deepest_levels_a_unet_is_what_it_was_with_zeros_from_below(
     assert models.size_multiple(smaller) == 2 ** (4 - count)
     assert sum(map(torch.numel, smaller.parameters())) < sum(map(torch.numel, network.parameters()))
     assert Dependencies(smaller, 1).widths().keys() == Dependencies(network, 1).widths().keys() - gone
-    # What is left can be cut on, one level after the other to the same end.
+    # Cutting the levels one after the other gives the same network.
     steps = network
     for level in levels[:count]:
         steps = plan_without(steps, level).apply(steps, channels=1)

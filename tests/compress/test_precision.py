@@ -1,4 +1,4 @@
-"""Which number format training takes, device by device, with machines that are not there."""
+"""Which number format training uses on each device; devices that this machine lacks are faked."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_seeds_and_waits_are_for_the_device_that_trains(monkeypatch: pytest.Monk
     waits: list[str] = []
     current: list[torch.device] = []
     device = torch.device(name)
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # it is there
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # the device is available
     monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
     monkeypatch.setattr(f"torch.{device.type}.manual_seed", seeds.append)
     monkeypatch.setattr(f"torch.{device.type}.synchronize", lambda: waits.append(device.type))

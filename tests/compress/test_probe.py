@@ -1,4 +1,4 @@
-"""How fast a plan would be is asked of the parent's graph with weights of other shapes: those of the real export."""
+"""The probe times the parent's graph with weights of the pruned shapes, which are those of the real export."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ SLOW = pytest.mark.slow
 
 
 def shapes(graph: onnx.ModelProto) -> list[tuple[str, list[list[int]], list[int]]]:
-    """Of the constants that go into each operator, and into how many groups it splits, in the order of the graph."""
+    """For each operator, in the order of the graph: its type, the shapes of its constants, and its number of groups."""
     dims = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
     return [
         (
@@ -56,7 +56,7 @@ def test_the_probes_graph_has_the_shapes_of_the_real_export(made: Callable[[], n
     pruned = plan.apply(network, channels=1)
     guessed, real = with_shapes_of(parent, pruned), exported(pruned)
     assert shapes(guessed) == shapes(real) != shapes(parent)
-    # Each stands directly after its convolution, and is part of it.
+    # Each BatchNorm directly follows a convolution, and is folded into it.
     assert "BatchNormalization" not in {node.op_type for node in real.graph.node}
 
     image = np.zeros((2, 12, 20, 1), np.uint8)
@@ -66,7 +66,7 @@ def test_the_probes_graph_has_the_shapes_of_the_real_export(made: Callable[[], n
 
 
 class Gated(nn.Module):
-    """Channel attention as it is often written: the width goes through a Python number into a constant of the graph."""
+    """Channel attention as it is often written: a Python number carries the width into a constant of the graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,8 +110,8 @@ def test_a_speedup_is_the_ratio_of_medians_of_one_run(monkeypatch: pytest.Monkey
 
 
 class SharedMachine:
-    """Stands in for the runtime and its clock. A parent takes 30 ms and a child 3; while other work shares the machine,
-    half as long again, and most of the short runs wait for a core besides."""
+    """Stands in for the runtime and its clock. The parent takes 30 ms and the child 3. While other work shares the
+    machine, both take half as long again, and most of the child's short runs also wait 4 ms for a core."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, busy_rounds: int) -> None:
         self.now_ns = 0
@@ -136,7 +136,7 @@ class SharedMachine:
 
 
 ONE_RUN = 3 + probe.ROUNDS
-"""With its warm-up."""
+"""Rounds of one measurement, its warm-up of 3 included."""
 
 
 def test_a_quiet_machine_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_a_quiet_machine_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_other_work_disturbs_is_measured_again_until_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By one run this network would be 5.3 times as fast as its parent, and its goal out of reach."""
+    """One measurement alone would find this network 5.3 times as fast as its parent, and its goal out of reach."""
     machine = SharedMachine(monkeypatch, busy_rounds=2 * ONE_RUN)
     assert machine.measured() == Measured(10.0, 3.0, disturbed=0.0)
 

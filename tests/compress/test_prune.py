@@ -1,4 +1,4 @@
-"""`prune`: a checkpoint becomes a smaller one that was measured, and that recovered with its parent's help."""
+"""`prune` makes a checkpoint smaller, measures it, and lets it recover with its parent as teacher."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def test_a_pruned_checkpoint_is_smaller_and_says_how(pruned: Checkpoint, trained
 def test_what_is_timed_is_quantized_where_int8_will_serve(
     trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parent and child, with all convolutions between integers."""
+    """Parent and child are both timed as INT8 graphs, with every convolution in integers."""
     timed: list[onnx.ModelProto] = []
 
     class Seen(OnnxModel):
@@ -107,7 +107,7 @@ def test_a_speedup_is_asked_of_the_probe_and_proven_on_the_exported_graph(
     made = prune(trained.path, discs, tmp_path / "out", by_speedup("prune.speedup=1.5", "prune.channel_multiple=2"))
     record = read_record(made.path)
     assert record is not None
-    # The exported graph is 3 % slower than the probe says, and still it is as fast as was asked for.
+    # The exported graph is 3 % slower than the probe predicts, and still as fast as was asked for.
     assert 1.5 <= record["result"]["speedup"] < 1.9
     assert counted.count("exported") <= 3
     assert counted.count("probe") >= 3
@@ -130,7 +130,7 @@ def test_a_speedup_out_of_reach_is_a_missed_budget_that_keeps_the_narrowest(
 def test_a_decision_is_taken_once(
     trained: Checkpoint, discs: Path, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A killed run goes on with the plan that it measured, whatever the clock says now."""
+    """A killed run resumes with the plan that it measured, and times nothing again."""
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -168,7 +168,7 @@ def test_where_the_probe_cannot_tell_the_exporter_is_asked(
 
 
 def nested(folder: Path, **arguments: Any) -> Checkpoint:
-    """A UNet++ of depth 2 for the classes of `discs`, that was never trained, and cut once."""
+    """An untrained UNet++ of depth 2 for the classes of `discs`, pruned once."""
     network = random_network("unetpp", classes=2, **arguments)
     plan = scores_of(network, channels=1).plan(0.3, 4)
     pruned = plan.apply(network, channels=1)
@@ -196,7 +196,7 @@ def test_a_nested_network_is_cut_to_a_depth(discs: Path, tmp_path: Path, counted
     for key, model in (("miou_parent", parent), ("miou", child)):
         assert result[key] == pytest.approx(evaluate(model.path, discs, split="val").miou, abs=1e-6)
     assert child.card.miou_val == result["miou"] != result["miou_parent"]
-    # What is left has one depth.
+    # The child has a single depth.
     with pytest.raises(UsageError, match="has no smaller network inside"):
         prune(child.path, discs, tmp_path / "again", by_speedup("prune.levels=1"))
 
@@ -248,7 +248,7 @@ def test_levels_on_the_command_line(
             main()
         return int(leaving.value.code or 0)
 
-    # A goal on the line takes the place of the recipe's.
+    # A goal on the command line replaces the recipe's.
     assert call("--set", "prune.ratio=0.5") == 0
     assert "on the validation split, cut to depth 1" in capfd.readouterr().out
     assert call("--ratio", "0.5") == 2

@@ -1,4 +1,4 @@
-"""A budget of accuracy: how many rounds are taken for it, what is kept when it is missed, and what a kill leaves."""
+"""An accuracy budget: how many rounds it takes, what is kept when it is missed, and how a killed run resumes."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def test_several_rounds_are_one_plan(trained: Checkpoint, discs: Path, tmp_path:
     (plan,) = made.card.pruning
     assert plan == PruningPlan.model_validate_json((made.path / "pruning_plan.json").read_text())
     assert {layer: list(pair) for layer, pair in plan.widths().items()} == result["widths"]
-    # The checkpoint is rebuilt by one cut of the parent, and holds what two cuts and recoveries gave.
+    # One cut of the parent rebuilds the network, and the weights are those of two cuts and recoveries.
     network, stored = checkpoint.load(made.path).network(), load_file(made.path / "weights.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in network.state_dict().items())
     assert {path.name for path in made.path.iterdir()} >= {"history.json", "last", "pruning_plan.json"}
@@ -70,7 +70,7 @@ def test_a_budget_that_no_round_keeps_is_missed_and_the_best_is_kept(
         prune(trained.path, discs, out, by_speedup("prune.min_iou={disc = 1.0}", "prune.channel_multiple=4"))
     result = result_of(out)
     assert len(result["rounds"]) == SETBACKS + 1
-    # Each was asked for less than the one before.
+    # Each round asked for a lower speed-up than the one before.
     speedups = [each["speedup"] for each in result["rounds"]]
     assert speedups == sorted(speedups, reverse=True)
     assert result["drop"] == min(each["drop"] for each in result["rounds"])
@@ -113,7 +113,7 @@ def test_what_a_busy_machine_measured_is_doubted(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A goal that is missed beside other work may be within reach, and one that is met may not be."""
+    """While other work runs, a goal that seems missed may be within reach, and one that seems met may not be."""
     probe = import_module("compress.prune.step").LatencyProbe
     monkeypatch.setattr(probe, "measure", _with(disturbed=0.62)(probe.measure))
     met = by_speedup("prune.speedup=1.5", "prune.channel_multiple=4")
@@ -158,7 +158,7 @@ def test_a_way_that_was_killed_is_gone_on_with(
 
 
 def _only_from(first: Path, made_at: int) -> Any:
-    """Training as it is, but the first round's weights must be there, and those of before."""
+    """The real `_train_epoch`, but it first checks that the first round's weights are those from before the kill."""
     from compress.train.loop import Fit
 
     real = Fit._train_epoch
@@ -215,7 +215,7 @@ def test_a_latency_that_was_measured_once_is_the_goal_for_good(
 def test_a_latency_that_a_slower_machine_does_not_show_is_warned_about(
     trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The parent took 6 ms when the goal was set, and takes 12 beside the child."""
+    """The parent took 6 ms when the goal was set, and takes 12 when it is timed beside the child."""
     monkeypatch.setattr("compress.prune.step.LatencyProbe.parent_milliseconds", lambda _: 6.0)
     chosen = by_speedup("prune.latency_ms=4", "prune.channel_multiple=4")
     result = result_of(prune(trained.path, discs, tmp_path / "out", chosen).path)

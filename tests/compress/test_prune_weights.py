@@ -1,4 +1,4 @@
-"""Single weights set to zero: how many, which, that they stay zero while the others learn, and what is said of it."""
+"""Single weights set to zero: how many, which, that they stay zero while the others learn, and what is reported."""
 
 import gzip
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_the_checkpoint_keeps_its_shapes_and_its_zeros(sparse: Checkpoint, train
     assert sparse.card.pruning == trained.card.pruning == ()
     assert sparse.card.recipe["prune"]["sparsity"] == 0.8
     assert sparse.card.parents["parent"] == trained.weights_sha256
-    # It has learned in between, and it is saved with the very zeros that it was scored with.
+    # The other weights have learned since.
     assert any(not torch.equal(p, dict(parent.named_parameters())[name]) for name, p in child.named_parameters())
 
 
@@ -89,7 +89,7 @@ def test_the_command_says_that_no_time_is_gained(
 ) -> None:
     settings = [word for setting in [*TINY_SETTINGS, "prune.finetune.epochs=1"] for word in ("--set", setting)]
     words = ["compress", "prune", trained.path, "--data", discs, "--out", tmp_path / "out", "--unstructured", "0.9"]
-    # The goal on the line takes the place of the recipe's.
+    # The goal on the command line replaces the recipe's.
     monkeypatch.setattr("sys.argv", [*map(str, words), *settings])
     with pytest.raises(SystemExit) as leaving:
         main()

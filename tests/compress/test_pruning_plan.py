@@ -56,7 +56,7 @@ def test_a_pruned_network_is_the_dense_one_without_those_channels(
     pruned = plan.apply(network, channels=channels)
 
     torch.testing.assert_close(logits(pruned, channels), logits(masked(network, plan, channels), channels))
-    # The parent stays whole, and the child has the widths that were promised.
+    # The parent is unchanged, and the child has the planned widths.
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert Dependencies(copy.deepcopy(pruned), channels).widths() == {
         layer: after for layer, (_, after) in plan.widths().items()
@@ -86,7 +86,7 @@ def test_two_plans_after_each_other_are_one(arguments: dict[str, Any], seed: int
 def test_depthwise_convolutions_go_with_what_they_read(ratio: float, multiple: int) -> None:
     network = randomised(Mobile())
     plan = random_scores(network, 1, 0).plan(ratio, multiple)
-    # Every layer that gives the logits keeps its classes, wherever it stands.
+    # Every layer that outputs logits keeps its classes, wherever it is in the network.
     assert len(plan.cuts) == 2
     assert {cut.width for cut in plan.cuts} == {8, 24}
     pruned = plan.apply(network, channels=1)
@@ -230,7 +230,7 @@ def test_every_group_that_does_not_fit_is_named() -> None:
 
 
 class Bench:
-    """A speed-up that only depends on how many channels are kept."""
+    """A speed-up that depends only on how many channels are kept."""
 
     def __init__(self, scores: Scores) -> None:
         self.total = sum(len(of_group) for of_group in scores.by_group.values())
@@ -250,7 +250,7 @@ def test_bisection_finds_the_lightest_plan_that_is_fast_enough(seed: int, wanted
     plan = ByRatio(scores, multiple, bench).plan(wanted)
     reached = bench(plan)
     assert reached >= wanted
-    # Whatever was asked and was lighter, was too slow.
+    # Every lighter plan that was timed was too slow.
     tried = [(bench(other), other) for other in list(bench.asked)]
     assert all(speedup < wanted for speedup, _ in tried if speedup < reached)
     # No plan is timed twice: timing is what costs.

@@ -33,7 +33,7 @@ SLOW = pytest.mark.slow
 
 
 def pictures(count: int, seed: int = 0) -> Iterator[U8]:
-    """Smooth, so that neighbouring pixels agree as they do in photographs."""
+    """Blocks of 8x8 equal pixels, so that neighbours agree as they do in photographs."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         coarse = rng.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -60,7 +60,7 @@ def operators(model: bytes) -> Counter[str]:
 
 
 def test_nothing_is_in_float_between_image_and_mask(int8: Quantized) -> None:
-    """Of the graph that the runtime really runs: no conversion is left, so there is no float to convert from or to."""
+    """In the optimised graph, which the runtime runs, no Q/DQ node is left, so nothing is computed in float."""
     found = operators(optimised_graph(int8.graph.SerializeToString()))
     assert found.keys() <= {
         "QLinearConv",
@@ -93,7 +93,7 @@ def test_what_stays_in_float_is_named(architecture: dict[str, Any], operator: st
 
 
 def test_matrix_products_are_in_integers() -> None:
-    """Those over channels and over pixels; sizes, which are multiplied and concatenated too, are no layers."""
+    """Products over channels and over pixels; Mul and Concat of tensor sizes are not layers."""
     torch.manual_seed(0)
     graph = with_outputs(exported(randomised(Mixer())), "mask")
     quantizer = Quantizer(graph, pictures(4), target="avx2")
@@ -115,7 +115,7 @@ def test_matrix_products_are_in_integers() -> None:
 
 @pytest.mark.parametrize("outputs", ["mask", "logits", "both"])
 def test_logits_of_a_network_with_its_channels_last_have_the_classes_first(outputs: Outputs) -> None:
-    """For parity, and for training."""
+    """Parity and training both expect that order."""
     made = Quantizer(with_outputs(exported(randomised(ByPixel())), outputs), pictures(4), target="avx2").quantized(
         "minmax"
     )
@@ -209,14 +209,14 @@ def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, instructions: str
 def test_only_the_clock_of_such_a_machine_counts(
     monkeypatch: pytest.MonkeyPatch, target: Target, here: set[str]
 ) -> None:
-    """One with AMX runs what is made for VNNI or AVX2, too, but by other kernels."""
+    """A machine with AMX also runs what is made for VNNI or AVX2, but with other kernels."""
     for instructions in get_args(InstructionSet):
         monkeypatch.setattr(targets, "instruction_set", lambda found=instructions: found)
         assert scheme_of(target).is_here == (instructions in here), instructions
 
 
 def test_a_bias_beside_weights_of_next_to_nothing_fits_into_32_bits() -> None:
-    """A channel that BatchNorm has switched off; its bias, cut off or gone round, would be another one."""
+    """BatchNorm has switched a channel off; clipped or wrapped around, its bias would have another value."""
     network = random_unet()
     norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_int8_says_nearly_what_float_says(int8: Quantized) -> None:
     float_model = OnnxModel(with_outputs(exported(random_unet()), "mask").SerializeToString(), threads=1)
     model = OnnxModel(int8.graph.SerializeToString(), threads=1)
     images = np.stack(list(pictures(4)))
-    # Random weights leave many pixels undecided; a graph that was cut wrongly agrees in a third of them.
+    # Random weights leave many pixels undecided; a graph that was changed wrongly agrees in a third of them.
     assert np.mean(model.masks(images) == float_model.masks(images)) > 0.9
 
 
@@ -249,7 +249,7 @@ def test_batch_and_size_are_still_free_and_a_batch_is_its_singles(int8: Quantize
 
 
 def test_the_optimised_graph_rounds_like_the_graph_as_written() -> None:
-    int8 = quantized("auto")  # with eight bits its sums would saturate where there is no VNNI
+    int8 = quantized("auto")  # with 8-bit weights its sums would saturate on a processor without VNNI
     as_written, step = with_quantized_logits(int8.graph)
     assert step > 0
     model = OnnxModel(int8.graph.SerializeToString(), threads=1)
@@ -258,7 +258,7 @@ def test_the_optimised_graph_rounds_like_the_graph_as_written() -> None:
     steps = (logits - logits.min()) / step
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
     parity = int8_parity(model, written, batches(list(pictures(3)), 4, [(40, 56)]), logit_step=step, images="smooth")
-    # A network that was never trained amplifies what the two round differently; `quantize` holds a trained one to less.
+    # An untrained network amplifies differences in rounding; `quantize` allows a trained one fewer.
     assert max(case.differing_pixels for case in parity.cases) < 0.02
     assert {case.batch_differs_from_singles for case in parity.cases} == {0.0}
 
@@ -273,7 +273,7 @@ def test_every_kernel_by_itself_is_within_a_step_of_the_operators_as_written() -
 
 
 def test_a_kernel_that_errs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a graph whose weights leave every processor's kernels room: none else errs."""
+    """With 7-bit weights no processor's sums saturate, so only the kernel that the test spoils errs."""
     module = import_module("compress.quantize.kernels")
     given = module.outputs
     named = "relu_3_QuantizeLinear_Output"
@@ -320,7 +320,7 @@ def test_a_graph_with_another_door_is_refused() -> None:
 
 
 def test_a_norm_that_the_runtime_takes_apart_stays_in_float() -> None:
-    """Its first Cast is not the door's; in 8 bits its variances would come out below nothing."""
+    """The norm's first Cast is not the door's; in 8 bits its variances would come out negative."""
     graph = with_outputs(with_a_norm(), "mask")
     quantizer = Quantizer(graph, iter(blocks(4)), target="avx2")
     made = quantizer.quantized("minmax")
@@ -332,7 +332,7 @@ def test_a_norm_that_the_runtime_takes_apart_stays_in_float() -> None:
 
 
 def with_a_quantizer(graph: onnx.ModelProto, *, scale: float) -> onnx.ModelProto:
-    """The door, followed by a QuantizeLinear."""
+    """A copy of `graph` whose door is followed by a QuantizeLinear."""
     made = onnx.ModelProto()
     made.CopyFrom(graph)
     name = normalised_tensor(made.graph)
@@ -346,7 +346,7 @@ def with_a_quantizer(graph: onnx.ModelProto, *, scale: float) -> onnx.ModelProto
 
 @pytest.mark.parametrize("layer", ["stem", "fuse"])
 def test_a_layer_that_was_left_in_float_runs_in_float(layer: str) -> None:
-    """Between Q/DQ pairs the runtime would make integers of its weights again, were it not told to leave them."""
+    """Between Q/DQ pairs the runtime would quantize its weights again, were it not prevented from that."""
     made = Quantizer(with_outputs(small_unet(), "mask"), iter(blocks(2)), target="auto").quantized(
         "minmax", {layer: "to see"}
     )

@@ -1,4 +1,4 @@
-"""The INT8 graph as a torch network: the same numbers as the runtime's, and what is learned stands in the graph."""
+"""The INT8 graph as a torch network: its numbers are the runtime's, and what it learns is written to the graph."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,7 +80,7 @@ def logits_of(graph: onnx.ModelProto) -> str:
 
 
 def some(*names: str) -> list[Any]:
-    """As parameters; exporting the large ones takes a while."""
+    """Test parameters; the large networks are marked slow, because exporting them takes a while."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in names]
 
 
@@ -93,7 +93,7 @@ def network_of(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", some(*NETWORKS, "mixer"))
 def test_logits_are_those_of_the_runtime(name: str) -> None:
-    """Up to roundings that fall the other way, each a step of one activation, which later layers add up."""
+    """Except for values that round the other way: each is one step off, and later layers add these steps up."""
     graph, parent = made(network_of(name))
     network = QuantizedNetwork(graph, parent).eval()
     stacked, normalised = images()
@@ -120,7 +120,7 @@ def test_norms_and_attention_by_channel_are_trained_through(network: Callable[[]
 
 
 def test_the_first_layers_are_equal_to_the_last_bit() -> None:
-    """There, nothing has had time to add up."""
+    """There, no differences in rounding have added up yet: at most one value in a thousand is off, by one step."""
     graph, parent = made(random_network("unet"))
     network = QuantizedNetwork(graph, parent)
     stacked, normalised = images()
@@ -148,7 +148,7 @@ def test_an_untrained_network_gives_the_graph_back(name: str, target: Target) ->
     for tensor, array in before.items():
         assert after[tensor].shape == array.shape, tensor
         assert after[tensor].dtype == array.dtype, tensor
-        if array.dtype == np.int32:  # a bias is 2**31 wide; its scale is a product of two
+        if array.dtype == np.int32:  # a bias has 32 bits, and its scale is the product of two
             np.testing.assert_allclose(after[tensor], array, rtol=1e-4, atol=2, err_msg=tensor)
         elif array.dtype == np.float32:
             np.testing.assert_allclose(after[tensor], array, rtol=1e-5, err_msg=tensor)
@@ -157,7 +157,7 @@ def test_an_untrained_network_gives_the_graph_back(name: str, target: Target) ->
 
 
 def test_a_learned_scale_stands_in_the_graph() -> None:
-    """In the QuantizeLinear, in the DequantizeLinear, and in the biases of what reads it."""
+    """In the QuantizeLinear, in the DequantizeLinear, and in the biases of the layers that read the activation."""
     graph, parent = made(random_network("unet"))
     network = QuantizedNetwork(graph, parent)
     tensor = [node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"][1]
@@ -188,7 +188,7 @@ def test_what_pools_shares_the_scale_of_what_it_reads() -> None:
 
 
 def test_trained_weights_run_as_they_were_trained() -> None:
-    """Some steps of any loss, and the runtime gives what torch gives."""
+    """After a few steps with any loss, the runtime gives what torch gives."""
     torch.manual_seed(0)
     graph, parent = made(random_network("unet"))
     network = QuantizedNetwork(graph, parent)
@@ -395,7 +395,7 @@ def test_a_convolution_may_have_any_number_of_axes() -> None:
     ],
 )
 def test_what_an_operator_does_not_heed_is_refused(operator: str, attributes: dict[str, Any], named: list[str]) -> None:
-    """Else another function would be trained than the one that is served."""
+    """Otherwise training would optimise another function than the one that is served."""
     assert refused(helper.make_node(operator, ["x"], ["y"], **attributes)) == named
 
 

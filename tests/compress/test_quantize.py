@@ -1,4 +1,4 @@
-"""`quantize`: a bundle that is whole and says what it is, or a refusal before anything is made."""
+"""`quantize` makes a complete bundle that says what it is, or refuses before it makes anything."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_bundle_is_whole_and_says_what_it_is(int8_bundle: Bundle, trained: Che
     assert manifest.parents["data"] == open_dataset(discs).fingerprint
     assert {"parity.json", "calibration.json", "latency.json", "step.json"} < manifest.files.keys()
     assert "path" not in manifest.recipe["data"]
-    # Four bytes a weight become one; what is left is scales and shapes.
+    # Four bytes a weight become one; the rest is scales and shapes.
     assert int8_bundle.size_bytes < 0.6 * (trained.path / "weights.safetensors").stat().st_size
 
 

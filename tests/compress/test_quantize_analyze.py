@@ -1,4 +1,4 @@
-"""`compress quantize --analyze`: each layer in float by itself, saved as it comes, and shown."""
+"""`compress quantize --analyze`: each layer is tried in float by itself; results are saved at once, and reported."""
 
 import json
 from functools import partial
@@ -63,7 +63,7 @@ def test_each_layer_is_in_float_alone_and_with_its_readers(analyzed: tuple[Path,
 
 
 def test_noise_is_that_of_the_reference_evaluator() -> None:
-    """The ratio by its formula, of what ONNX's own evaluator has at the end of a layer."""
+    """The signal-to-noise ratio by its formula, from what ONNX's own evaluator computes at the end of a layer."""
     graph = with_outputs(exported(random_unet()), "mask")
     image: U8 = np.kron(np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8), np.ones((8, 8), np.uint8))
     quantizer = Quantizer(graph, iter([image[..., None]]), target="vnni")
@@ -132,7 +132,7 @@ def test_interrupted_it_goes_on_and_finished_it_is_up_to_date(
     assert not out.exists()
     again = analyze(trained.path, discs, out, MINMAX, write=WRITE)
     ways = sum(len(effect.ways) for effect in again.layers)
-    # All in INT8 is scored again; two layers, each in both ways, were done.
+    # The graph all in INT8 is scored again; two layers, each in both ways, were done already.
     assert scored - 6 == 1 + ways - 4
     assert [(way.layers, way.miou) for effect in again.layers for way in effect.ways] == [
         (way.layers, way.miou) for effect in analyzed[1].layers for way in effect.ways
@@ -148,7 +148,7 @@ def test_the_command(
     trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["compress", "quantize", trained.path, "--data", discs, "--out", tmp_path / "out", "--analyze"]
-    # Headers are cut on a terminal that is too narrow for what was measured.
+    # A narrower terminal would truncate the table's headers.
     monkeypatch.setenv("COLUMNS", "140")
 
     def call(*more: str) -> tuple[int, str, str]:

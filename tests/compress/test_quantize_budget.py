@@ -1,4 +1,4 @@
-"""The accuracy budget: as few layers as it takes stay in float, and what misses it is kept and told."""
+"""The accuracy budget: as few layers as it takes stay in float, and a bundle that misses it is kept and reported."""
 
 import json
 import re
@@ -26,7 +26,7 @@ judge_module = import_module("compress.quantize.judge")
 
 
 def lose_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every INT8 graph is scored as if a third of its hits were misses."""
+    """Score every INT8 graph as if a third of its hits were misses."""
     real = Judge.score
 
     def score(judge: Judge, model: OnnxModel) -> Score:
@@ -57,7 +57,7 @@ def test_a_missed_budget_keeps_the_bundle_and_is_told_every_time(
 
 
 def test_a_class_under_its_floor_misses_the_budget(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
-    """By itself: no more mIoU is lost than may be."""
+    """The floor alone: no more mIoU is lost than may be."""
     with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor") as missed:
         quantize(trained.path, discs, tmp_path / "floor", recipe("quantize.min_iou={disc = 1.0}"))
     assert "mIoU is lost" not in str(missed.value)
@@ -83,7 +83,7 @@ def test_the_floor_of_a_class_that_no_image_shows_is_refused_at_once(
 
 
 def test_the_layers_that_break_int8_stay_in_float(spoilt: tuple[Path, set[str]], discs: Path, tmp_path: Path) -> None:
-    """Those two and no other; what they won and cost stands in the manifest."""
+    """Those two and no others; the manifest says what they gain and cost."""
     path, names = spoilt
     made = quantize(path, discs, tmp_path / "out", recipe(*BUDGET))
     assert {left.layer for left in made.manifest.float_layers} == names
@@ -123,8 +123,8 @@ def test_a_killed_search_goes_on_where_it_was(
     layers = json.loads((made.path / "layers.json").read_text())["layers"]
     ways = sum(1 + (layer["with_readers"] is not None) for layer in layers)
     tried = len(json.loads((made.path / "float_layers.json").read_text()))
-    # All in INT8, and two layers in both ways, were done. Again all in INT8, and the other ways; then, with all of them
-    # measured, all in INT8, sets, and what leaves.
+    # Before the first kill: all in INT8, and two layers in both ways. Then: all in INT8 again, and the other ways. With
+    # those measured: all in INT8, the sets of layers, and the final graph.
     assert scored - 6 == 1 + (ways - 4) + 1 + tried + 1
 
 
@@ -145,8 +145,8 @@ def test_layers_in_float_never_cost_all_that_was_gained(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Here all in float takes 3.5 ms, all in INT8 1 ms, and each convolution in float 1 ms more. The floor is out of
-    reach, so the search goes on after the two that break INT8; a third is passed over each time."""
+    """The float parent takes 3.5 ms, all in INT8 1 ms, and each convolution in float 1 ms more. The floor is out of
+    reach, so the search goes on beyond the two layers that break INT8, but passes over any third convolution."""
     in_float: dict[int, int] = {}
     real: Callable[[onnx.ModelProto], OnnxModel] = judge_module.model_of
 

@@ -1,4 +1,4 @@
-"""What is tried in several ways (calibration, equalised channels, corrected biases) is kept by its mIoU, once."""
+"""Calibration, equalised channels and corrected biases are each chosen by mIoU, once."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_calibration_is_chosen_by_what_it_keeps(
 def test_calibration_is_chosen_once(
     trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step that is killed after the choice goes on with it, whatever a second look would say."""
+    """A step that is killed after the choice resumes with it, whatever a second measurement would say."""
     with monkeypatch.context() as killed:
         patch(killed, "parity_images", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -48,8 +48,8 @@ def test_equalised_channels_leave_no_layer_in_float(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """What breaks INT8 is spread over both layers, and nothing stays in float. Killed after the choice, the step
-    goes on with it."""
+    """Equalising spreads what breaks INT8 over both layers, so none stays in float. Killed after the choice, the step
+    resumes with it."""
     wanted = recipe(*BUDGET, "quantize.equalise=auto")
     with monkeypatch.context() as killed:
         patch(killed, "parity_images", interrupt)
@@ -71,7 +71,7 @@ def test_equalised_channels_leave_no_layer_in_float(
 def test_biases_are_corrected_where_that_keeps_more(
     trained: Checkpoint, discs: Path, tmp_path: Path, int8_bundle: Bundle, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By force, and by what was measured: the record says which, and the line that is printed."""
+    """`true` always corrects them, `auto` where that measures better; the record says which, and so does the output."""
 
     def biases(bundle: Bundle) -> list[bytes]:
         stored = onnx.load(str(bundle.model_path)).graph.initializer

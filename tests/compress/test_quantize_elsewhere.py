@@ -1,4 +1,4 @@
-"""Bundles for what is not here, which no clock of this machine judges, and bundles that come from elsewhere."""
+"""Bundles for other processors and runtimes, which times on this machine cannot judge, and bundles made elsewhere."""
 
 import shutil
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def test_a_bundle_for_another_processor_is_not_judged_by_the_clock_of_this_one(
     capfd: pytest.CaptureFixture[str],
     target: str,
 ) -> None:
-    """No operator is timed in other forms, and a gain is not asked for."""
+    """No operator is timed in other forms, and no speed-up is required."""
     if target == "arm" and instruction_set() in SATURATING:
         pytest.skip("products of 8 bits are cut off by this processor, so that its graph is not proven here")
     clock(4.0, 5.0)
@@ -51,7 +51,7 @@ def test_a_bundle_for_another_runtime_is_proven_and_verified_here(
     target: str,
     half_floats: bool,
 ) -> None:
-    """However long it takes here, which says nothing of there: it is not refused, and the record says so."""
+    """Its time here says nothing about that runtime, so it is not refused for being slow, and the record says so."""
     clock(4.0, 5.0)
     made = quantize(
         trained.path,
@@ -84,11 +84,11 @@ def test_what_no_clock_decided_is_not_up_to_date_on_the_processor_that_it_is_for
     clock: Callable[[float, float], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is made there by the clock, and that is up to date everywhere."""
+    """It is made again there, with timings, and that result is up to date everywhere."""
     out, wanted = tmp_path / "out", recipe("quantize.target=avx2", "quantize.calibration=minmax")
 
     def on(machine: str, killed_at: str | None = None) -> bool | None:
-        """Whether what `quantize` then gives was timed; None where it had something to make and came to `killed_at`."""
+        """Whether the bundle that `quantize` gives on `machine` was timed; None if the run reached `killed_at`."""
         with monkeypatch.context() as patched:
             patch(patched, "instruction_set", lambda: machine, "compress.quantize.targets")
             if killed_at is not None:
@@ -121,7 +121,7 @@ def test_what_no_clock_decided_is_not_up_to_date_on_the_processor_that_it_is_for
 def test_what_an_earlier_version_made_without_a_clock_is_not_up_to_date_there_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target, machine: str, kept: bool
 ) -> None:
-    """It said so in its result alone."""
+    """Earlier versions noted that in the result alone."""
     patch(monkeypatch, "instruction_set", lambda: machine, "compress.quantize.targets")
     earlier = StepPlan("quantize", {}, {"target": target})
     with running(tmp_path / "out", earlier) as step:
@@ -137,7 +137,7 @@ def test_what_a_kill_left_on_another_processor_is_not_gone_on_with(
     clock: Callable[[float, float], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The times in it are that one's."""
+    """The times that it holds are the other processor's."""
     wanted = recipe("quantize.target=avx2", "quantize.calibration=minmax")
     clock(4.0, 5.0)
     with monkeypatch.context() as killed:
@@ -153,7 +153,7 @@ def test_what_a_kill_left_on_another_processor_is_not_gone_on_with(
 def test_a_bundle_of_another_kind_of_machine_is_not_up_to_date(
     int8_bundle: Bundle, trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its forms, and the bits of its weights, are those of the machine that `auto` was."""
+    """Its forms, and the bits of its weights, are for the machine that `auto` stood for."""
     moved = tmp_path / int8_bundle.path.name
     shutil.copytree(int8_bundle.path, moved)
     patch(monkeypatch, "_quantize", interrupt)

@@ -34,7 +34,7 @@ SETTINGS = [*TINY_SETTINGS, "quantize.calibration=minmax", "quantize.max_drop=0.
 
 
 def normal(*settings: str) -> Recipe:
-    """With `settings` besides."""
+    """A recipe that declares `MEAN` and `STD`, with `settings` added."""
     declared = [f"quantize.onnx.mean={list(MEAN)}", f"quantize.onnx.std={list(STD)}"]
     return Recipe.load(None, [*SETTINGS, *declared, *settings])
 
@@ -71,7 +71,7 @@ class Nhwc(nn.Module):
 
 
 class NhwcLogits(Nhwc):
-    """Channels first in, classes last out, as converters leave them that turn the input alone."""
+    """Channels first in, classes last out, as converters that transpose only the input leave it."""
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.network(x).permute(0, 2, 3, 1)
@@ -88,7 +88,7 @@ class Probabilities(Nhwc):
 
 
 class Above(nn.Module):
-    """Which pixels are a thing, and no longer how sure it is."""
+    """Only which pixels belong to the class, not with what probability."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x) > 0.5
@@ -103,17 +103,17 @@ class Masked(Nhwc):
 
 
 def normalised(images_NHWC: np.ndarray[Any, Any]) -> Tensor:
-    """As their data loader did it."""
+    """Normalised as their data loader does it."""
     pixels = torch.from_numpy(images_NHWC.copy()).permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(MEAN).reshape(1, 3, 1, 1)) / torch.tensor(STD).reshape(1, 3, 1, 1)
 
 
 def write(network: nn.Module, path: Path, shape: tuple[int, ...], *, free: bool = True) -> Path:
-    """By torch's exporter alone."""
+    """Export with torch's exporter alone."""
     batch, other = torch.export.Dim("n", min=1, max=64), torch.export.Dim.AUTO
     dims = {i: batch if i == 0 else (other if size > 4 else torch.export.Dim.STATIC) for i, size in enumerate(shape)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about itself
+        warnings.simplefilter("ignore")  # the exporter warns about itself
         program = torch.onnx.export(
             network.eval(), (torch.zeros(shape),), dynamic_shapes=(dims,) if free else None, dynamo=True, verbose=False
         )
@@ -131,7 +131,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def taught(colours: Path) -> Theirs:
-    """It has learned what a disc looks like, outside of this project."""
+    """A network that learned to find discs outside this project."""
     torch.manual_seed(0)
     dataset = open_dataset(colours)
     images = normalised(np.stack([dataset.read_image(sample) for sample in dataset.train]))
@@ -182,7 +182,7 @@ def test_it_gives_the_answers_that_it_gave(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["logit", "probability"])
 def test_one_logit_means_the_second_of_two_classes(form: str, tmp_path: Path) -> None:
-    """Behind a Sigmoid, too, where all of them are above zero."""
+    """Also after a Sigmoid, where all values are above zero."""
     torch.manual_seed(1)
     network = Theirs(logits=1)
     if form == "logit":
@@ -197,7 +197,7 @@ def test_one_logit_means_the_second_of_two_classes(form: str, tmp_path: Path) ->
 
 
 def test_its_classes_may_be_others(tmp_path: Path) -> None:
-    """In another order, and more than are asked for."""
+    """In another order, and more of them than the dataset has."""
     torch.manual_seed(1)
     network = Theirs(logits=4)
     path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
@@ -211,7 +211,7 @@ def test_its_classes_may_be_others(tmp_path: Path) -> None:
 
 
 def test_an_old_graph_is_raised(tmp_path: Path) -> None:
-    """One of 2019, in which Softmax still took all axes from its own on as one."""
+    """A graph of 2019, in which Softmax still treated all axes from its own on as one."""
     weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
     image, logits, shares = (
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", width, "h", "w"])
@@ -268,7 +268,7 @@ def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_pa
     assert manifest.float_layers == ()
     per_pixel = 3 + 9 * 3 * 16 + 9 * 16 * 16 / 16 + 32 * 2
     assert manifest.macs == 48 * 64 * per_pixel
-    # What it gives is what their network gives, but for rounding.
+    # Its masks are those of their network, but for rounding.
     dataset = open_dataset(colours)
     image = dataset.read_image(dataset.test[0])
     with torch.inference_mode():
@@ -277,14 +277,14 @@ def test_it_becomes_a_bundle(theirs: Path, taught: Theirs, colours: Path, tmp_pa
 
 
 def test_it_may_give_logits_alone(theirs: Path, colours: Path, tmp_path: Path) -> None:
-    """Put in other forms, it keeps no ArgMax, which nothing reads."""
+    """Rewritten into other forms, it keeps no ArgMax, which nothing would read."""
     made = quantize(theirs, colours, tmp_path / "out", normal("quantize.rewrites=true", "export.outputs=logits"))
     assert [output.name for output in made.manifest.outputs] == ["logits"]
     verify(made.path)
 
 
 def test_one_that_takes_a_single_size_is_proven_at_that(taught: Theirs, colours: Path, tmp_path: Path) -> None:
-    """And put in other forms at that."""
+    """And rewritten into other forms at that size."""
     path = write(taught, tmp_path / "fixed.onnx", (1, 3, 32, 48), free=False)
     made = quantize(path, colours, tmp_path / "out", normal("quantize.rewrites=true"))
     assert made.manifest.size == (32, 48)
@@ -387,7 +387,7 @@ def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_float32_model_any_more_is_refused(graph: str, message: str, tmp_path: Path) -> None:
-    """It would be compared with itself."""
+    """It would be compared with itself as its float parent."""
     head = '<ir_version: 9, opset_import: ["": 18]> m (float[n,3,h,w] x) => (float[n,2,h,w] l) '
     onnx.save(onnx.parser.parse_model(head + graph), str(tmp_path / "m.onnx"))
     with pytest.raises(ModelError, match=message):

@@ -71,7 +71,7 @@ def test_a_first_layer_that_is_faster_in_float_stays_so_and_all_say_why(
 
     patch(monkeypatch, "interleaved", fake, "compress.quantize.judge")
     monkeypatch.setattr(Judge, "kernel_times", lambda _, graphs: {name: {} for name in graphs})
-    # One form for all: putting in and timing the others takes longer than all else here.
+    # A single form: applying and timing the others takes longer than the rest of the test.
     patch(monkeypatch, "integer_forms", lambda n: (Folded(2, True, n),), "compress.quantize.rewrites.rewriter")
     made = quantize(
         trained.path, discs, tmp_path / "out", recipe("quantize.rewrites=true", "quantize.calibration=minmax")

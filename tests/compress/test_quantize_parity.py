@@ -1,4 +1,4 @@
-"""The INT8 graph as it serves gives the masks of the graph as written, or never becomes a bundle."""
+"""The INT8 graph as served gives the masks of the graph as written, or never becomes a bundle."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_a_graph_that_is_optimised_wrongly_never_becomes_a_bundle(
         quantize(trained.path, discs, tmp_path / "out", recipe("quantize.calibration=minmax"))
     assert raised.value.exit_status == 1
     assert not (tmp_path / "out").exists()
-    # What was found is told and kept, where nobody takes it for a bundle.
+    # What was measured is reported, and the graph is kept where nobody takes it for a bundle.
     assert re.search(r"mIoU 0\.\d{4} in float, 0\.\d{4} in INT8\. INT8 takes \d+\.\d\d ms", str(raised.value))
     kept = Path(str(raised.value).split("it is kept in ")[1].split(",")[0])
     assert OnnxModel(kept, threads=1).masks(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 8, 8)

@@ -1,4 +1,4 @@
-"""`quantize --mode qat`: what training makes of the calibrated graph leaves where it is no worse."""
+"""`quantize --mode qat`: the trained graph replaces the calibrated one where it is no worse."""
 
 from collections import Counter
 from pathlib import Path
@@ -31,11 +31,11 @@ def test_training_beats_calibration_where_that_loses(
     record = (read_record(made.path) or {})["result"]
     assert record["mode"] == "qat"
     assert record["miou"] == record["miou_qat"] > record["miou_ptq"] + 0.01
-    # Fake-quantized in torch and for real in the runtime: the same network.
+    # Fake-quantized in torch or quantized in the runtime, it is the same network.
     assert abs(record["qat"]["miou"] - record["miou_qat"]) < 0.003
     assert not (made.path / ".scratch").exists()
     verify(made.path)
-    # The same operators as calibrated.
+    # It runs the same operators as the calibrated graph.
     calibrated = quantize(
         spoilt[0], discs, tmp_path / "ptq", recipe("quantize.calibration=minmax", "quantize.max_drop=1")
     )

@@ -1,4 +1,4 @@
-"""What is rare is shown more often, and an epoch that is entered in the middle goes on with the batches it had."""
+"""What is rare is shown more often, and an epoch that is resumed in the middle has the batches that were left."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +29,7 @@ SIDE, COUNT = 64, 16
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 16 images one has a spot of class 2, of 3x3 pixels at (50, 9); everything else is class 0."""
+    """One of 16 images has a spot of class 2, 3x3 pixels at (50, 9); everything else is class 0."""
     path = write_dataset(
         tmp_path_factory.mktemp("data") / "spots",
         counts={"train": COUNT, "val": 1, "test": 1},
@@ -60,7 +60,8 @@ def test_crops_are_taken_around_each_class_of_an_image_alike(
     for number in range(60):
         for batch in images(data, rare_crops=share).epoch(number, COUNT, zoom=zoom):
             shown += int((batch.masks_NHW == 2).any(2).any(1).sum())
-    # By chance a crop of a sixteenth shows some of the spot in one of ten; of two classes one is drawn in every other.
+    # One random crop in ten, each a sixteenth of the image, shows some of the spot; of two classes, each is drawn half
+    # of the time.
     expected = share * 0.5 + (1 - share * 0.5) * 0.1
     assert shown / 60 == pytest.approx(expected, abs=0.17)
     assert share < 1 or shown > 20
@@ -85,7 +86,7 @@ def test_a_window_shows_the_pixel_that_it_is_taken_around(
 
 
 def test_images_of_rare_classes_come_more_often(data: Path) -> None:
-    """The spot is in one of 16 images: sqrt(0.25 * 16) = 2 times as often as the others."""
+    """The spot is in one of 16 images, which comes sqrt(0.25 * 16) = 2 times as often as the others."""
     dataset = open_dataset(data)
     rarest = min(sample.name for sample in dataset.train)
     seen: Counter[str] = Counter()
@@ -127,7 +128,7 @@ STEPS: dict[str, Callable[[Path, Path, Recipe], object]] = {
 def test_what_a_step_sees_of_the_data_is_in_its_key_and_nothing_else(
     module: str, trained: Checkpoint, discs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else other settings find a result up to date that is not theirs, or throw away one that is."""
+    """Otherwise a result would pass as up to date for settings that change it, or be remade for ones that do not."""
     keys = []
 
     def asked(_: Path, plan: StepPlan) -> None:

@@ -1,4 +1,4 @@
-"""Recipes and overrides that mean nothing: each message names the place, the reason, and the nearest known name."""
+"""Invalid recipes and overrides: each message names the place, the reason, and the nearest known name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""More than one look at an image: what is averaged, where windows lie, and who cannot be asked for it."""
+"""More than one look at an image: what is averaged, where windows lie, and which models cannot be refined."""
 
 import contextlib
 import json
@@ -26,13 +26,13 @@ Figures = NDArray[np.float32]
 
 
 def by_pixel(image_HWC: U8) -> Figures:
-    """What a network without a neighbourhood says."""
+    """Probabilities of a network that sees single pixels."""
     bright = image_HWC[..., 0].astype(np.float32) / 255
     return np.stack([1 - bright, bright])
 
 
 def by_place(image_HWC: U8) -> Figures:
-    """What a network says that is wrong at the edge of what it sees, and right everywhere else."""
+    """Probabilities of a network that is wrong at the edge of its input, and right everywhere else."""
     inside = np.zeros(image_HWC.shape[:2], dtype=np.float32)
     inside[2:-2, 2:-2] = 1
     return np.stack([1 - inside, inside])
@@ -72,7 +72,7 @@ def test_what_a_window_does_not_know_at_its_edge_another_one_does() -> None:
 
 
 def leaning(image_HWC: U8) -> Figures:
-    """What a network says that trusts the left more."""
+    """Figures of a network that weights the left of its input more."""
     trust = np.linspace(1, 0, image_HWC.shape[1], dtype=np.float32)
     return by_pixel(image_HWC) * trust
 
@@ -95,7 +95,7 @@ def test_figures_come_back_to_the_image_as_masks_do() -> None:
 
 @pytest.fixture(scope="module")
 def talkative(trained: Checkpoint, discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle that gives logits, too."""
+    """A bundle that gives masks and logits."""
     recipe = Recipe.load(None, ["export.outputs=both"])
     return export(trained.path, tmp_path_factory.mktemp("runs") / "both", recipe, data=discs)
 

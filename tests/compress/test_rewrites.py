@@ -1,4 +1,4 @@
-"""Equal forms of a graph: the same answers at every size, and integers where there were none."""
+"""Equivalent forms of a graph: the same answers at every size, and integers where there was float."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -212,8 +212,8 @@ def test_the_faster_form_leaves(
         }
 
     monkeypatch.setattr(judge.Judge, "kernel_times", slow_dealing)
-    # A network that was never trained amplifies what two kernels in float round differently; `test_quantize_gain.py`
-    # has the first layer in float.
+    # An untrained network amplifies differences in rounding between two float kernels; `test_quantize_gain.py` covers
+    # the first layer in float.
     monkeypatch.setattr(Rewriter, "stem_in_float", lambda *_: None)
     network = random_unet(classes=2, upsampling="transposed")
     named = {"classes": 2, "class_names": ("background", "disc"), "upsampling": "transposed"}
@@ -224,7 +224,7 @@ def test_the_faster_form_leaves(
     made = quantize(source.path, discs, tmp_path / "out", chosen)
     kept = rewritten_ms < 5
     found = Counter(node.op_type for node in onnx.load(str(made.model_path)).graph.node)
-    # Neither of the two is left: what deals out became moves of pixels.
+    # When kept, neither of the two is left: DepthToSpace became moves of pixels.
     assert (found["DepthToSpace"], found["ConvTranspose"], found["Reshape"]) == ((0, 0, 4) if kept else (0, 2, 0))
     said = capfd.readouterr().err
     words = f"{rewritten_ms:.2f} ms instead of 5.00 ms in INT8, {'kept' if kept else 'not kept'}"

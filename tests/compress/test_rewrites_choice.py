@@ -1,4 +1,4 @@
-"""Which form is kept: the faster one by more than the noise, decided once, and told with both times."""
+"""Which form is kept: one that is faster by more than the noise, decided once, and reported with both times."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from export.to_onnx import with_outputs
 
 
 class Stopwatch(Judge):
-    """Time is what the tests say: of a graph, by the operators in it."""
+    """A judge whose times the tests set: of kernels by their operator, of whole graphs by their name."""
 
     def __init__(self, of_kernels: Mapping[str, float], *, whole: Mapping[str, float]) -> None:
         self._of_kernels = of_kernels
@@ -93,7 +93,7 @@ def test_every_place_takes_the_form_that_is_fastest_there(graph: onnx.ModelProto
     def profile(_: Mapping[str, onnx.ModelProto]) -> Mapping[str, KernelTimes]:
         return taken
 
-    # The second gains less than is certain in one form, and is not seen in the other.
+    # The second place gains too little to be certain in one form, and has no time in the other.
     assert best_of(costs(plain, [two, four], profile)) == {first: four.name}
     taken[four.name] = {first: 2.0, f"{first}/folded/gives/viewed": 3.0}
     assert best_of(costs(plain, [two, four], profile)) == {first: two.name}
@@ -112,7 +112,7 @@ def test_the_faster_forms_leave_and_are_not_measured_again(
     clock = Stopwatch({"Resize": 3.0, "Concat": 1.0, "Conv": 1.0}, whole={"plain": 5.0, "rewritten": 4.0})
     first = rewriter(tmp_path, clock)
     other = first.of_float(graph)
-    assert "Resize" not in operators(other)  # Resize, Concat and Conv took 5 ms, and two of Conv take 2
+    assert "Resize" not in operators(other)  # Resize, Concat and Conv took 5 ms, and two Convs take 2
     said = capfd.readouterr().err
     assert "upsampled parts of convolutions on the small map: 4.00 ms instead of 5.00 ms in INT8, kept" in said
     again = rewriter(tmp_path, Stopwatch({}, whole={}))
@@ -157,7 +157,7 @@ def test_nothing_is_timed_as_a_whole_where_no_place_gains(graph: onnx.ModelProto
 
 
 def test_real_kernels_are_found_by_the_names_of_their_nodes(graph: onnx.ModelProto) -> None:
-    """A profile of the runtime: each form shows where it was put in, so that it can be compared at all."""
+    """In the runtime's profile, each form has times at the places where it was applied: it can be compared."""
     from compress.quantize.judge import model_of
 
     class Card:
@@ -177,7 +177,7 @@ def test_real_kernels_are_found_by_the_names_of_their_nodes(graph: onnx.ModelPro
 def test_the_first_layer_is_tried_in_float_and_all_that_was_measured_is_told(
     graph: onnx.ModelProto, tmp_path: Path, capfd: pytest.CaptureFixture[str], rewritten: float, form: str
 ) -> None:
-    """Its forms are those of the place where its node stands."""
+    """In INT8, its form is the one that was chosen for the place of its node."""
     clock = Stopwatch({"Conv": 3.0}, whole={"plain": 5.0, "rewritten": rewritten})
     first = rewriter(tmp_path, clock)
     assert first.stem_figures() is None

@@ -71,7 +71,7 @@ def one_operator(
 def convolution(
     into: int, out: int, kernel: tuple[int, int], left: int, *, bias: bool = True, largest: int = 127, **attributes: Any
 ) -> onnx.ModelProto:
-    """As many columns come out as go in, `left` of them padded on the left; each channel has a scale of its own."""
+    """A convolution that keeps the width, padded by `left` columns on the left; each channel has its own scale."""
     rng = np.random.default_rng(into + 10 * out)
     shape = (out, into // attributes.get("group", 1), *kernel)
     tensors: dict[str, NDArray[Any]] = {
@@ -113,7 +113,7 @@ def run(model: onnx.ModelProto, images: U8) -> U8:
 
 
 def check_equal(form: Form, plain: onnx.ModelProto, batch: int, size: tuple[int, int]) -> onnx.ModelProto:
-    """By ONNX's own evaluator and, unless this processor saturates, in the runtime; the plain graph stays as it was."""
+    """In ONNX's own evaluator and, unless this processor saturates, in the runtime; `plain` must stay unchanged."""
     before = plain.SerializeToString()
     places = form.places(plain)
     assert len(places) == 1
@@ -283,7 +283,7 @@ def pictures() -> Iterator[U8]:
 
 @pytest.fixture(scope="module")
 def unets() -> list[onnx.ModelProto]:
-    """In INT8: a UNet as it is, and with its upsampled parts on the small maps."""
+    """A UNet in INT8: as it is, and with its upsampled parts computed on the small maps."""
     graph = with_outputs(exported(random_unet(base=32)), "mask")
     form = SubPixel()
     graphs = [graph, form.apply(graph, form.places(graph))]

@@ -1,4 +1,4 @@
-"""Convolutions over an upsampled map beside others, with the upsampled part on the small map."""
+"""Convolutions over an upsampled map concatenated with others, whose upsampled part is computed on the small map."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def decoder(
     resize: dict[str, Any] | None = None,
     **conv: Any,
 ) -> onnx.ModelProto:
-    """`a` (`small` channels, half as large) upsampled, concatenated with maps b0, b1 ... at `place`, through 3x3."""
+    """A 3x3 convolution over `a` (`small` channels, half the size), upsampled, at `place` among the maps b0, b1 ..."""
     rng = np.random.default_rng(small + 10 * out)
     maps = [f"b{i}" for i in range(len(beside))]
     maps.insert(place, "up")

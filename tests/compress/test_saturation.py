@@ -1,4 +1,4 @@
-"""Without VNNI products of U8 and S8 are added in pairs in 16 bits: eight-bit weights saturate, seven bits do not."""
+"""Without VNNI, products of U8 and S8 are added in pairs in 16 bits: 8-bit weights saturate, 7-bit weights do not."""
 
 import shutil
 import subprocess
@@ -33,7 +33,7 @@ np.save(masks, OnnxModel(model, threads=1).masks(np.load(images)))
 
 
 class Bright(nn.Module):
-    """All weights of a filter alike and bright pictures: every sum of two products is as large as it can be."""
+    """Equal weights within a filter and bright pictures make every sum of two products as large as it can be."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Scores as data: what is lost with a width, the plan of given widths, and who is compared with whom."""
+"""Scores as data: what each width loses, the plan for given widths, and which channels are compared with which."""
 
 import math
 from itertools import pairwise
@@ -28,7 +28,7 @@ def test_what_is_lost_is_the_sum_of_what_a_plan_removes(widths: dict[str, int], 
         lost = [scores.lost(name, kept) for kept in range(width + 1)]
         assert lost[width] == 0
         assert lost[0] == pytest.approx(float(scores.by_group[name].sum()), rel=1e-5)
-        # Narrower is never cheaper, and each further channel is worth at least as much as the one before.
+        # A narrower group never loses less, and each further channel loses at least as much as the one before.
         prices = [narrow - wide for narrow, wide in pairwise(lost)]
         assert all(price >= 0 for price in prices)
         assert all(later <= earlier + 1e-9 for earlier, later in pairwise(prices))
@@ -53,13 +53,13 @@ def test_damage_begins_as_the_importance_and_rises_ever_faster(
         assert all(narrow >= wide for narrow, wide in pairwise(damage))
         weight = wholes[name] / unit if comparable else 1.0
         assert damage[0] == pytest.approx(weight * math.log(1 + width), rel=1e-4)
-        # Of a wide group, a little of it does as much as its share of the importance says.
+        # A small cut in a wide group does damage in proportion to its share of the importance.
         share = scores.lost(name, width - 1) / wholes[name]
         assert damage[width - 1] == pytest.approx(weight * share * width / (width + 1), rel=0.6 / width)
 
 
 def test_layers_that_are_as_wide_as_they_are_important_are_narrowed_alike() -> None:
-    """Beside a layer that nothing can be taken from, one that has plenty of channels gives most of them."""
+    """Where one layer can spare nothing, a layer with plenty of unimportant channels gives up most of them."""
     scores = Scores({"few": torch.ones(4), "many": torch.ones(64)})
     assert scores.damage("few", 2) == pytest.approx(scores.damage("many", 38), rel=0.02)
     unequal = Scores({"even": torch.ones(8), "uneven": torch.tensor([10.0, 10.0] + [0.1] * 6)})
@@ -119,7 +119,7 @@ def test_global_scope_takes_where_least_is_worth() -> None:
 
 
 def test_of_channels_that_are_worth_the_same_no_more_go_than_were_asked_for() -> None:
-    """As BatchNorm scales are at first, and dead channels by activation."""
+    """BatchNorm scales are all equal at first, and so are dead channels scored by activation."""
     scores = Scores({"a": torch.ones(40), "b": torch.ones(60)})
     assert scores.plan(0.3, 1).removed == pytest.approx(0.3)
     half_dead = Scores({"a": torch.tensor([0.0] * 20 + [1.0] * 20)}, comparable=True)

@@ -1,4 +1,4 @@
-"""Plans are measured as a whole until one is fast enough, whatever was predicted of them."""
+"""Plans are measured as a whole until one is fast enough, whatever was predicted for them."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ def plan_of(removed: int) -> PruningPlan:
 
 
 class Steps:
-    """A plan for each of the speed-ups that are predicted; the one that is asked for next is the first beyond."""
+    """A plan for each predicted speed-up; `plan` gives the one with the lowest that reaches what is asked for."""
 
     def __init__(self, predicted: Sequence[float]) -> None:
         self.plans = {speedup: plan_of(index) for index, speedup in enumerate(predicted)}
@@ -25,7 +25,7 @@ class Steps:
 
 
 def measured(search: Steps, real: Callable[[float], float]) -> tuple[list[float], Callable[[PruningPlan], float]]:
-    """Foretold speed-ups in the order in which their plans are measured, and what measures them."""
+    """Predicted speed-ups in the order in which their plans are measured, and the function that measures them."""
     asked: list[float] = []
     by_plan = {plan: speedup for speedup, plan in search.plans.items()}
 
@@ -66,7 +66,7 @@ def test_out_of_reach_is_the_fastest() -> None:
 
 
 def test_a_machine_that_slows_down_does_not_put_it_out_of_reach() -> None:
-    """Each plan is predicted to be enough, and by the time that it is measured it is not."""
+    """Each plan is predicted to be fast enough, and no longer is when it is measured."""
     search = Steps([1 + index / 20 for index in range(100)])
     taken = 0
 
@@ -82,7 +82,7 @@ def test_a_machine_that_slows_down_does_not_put_it_out_of_reach() -> None:
 
 
 def test_only_the_narrowest_says_that_it_is_out_of_reach() -> None:
-    """Between the plans that can be asked for by a little more each time and the narrowest there may be a gap."""
+    """There may be a gap between the plans found by asking for a little more each time and the narrowest one."""
     search = Steps([1.0, *(2 + index / 100 for index in range(40)), 30.0])
     asked, measure = measured(search, lambda predicted: 1.99 if predicted < 30 else 2.5)
     assert fast_enough(search, measure, 2.0) == search.plans[30.0]
@@ -90,7 +90,7 @@ def test_only_the_narrowest_says_that_it_is_out_of_reach() -> None:
 
 
 def test_what_cuts_nothing_is_not_taken_for_faster_whatever_the_clock_says() -> None:
-    """Each plan seems faster than it ought to be, until none is left that cuts anything."""
+    """Each plan measures faster than predicted, until none is left that cuts anything."""
     search = Steps([1.0, 1.5, 2.01, 3.0])
     asked, measure = measured(search, lambda predicted: 5.0 - predicted / 10)
     assert fast_enough(search, measure, 2.0) != search.plans[1.0]
@@ -99,7 +99,7 @@ def test_what_cuts_nothing_is_not_taken_for_faster_whatever_the_clock_says() -> 
 
 
 def test_a_search_by_ratio_cuts_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of its ratios are too small for one step of channels."""
+    """The lower half of the ratios is too small to remove a single step of channels."""
     asked: list[PruningPlan] = []
 
     def speedup_of(plan: PruningPlan) -> float:

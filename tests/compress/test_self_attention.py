@@ -1,4 +1,4 @@
-"""Self-attention at the bottleneck: torch's own as oracle, and the whole way to a bundle."""
+"""Self-attention at the bottleneck: compared with torch's own, and taken all the way to a bundle."""
 
 import copy
 from collections import Counter
@@ -66,7 +66,7 @@ def random_attention(channels: int) -> SelfAttention:
 
 
 def tokens(x_NCHW: Tensor) -> Tensor:
-    """Places in rows, [N, P, C]."""
+    """Positions as rows, [N, P, C]."""
     return x_NCHW.flatten(2).transpose(1, 2)
 
 
@@ -99,7 +99,7 @@ def test_it_starts_as_the_identity_and_learns_to_be_more() -> None:
     made = SelfAttention(8)
     assert torch.equal(made(MAP), MAP)
     optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
-    for _ in range(2):  # until its scale is something, nothing else has a gradient
+    for _ in range(2):  # while its scale is zero, nothing else has a gradient
         optimizer.zero_grad()
         (made(MAP) - MAP.roll(2, 3)).square().sum().backward()
         optimizer.step()
@@ -166,7 +166,7 @@ def test_a_depth_of_a_unetpp_that_never_saw_it_is_cut_without_it() -> None:
 
 
 def test_its_products_count() -> None:
-    """1x1 convolutions of 4 C^2 / 2, and two products of P^2 C / 2, for each image."""
+    """For each image, 1x1 convolutions of 4 C^2 / 2 at each of P positions, and two products of P^2 C / 2."""
     made, plain = (network("unet", attends=attends) for attends in (True, False))
     size = (64, 128)
     width, places = 64, (64 // 8) * (128 // 8)
@@ -202,7 +202,7 @@ def pruned(discs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow(first=True)
 def test_it_goes_the_whole_way(pruned: Path, discs: Path, tmp_path: Path) -> None:
-    """Parity of the float bundle is proven at several batches and sizes by the export itself, of INT8 by quantize."""
+    """The export itself proves the float bundle's parity at several batches and sizes, and quantize that of INT8."""
     export(pruned, tmp_path / "float", data=discs)
     made = quantize(pruned, discs, tmp_path / "int8", Recipe.load(None, SETTINGS))
     for bundle in ("float", "int8"):

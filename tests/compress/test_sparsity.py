@@ -1,4 +1,4 @@
-"""Training with a penalty on channels: what it adds, that channels shrink, and that the loss is left alone."""
+"""Training with a sparsity penalty: what it adds, that channels shrink, and that the reported loss leaves it out."""
 
 import math
 from pathlib import Path
@@ -49,12 +49,12 @@ def scales(network: nn.Module) -> Tensor:
 
 
 def norms(network: nn.Module) -> Tensor:
-    """L2, of every channel with all that goes with it."""
+    """The L2 norm of every channel, over all weights that are removed with it."""
     return torch.cat([squares.sqrt() for squares in scores_of(network, channels=1).raw.values()])
 
 
 def kernels(network: nn.Module) -> Tensor:
-    """All weights of convolutions."""
+    """Magnitudes of all weights of convolutions."""
     found = [module.weight.detach().flatten() for module in network.modules() if isinstance(module, nn.Conv2d)]
     return torch.cat(found).abs()
 
@@ -95,7 +95,7 @@ def test_scales_shrink(splits: Splits, tmp_path: Path, precision: Precision) -> 
     plain, history = fitted("none", splits, tmp_path / "plain", precision=precision)
     sparse, shrinking = fitted("bn-scale", splits, tmp_path / "sparse", precision=precision)
     assert scales(sparse).sum() < 0.9 * scales(plain).sum()
-    # The first step is judged by the same loss, which does not show the penalty.
+    # The first step reports the same loss, which leaves the penalty out.
     assert history[0]["loss"] == shrinking[0]["loss"]
     assert history[-1]["loss"] != shrinking[-1]["loss"]
 

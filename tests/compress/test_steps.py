@@ -1,4 +1,4 @@
-"""Folders that are whole or absent: kills at every moment, locks, other settings, folders that are somebody else's."""
+"""Steps are whole or absent: kills at every moment, locks, other settings, and folders that hold something else."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ def work(out: Path, plan: StepPlan = PLAN, text: str = "result") -> None:
 
 
 def rerun(out: Path) -> None:
-    """As every step does it."""
+    """What every step does."""
     if finished(out, PLAN) is None:
         work(out)
 
@@ -82,7 +82,7 @@ def test_other_settings_replace_the_result(tmp_path: Path) -> None:
 
 
 def stop_in(out: Path, plan: StepPlan = PLAN) -> None:
-    """As far as a kill can be told from an exception: what was written stays."""
+    """Raise an exception in a step: as after a kill, what was written stays."""
     with contextlib.suppress(ZeroDivisionError), running(out, plan) as step:
         (step.path / "golden").mkdir(exist_ok=True)
         (step.path / "golden" / "half.txt").write_text("half")
@@ -147,7 +147,7 @@ def test_an_interrupted_training_is_not_thrown_away(tmp_path: Path, plan: StepPl
 
 
 def test_a_training_that_an_earlier_version_began_goes_on_and_is_not_thrown_away(tmp_path: Path) -> None:
-    """Its key was alone in the file."""
+    """That version's file holds the key alone, without the settings."""
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
     stop_in(out)
     (partial / ".key").write_text(PLAN.key)
@@ -162,7 +162,7 @@ def test_a_training_that_an_earlier_version_began_goes_on_and_is_not_thrown_away
 def test_a_kill_while_throwing_away_does_not_make_a_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Else a half-emptied folder with a record would pass for whole."""
+    """Otherwise a half-emptied folder with a record would pass for whole."""
     out = tmp_path / "out"
     stop_in(out)
     (tmp_path / ".out.partial" / "step.json").write_text(json.dumps({"step": "train", "key": PLAN.key}))
@@ -215,7 +215,8 @@ with steps.running(out, plan) as step:
 
 @pytest.mark.parametrize("moment", [1, 2, 3], ids=["before", "between", "after"])
 def test_a_kill_around_the_rename_loses_nothing(tmp_path: Path, moment: int) -> None:
-    """The work is done when the last file is written; the old result stepping aside, and being removed, are moments."""
+    """The last file is written, so the work is done: a kill before the old result moves aside, before the new one takes
+    its place, or before the old one is removed, loses nothing."""
     out = tmp_path / "out"
     work(out, text="old")
     done = subprocess.run([sys.executable, "-c", KILL, str(out), str(moment)], check=False)

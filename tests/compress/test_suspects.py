@@ -21,7 +21,7 @@ CLASSES = ("background", "disc")
 
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images like those of the training; in the masks of two a rectangle is drawn as the other class."""
+    """Eight images like those of the training; in the masks of two, the classes of the upper rows are swapped."""
     path = write_dataset(
         tmp_path_factory.mktemp("data") / "spoiled",
         counts={"train": 8, "val": 1, "test": 1},

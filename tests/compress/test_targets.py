@@ -82,7 +82,7 @@ def test_tensorrt_has_biases_in_float_and_uint8_at_its_ends_alone(tensorrt: Quan
 
 
 def test_tensorrt_has_activations_and_the_argmax_right_behind_their_convolutions(tensorrt: Quantized) -> None:
-    """The first are fused there, which a pair of QuantizeLinear and DequantizeLinear between the two would prevent."""
+    """TensorRT fuses an activation into its convolution, which a Q/DQ pair between the two would prevent."""
     makers = {node.output[0]: node.op_type for node in tensorrt.graph.graph.node}
     found = [makers[node.input[0]] for node in tensorrt.graph.graph.node if node.op_type in ("Relu", "ArgMax")]
     assert found == ["Conv"] * 4
@@ -112,7 +112,7 @@ def test_openvino_is_unsigned_with_seven_bits_in_the_first_layer_alone(openvino:
 
 
 def test_openvino_has_seven_bits_behind_a_normalisation_too() -> None:
-    """A model from elsewhere begins with one of its own; the range of the image is wide in what reads it, as well."""
+    """A model from elsewhere begins with its own normalisation; the layers that read it see the image's wide range."""
     net = Handmade(channels=3)
     normal = net.conv("normalise", net.image, 3, kernel=1, group=3)
     first, beside = net.relu(net.conv("first", normal, 8)), net.conv("beside", normal, 8)
@@ -134,7 +134,7 @@ def test_openvino_is_refused_for_a_graph_without_a_convolution() -> None:
 
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])
 def test_the_same_network_runs_here(target: Target, tensorrt: Quantized, openvino: Quantized) -> None:
-    """Through the CPU provider, at other sizes and batches too; nothing is in float that need not be."""
+    """In the CPU provider, at other sizes and batches too, and with no layer left in float."""
     made = {"tensorrt": tensorrt, "openvino": openvino}[target]
     model = OnnxModel(made.graph.SerializeToString(), threads=1)
     images = np.stack(blocks(4, seed=1))
@@ -160,7 +160,7 @@ def test_what_has_no_integer_form_is_named_whoever_serves() -> None:
 
 
 def test_masks_that_are_looked_up_keep_their_classes_for_tensorrt() -> None:
-    """A model from elsewhere may number its classes otherwise; its table of uint8 becomes one of floats."""
+    """A model from elsewhere may number its classes differently; its table of uint8 becomes one of floats."""
     graph = with_outputs(small_unet(), "mask")
     last = next(node for node in graph.graph.node if "mask" in node.output)
     last.op_type, last.input[:] = "Gather", ["classes", "argmax"]

@@ -1,4 +1,4 @@
-"""`train`: a dataset folder becomes a checkpoint, from scratch or from weights that somebody has."""
+"""`train`: a dataset folder becomes a checkpoint, from scratch or from given weights."""
 
 import os
 import pickle
@@ -29,7 +29,7 @@ from export.images import encode_mask
 
 TWO_CLASSES = ("background", "disc")
 QUICK = ["model.base=8", "model.depth=2", "train.epochs=2", "train.batch_size=4", "train.precision=float32"]
-# So small a step that the weights are those it started from, but for the last bits.
+# Steps so small that the weights stay as they were at the start, but for the last bits.
 STANDING = [*QUICK, "train.epochs=1", "train.learning_rate=1e-12", "train.weight_decay=0"]
 
 
@@ -137,7 +137,7 @@ def test_other_classes_start_with_a_fresh_head_that_is_named(
 
 
 def test_a_pruned_checkpoint_is_no_start_for_a_whole_network(data: Path, tmp_path: Path) -> None:
-    """Most of its weights would fit, and the rest start fresh."""
+    """Otherwise most of its weights would be loaded, and the rest start fresh."""
     plan = PruningPlan(cuts=(GroupCut(layer="stem.0", width=8, remove=(3,)),))
     sizes: dict[str, Any] = {"channels": 1, "base": 8, "depth": 2, "classes": 2}
     network = plan.apply(random_unet(**sizes), channels=1)
@@ -148,7 +148,7 @@ def test_a_pruned_checkpoint_is_no_start_for_a_whole_network(data: Path, tmp_pat
 
 
 class Malicious:
-    """Unpickled, it leaves a file."""
+    """Unpickled, it makes a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -227,7 +227,7 @@ def test_weights_that_are_not_there(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_teacher_is_followed_as_far_as_its_weight_says(data: Path, tmp_path: Path) -> None:
-    # Deeper than the student: what it is shown is padded for both.
+    # Deeper than the student: images are padded to fit both.
     network = random_unet(depth=3, channels=1, classes=2)
     teacher = write_checkpoint(
         tmp_path / "teacher", network, depth=3, channels=1, classes=2, class_names=TWO_CLASSES
@@ -339,13 +339,13 @@ def test_a_file_that_goes_away_meanwhile_costs_no_training(
     away.rename(images)
     with before_each_step(lambda _: steps.append(1)):
         made = train(data, tmp_path / "out", read)
-    assert len(steps) == 8  # of which none was taken twice
+    assert len(steps) == 8  # none of them was taken twice
     assert 3 <= taken < 8
     assert made.weights_sha256 == train(data, tmp_path / "whole", read).weights_sha256
 
 
 def mostly_void(path: Path, *, counted: int) -> Path:
-    """Of each training mask so many pixels are no void."""
+    """A dataset in whose training masks all but `counted` pixels are void."""
     write_dataset(path, counts={"train": 4, "val": 1, "test": 1}, size=(96, 96), table={"ignore_index": 9})
     labels = np.full((96, 96), 9, np.uint8)
     labels[0, :counted] = 1
@@ -375,7 +375,7 @@ def test_a_dataset_that_is_none(tmp_path: Path) -> None:
 def test_a_killed_training_goes_on_with_the_precision_that_it_chose(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The probe's answer depends on the moment; a resumed run must not change its mind."""
+    """The probe's result varies from moment to moment; a resumed run must keep the precision that it has."""
     from compress.train import precision
 
     times = {"float32": 30.0, "bfloat16": 1.0}

@@ -17,7 +17,7 @@ UPSAMPLINGS, SKIPS = ("nearest", "bilinear", "transposed"), ("concat", "add", "n
 
 
 def unet(**arguments: Any) -> nn.Module:
-    """Without memory behind it: shapes only."""
+    """A UNet on the meta device: shapes without memory."""
     with torch.device("meta"):
         return build("unet", arguments)
 
@@ -35,7 +35,7 @@ def test_unet_64_is_the_one_of_the_documents() -> None:
         *(256, 256, 128, 128, 64, 64, 64, 64),
         2,
     ]
-    # The decoder concatenates what comes up with the skip, as it is.
+    # The decoder concatenates the upsampled map and the unchanged skip.
     assert [layer.in_channels for layer in found[10:18:2]] == [1024, 512, 256, 128]
     assert all(layer.kernel_size == (3, 3) and layer.bias is None for layer in found[:-1])
     assert found[-1].kernel_size == (1, 1)

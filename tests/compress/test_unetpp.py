@@ -1,4 +1,4 @@
-"""UNet++ is wired as its authors say, and every depth that was supervised can be cut out of it, to the bit."""
+"""UNet++ is wired as in its paper, and every supervised depth can be cut out of it, exact to the last bit."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The figures of an epoch: those of torchmetrics on the masks as they are, written down in the history."""
+"""The figures of an epoch: equal to torchmetrics' at the size of the masks, and kept in the history."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The search of widths: what it finds fits, and is nearly the best there is (all of them tried)."""
+"""The search for widths: what it finds fits the budget, and is nearly the best, which brute force finds."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from compress.prune.widths import Choices, Term, choices_of
 
 
 def chain(seed: int, groups: int, most: int) -> Choices:
-    """Convolutions one after the other, each as dear as what it reads times what it gives, and a fixed part."""
+    """A chain of convolutions; each costs its channels in times its channels out, and a fixed part."""
     rng = random.Random(seed)
     names = [f"g{index}" for index in range(groups)]
     widths = {name: choices_of(rng.randrange(32, most + 1, 16), 16) for name in names}
@@ -66,7 +66,7 @@ def test_what_is_worth_nothing_goes_first() -> None:
 
 
 def test_time_decides_and_not_the_number_of_products() -> None:
-    """As many multiplications in either, but one of them runs at a tenth of the other's rate."""
+    """Both take equally many multiplications, but one runs at a tenth of the other's rate."""
     rates = {"slow": 10.0, "fast": 1.0}
     terms = [Term((name,), lambda widths, name=name: rates[name] * widths[name] ** 2) for name in rates]  # type: ignore[misc]
     choices = Choices(dict.fromkeys(rates, choices_of(64, 16)), lambda name, kept: 64.0 - kept, terms)

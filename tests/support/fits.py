@@ -70,7 +70,7 @@ def fit(
 
 
 class Pixelwise(nn.Module):
-    """The least network: grey value, normalised, to two logits. The training passes that `broken` picks see NaN."""
+    """The smallest network: grey value, normalised, to two logits. The training passes that `broken` picks see NaN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def _stage(channels_in: int) -> nn.Sequential:
 
 
 class Stages(nn.Module):
-    """Three, of which two are in a list."""
+    """An encoder of three stages, two of them in a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Stages(nn.Module):
 
 
 class OnAnEncoder(nn.Module):
-    """A pretrained encoder of three stages, of pixels alone, and a head of two logits."""
+    """An encoder of three stages of 1x1 convolutions, by default marked as pretrained, and a head of two logits."""
 
     def __init__(self, *, pretrained: bool = True) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Killed(BaseException):
 
 @contextmanager
 def before_each_step(hook: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
-    """Of any optimizer."""
+    """Call `hook` before every step of any optimizer."""
     handle = register_optimizer_step_pre_hook(lambda optimizer, *_: hook(optimizer))
     try:
         yield
@@ -138,7 +138,7 @@ def before_each_step(hook: Callable[[torch.optim.Optimizer], None]) -> Iterator[
 
 
 def kill_at(step: int) -> Callable[[torch.optim.Optimizer], None]:
-    """For `before_each_step`."""
+    """A hook for `before_each_step` that raises `Killed` at the given step, counted from 1."""
     steps = 0
 
     def hook(_: torch.optim.Optimizer) -> None:

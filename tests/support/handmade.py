@@ -97,8 +97,8 @@ class Handmade:
 
 
 def small_unet(*, spread: float = 1.0, bias: bool = True) -> onnx.ModelProto:
-    """A level of a UNet, four classes. The channels of every activation differ by up to `spread`: what one layer gives
-    the more of, those that read it take the less of, so that the answers do not depend on it."""
+    """One level of a UNet, four classes. The ranges of an activation's channels differ by a factor of up to `spread`;
+    the layers that read it undo that factor, so that the answers do not depend on it."""
     net = Handmade()
     first = net.relu(net.conv("stem", net.image, 8, bias=bias))
     deep = net.relu(net.conv("down", net.pool(first), 8, bias=bias))
@@ -116,8 +116,8 @@ def small_unet(*, spread: float = 1.0, bias: bool = True) -> onnx.ModelProto:
 
 
 def with_a_norm() -> onnx.ModelProto:
-    """A GroupNorm behind the first convolution, whose channels lie so far from zero that their squares hide how little
-    they differ."""
+    """A GroupNorm after the first convolution, whose channels lie so far from zero that their squares hide their small
+    variance."""
     net = Handmade()
     first = net.conv("stem", net.image, 16)
     net.weights["model.stem.bias"] += 20
@@ -129,7 +129,7 @@ def with_a_norm() -> onnx.ModelProto:
 
 
 def with_eca() -> onnx.ModelProto:
-    """Attention by channel (ECA): a convolution over the means of neighbouring channels gives each its weight."""
+    """Channel attention (ECA): a convolution over the means of neighbouring channels gives each channel its weight."""
     net = Handmade()
     first = net.relu(net.conv("stem", net.image, 16))
     net.weights["model.eca.weight"] = np.array([[[0.5, 2, -1]]], np.float32)

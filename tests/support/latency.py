@@ -1,4 +1,4 @@
-"""A machine for latency tables whose kernels take what a test says, and that is disturbed as real ones are.
+"""A fake machine for latency tables: tests know what its kernels take, and it is disturbed as real ones are.
 
 machine = FakeMachine(monkeypatch)
 machine.speed = 0.5     # from now on everything takes twice as long
@@ -18,7 +18,7 @@ from export.latency.kinds import LayerKey, LayerKind
 from export.runtime import Kernel
 
 OVERHEAD = 2.0
-"""Microseconds of any kernel."""
+"""Microseconds that any kernel takes, whatever its size."""
 
 PER_MAC = 1e-3
 
@@ -50,7 +50,7 @@ class FakeMachine:
         self.threads.add(threads)
         graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model)).graph
         kernels = [kernel for node in graph.node if (kernel := self._kernel(graph, node)) is not None]
-        # A run in three is disturbed: what it hits takes up to five times as long.
+        # One run in three is disturbed: the kernels that this hits take up to five times as long.
         return tuple(
             tuple(
                 Kernel(k.name, k.op, k.shape, k.microseconds * (1 + (run + place) % 5 * (run % 3 == 0)) / self.speed)

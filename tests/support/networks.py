@@ -26,14 +26,14 @@ def random_unet(seed: int = 0, **arguments: Any) -> nn.Module:
 
 
 def random_network(factory: str, seed: int = 0, **arguments: Any) -> nn.Module:
-    """A network of `arguments` (else `TINY`) in eval mode, in which no two channels, biases or statistics are alike."""
+    """A network of `arguments` (by default `TINY`) in eval mode; no two channels, biases or statistics are alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return randomised(build(factory, tiny(factory, **arguments)))
 
 
 def tiny(factory: str, **arguments: Any) -> dict[str, Any]:
-    """`arguments`, and of `TINY` what is not among them and what the factory takes."""
+    """`arguments`, completed by those of `TINY` that the factory takes."""
     untaken = {"unet": set(), "unetpp": set(), "encoder-unet": {"depth"}}.get(factory, {"base", "depth"})
     return {name: value for name, value in TINY.items() if name not in untaken} | arguments
 
@@ -72,7 +72,7 @@ class Mobile(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Matrix products over the channels of each pixel and over all pixels, an activation that bends, and a gate."""
+    """Matrix products over the channels of each pixel and over all pixels, a LeakyReLU, and a gate."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Mixer(nn.Module):
 
 
 class ByPixel(nn.Module):
-    """Each pixel by itself, its channels last."""
+    """Linear layers over each pixel by itself, with the channels last."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def export_once(network: nn.Module, path: Path, *, channels: int, size_multiple:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     with shared(f"{digest.hexdigest()}.onnx") as graph:
         if not graph.exists():
-            part = graph.with_suffix(".part")  # what the exporter refuses is not there for the next one
+            part = graph.with_suffix(".part")  # when the exporter fails, no graph is left for the next caller
             export_onnx(network, part, channels=channels, size_multiple=size_multiple)
             part.rename(graph)
         path.write_bytes(graph.read_bytes())

@@ -1,6 +1,6 @@
-"""One function of the program is replaced by one that does nothing, and tests are run that must notice.
+"""Replace one function of the program by one that does nothing, and run tests that must notice.
 
-What "nothing" is, the name after the = says; see `NOTHING`. A function that others import by name is replaced where it
+The name after the = says what "nothing" is; see `NOTHING`. A function that others import by name is replaced where it
 is used: `compress.train.objective:distillation`, not `compress.train.losses:distillation`.
 """
 
@@ -55,7 +55,7 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "by magnitude": lambda _, network, *, channels, **__: _scores_of(network, channels=channels),
     "most important": lambda scores, ratio: scores._most_important(ratio),
 }
-"""`first`, `second` ... give those arguments back (self counts); the others are the least that callers go on with."""
+"""`first`, `second` ... return that argument (self counts); the others return the least that callers can work with."""
 
 
 def _scores_of(*given: Any, **named: Any) -> Any:
@@ -78,14 +78,14 @@ def _no_change(count: int) -> Any:
 
 @dataclass(frozen=True)
 class Trial:
-    """A replacement, such as compress.train.losses:_focused=first, and the tests that must go red."""
+    """A replacement, such as compress.train.losses:_focused=first, and the tests that must fail with it."""
 
     replaced: str
     tests: str
 
 
 def run(trials: Sequence[Trial], *, root: Path, logs: Sequence[Path]) -> None:
-    """Run the fast ones of each trial's tests, until one fails, with its replacement; what they print is in its log.
+    """Run the fast tests of each trial with its replacement, until one fails; what they print goes to the trial's log.
 
     All in one process, so that modules are imported once, forked from one that has imported the slowest of them.
     """
@@ -99,7 +99,7 @@ def run(trials: Sequence[Trial], *, root: Path, logs: Sequence[Path]) -> None:
 
 def _run(trials: Sequence[Trial], root: Path, logs: Sequence[Path]) -> None:
     os.chdir(root)
-    # Runs of their own: nothing of the worker's that asked for them.
+    # These runs take no settings from the worker that asked for them.
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         del os.environ[name]
     quietly = ["-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
@@ -108,7 +108,7 @@ def _run(trials: Sequence[Trial], root: Path, logs: Sequence[Path]) -> None:
             with log.open("wb") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            # Nor anything that the whole program has made, or one with another replacement.
+            # Nor do they share what the whole program, or one with another replacement, has made.
             own = Path(home) / str(index)
             own.mkdir()
             tempfile.tempdir = os.environ[shared.FOLDER] = str(own)
@@ -125,7 +125,7 @@ def _replaced(replaced: str) -> Iterator[None]:
     target: Any = importlib.import_module(module)
     for owner in owners:
         target = getattr(target, owner)
-    # As it stands there: a class's own, or that of its base; a static method as one.
+    # The attribute as the owner itself holds it, so that a static method stays one; None where a base class holds it.
     own = vars(target).get(name)
     getattr(target, name)  # raises for what is not there to be replaced
     setattr(target, name, NOTHING[nothing])

@@ -1,4 +1,4 @@
-"""What a cut network must be the same as: the whole one in which the channels that go say nothing.
+"""The oracle for a pruned network: the whole one with the channels that are removed silenced.
 
 plan = scores_of(network, channels=1).plan(0.5, 2)
 assert_close(logits(plan.apply(network, channels=1), 1), logits(masked(network, plan, 1), 1))
@@ -33,7 +33,7 @@ def masked(network: nn.Module, plan: PruningPlan, channels: int) -> nn.Module:
 
 
 def logits(network: nn.Module, channels: int) -> list[Tensor]:
-    """Of every head, in float64: what is left of a difference is a mistake."""
+    """The logits of every head, in float64, where any difference is a mistake and not rounding."""
     side = 2 * size_multiple(network)
     images = torch.randn(2, channels, side, 2 * side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

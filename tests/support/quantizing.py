@@ -1,4 +1,4 @@
-"""How tests of `quantize` call it, and what they put in the place of its parts.
+"""How tests of `quantize` call it, and how they replace its parts.
 
 patch(monkeypatch, "parity_images", interrupt)
 with pytest.raises(KeyboardInterrupt):
@@ -14,21 +14,21 @@ from support.recipes import TINY_SETTINGS
 from compress.recipe import Recipe
 
 BUDGET = ("quantize.calibration=minmax", "quantize.max_drop=0.01")
-"""What the fixture `spoilt` misses, unless two layers stay in float."""
+"""A budget that the fixture `spoilt` misses, unless two layers stay in float."""
 
 
 def recipe(*settings: str) -> Recipe:
-    """The tiny one with `settings` besides."""
+    """The tiny recipe with `settings` added."""
     return Recipe.load(None, [*TINY_SETTINGS, *settings])
 
 
 def patch(
     monkeypatch: pytest.MonkeyPatch, name: str, value: object, module: str = "compress.quantize.quantize"
 ) -> None:
-    """In the module, whose name in its package is that of its function."""
+    """Patch the module itself: as an attribute of its package, the name `quantize` is the function."""
     monkeypatch.setattr(import_module(module), name, value)
 
 
 def interrupt(*_: object) -> Any:
-    """In the place of a function: the kill comes there."""
+    """Stands in for a function at which the run is killed."""
     raise KeyboardInterrupt

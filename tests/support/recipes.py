@@ -1,4 +1,4 @@
-"""A recipe with which the whole way takes seconds."""
+"""A recipe with which a whole run takes seconds."""
 
 from compress.recipe import Recipe
 
@@ -24,13 +24,13 @@ TINY_SETTINGS = [
     "bench.rounds=3",
     "bench.threads=1",
 ]
-"""As `--set` takes them. Forced: so small a network is not always faster in INT8. Its operators are not timed in other
-forms, and nothing is equalised or corrected: that takes longer than all else."""
+"""As `--set` takes them. `force`, because so small a network is not always faster in INT8. Its operators are not timed
+in other forms, and nothing is equalised or corrected: that would take longer than the rest."""
 
 TINY_RECIPE = Recipe.load(None, TINY_SETTINGS)
 
 
 def by_speedup(*settings: str) -> Recipe:
-    """Without the goal of the others, and without a latency table, whose layers take a minute to measure."""
+    """The tiny recipe without its ratio, and without a latency table, whose layers take a minute to measure."""
     without_ratio = [setting for setting in TINY_SETTINGS if not setting.startswith("prune.ratio")]
     return Recipe.load(None, [*without_ratio, "prune.finetune.epochs=1", "prune.search=ratio", *settings])

@@ -39,7 +39,7 @@ def make_bundles(path: Path, models: Mapping[str, Mapping[str, Any]] = FOUR) -> 
 
 
 def score_of(hits: Sequence[int], *, classes: tuple[str, ...] = CLASSES, pixels: int = 100) -> Score:
-    """One image an entry: so many of the `pixels` of every class are right, the others one class too far."""
+    """One image an entry: of the `pixels` of every class so many are right, the others are taken for the next class."""
     diagonal = np.eye(len(classes), dtype=np.int64)
     counts = [diagonal * hit + np.roll(diagonal, 1, axis=1) * (pixels - hit) for hit in hits]
     return Score(classes, tuple(f"image-{i}" for i in range(len(hits))), np.stack(counts))
@@ -71,7 +71,7 @@ def make_report(
     latency: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Report:
-    """`milliseconds` and `hits` (of `score_of`; None: nobody scored) go by model, in order."""
+    """`milliseconds` and `hits` (as in `score_of`; None: not scored) have an entry for each model, in order."""
     bundles = make_bundles(path, models)
     latencies = {
         name: latency_of([ms, 1.01 * ms, 1.02 * ms, 1.2 * ms], **(latency or {}))

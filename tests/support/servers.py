@@ -30,7 +30,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class GatedPredictor:
-    """Answers as a bundle does, but while `gate` is closed (cleared) only when it opens. Remembers its inputs."""
+    """Answers as a bundle does, but waits while `gate` is closed (cleared). Remembers its inputs."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest: Manifest = bundle.manifest
@@ -70,7 +70,7 @@ def serving(
 ) -> Iterator[str]:
     """Serve models, or an application that was made of them, over a real socket from a thread; gives the base URL.
 
-    `kernel_holds` bytes for each client that does not read, about; None leaves it to the kernel, which takes megabytes.
+    `kernel_holds` is about how many bytes the kernel buffers for a client that does not read; by default, megabytes.
     """
     settings = settings or ServeSettings()
     app = models if isinstance(models, FastAPI) else create_app(models, settings)
@@ -111,7 +111,7 @@ def metric(base_url: str, sample: str) -> float:
 
 
 def metric_lines(base_url: str, headers: dict[str, str] | None = None) -> dict[str, float]:
-    """Every sample of /metrics by how it is written there."""
+    """Every sample of /metrics, by its name and labels as written there."""
     text = httpx.get(f"{base_url}/metrics", headers=headers).raise_for_status().text
     split = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in split}
@@ -178,7 +178,7 @@ except SegpressError as error:
 
 
 def process_log(words: Sequence[str], *, until: str | None = None, status: int = 0) -> str:
-    """What `compress` with these words writes to standard error; told to end by a line with `until`, or left to it."""
+    """What `compress` with these words writes to standard error; SIGTERM ends it at a line with `until`, if given."""
     with subprocess.Popen(
         [sys.executable, "-m", "compress.cli.main", *words],
         stderr=subprocess.PIPE,
