@@ -220,12 +220,12 @@ def test_a_latency_that_a_slower_machine_does_not_show_is_warned_about(
     chosen = by_speedup("prune.latency_ms=4", "prune.channel_multiple=4")
     result = result_of(prune(trained.path, discs, tmp_path / "out", chosen).path)
     assert result["speedup"] >= result["speedup_asked"] == 1.5
-    told = f"warning: {result['milliseconds']:.3g} ms were measured, and 4 are asked for: .* its parent took 6,"
+    told = f"warning: {result['milliseconds']:.3g} ms were measured where 4 are asked for: .* the parent took 6 ms,"
     assert re.search(told, capfd.readouterr().err)
 
 
 def test_a_latency_that_the_parent_has_is_not_pruned_for(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="takes 12 ms as it is, and 20 ms are asked for"):
+    with pytest.raises(UsageError, match="already takes only 12 ms, and 20 ms are asked for"):
         prune(trained.path, discs, tmp_path / "out", by_speedup("prune.latency_ms=20"))
 
 
