@@ -65,7 +65,7 @@ def test_a_budget_that_no_round_keeps_is_missed_and_the_best_is_kept(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(
-        BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor.*The best found is kept in"
+        BudgetMissedError, match=r"the IoU of disc is 0\.\d+, below its floor of 1.*The best found is kept in"
     ) as first:
         prune(trained.path, discs, out, by_speedup("prune.min_iou={disc = 1.0}", "prune.channel_multiple=4"))
     result = result_of(out)
