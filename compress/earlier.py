@@ -96,7 +96,7 @@ def _require_no_training(out: Path, name: str, why: str) -> None:
     if partial is not None:
         raise UsageError(
             f"{partial} holds an interrupted training {why}compress run {out / RECIPE} --out {out} continues it; to "
-            "start anew, remove that folder, or give another --out"
+            "start over, remove that folder, or give another --out"
         )
 
 
