@@ -35,7 +35,7 @@ WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
 _A_FILE = f"a file; a checkpoint is the folder with {MODEL} and {WEIGHTS}, so give that folder"
 MOSTLY_FRESH = 0.5
-"""Share of a network. Fine-tuning in which more than this starts fresh is training from scratch by mistake."""
+"""Share of a network that may start fresh: fine-tuning beyond this is training from scratch by mistake."""
 
 
 class Subject(BaseModel):

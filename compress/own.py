@@ -25,7 +25,7 @@ NOT_ANYBODYS = frozenset({*sys.stdlib_module_names, "torch"})
 
 
 def is_own(name: str) -> bool:
-    """Whether `name` is of the user's own code; built-in names have no colon."""
+    """Whether `name` refers to the user's own code; built-in names have no colon."""
     return ":" in name
 
 
@@ -112,7 +112,7 @@ class OwnCode:
             raise self.wrong(f"{name} is not the name of a module; give a file with its .py")
         if name.partition(".")[0] in NOT_ANYBODYS:
             noun = self.gives.removeprefix("a ")
-            raise self.wrong(f"{name} holds no {noun} of yours; use what it has within a function of your own")
+            raise self.wrong(f"{name} holds no {noun} of yours; wrap what you need from it in a function of your own")
         _make_importable(Path.cwd())
         try:
             module = importlib.import_module(name)

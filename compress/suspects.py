@@ -1,4 +1,4 @@
-"""`compress data suspects`: images whose masks a model doubts most, because annotators may have erred there.
+"""`compress data suspects`: images whose masks a model doubts most, where annotators may have erred.
 
 H height, W width; masks are uint8, void is 255.
 """

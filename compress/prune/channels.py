@@ -62,7 +62,7 @@ def _why_nothing_goes(step: PruneStep) -> str:
 
 
 def _asked(step: PruneStep, rounds: Rounds) -> float | None:
-    """The speed-up to reach, None for other goals. Milliseconds become one by a measurement, taken once and saved."""
+    """The speed-up to reach; None for other goals. Milliseconds are converted once, by a measurement that is saved."""
     settings = step.recipe.prune
     if settings.latency_ms is None:
         return settings.speedup
@@ -113,7 +113,10 @@ class _Way:
         return min(tried, key=self._failings)
 
     def as_far_as_allowed(self) -> Stage:
-        """As fast as the budget allows: each round goes a stride further, a smaller one after a loss too great."""
+        """As fast as the budget allows: each round goes a stride further than the best network so far.
+
+        The stride shrinks after each round that lost too much.
+        """
         best, stride = self._rounds.parent, STRIDE
         lost: list[Stage] = []
         while len(lost) <= SETBACKS:

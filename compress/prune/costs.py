@@ -74,7 +74,7 @@ class NetworkCosts:
             found = LatencyTable.load(table)
             found.require(layers, widths, precision=precision, size=size, source=table)
             if not all(map(found.covers, keys_needed(layers, parts.with_none(widths)))):
-                say(f"{table} has no times for layers as narrow as they are without whole parts, so all parts stay")
+                say(f"{table} has no times for layers as narrow as removing whole parts leaves them; all parts stay")
                 parts = NO_PARTS
         foreign = is_foreign(found)
         reference = found.reference_ms if foreign else reference_now(precision, found.threads)
@@ -110,8 +110,8 @@ class NetworkCosts:
         return self.table.predict(self.layers, widths, reference_ms=self.reference_ms)
 
     def spared(self, widths: Widths) -> dict[str, float]:
-        """By group, the milliseconds saved: what it would cost if it alone were as wide as before; where its level was
-        removed, with the rest of that level."""
+        """By group, the milliseconds saved: what restoring its width alone would cost, or where its level was removed,
+        restoring that level."""
         now, spared = self.milliseconds(widths), {}
         for name in self.widths:
             level = next((level for level in self.parts.levels if name in level and not widths[name]), {name})

@@ -71,7 +71,7 @@ class Decider:
             if table_decides:
                 say(f"the latency table decides instead: {predicted:.2f}x faster")
         if table_decides:
-            # What the serving machine would measure, or this one when quiet, cannot be measured here and now.
+            # What the machine that will serve would measure, or this one when quiet, is unknown here and now.
             by_table = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
             figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **by_table}
         return Decision(plan, figures)
@@ -102,7 +102,7 @@ class Decider:
         )
 
     def _table_of(self, network: nn.Module) -> NetworkCosts | None:
-        """The costs by a latency table; None where widths are chosen without one, by the settings or of necessity.
+        """The costs by a latency table; None where the settings choose widths without one, or layers cannot be timed.
 
         Raises UsageError for a given table that does not fit, and where a measured one cannot be stored.
         """

@@ -89,7 +89,7 @@ class LatencyProbe:
         return Measured(taken["parent"].median / taken["child"].median, taken["child"].median, disturbed)
 
     def _quietest(self, **models: OnnxModel) -> tuple[Mapping[str, Samples], float]:
-        """The first run that nothing disturbs, else the least disturbed of `RUNS`; and the share of the disturbance."""
+        """The first run that nothing disturbs, else the least disturbed of `RUNS`; and by what share it was."""
         calls = {name: partial(model.masks, self._image) for name, model in models.items()}
         runs: list[Mapping[str, Samples]] = []
 
@@ -118,7 +118,7 @@ def with_shapes_of(parent: onnx.ModelProto, pruned: nn.Module) -> onnx.ModelProt
             if attribute.name == "group":
                 attribute.i = groups  # as many as channels, where the convolution is depthwise
         if len(node.input) == 3:
-            new[node.input[2]] = (out_channels,)  # the exporter names the bias that folding BatchNorm makes
+            new[node.input[2]] = (out_channels,)  # a bias from BatchNorm folding, whose name is the exporter's
     rng = np.random.default_rng(0)
     for tensor in child.graph.initializer:
         if tensor.name in new and tuple(tensor.dims) != new[tensor.name]:
