@@ -86,7 +86,7 @@ def test_a_file_of_the_users_does_not_take_the_place_of_a_library(write: Write, 
 
 FINDS = {
     "nowhere.py:Net": "no such file: .*/nowhere.py; a relative path starts where the command is run",
-    "nowhere:Net": "no module 'nowhere'; looked in .* and among what is installed in ",
+    "nowhere:Net": "no module 'nowhere'; looked in .* and among the packages installed in ",
     "folder/net:Net": "folder/net is not the name of a module; give a file with its .py",
     "net.py:Ned": "net.py has no 'Ned'; did you mean 'Net'",
     "net.py:zzz": "net.py has no 'zzz'; it has Base, Net, made, fails",
