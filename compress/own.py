@@ -82,7 +82,7 @@ class OwnCode:
     def is_none(self, what: str) -> Exception:
         """The error for something that exists but, being `what`, is not a function or class to call."""
         name = self.name.rpartition(":")[2]
-        return self.wrong(f"{name} is {what}; a function or a class that gives {self.gives} is wanted")
+        return self.wrong(f"{name} is {what}; name a function or class that gives {self.gives}")
 
     def wrong(self, *problems: str) -> Exception:
         return self.error(self.name, list(problems))

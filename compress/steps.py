@@ -142,7 +142,7 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
 
 
 def interrupted_training(out: Path) -> Path | None:
-    """The folder of a training for `out` that was interrupted and can go on, None where there is none."""
+    """The folder of a training for `out` that was interrupted and can continue, None where there is none."""
     partial = _partial(out)
     return partial if _holds_training(partial) else None
 

@@ -129,7 +129,7 @@ class _Analyzer:
 
 
 def _widths(width: int, *, multiple: int) -> dict[int, float]:
-    """The widths to try, with the share that each stands for; a width that two shares give belongs to the first."""
+    """The widths to try, with the share that each stands for; a width that two shares lead to belongs to the first."""
     found: dict[int, float] = {}
     for share in SHARES:
         kept = nearest_width(width, share * width, multiple)

@@ -95,7 +95,7 @@ class NetworkCosts:
     ) -> Sequence[Choices]:
         """What a search may choose from: with all levels in the first, with one removed in the second, and so on.
 
-        `lost` is the importance lost when a group keeps so many channels. The cost is time, or for comparison the
+        `lost` is the importance lost when a group keeps a number of channels. The cost is time, or for comparison the
         multiply-accumulates of convolutions.
         """
         cost = self.table.ratio if count == "time" else LayerKey.macs

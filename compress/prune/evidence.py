@@ -55,7 +55,7 @@ class Evidence:
         return means.result()
 
     def activation(self, network: nn.Module, groups: Mapping[str, ChannelGroup]) -> dict[str, Tensor | None]:
-        """The mean absolute activation of a channel as the layers that read it see it, behind BatchNorm and ReLU,
+        """The mean absolute activation of a channel as the layers that read it see it, after BatchNorm and ReLU,
         summed over them. Source: Molchanov et al. 2017 (arXiv:1611.06440), section 2.2.
 
         None for a group that no layer reads.

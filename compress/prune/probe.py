@@ -19,7 +19,7 @@ from export.timing import Samples, interleaved
 
 ROUNDS = 15
 RUNS = 5
-"""At most so many runs of `ROUNDS` rounds, while other work disturbs them."""
+"""Runs of `ROUNDS` rounds at most, while other work disturbs them."""
 QUIET = 0.1
 """How far a median may be above the fastest, as a share. Of 15 rounds in the reports it was 0.01 to 0.06 where nothing
 else ran (at most 0.12, for a few milliseconds), and 0.15 to 0.8 beside other work. That slows a small network down more
