@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint format constraints container peers clean
 
-help: ## list what can be made
+help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(VENV)/.all ## the whole way on the built-in sample set, into runs/demo
@@ -32,7 +32,7 @@ lint: $(VENV)/.dev ## ruff, mypy, import contracts
 	if [ $$failed = 0 ]; then echo "lint: ruff, mypy and the import contracts pass"; fi; \
 	exit $$failed
 
-format: $(VENV)/.dev ## let ruff put the code in its form
+format: $(VENV)/.dev ## format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -47,7 +47,8 @@ container: $(VENV)/.dev ## build the server's image with buildah and prove that 
 	PYTHON=$(BIN)/python serve/deploy/container.sh
 	$(BIN)/python -m pytest tests/serve/test_serve_container.py
 
-# What each wants beside itself: LitServe takes no form without the first, MLServer finds no event loop with a newer uvloop.
+# What each needs besides itself: LitServe takes no forms without python-multipart, MLServer finds no event loop with a
+# newer uvloop.
 PEER_litserve := litserve python-multipart
 PEER_mosec := mosec
 PEER_bentoml := bentoml
@@ -64,7 +65,7 @@ clean: ## remove everything that was made, the environment included; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .cache .*_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
-# One environment in two layers: the demo does not wait for the tools of the tests.
+# One environment in two layers, so that the demo does not wait for the tools of the tests.
 $(VENV)/.all: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "segpress needs Python 3.11 or newer, and $(PYTHON) is not; name one: make PYTHON=python3.12 ..." >&2; exit 1; }

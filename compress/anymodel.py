@@ -1,6 +1,6 @@
-"""A checkpoint or a bundle, whichever a folder is: what segments images and what its classes mean.
+"""Load a folder, be it a checkpoint or a bundle, as a model that segments images into named classes.
 
-A bundle needs no torch; a checkpoint is loaded with it, and scored in float32.
+A bundle needs no torch; a checkpoint does, and is scored in float32.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ ONE_LOOK = Refinement()
 
 @dataclass(frozen=True)
 class AnyModel:
-    """Image HWC to mask HW at the image's size, and what surrounds it."""
+    """A function from image HWC to mask HW at the image's size, and what describes it."""
 
     path: Path
     kind: Literal["checkpoint", "bundle"]
@@ -39,10 +39,10 @@ class AnyModel:
 
 
 def load_model(path: Path, *, threads: int | None = None, refine: Refinement = ONE_LOOK) -> AnyModel:
-    """Load what `path` is, to run with `threads` threads (a checkpoint: torch's, of the whole process), and to look at
-    each image as `refine` says.
+    """Load the model at `path`, to run with `threads` threads (for a checkpoint torch's, of the whole process) and to
+    look at each image as `refine` says.
 
-    Raises UsageError when it is neither or cannot be refined, BundleError or CheckpointError when it is a damaged one,
+    Raises UsageError when it is neither or cannot be refined, BundleError or CheckpointError when it is damaged,
     MissingExtraError for a checkpoint where torch is not installed.
     """
     if bundle.is_bundle(path):
@@ -74,15 +74,15 @@ def load_model(path: Path, *, threads: int | None = None, refine: Refinement = O
 
 def _required(path: Path, probabilities: Probabilities | None) -> Probabilities:
     if probabilities is None:
-        raise UsageError(f"{path} gives masks alone, and this takes probabilities; export it with --outputs both")
+        raise UsageError(f"{path} gives masks alone, and this needs probabilities; export it with --outputs both")
     return probabilities
 
 
 def _require_refinable(path: Path, refine: Refinement, size: tuple[int, int] | None) -> None:
     if refine.window is not None and size is not None:
         raise UsageError(
-            f"{path} resizes whatever it is given to {size[0]}x{size[1]}, and would see windows magnified; leave the "
-            "window out, or train without data.size"
+            f"{path} resizes every image to {size[0]}x{size[1]}, so it would see windows magnified; leave the window "
+            "out, or train without data.size"
         )
 
 
@@ -98,8 +98,8 @@ def evaluate(
 ) -> Score:
     """Score a checkpoint (torch, float32) or a bundle (ONNX Runtime) on a split of `data`.
 
-    `on_answer` is given the truth and the answer of each image, masks HW: what other figures are made of. `ranking` is
-    given the truth and the probabilities, which the model has to give.
+    `on_answer` gets the truth and the answer for each image, masks HW, from which other figures can be computed.
+    `ranking` gets the truth and the probabilities, which the model must then give.
 
     Raises what `load_model` raises, and DatasetError.
     """
@@ -122,15 +122,15 @@ def evaluate(
 def _ranked(
     ranking: RankingScore, probabilities: Probabilities, on_answer: Callable[[U8, U8], None]
 ) -> tuple[Callable[[U8], U8], Callable[[U8, U8], None]]:
-    """What segments, and what is told of each answer: one run of the model serves the mask and the ranking."""
+    """A `segment` and an `on_answer` for which one run of the model serves both the mask and the ranking."""
     latest: list[Figures] = []
 
     def remembered(image_HWC: U8) -> Figures:
         latest[:] = [probabilities(image_HWC)]
         return latest[0]
 
-    def told(truth_HW: U8, answer_HW: U8) -> None:
+    def ranked(truth_HW: U8, answer_HW: U8) -> None:
         ranking.update(truth_HW, latest[0])
         on_answer(truth_HW, answer_HW)
 
-    return best_of(remembered), told
+    return best_of(remembered), ranked

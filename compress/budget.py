@@ -1,4 +1,4 @@
-"""What may be lost and what must be gained, and whether a measurement keeps to it: the one stop rule of all steps."""
+"""What accuracy may be lost, and whether a measurement keeps to that: the one rule that judges every step."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from export.scoring import Score
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A child beside its parent on the images of one split."""
+    """The accuracy of a child beside its parent's, on the images of one split."""
 
     miou_parent: float
     miou: float
@@ -43,7 +43,7 @@ class Accuracy:
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any]) -> "Accuracy":
-        """Out of a step's record, in which `as_result` stands beside other things."""
+        """Read from a step's record, which holds `as_result` among other things."""
         mine = {name: result[name] for name in cls.__dataclass_fields__}
         intervals = mine["iou_interval_per_class"].items()
         return cls(
@@ -55,7 +55,7 @@ class Accuracy:
         )
 
     def as_result(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values, for a step's record."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Budget:
-    """Of one step, against the checkpoint that it was given. None: nothing is asked."""
+    """The limits for one step, against the checkpoint that it starts from. None: no limit."""
 
     max_drop: float | None = None
     """mIoU that may be lost, absolute: 0.01 is one point."""
@@ -76,15 +76,16 @@ class Budget:
     """The floor of a class, by its name."""
 
     def require_classes(self, classes: tuple[str, ...]) -> None:
-        """Raises UsageError for a floor of a class that there is not."""
+        """Raises UsageError for the floor of a class that does not exist."""
         strange = [name for name in self.min_iou if name not in classes]
         if strange:
             raise UsageError(f"min_iou names {', '.join(strange)}; the classes are {', '.join(classes)}")
 
     def look_at_floors(self, iou_per_class: Mapping[str, float | None]) -> None:
-        """Before hours are spent on what cannot be kept; the IoU is that of the parent on the validation split.
+        """Warn of floors that the parent itself misses, before hours are spent on what cannot be kept.
 
-        Raises UsageError for the floor of a class that the validation split does not show.
+        `iou_per_class` is the parent's on the validation split. Raises UsageError for the floor of a class that the
+        split does not show.
         """
         for name, floor in self.min_iou.items():
             iou = iou_per_class[name]
@@ -94,51 +95,52 @@ class Budget:
                     "out, or add an image that does"
                 )
             if iou < floor:
-                say(f"warning: the IoU of {name} is {iou:.4f} before anything is done, and {floor:g} is its floor")
+                say(f"warning: the parent's IoU of {name} is {iou:.4f}, already below its floor of {floor:g}")
 
     def missed(self, found: Accuracy) -> list[str]:
-        """What does not hold, a sentence each."""
+        """The limits that are missed, a sentence each."""
         return list(self._missed(found))
 
     def unresolved(self, found: Accuracy) -> list[str]:
-        """What so few images cannot tell: the interval of the figure holds the limit."""
+        """The limits that so few images cannot decide: they lie within the figure's interval. A sentence each."""
         return list(self._unresolved(found))
 
     def missing(self, drop: float, iou_per_class: Mapping[str, float | None]) -> float:
-        """mIoU that is lost beyond what may be, and the IoU that classes are under their floors, added up."""
+        """By how much the limits are missed: mIoU lost beyond `max_drop`, plus the IoU that classes lack to their
+        floors."""
         beyond = 0.0 if self.max_drop is None else max(0.0, drop - self.max_drop)
         return beyond + sum(max(0.0, floor - (iou_per_class[name] or 0.0)) for name, floor in self.min_iou.items())
 
     def _missed(self, found: Accuracy) -> Iterator[str]:
         if self.max_drop is not None and found.drop > self.max_drop:
-            yield f"{found.drop:.4f} mIoU is lost, {self.max_drop:g} may be"
+            yield f"{found.drop:.4f} mIoU is lost, at most {self.max_drop:g} may be"
         for name, floor in self.min_iou.items():
             iou = found.iou_per_class[name]
             if iou is None:
-                yield f"the IoU of {name} is not known, {floor:g} is its floor: no image of the split shows it"
+                yield f"the IoU of {name} is unknown, its floor is {floor:g}: no image of the split shows it"
             elif iou < floor:
-                yield f"the IoU of {name} is {iou:.4f}, {floor:g} is its floor"
+                yield f"the IoU of {name} is {iou:.4f}, below its floor of {floor:g}"
 
     def _unresolved(self, found: Accuracy) -> Iterator[str]:
         if found.images == 1 and (self.max_drop is not None or self.min_iou):
-            yield "of one image no interval can be given"
+            yield "a single image gives no interval"
             return
         low, high = found.drop_interval
         if self.max_drop is not None and low <= self.max_drop <= high:
-            yield f"the drop lies anywhere from {low:.4f} to {high:.4f} (95 %), {self.max_drop:g} may be lost"
+            yield f"the drop lies anywhere from {low:.4f} to {high:.4f} (95 %), at most {self.max_drop:g} may be lost"
         for name, floor in self.min_iou.items():
             interval = found.iou_interval_per_class[name]
             if interval is not None and interval[0] <= floor <= interval[1]:
                 yield (
-                    f"the IoU of {name} lies anywhere from {interval[0]:.4f} to {interval[1]:.4f} (95 %), {floor:g} is "
-                    "its floor"
+                    f"the IoU of {name} lies anywhere from {interval[0]:.4f} to {interval[1]:.4f} (95 %), its floor is "
+                    f"{floor:g}"
                 )
 
 
 def require_kept(budget: Budget, found: Accuracy, out: Path, *, gain_missed: str | None = None) -> None:
-    """Say what was found, and whether that is enough to tell; `gain_missed` is what else does not hold.
+    """Log what was found, and warn where it is not enough to decide; `gain_missed` names a gain that was missed.
 
-    Raises BudgetMissedError when `budget` does not hold, or what must be gained is missed; what is in `out` is kept.
+    Raises BudgetMissedError when `budget` is missed, or the gain is; what is in `out` is kept.
     """
     say(str(found))
     few = f"{found.images} image{'s are' if found.images != 1 else ' is'} too few"

@@ -1,4 +1,4 @@
-"""What turns a step's folder with a `model.onnx` into a bundle: the one place that writes one."""
+"""Turn a step's folder with a `model.onnx` into a bundle: the only place that writes bundles."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from export.scoring import Score, score
 
 PARITY = "parity.json"
 OWN_SECTIONS = ("quantize", "export")
-"""Of the recipe; what trained and pruned the network is on its card."""
+"""Sections of the recipe that the step itself used; those that trained and pruned the network are on its card."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def write_bundle(
     half_floats: bool = False,
     float_layers: Sequence[FloatLayer] = (),
 ) -> Bundle:
-    """Golden answers, parity, record and manifest beside `model.onnx` in the step's folder; `card` is the model's.
+    """Write golden answers, parity, record and manifest beside `model.onnx` in the folder; `card` is the model's.
 
-    `macs` are those of one image at the size that latency is measured at; `usual_size` is that of most images, where
-    none was measured.
+    `macs` are those of one image at the size at which latency is measured; `usual_size` is that of most images, where
+    latency was not measured.
     """
     model = OnnxModel(step.path / bundle.MODEL)
     golden = bundle.write_golden(step.path, segmenter_of(card, model), proof.golden)
@@ -100,7 +100,7 @@ def write_bundle(
 
 
 def segmenter_of(card: Subject, model: OnnxModel) -> Segmenter:
-    """Masks at image size from a graph of the card's geometry."""
+    """A segmenter that gives masks at image size, from a graph with the card's geometry."""
     return Segmenter(model, size=card.size, multiple=card.size_multiple)
 
 
@@ -122,7 +122,7 @@ def score_on(dataset: Dataset, split: str, card: Subject, model: OnnxModel, titl
 
 
 def golden_images(dataset: Dataset | None, card: Subject, settings: ExportSettings) -> list[tuple[str, U8]]:
-    """The first of the calibration list, or pictures that show nobody anything."""
+    """The first images of the calibration list, or synthetic ones, which reveal nothing of the data."""
     if dataset is None or settings.golden == "synthetic":
         images: Iterator[tuple[str, U8]] = synthetic_images(card, settings.golden_images)
     else:
@@ -155,14 +155,14 @@ def synthetic_images(card: Subject, count: int) -> Iterator[tuple[str, U8]]:
 
 
 def model_name(settings: ExportSettings, fallback: Path) -> str:
-    """A name that fits a URL: the asked for one, or that of the folder."""
+    """A name that fits a URL: the one asked for, or the folder's."""
     if settings.name is not None:
         return settings.name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", fallback.resolve().name).strip("-._") or "model"
 
 
 def parameters(network: nn.Module) -> int:
-    """How many numbers it has learned."""
+    """The number of learned parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -35,11 +35,11 @@ WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
 _A_FILE = f"a file; a checkpoint is the folder with {MODEL} and {WEIGHTS}, so give that folder"
 MOSTLY_FRESH = 0.5
-"""Fine-tuning that takes less than half of its start from somewhere is training from scratch by mistake."""
+"""Share of a network that may start fresh: fine-tuning beyond this is training from scratch by mistake."""
 
 
 class Subject(BaseModel):
-    """What a model is for, whatever it was made by: how images are brought to it, and what its answers mean."""
+    """What a model is for, whatever made it: how images are prepared for it, and what its answers mean."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -92,9 +92,9 @@ class Checkpoint:
         return sha256_file(self.path / MODEL)
 
     def network(self) -> nn.Module:
-        """The network with its weights, on the CPU, in eval mode. To make a user's own, their code is run.
+        """The network with its weights, on the CPU, in eval mode. For a user's own network, their code is run.
 
-        Raises CheckpointError when card and weights do not go together.
+        Raises CheckpointError when card and weights do not fit together.
         """
         try:
             network = self._rebuilt()
@@ -117,7 +117,7 @@ class Checkpoint:
         return network
 
     def _source_now(self) -> list[str]:
-        """What has become of the file of a user's own factory since the training, where that matters."""
+        """A line where the file of a user's own factory is missing, or was edited since the training."""
         card = self.card
         if card.factory_sha256 is None:
             return []
@@ -125,8 +125,8 @@ class Checkpoint:
             now = models.source_sha256(card.factory)
         except ModelError:
             return [
-                f"a checkpoint holds weights, not code: bring the file of {card.factory} there, run in the folder "
-                f'where it was trained, or write its present place into "factory" of {MODEL}'
+                f"a checkpoint holds weights, not code: put the file of {card.factory} there, run in the folder "
+                f'where it was trained, or write its present path into "factory" in {MODEL}'
             ]
         edited = f"the file of {card.factory} was edited after {self.path} was trained with it"
         return [edited] if now != card.factory_sha256 else []
@@ -173,9 +173,9 @@ def save(folder: Path, network: nn.Module, card: ModelCard) -> None:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A safetensors file, whole or absent; channels_last tensors are stored in their logical order.
+    """Write a safetensors file, whole or not at all; channels_last tensors are stored in their logical order.
 
-    Weights that a network uses in two places are stored under both names: the format takes no shared memory.
+    Weights that a network uses in two places are stored under both names: the format does not allow shared memory.
     """
     logical = torch.contiguous_format
     copies = {name: tensor.detach().cpu().clone(memory_format=logical) for name, tensor in state.items()}
@@ -185,11 +185,11 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = False) -> list[str]:
     """Put the tensors of `path` (.safetensors, or .pt read with weights_only) into `network`.
 
-    With `skip_other_shapes` (fine-tuning), tensors that are missing or of another shape keep their fresh
-    values and their names are returned, and the weights of a bare classifier go to the network's encoder; without it
-    they are an error.
+    With `skip_other_shapes` (fine-tuning), tensors that are missing or have another shape keep their fresh values, and
+    their names are returned; the weights of a bare classifier go to the network's encoder. Without it, any mismatch is
+    an error.
 
-    Raises CheckpointError, also when `MOSTLY_FRESH` of the network would keep its fresh values.
+    Raises CheckpointError, also when more than `MOSTLY_FRESH` of the network would keep its fresh values.
     """
     state: Mapping[str, Tensor] = _read_state(path)
     if skip_other_shapes:
@@ -200,12 +200,12 @@ def load_weights(network: nn.Module, path: Path, *, skip_other_shapes: bool = Fa
     fresh = sum(tensor.numel() for tensor in unfit.values()) / sum(tensor.numel() for tensor in own.values())
     if fresh > MOSTLY_FRESH or ((unfit or strange) and not skip_other_shapes):
         problems = [
-            f"{name}: {_described(state.get(name))}, the network's {list(t.shape)}" for name, t in unfit.items()
+            f"{name}: {_described(state.get(name))}, the network's is {list(t.shape)}" for name, t in unfit.items()
         ]
         problems += [f"{name}: not in the network" for name in strange]
         more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
         too_little = (
-            f"{fresh:.0%} of the network would start fresh: these weights are of another one; give its settings, as "
+            f"{fresh:.0%} of the network would start fresh: these weights are for another one; give its settings, as "
             "--set model.NAME=VALUE"
         )
         raise CheckpointError(path, [*([too_little] if skip_other_shapes else []), *problems[:10], *more])
@@ -236,7 +236,7 @@ def torch_probabilities(network: nn.Module, size: tuple[int, int] | None) -> Cal
 
 
 def _logits(network: nn.Module, size: tuple[int, int] | None) -> Callable[[U8], tuple[Geometry, Tensor]]:
-    """Image HWC to logits KHW of what the network is given, and how that was made."""
+    """Image HWC to logits KHW at the size of the network's input, with the geometry that relates the two."""
     torch.set_num_threads(compute_threads())
     network = network.eval()
     multiple = models.size_multiple(network)
@@ -265,7 +265,7 @@ def frozen_copy(network: nn.Module) -> nn.Module:
 
 @cache
 def _say_once(text: str) -> None:
-    """A command may rebuild the same network several times."""
+    """Log a line only once: a command may rebuild the same network several times."""
     say(text)
 
 
@@ -278,7 +278,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(path, ["no such file"]) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(path, [f"not a safetensors file: {error}"]) from error
-    except Exception as error:  # torch.load: UnpicklingError, RuntimeError, EOFError ... by what is wrong
+    except Exception as error:  # torch.load: UnpicklingError, RuntimeError, EOFError ...
         raise CheckpointError(
             path, ["not a plain state dict that torch.load(weights_only=True) takes; save model.state_dict()"]
         ) from error

@@ -1,4 +1,4 @@
-"""What a finished training looks like from outside, and the settings to try. Rules over plain figures; no torch."""
+"""Diagnose a finished training from its figures, and name settings to try. Rules over plain values; no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,26 +9,26 @@ from typing import Any
 from compress.settings.train import TrainSettings
 
 GAP = 0.1
-"""mIoU on training images less that on validation: beyond this it has learned the images and not the classes."""
+"""mIoU on training images less that on validation: above this, the network learned the images and not the classes."""
 FALL = 0.02
-"""mIoU from the best epoch to the last."""
+"""mIoU lost from the best epoch to the last: above this, training went on too long."""
 RISE = 0.01
-"""mIoU over the last quarter, of a training that was not done."""
+"""mIoU gained over the last quarter: above this, training ended too early."""
 LOW = 0.5
-"""mIoU on its own training images, of a network that could not learn them."""
+"""mIoU on its own training images: below this, the network could not learn them."""
 DEAD = 0.1
-"""Share of a layer's channels."""
+"""Share of a layer's channels that are always zero: above this, the layer is reported."""
 DIVERGED = 2.0
-"""Times the loss of a network that knows nothing: no end of a training that went downhill."""
+"""Times the loss of a network that knows nothing: no training that went downhill ends above this."""
 EXPLODED = 10.0
-"""Times `clip_norm`: the direction is then all that is left of most gradients."""
+"""Times `clip_norm`: above this, clipping leaves of most gradients only the direction."""
 VANISHED = 1e-5
-"""Norm of all gradients together."""
+"""Norm of all gradients together: below this, they have vanished."""
 
 RAISED = frozenset(
     {"data.rare_images", "model.dropout", "train.augment.cutmix", "train.loss.lovasz_weight", "train.warmup"}
 )
-"""Settings of which findings ask for more, and never for less."""
+"""Settings that findings raise and never lower."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class Trained:
 
     settings: TrainSettings
     history: Sequence[Mapping[str, Any]]
-    """An entry an epoch, as `history.json` has them."""
+    """One entry per epoch, as in `history.json`."""
     best_epoch: int
     miou: float
-    """Of what is kept, on the validation split."""
+    """Of the weights that are kept, on the validation split."""
     miou_train: float | None
-    """Of the same on some training images, not augmented; None where nothing counted in them."""
+    """Of the same weights on some training images, not augmented; None where all of these are void."""
     dead: Mapping[str, tuple[int, int]]
-    """By layer: channels that are zero on all these images, and all."""
+    """By layer: the number of channels that are zero on all these images, and of all channels."""
     averaged: bool = False
-    """What is kept is no epoch's but the equal average's, whose metrics the last entry has as `swa`."""
+    """The equal average is kept instead of an epoch; its metrics are `swa` in the last entry of the history."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """All settings, by their dotted names; of a network of the user's own few are of `model`."""
+    """All settings, by their dotted names; a network of the user's own has few under `model`."""
 
     @property
     def judged(self) -> list[Mapping[str, Any]]:
@@ -70,14 +70,14 @@ class Trained:
 
     @property
     def longer(self) -> str:
-        """The setting with which it would have gone on."""
+        """The setting with which training would have gone on."""
         epochs, settings = len(self.history), self.settings
         stopped = settings.patience is not None and epochs < settings.epochs
         return "train.patience=none" if stopped else f"train.epochs={2 * epochs}"
 
     @property
     def kept(self) -> Mapping[str, Any]:
-        """Metrics of what is kept, empty where nothing was."""
+        """The metrics of the weights that are kept; empty where there are none."""
         if self.averaged:
             metrics: Mapping[str, Any] = self.history[-1]["swa"]
             return metrics
@@ -85,7 +85,7 @@ class Trained:
 
 
 def diagnosed(trained: Trained) -> list[Finding]:
-    """What is worst first; of one that diverged only that, whatever else follows from it."""
+    """The findings, the worst first; for a training that diverged only that, because all else follows from it."""
     rules = (_never_predicted, _gradients, _dead_channels, _learned_by_heart, _not_learned)
     found = [*_diverged(trained)] or [finding for rule in rules for finding in rule(trained)]
     return [
@@ -95,7 +95,7 @@ def diagnosed(trained: Trained) -> list[Finding]:
 
 
 def _is_new(setting: str, recipe: Mapping[str, Any]) -> bool:
-    """Whether the network has this setting, and the recipe does not do that much already."""
+    """Whether the network has this setting, and the recipe does not do as much already."""
     name, _, value = setting.partition("=")
     if name.startswith("model.") and name not in recipe:
         return False
@@ -108,7 +108,7 @@ def _diverged(trained: Trained) -> Iterator[Finding]:
     settings, loss = trained.settings, trained.settings.loss
     classes = max((len(epoch.get("iou_per_class", ())) for epoch in trained.history), default=0)
     losses = [epoch["loss"] for epoch in trained.history if epoch["loss"] is not None]
-    if not losses or not classes or loss.own is not None:  # nobody knows what one of the user's own comes to
+    if not losses or not classes or loss.own is not None:  # the scale of a user's own loss is unknown
         return
     late = fmean(losses[-max(1, len(losses) // 4) :])
     pixel = 0.0 if loss.pixel == "none" else (1 + loss.cross_entropy_weight) * log(classes)
@@ -117,8 +117,8 @@ def _diverged(trained: Trained) -> Iterator[Finding]:
         clipped = () if settings.clip_norm <= 1 else ("train.clip_norm=1",)
         yield Finding(
             "divergence",
-            f"the training loss is {late:.3g} on the mean of the last epochs, and {blind:.2g} for a network that knows "
-            "nothing: its steps are too long",
+            f"the training loss averages {late:.3g} over the last epochs, and a network that knows nothing has "
+            f"{blind:.2g}: the steps are too long",
             (f"train.learning_rate={min(settings.learning_rate / 10, 1e-3):.2g}", *clipped, "train.warmup=0.2"),
         )
 
@@ -133,7 +133,7 @@ def _never_predicted(trained: Trained) -> Iterator[Finding]:
     if missing:
         yield Finding(
             "classes never predicted",
-            f"{', '.join(missing)} occur on the validation split and are nowhere in the answers",
+            f"{', '.join(missing)} occur in the validation split and nowhere in the predictions",
             (
                 *("train.loss.class_weights=balanced", "data.rare_images=0.3", "train.loss.lovasz_weight=1"),
                 trained.longer,
@@ -149,19 +149,19 @@ def _gradients(trained: Trained) -> Iterator[Finding]:
     if late and fmean(late) > EXPLODED * clip:
         yield Finding(
             "exploding gradients",
-            f"their norm is {fmean(late):.3g} on the mean of the last epochs, and is cut down to {clip:g}",
+            f"their norm averages {fmean(late):.3g} over the last epochs, and is clipped to {clip:g}",
             (f"train.learning_rate={rate / 3:.2g}", "train.warmup=0.2"),
         )
     elif skipped > len(trained.history) and trained.settings.precision != "float16":
         yield Finding(
             "exploding gradients",
-            f"{skipped} steps had a loss or a gradient that is no number, and were skipped",
+            f"{skipped} steps were skipped, because their loss or gradient was not finite",
             (f"train.learning_rate={rate / 3:.2g}", "train.precision=float32"),
         )
     elif late and fmean(late) < VANISHED and trained.miou_train is not None and trained.miou_train < 1 - RISE:
         yield Finding(
             "vanishing gradients",
-            f"their norm is {fmean(late):.1g} on the mean of the last epochs, and there is something left to learn",
+            f"their norm averages {fmean(late):.1g} over the last epochs, and there is something left to learn",
             (f"train.learning_rate={min(1000.0, rate * 3):.2g}", "model.block=residual", "train.loss.pixel=ohem"),
         )
 
@@ -189,7 +189,7 @@ def _learned_by_heart(trained: Trained) -> Iterator[Finding]:
     if trained.miou_train is not None and trained.miou_train - trained.miou > GAP:
         yield Finding(
             "overfitting",
-            f"mIoU is {trained.miou_train:.3f} on its training images and {trained.miou:.3f} on others",
+            f"mIoU is {trained.miou_train:.3f} on its training images and {trained.miou:.3f} on validation",
             (*policy, decay, "model.dropout=0.1"),
         )
     elif judged and trained.miou - judged[-1]["miou"] > FALL and judged[-1]["epoch"] > trained.best_epoch:
@@ -207,7 +207,7 @@ def _not_learned(trained: Trained) -> Iterator[Finding]:
     judged = trained.judged
     epochs = len(trained.history)
     before = [epoch["miou"] for epoch in judged if epoch["epoch"] <= epochs * 3 / 4]
-    # Of the last epoch itself: an average that is better than every epoch is no sign that these were getting better.
+    # Of the last epoch itself: an average that is better than every epoch does not show that the epochs improved.
     rise = judged[-1]["miou"] - max(before) if before else 0.0
     if rise > RISE and trained.best_epoch == judged[-1]["epoch"]:
         yield Finding(

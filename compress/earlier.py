@@ -1,7 +1,7 @@
-"""What an earlier run left in the folder of `compress run`, held against recipe and data before anything is made; and
-the data against what they were when a run began.
+"""Compare what an earlier `compress run` left in its folder with recipe and data before anything is made, and the data
+with what they were when the run began.
 
-A step sees by itself that it is not up to date, but a later one only after the hours of those before it.
+Each step notices by itself that it is not up to date, but a later one only after the hours that earlier ones take.
 """
 
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ PARENTS: Mapping[str, tuple[str, ...]] = {
     "int8": ("pruned",),
     "report": ("dense-fp32", "dense-int8", "pruned-fp32", "int8"),
 }
-"""Folders of a run in their order, and those that each is made from, beside the data."""
+"""The folders of a run in order, and those that each is made from, besides the data."""
 TRAINED = {
     "dense": ("data", "model", "train"),
     "dense-int8": ("data", "model", "train", "quantize"),
     "pruned": ("data", "model", "train", "prune"),
     "int8": ("data", "model", "train", "prune", "quantize"),
 }
-"""Folders of steps that train, and what of a recipe decides what becomes of them."""
+"""Folders of steps that train, and the sections of a recipe that decide their results."""
 
 
 def require_ours(path: Path) -> None:
-    """Raises UsageError for a recipe that no run has written: it is the user's, and all settings would replace it."""
+    """Raises UsageError for a recipe that no run has written: it is the user's, and would be overwritten."""
     if not path.exists():
         return
     try:
@@ -47,7 +47,7 @@ def require_ours(path: Path) -> None:
 
 
 def require_nothing_lost(recipe: Recipe, out: Path) -> None:
-    """Raises UsageError where an interrupted training in `out` was started by another recipe."""
+    """Raises UsageError where an interrupted training in `out` was started with another recipe."""
     if not (out / RECIPE).exists():
         return
     earlier, now = (_deciding(each) for each in (Recipe.load(out / RECIPE), recipe))
@@ -58,45 +58,45 @@ def require_nothing_lost(recipe: Recipe, out: Path) -> None:
 
 
 def look_at_data(out: Path, fingerprint: str) -> None:
-    """Say which finished steps in `out` are made anew, because they, or what they are made from, were made of other
-    data than that of `fingerprint`.
+    """Log which finished steps in `out` are made again, because they, or what they are made from, rest on other data
+    than that of `fingerprint`.
 
-    Raises UsageError where an interrupted training could not be gone on with for that.
+    Raises UsageError where that keeps an interrupted training from continuing.
     """
-    of_others: list[str] = []
+    stale: list[str] = []
     for name, parents in PARENTS.items():
-        follows = any(parent in of_others for parent in parents)
+        follows = any(parent in stale for parent in parents)
         if follows or interrupted_inputs(out / name).get("data", fingerprint) != fingerprint:
             _require_no_training(out, name, "of an earlier run on other data. With that data, ")
         if follows or _inputs(out / name).get("data", fingerprint) != fingerprint:
-            of_others.append(name)
-    anew = [name for name in of_others if _inputs(out / name)]
-    if anew:
-        say(f"the data is not what the earlier run was made of; made anew: {', '.join(anew)}")
+            stale.append(name)
+    again = [name for name in stale if _inputs(out / name)]
+    if again:
+        say(f"the data is not that of the earlier run; these steps are made again: {', '.join(again)}")
 
 
 def require_unchanged(dataset: Dataset) -> None:
     """Raises WorkFailedError where the files of `dataset` are not what they were when it was opened."""
     if open_dataset(dataset.path, channels=dataset.channels).fingerprint != dataset.fingerprint:
         raise WorkFailedError(
-            f"{dataset.path} was changed while the run was at work, and networks of different data cannot be compared; "
-            "the same command makes anew what the change concerns"
+            f"{dataset.path} was changed during the run, and networks made from different data cannot be compared; the "
+            "same command makes again what the change affects"
         )
 
 
 def _inputs(folder: Path) -> Mapping[str, str]:
-    """Of the finished step, by role; nothing where there is none."""
+    """The inputs of the finished step in `folder`, by role; empty where there is none."""
     inputs = (read_record(folder) or {}).get("inputs")
     return inputs if isinstance(inputs, dict) else {}
 
 
 def _require_no_training(out: Path, name: str, why: str) -> None:
-    """Raises UsageError with `why`, where a training of the step `name` was interrupted."""
+    """Raises UsageError, giving `why`, where a training of the step `name` was interrupted."""
     partial = interrupted_training(out / name)
     if partial is not None:
         raise UsageError(
             f"{partial} holds an interrupted training {why}compress run {out / RECIPE} --out {out} continues it; to "
-            "start anew, remove that folder, or give another --out"
+            "start over, remove that folder, or give another --out"
         )
 
 

@@ -35,8 +35,8 @@ from export.to_onnx import export_onnx, with_outputs
 def export(parent: Path, out: Path, recipe: Recipe | None = None, *, data: Path | None = None) -> Bundle:
     """Write the checkpoint `parent` as a float bundle to `out`, with parity against torch proven.
 
-    With `data`, parity, golden examples and accuracy come from real images, whose usual size the manifest has; without,
-    from synthetic ones, and the manifest has neither accuracy nor size.
+    With `data`, parity, golden examples and accuracy come from real images, and the manifest has their usual size.
+    Without it, images are synthetic, and the manifest has neither accuracy nor size.
 
     Raises CheckpointError, DatasetError, BusyError, UsageError; ParityError when torch and ONNX Runtime disagree.
     """
@@ -92,7 +92,7 @@ def _export(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Datas
 
 
 def _with_miou(parity: Parity, source: Checkpoint, dataset: Dataset, onnx_score: Score) -> Parity:
-    """mIoU of both forms on the validation split."""
+    """`parity` with the mIoU of both forms on the validation split."""
     images = EvaluationImages(dataset, "val")
     with task("score torch", len(images)) as bar:
         torch_score = score(source.segmenter(), images, source.card.classes, on_image=bar.advance)

@@ -1,4 +1,4 @@
-"""What the later steps of a run would refuse after hours of training, found out before it begins."""
+"""Find out before a run begins what its later steps would refuse after hours of training."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from export.latency.table import LatencyTable
 
 
 def look_ahead(recipe: Recipe, data: Path) -> Dataset:
-    """The dataset, if nothing is wrong with it, nor with what `recipe` says of pruning and quantization on it.
+    """The dataset, if nothing is wrong with it or with what `recipe` asks of pruning and quantization on it.
 
     Raises DatasetError, UsageError.
     """
@@ -40,7 +40,7 @@ def look_ahead(recipe: Recipe, data: Path) -> Dataset:
 
 
 def _require_fit(settings: FitSettings, dataset: Dataset) -> None:
-    """Its own parts are there, and its weights are those of the classes."""
+    """Check that the user's own loss and schedule exist, and that class weights are those of the classes."""
     if settings.loss.own is not None:
         own.loss(settings.loss.own)
     if is_own(settings.schedule.kind):
@@ -49,7 +49,7 @@ def _require_fit(settings: FitSettings, dataset: Dataset) -> None:
 
 
 def _require_network(recipe: Recipe, dataset: Dataset) -> None:
-    """The recipe's network, as it is before any training, is one that can be frozen and cut as is asked."""
+    """Check that the recipe's network, untrained, can be frozen and cut as the recipe asks."""
     levels, table = recipe.prune.levels, recipe.prune.latency_table
     arguments = {"channels": dataset.channels, "classes": len(dataset.classes), **recipe.model.keywords()}
     network = models.build(recipe.model.factory, arguments)
@@ -59,5 +59,5 @@ def _require_network(recipe: Recipe, dataset: Dataset) -> None:
     if table is not None:
         size = recipe.prune.latency_size or recipe.data.size or usual_size(dataset)
         padded = padded_size(*size, models.size_multiple(network))
-        # Whether it has all of the layers, only an export tells.
+        # Only an export can tell whether the table has all layers.
         LatencyTable.load(table).require((), {}, precision=recipe.prune.precision, size=padded, source=table)

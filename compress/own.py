@@ -1,6 +1,6 @@
-"""Code of the user's own, named `package.module:name` or `path/to/file.py:name`: found, called, hashed.
+"""Find, call and hash code of the user's own, named `package.module:name` or `path/to/file.py:name`.
 
-To use it its code is run, also when a checkpoint names it.
+To use it is to run it, also when a checkpoint names it.
 """
 
 import difflib
@@ -21,24 +21,24 @@ from export.files import sha256_file
 FORMS = "package.module:name or path/to/file.py:name"
 
 NOT_ANYBODYS = frozenset({*sys.stdlib_module_names, "torch"})
-"""Modules with nothing of a user's, but with what a foreign model.json could run, such as `torch.hub:load`."""
+"""Modules that hold nothing of a user's, but functions that a foreign model.json could run: `torch.hub:load`."""
 
 
 def is_own(name: str) -> bool:
-    """Whether `name` is something of the user's; names of ours have no colon."""
+    """Whether `name` refers to the user's own code; built-in names have no colon."""
     return ":" in name
 
 
 @dataclass(frozen=True)
 class OwnCode:
-    """A function or class that `name` says, which should give `gives`; what is wrong with it is raised as `error`."""
+    """The function or class called `name`, which should return `gives`; what is wrong with it is raised as `error`."""
 
     name: str
     gives: str
     error: type[ModelError | RecipeError]
 
     def found(self) -> Callable[..., Any]:
-        """It, and not yet called."""
+        """The function or class itself, not called."""
         module, name = self._module(), self.name.rpartition(":")[2]
         found: Any = module
         for part in name.split("."):
@@ -54,17 +54,17 @@ class OwnCode:
         return called
 
     def called(self, arguments: Mapping[str, Any]) -> Any:
-        """What it gives for these keywords."""
+        """What it returns for these keyword arguments."""
         make = self.found()
         try:
             inspect.signature(make).bind(**arguments)
-        except (TypeError, ValueError) as error:  # ValueError: what is written in C has no signature
+        except (TypeError, ValueError) as error:  # ValueError: C functions may have no signature
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise self.wrong(f"it cannot be called with {given}: {error}") from error
         return self.guarded(make)(**arguments)
 
     def guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, whose exceptions are told with the line of the user's code that they come from."""
+        """`function`, whose exceptions are reported with the line of the user's code that they come from."""
 
         def call(*arguments: Any, **keywords: Any) -> Any:
             try:
@@ -75,14 +75,14 @@ class OwnCode:
         return call
 
     def source_sha256(self) -> str:
-        """SHA-256 of the file in which it stands; what that file imports is not looked at."""
+        """SHA-256 of the file that defines it, without the files that this one imports."""
         target = self._target
         return sha256_file(self._file() if target.endswith(".py") else Path(str(self._module().__file__)))
 
     def is_none(self, what: str) -> Exception:
-        """It is there, and `what` it is cannot be called."""
+        """The error for something that exists but, being `what`, is not a function or class to call."""
         name = self.name.rpartition(":")[2]
-        return self.wrong(f"{name} is {what}; a function or a class that gives {self.gives} is wanted")
+        return self.wrong(f"{name} is {what}; name a function or class that gives {self.gives}")
 
     def wrong(self, *problems: str) -> Exception:
         return self.error(self.name, list(problems))
@@ -97,7 +97,7 @@ class OwnCode:
             return _from_file(self._file()) if target.endswith(".py") else self._from_path()
         except self.error:
             raise
-        except (Exception, SystemExit) as error:  # a script without a guard may leave
+        except (Exception, SystemExit) as error:  # a script without a __main__ guard may exit
             raise self.wrong(f"{target} cannot be imported: {told(error)}") from error
 
     def _file(self) -> Path:
@@ -109,30 +109,30 @@ class OwnCode:
     def _from_path(self) -> ModuleType:
         name = self._target
         if "/" in name or "\\" in name:
-            raise self.wrong(f"{name} is no name of a module; a file is given with its .py")
+            raise self.wrong(f"{name} is not the name of a module; give a file with its .py")
         if name.partition(".")[0] in NOT_ANYBODYS:
-            noun = self.gives.removeprefix("a ")
-            raise self.wrong(f"{name} holds no {noun} of yours; call what it gives in a function of your own")
+            noun = self.gives.partition(" ")[2]
+            raise self.wrong(f"{name} holds no {noun} of yours; wrap what you need from it in a function of your own")
         _make_importable(Path.cwd())
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and misses another
+                raise  # the module exists, but one that it imports does not
             raise self.wrong(
-                f"no module {error.name!r}; looked in {Path.cwd()} and among what is installed in {sys.prefix}"
+                f"no module {error.name!r}; looked in {Path.cwd()} and among the packages installed in {sys.prefix}"
             ) from error
         if module.__file__ is None:
-            raise self.wrong(f"{name} is a folder; name the module in it that has what is meant")
+            raise self.wrong(f"{name} is a folder; name the module in it that holds the function or class")
         return module
 
 
 def _from_file(path: Path) -> ModuleType:
-    """The module in `path`, from the very bytes that are hashed: no bytecode beside it can be older."""
+    """The module in `path`, from the very bytes that are hashed: stale bytecode beside it is never used."""
     content = path.read_bytes()
     name = f"segpress_own_{path.stem}_{hashlib.sha256(str(path).encode() + content).hexdigest()}"
     if name not in sys.modules:
-        _make_importable(path.parent)  # what lies beside it
+        _make_importable(path.parent)  # for imports of files beside it
         module = ModuleType(name)
         module.__file__ = str(path)
         sys.modules[name] = module
@@ -145,6 +145,6 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _make_importable(folder: Path) -> None:
-    """At the end of the search: a file of the user's called onnx.py must not take the place of the library."""
+    """Put `folder` at the end of the search path: a user's file called onnx.py must not hide the library."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))

@@ -49,14 +49,14 @@ class Finished:
 
 
 def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished:
-    """Data, train, prune, quantize, export, report into folders of `out`; killed at any moment, it continues.
+    """Run all steps into folders of `out`, from the data to the report; a run killed at any moment can continue.
 
-    `command` is what the report says makes it again. Raises what the steps raise, but for a missed budget: the
-    best that was found goes on into the report, and `Finished.require_ok` raises afterwards.
+    `command` is what the report names to make it again. Raises what the steps raise, except for a missed budget: the
+    run goes on with the best that was found, and `Finished.require_ok` raises afterwards.
     """
     if not recipe.prune.says_how_much:
         raise UsageError(
-            "the recipe does not say how much to prune; set prune.speedup, or another goal or budget of it"
+            "the recipe does not say how much to prune; set prune.speedup, or another goal or budget in [prune]"
         )
     dataset = None if recipe.data.path is None else look_ahead(recipe, recipe.data.path)
     require_ours(out / RECIPE)
@@ -73,9 +73,9 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     require_unchanged(dataset)
     dense_fp32 = export(dense.path, out / "dense-fp32", recipe, data=data)
     missed: list[str] = []
-    # Whether INT8 is faster is a verdict of the report here, not a reason to have none.
+    # Here INT8 that is not faster is a verdict of the report, not a reason to have no report.
     forced = recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"force": True})})
-    # The dense network in INT8 only stands in the table: nobody will serve it, so it is held to no budget.
+    # The dense network in INT8 is only a line of the table and is never served, so it is held to no budget.
     without: list[str] = []
     with _kept([]):
         try:
@@ -105,7 +105,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
 
 @contextmanager
 def _kept(missed: list[str]) -> Iterator[None]:
-    """A step that missed its budget has kept the best it found; note it and go on."""
+    """Note a missed budget and go on: the step has kept the best that it found."""
     try:
         yield
     except BudgetMissedError as error:

@@ -29,8 +29,8 @@ def predict(
     `path` is a checkpoint or a bundle; `images` a folder or a single file. Masks have the size of their image;
     `refine` says how each is looked at.
 
-    Before anything is written, raises UsageError naming every file that is no image, or has not the bands that the
-    model takes, and where masks that somebody drew, or the images themselves, would be replaced.
+    Raises UsageError before anything is written: for files that are not images or lack the bands that the model takes
+    (all are named), and where hand-drawn masks, or the images themselves, would be replaced.
     """
     _require_nothing_lost(images, out)
     model = load_model(path, threads=threads, refine=refine)
@@ -73,7 +73,7 @@ def _sources(images: Path, channels: int) -> list[Path]:
     stems: dict[str, Path] = {}
     for path in found:
         try:
-            decode(path, channels)  # all of it: that a file is cut short does not show in its header
+            decode(path, channels)  # all of it: the header does not show that a file is cut short
         except ImageError as error:
             problems.append(str(error))
         if path.stem in stems:

@@ -60,13 +60,13 @@ def task(title: str, total: int, *, done: int = 0) -> Iterator[Task]:
 
 
 def say(text: str) -> None:
-    """One line for the person who watches, beside the bars."""
+    """Print one line for the person who watches, on standard error like the bars."""
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager
 def counter(title: str) -> Iterator[Callable[[int, int], None]]:
-    """For work that says (done, total) itself: the bar appears with its first call."""
+    """For work that reports (done, total) itself: the bar appears with its first report."""
     with ExitStack() as stack:
         shown: list[Task] = []
         behind = [0]
@@ -81,5 +81,5 @@ def counter(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_table(table: Table) -> None:
-    """The table that a command ends with, on standard output."""
+    """Print the table that a command ends with, on standard output."""
     Console().print(table)

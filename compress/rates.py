@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 MEMORY = 0.9
-"""Of the smoothed loss: a single batch says little."""
+"""Decay of the smoothed loss: a single batch says little."""
 EXPLODED = 4.0
-"""Times the lowest smoothed loss so far; what comes behind it only takes time and bends the picture."""
+"""Times the lowest smoothed loss so far; steps beyond it only take time and distort the plot."""
 LEAST_FALL = 0.01
-"""Share of the loss at the start that a tenfold rate has to bring; less is noise."""
+"""Share of the initial loss by which it must fall for a tenfold rate; less is noise."""
 WARM = 10
-"""Steps at the start whose smoothed loss is little more than their own."""
+"""Steps at the start that are left out, because their smoothed loss is hardly an average yet."""
 
 
 class RateTest(BaseModel):
@@ -24,10 +24,10 @@ class RateTest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     data: str
-    """Of the dataset."""
+    """Path of the dataset."""
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    """Of each step's batch, before the step."""
+    """Loss of each step's batch, before the step."""
 
     @property
     def smoothed(self) -> tuple[float, ...]:
@@ -35,13 +35,13 @@ class RateTest(BaseModel):
 
     @property
     def lowest(self) -> float:
-        """The rate at which the smoothed loss is least: beyond it training does not hold."""
+        """The rate at which the smoothed loss is least: beyond it training becomes unstable."""
         curve = self.smoothed
         return self.rates[min(range(len(curve)), key=curve.__getitem__)]
 
     @property
     def suggested(self) -> float | None:
-        """Where the smoothed loss falls fastest for a tenfold rate, two digits; None where it falls nowhere."""
+        """The rate, to two digits, at which the smoothed loss falls fastest over log rate; None if it falls nowhere."""
         curve, logs = self.smoothed, [math.log10(rate) for rate in self.rates]
         slopes = {
             index: (curve[index + 1] - curve[index - 1]) / (logs[index + 1] - logs[index - 1])

@@ -1,7 +1,8 @@
 """Every setting of a run, in one typed tree: TOML in, TOML out.
 
 A recipe file holds only what differs from the defaults in `compress.settings`. `--set train.epochs=20` changes one
-setting on the line. A value that means nothing is refused with its place, its reason, and the nearest known name.
+setting on the command line. An invalid value is refused with its place and the reason, an unknown name with the nearest
+known one.
 """
 
 import difflib
@@ -76,19 +77,19 @@ class Recipe(Settings):
 
 
 def on_one_line(value: Any) -> str:
-    """As a recipe has it on the right of an equals sign, and `--set`; `none` for a setting that is not set."""
+    """`value` as written after the equals sign in a recipe and in `--set`; `none` for a setting that is not set."""
     if value is None:
         return "none"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{on_one_line(name)} = {on_one_line(item)}" for name, item in value.items()) + "}"
-    # TOML has no pairs of surrogates, which JSON writes for characters beyond 16 bits.
+    # TOML does not know the surrogate pairs that JSON writes for characters beyond 16 bits.
     return json.dumps(value, ensure_ascii=False)
 
 
 def unusual(tree: Mapping[str, Any]) -> tuple[str, ...]:
-    """The settings of a recipe's tree, or of some sections of it, that are not the defaults, as `--set` takes them.
+    """The settings of a recipe's tree, or of some sections of it, that differ from the defaults, as `--set` takes them.
 
-    A tree of another version is taken as it is: settings that are not known any more are unusual, too.
+    A tree from another version is taken as it is: settings that no longer exist are unusual, too.
     """
     factory = tree.get("model", {}).get("factory", "unet")
     usual = dict(leaves(Recipe.model_validate({"model": {"factory": factory}}).model_dump(mode="json")))
@@ -116,7 +117,7 @@ def builtin_recipes() -> dict[str, Path]:
 def _read(source: Path | str) -> tuple[str, dict[str, Any]]:
     path = Path(source)
     try:
-        # A folder of that name, such as the dataset's, is no recipe.
+        # A folder of that name, such as the dataset's, does not hide a built-in recipe.
         if not path.suffix and not path.is_file():
             path = builtin_recipes().get(str(source), path)
         return str(path), tomllib.loads(path.read_text(encoding="utf-8"))
@@ -130,7 +131,7 @@ def _read(source: Path | str) -> tuple[str, dict[str, Any]]:
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:
-    """Put `a.b=value` into `tree`; the value is read as TOML, as plain text where it is none, and `none` unsets."""
+    """Put `a.b=value` into `tree`; the value is read as TOML, or else as plain text, and `none` unsets."""
     key, equals, value = text.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
@@ -151,7 +152,7 @@ def _explain(item: Any) -> str:
     place = [part for part in item["loc"] if isinstance(part, str)]
     model = next((kind for kind in MODELS if place[:2] == ["model", kind]), None)
     if model is not None:
-        del place[1]  # which of the models it is stands in the recipe as model.factory
+        del place[1]  # the model's kind, which is no key of a recipe: model.factory names it
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         known = _names_at(place[:-1], MODELS.get(model or ""))
@@ -169,12 +170,12 @@ def _explain(item: Any) -> str:
     if not place:
         return str(message)
     if item["type"] == "value_error" and isinstance(item["input"], Mapping):
-        return f"{'.'.join(place)}: {message}"  # of settings together, which the message names
+        return f"{'.'.join(place)}: {message}"  # about several settings together, which the message names
     return f"{'.'.join(_setting(place, MODELS.get(model or '')))} = {item['input']!r}: {message}"
 
 
 def _setting(place: list[str], model: type[BaseModel] | None) -> list[str]:
-    """`place` up to the setting: what may follow it is the name of one of the types that it can have."""
+    """`place` up to the setting: pydantic may add the name of one of the types that the setting can have."""
     depths = range(1, len(place))
     return next((place[:depth] for depth in depths if not _names_at(place[:depth], model)), place)
 

@@ -1,5 +1,4 @@
-"""What every setting of a recipe may be, what it is without being set, and what it is for: read from the settings
-themselves."""
+"""The allowed values, the default and the purpose of every setting of a recipe, read from the settings themselves."""
 
 import difflib
 import itertools
@@ -15,7 +14,7 @@ from compress.settings.model import MODELS
 from export.errors import UsageError
 
 OWN = "own"
-"""Among `MODELS`: a network of the user's."""
+"""The key in `MODELS` for a network of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Section:
-    """Settings that stand beside each other."""
+    """A section of a recipe, without the sections inside it."""
 
     name: str
     doc: str
     settings: tuple[Setting, ...]
     model: str | None = None
-    """The value of `model.factory` with which there are these, or `OWN`."""
+    """The value of `model.factory` that has these settings, or `OWN`."""
 
     def as_tree(self) -> dict[str, Any]:
         model = {} if self.model is None else {"model": self.model}
@@ -61,9 +60,9 @@ class Section:
 
 
 def sections(name: str | None = None) -> list[Section]:
-    """All that stands under `name`: a section with those inside it, or one setting; without it everything.
+    """Everything under `name`: a section with those inside it, or one setting; without a name, all sections.
 
-    Raises UsageError with the nearest names for one that does not exist.
+    Raises UsageError for a name that does not exist, with the nearest ones.
     """
     every = list(_all())
     if name is None:
@@ -91,7 +90,7 @@ def _all() -> Iterator[Section]:
 
 
 def _of(kind: type[BaseModel], name: str, usual: BaseModel | None, model: str | None = None) -> Iterator[Section]:
-    """The section of `kind`, whose values are `usual` where nothing is set, and the sections inside it."""
+    """The section of `kind`, whose defaults are those of `usual`, and the sections inside it."""
     schema = kind.model_json_schema()["properties"]
     plain = {} if usual is None else usual.model_dump(mode="json")
     settings, inner = [], []
@@ -109,13 +108,13 @@ def _of(kind: type[BaseModel], name: str, usual: BaseModel | None, model: str | 
 
 
 def _doc(kind: type[BaseModel], field: str) -> str:
-    """Of the nearest class that says something: a section that only has another default need not repeat it."""
+    """The docstring of the nearest class that has one: a section that only changes a default need not repeat it."""
     fields = (base.model_fields.get(field) for base in kind.__mro__ if issubclass(base, BaseModel))
     return next((_written(each.description) for each in fields if each and each.description), "")
 
 
 def _written(doc: str) -> str:
-    """On one line, and with `none` as a recipe has it."""
+    """`doc` on one line, with `none` as recipes write it."""
     return re.sub(r"\bNone\b", "none", " ".join(doc.split()))
 
 
@@ -126,7 +125,7 @@ def _bare(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _hint(name: str, every: list[Section]) -> str:
     names = [[section.name, *(setting.name for setting in section.settings)] for section in every]
     known = list(dict.fromkeys(itertools.chain(*names)))
-    # By its last part alone, as it stands in a recipe below its section.
+    # `name` may be the last part alone, as a recipe has it below its section.
     near = [place for place in known if place.endswith(f".{name}")] or difflib.get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"

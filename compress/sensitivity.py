@@ -1,4 +1,4 @@
-"""What single parts of a network cost, as data: groups of layers that are cut, layers that are quantized. No torch."""
+"""What cutting single groups of layers costs, and what quantizing single layers costs, as data. No torch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,14 +16,14 @@ class SingleCut(_Part):
     """A network in which one group is narrower and all others are whole, not fine-tuned."""
 
     share: float
-    """Of the channels that should stay; the width is a multiple near it."""
+    """Share of the channels that should stay; the width is the nearest multiple."""
     kept: int
     miou: float
-    """On the validation images, in torch float32, with BatchNorm statistics taken again."""
+    """On the validation images, in torch float32, with BatchNorm statistics recomputed."""
 
 
 class GroupSensitivity(_Part):
-    """One group, and what was cut of it, the widest first; nothing where it is at its floor already."""
+    """One group and its cuts, the widest first; none where it is already at its floor."""
 
     group: str
     width: int
@@ -36,11 +36,11 @@ class Analysis(_Part):
     parent: str
     """Its folder."""
     data: str
-    """Of the dataset."""
+    """Folder of the dataset."""
     images: int
-    """Of the validation split, that were scored."""
+    """How many images of the validation split were scored."""
     importance: Criterion
-    """By which the channels that go were chosen."""
+    """The criterion that chose the channels to cut."""
     multiple: int
     """Widths are multiples of this."""
     shares: tuple[float, ...]
@@ -53,15 +53,15 @@ class Analysis(_Part):
         return self.miou_parent - cut.miou
 
     def mean_lost(self, group: GroupSensitivity) -> float:
-        """mIoU over all that was cut of the group."""
+        """Mean mIoU lost over the group's cuts."""
         return sum(map(self.lost, group.cuts)) / len(group.cuts)
 
     def most_sensitive_first(self) -> Sequence[GroupSensitivity]:
-        """The groups of which something was cut."""
+        """The groups that were cut."""
         return sorted((group for group in self.groups if group.cuts), key=self.mean_lost, reverse=True)
 
     def at_their_floor(self) -> Sequence[GroupSensitivity]:
-        """The groups of which nothing can be cut."""
+        """The groups that cannot be cut."""
         return [group for group in self.groups if not group.cuts]
 
 
@@ -78,22 +78,22 @@ class InFloat(_Part):
 
     @property
     def lost_ms(self) -> float:
-        """What it costs; below zero where it is faster."""
+        """The time that the float layers cost; below zero where they are faster."""
         return self.milliseconds - self.milliseconds_int8
 
 
 class LayerEffect(_Part):
-    """A layer of an INT8 graph, and what comes back with it in float."""
+    """A layer of an INT8 graph, and what is regained with it in float."""
 
     layer: str
     operator: str
     sqnr_db: float | None
-    """Signal to quantization noise of what the layer gives, in an INT8 graph: 10 log10(sum x**2 / sum (x - x8)**2);
+    """Signal to quantization noise of the layer's output, in an INT8 graph: 10 log10(sum x**2 / sum (x - x8)**2);
     None where nothing is lost."""
     alone: InFloat
-    """The others stay as they are, so what the layer gives is still rounded for its readers."""
+    """The other layers stay in INT8, so the layer's output is still rounded for its readers."""
     with_readers: InFloat | None
-    """What the layer gives stays in float, too; None where nobody but the end of the graph reads it."""
+    """Its readers are in float, too, and so is its output; None where only the end of the graph reads it."""
 
     @property
     def ways(self) -> tuple[InFloat, ...]:
@@ -102,31 +102,31 @@ class LayerEffect(_Part):
 
 
 class QuantizationAnalysis(_Part):
-    """Every layer of a network that has been quantized."""
+    """Every layer of a quantized network."""
 
     parent: str
     """The checkpoint's folder."""
     data: str
     images: int
-    """Of the validation split."""
+    """How many images of the validation split were scored."""
     calibration: Calibration
     miou_float: float
     miou_int8: float
     iou_per_class_int8: Mapping[str, float | None]
     size: tuple[int, int]
-    """Height and width at which was timed."""
+    """Height and width at which the graphs were timed."""
     threads: int
     layers: tuple[LayerEffect, ...]
     """In the order of the network."""
 
     def won(self, way: InFloat) -> float:
-        """mIoU that comes back; below zero where it goes."""
+        """mIoU regained; below zero where more is lost."""
         return way.miou - self.miou_int8
 
     def most_won(self, effect: LayerEffect) -> float:
-        """By the better of its ways."""
+        """mIoU regained in the better of its ways."""
         return max(map(self.won, effect.ways))
 
     def most_won_first(self) -> Sequence[LayerEffect]:
-        """By mIoU that comes back."""
+        """The layers by mIoU regained."""
         return sorted(self.layers, key=self.most_won, reverse=True)

@@ -1,8 +1,8 @@
-"""Steps that are whole or absent, that a kill cannot spoil, and that are not run twice.
+"""Steps whose folders are whole or absent, that survive a kill, and that are not run twice.
 
-A step writes into `.NAME.partial/` beside its target and renames it when it is whole. What a killed run left
-there is used again when it belongs to the same inputs and settings. Otherwise it is thrown away, and the user told; but
-a training that can go on is left, and the step refused. A lock gives a second run on the same folder a plain refusal.
+A step writes into `.NAME.partial/` beside its target and renames it when it is whole. What a killed run left there is
+reused if it belongs to the same inputs and settings. Otherwise it is removed, and a log line says so; but a training
+that can continue is kept, and the step is refused. A lock lets a second run on the same folder fail at once.
 `step.json` says what the folder was made from.
 """
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "step.json"
 TRAINING_STATE = "training_state.pt"
-"""What a training goes on from, wherever it lies in a step's folder."""
+"""What a training continues from, wherever it lies in a step's folder."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StepPlan:
         return sha256_json(self._as_tree())
 
     def signed(self) -> str:
-        """The key, and below it what it is made from."""
+        """The key, and below it what it is the hash of."""
         return f"{self.key}\n{json.dumps(self._as_tree())}\n"
 
     def _as_tree(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class StepFolder:
     started: float
 
     def scratch(self, name: str) -> "StepFolder":
-        """A part of the step with a folder of its own, which a killed run finds again and a result does not hold."""
+        """A folder for a part of the step, which a killed run finds again and the result does not contain."""
         path = self.path / _SCRATCH / name
         make_folder(path)
         return StepFolder(path, self.started)
@@ -70,13 +70,13 @@ class StepFolder:
         return (self.path / name).exists()
 
     def decided(self, name: str) -> Any | None:
-        """A decision that an earlier, killed run of this step took and saved."""
+        """A decision that an earlier, killed run of this step took and saved; None where there is none."""
         return json.loads((self.path / name).read_text()) if self.has(name) else None
 
     def record(self, plan: StepPlan, result: Mapping[str, Any]) -> None:
-        """Write step.json; a bundle does this before it seals, so that the manifest covers it.
+        """Write step.json; for a bundle before it is sealed, so that the manifest covers it.
 
-        Its `seconds` are, after an interruption, those of what was left.
+        After an interruption, its `seconds` are only those of what was left to do.
         """
         write_json(
             self.path / RECORD,
@@ -121,7 +121,7 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
     """The partial folder of `out`, locked; renamed to `out` when the block ends without an exception.
 
     Raises BusyError when another run holds it, UsageError when `out` holds something else or cannot be written, or an
-    interrupted training that was started otherwise would be lost.
+    interrupted training with other inputs or settings would be lost.
     """
     _require_free(out, plan)
     partial = _partial(out)
@@ -131,8 +131,8 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
         try:
             yield StepFolder(partial, time.monotonic())
         except UsageError:
-            # A mistake of the user's leaves nothing behind; but never throw away what an earlier run had done, nor a
-            # training from which a file was taken away meanwhile.
+            # A user's mistake leaves nothing behind. But never remove what an earlier run had done, nor a training that
+            # stopped because one of its files was taken away meanwhile.
             if not continued and not _holds_training(partial):
                 shutil.rmtree(partial)
             raise
@@ -142,34 +142,34 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
 
 
 def interrupted_training(out: Path) -> Path | None:
-    """The folder of a training for `out` that was interrupted and can go on, None where there is none."""
+    """The folder of a training for `out` that was interrupted and can continue, None where there is none."""
     partial = _partial(out)
     return partial if _holds_training(partial) else None
 
 
 def interrupted_inputs(out: Path) -> Mapping[str, str]:
-    """What a run for `out` that was interrupted had begun from, as in `StepPlan.inputs`; nothing where there is none,
-    or where it did not note that."""
+    """The `StepPlan.inputs` of an interrupted run for `out`; empty where there is none, or where it did not record
+    them."""
     key = _partial(out) / _KEY
     inputs: Mapping[str, str] = _plan_of(key.read_text()).get("inputs", {}) if key.exists() else {}
     return inputs
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not the same in two trees of settings."""
+    """The settings that differ between two trees, a line each."""
     before, after = dict(leaves(earlier)), dict(leaves(now))
     names = [name for name in {**after, **before} if before.get(name) != after.get(name)]
     return [f"{name} was {on_one_line(before.get(name))} and is {on_one_line(after.get(name))}" for name in names]
 
 
 def in_short(lines: Sequence[str], at_most: int = 6) -> str:
-    """On one line."""
+    """`lines` on one line, the first `at_most` of them in full."""
     more = f", and {len(lines) - at_most} more" if len(lines) > at_most else ""
     return ", ".join(lines[:at_most]) + more
 
 
 def require_apart(out: Path, source: Path) -> None:
-    """Raises UsageError when a step would put its result in the place of what it is made from."""
+    """Raises UsageError when a step would replace what it is made from with its result."""
     if out.resolve() == source.resolve():
         raise UsageError(f"{out} is what the step starts from, and would be replaced by its result; give another --out")
 
@@ -208,7 +208,7 @@ def _is_whole(partial: Path) -> bool:
 
 
 def _prepare(partial: Path, plan: StepPlan) -> bool:
-    """Whether what an earlier run left is gone on with; what belongs to another plan is removed.
+    """Whether the step continues what an earlier run left; what belongs to another plan is removed.
 
     Raises UsageError where that would lose a training.
     """
@@ -222,10 +222,10 @@ def _prepare(partial: Path, plan: StepPlan) -> bool:
         why = _changed(_plan_of(earlier), plan)
         if _holds_training(partial):
             raise UsageError(
-                f"{partial} holds an interrupted training that was started otherwise: {why}. The command that it was "
-                "started with continues it; to start anew, remove that folder, or give another --out"
+                f"{partial} holds an interrupted training that was started differently: {why}. The command that it was "
+                "started with continues it; to start over, remove that folder, or give another --out"
             )
-        log.info("throwing away what an interrupted run left in %s (%s): %s", partial, ", ".join(left), why)
+        log.info("removing what an interrupted run left in %s (%s): %s", partial, ", ".join(left), why)
     # The key goes last: without it, what is left after a kill would pass for whole.
     for path in sorted(partial.iterdir(), key=lambda path: path == key):
         if path.is_dir():
@@ -243,17 +243,17 @@ def _holds_training(partial: Path) -> bool:
 def _changed(earlier: Mapping[str, Any], plan: StepPlan) -> str:
     """How `plan` differs from an earlier one, on one line."""
     if not earlier:
-        return "by a version that did not note its settings"
+        return "by a version that did not record its settings"
     inputs = earlier["inputs"]
     lines = [] if earlier["name"] == plan.name else [f"the step was {earlier['name']} and is {plan.name}"]
     lines += [
-        f"the {role} is not the same" for role in {**plan.inputs, **inputs} if inputs.get(role) != plan.inputs.get(role)
+        f"the {role} has changed" for role in {**plan.inputs, **inputs} if inputs.get(role) != plan.inputs.get(role)
     ]
     return in_short([*lines, *differences(earlier["settings"], plan.settings)])
 
 
 def _plan_of(signed: str) -> Mapping[str, Any]:
-    """What `StepPlan.signed` says, nothing where it is from before it said that."""
+    """The plan in the text of `StepPlan.signed`; empty where an earlier version wrote only the key."""
     try:
         tree = json.loads(signed.partition("\n")[2])
     except ValueError:
@@ -274,7 +274,7 @@ def _replace(partial: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(partial: Path, out: Path) -> Iterator[None]:
-    """Hold the partial folder itself: the kernel lets go when the process ends, however it ends."""
+    """Lock the partial folder itself: the kernel releases the lock when the process ends, however it ends."""
     busy = f"another run is writing {out}; wait for it, or give another --out"
     partial.mkdir(exist_ok=True)
     handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
@@ -284,7 +284,7 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise BusyError(busy) from error
         if not partial.exists() or not os.path.samestat(os.fstat(handle), partial.stat()):
-            raise BusyError(busy)  # the other run renamed the folder before it let go
+            raise BusyError(busy)  # the other run renamed the folder before it released the lock
         yield
     finally:
         os.close(handle)

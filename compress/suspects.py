@@ -1,4 +1,4 @@
-"""`compress data suspects`: images whose masks a model doubts most, which is where mistakes of the annotators are.
+"""`compress data suspects`: images whose masks a model doubts most, where annotators may have erred.
 
 H height, W width; masks are uint8, void is 255.
 """
@@ -28,11 +28,11 @@ class Suspect:
     doubt: float
     """Mean over the pixels of how much more probable the model finds its own answer than the mask's class, 0 to 1."""
     drawn: str
-    """Class in the mask of most of that doubt."""
+    """The mask's class where most of that doubt is."""
     answered: str
     """What the model says there instead."""
     share: float
-    """Of the pixels, that are drawn so and answered so."""
+    """Share of the pixels that are `drawn` in the mask and `answered` by the model."""
 
     def as_tree(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,8 +41,8 @@ class Suspect:
 def suspects(path: Path, data: Path, *, split: Split = "train", count: int = 20) -> list[Suspect]:
     """The `count` images of a split that the model at `path` doubts most, the worst first; none that it agrees with.
 
-    A checkpoint or a bundle with logits says how sure it is; of a bundle with masks alone every answer is sure. A model
-    that was trained on these images has learned some of their mistakes: one trained on others doubts better.
+    A checkpoint or a bundle with logits says how sure it is; a bundle with masks alone is sure of every answer. A model
+    that was trained on these images has learned some of their mistakes: one trained on others is a better judge.
 
     Raises UsageError, DatasetError, ShapeError and what `load_model` raises.
     """
@@ -66,7 +66,7 @@ def suspects(path: Path, data: Path, *, split: Split = "train", count: int = 20)
 
 
 def doubted(name: str, truth_HW: U8, probabilities_KHW: Figures, classes: tuple[str, ...]) -> Suspect | None:
-    """None where the model agrees with every pixel, or all of them are void.
+    """The suspect in one image; None where the model agrees with every pixel, or all of them are void.
 
     Raises ShapeError when mask and image differ in size.
     """
@@ -91,5 +91,5 @@ def doubted(name: str, truth_HW: U8, probabilities_KHW: Figures, classes: tuple[
 
 
 def _certain(mask_HW: U8, classes: int) -> Figures:
-    """Probabilities of one and zero."""
+    """A mask as probabilities of one and zero."""
     return np.asarray(np.arange(classes)[:, None, None] == mask_HW, dtype=np.float32)

@@ -2,11 +2,11 @@
 
     compress train --data DIR --out run/dense --model examples/own_model.py:LinkNet --set model.arguments.width=32
 
-All that segpress asks: a function or class that takes `channels` and `classes`, beside keywords of your own, and gives
-an `nn.Module` from float images NCHW to logits NKHW of the same height and width. `size_multiple` may be left out.
+segpress asks for a function or class that takes `channels` and `classes`, besides keywords of your own, and returns an
+`nn.Module` from float images NCHW to logits NKHW of the same height and width. `size_multiple` may be left out.
 
-What INT8 likes: BatchNorm right behind each convolution and a ReLU behind that, nearest upsampling, additions where
-others concatenate, and widths in multiples of 16.
+What is fast in INT8: BatchNorm right after each convolution and ReLU right after that, nearest-neighbour upsampling,
+additions instead of concatenations, and widths in multiples of 16.
 """
 
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""An augmentation, a loss and a schedule of one's own.
+"""An augmentation, a loss and a learning-rate schedule of your own.
 
     compress train --data data --out run/own \\
         --set train.augment.own=examples/own_parts.py:stripes \\
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def stripes(images_NCHW: Tensor, masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """A scan line that failed, in every other image: its pixels are grey, and nothing can be said of them."""
+    """Let a scan line fail in half of the images: its pixels are grey, and void in the mask."""
     count, _, height, _ = images_NCHW.shape
     row_N = torch.randint(height, (count,), device=images_NCHW.device)
     failed_N = torch.rand(count, device=images_NCHW.device) < 0.5
@@ -28,6 +28,6 @@ def edges(logits_NKHW: Tensor, target_NHW: Tensor) -> Tensor:
 
 
 def steps_down(step: int, steps: int) -> float:
-    """The whole rate, a tenth of it from two thirds on, and a hundredth at the end."""
+    """The whole rate, a tenth of it from two thirds of the steps on, and a hundredth in the last tenth."""
     done = step / steps
     return 1.0 if done < 2 / 3 else 0.1 if done < 0.9 else 0.01

@@ -1,4 +1,4 @@
-"""Cut channels and recover. `prune` is what the command calls, and `analyze` what it calls before there is a goal."""
+"""Cut channels and recover: `prune` is behind `compress prune`, `analyze` behind `compress prune --analyze`."""
 
 from compress.prune.analyze import analyze
 from compress.prune.prune import prune

@@ -1,4 +1,4 @@
-"""`compress prune --analyze`: how much each group of layers matters, found out by cutting it alone."""
+"""`compress prune --analyze`: how much each group of layers matters, found by cutting it alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,10 +33,10 @@ def analyze(
     write: Callable[[Analysis, Path], None] = lambda *_: None,
 ) -> Analysis:
     """Cut each group of coupled layers of the checkpoint `parent` to three quarters, a half and a quarter of its
-    channels, the others whole, and score that on the validation split of `data`. Nothing is fine-tuned.
+    channels, with the others whole, and score the result on the validation split of `data`. Nothing is fine-tuned.
 
-    `write` puts what is to be read beside `analysis.json` into the folder. Interrupted, it goes on with the groups that
-    are left. Raises CheckpointError, DatasetError, BusyError, UsageError.
+    `write` adds a report to the folder, beside `analysis.json`. A run that was interrupted continues with the groups
+    that are left. Raises CheckpointError, DatasetError, BusyError, UsageError.
     """
     recipe = recipe or Recipe()
     source, dataset = opened(parent, data, out)
@@ -68,7 +68,7 @@ def analyze(
 
 
 class _Analyzer:
-    """Each group's figures are saved as they come."""
+    """Cuts and scores group by group; each group's figures are saved as they come."""
 
     def __init__(self, step: PruneStep) -> None:
         self._step = step
@@ -99,7 +99,7 @@ class _Analyzer:
         return analysis
 
     def _begun(self) -> Analysis:
-        """What an earlier run left, or the parent alone."""
+        """The analysis that an earlier run left, or one with the parent's score alone."""
         saved = self._step.folder.decided(ANALYSIS)
         if saved is not None:
             return Analysis.model_validate(saved)
@@ -129,7 +129,7 @@ class _Analyzer:
 
 
 def _widths(width: int, *, multiple: int) -> dict[int, float]:
-    """The widths to try, with the share that each stands for; a width that two shares come to is the first one's."""
+    """The widths to try, with the share that each stands for; a width that two shares lead to belongs to the first."""
     found: dict[int, float] = {}
     for share in SHARES:
         kept = nearest_width(width, share * width, multiple)

@@ -1,4 +1,4 @@
-"""Channels go until the recipe's goal is met within its budget, and the parent teaches what is left."""
+"""Cut channels until the recipe's goal is met within its budget; the parent teaches what is left."""
 
 from typing import Any
 
@@ -14,24 +14,24 @@ from export.files import write_json
 
 GOAL = "goal.json"
 STRIDE = 1.5
-"""Of a speed-up that nobody named: how much faster each round is to be than the one before."""
+"""Without a speed-up goal: how many times faster than the best network so far each round should be."""
 SETBACKS = 2
-"""Rounds that lost too much, each followed by one of a smaller stride, until the way is at its end."""
+"""Rounds that may lose too much, each followed by one with a smaller stride; one more ends the search."""
 NO_FURTHER = 0.97
-"""A round that reaches less than this share of what it was asked for has found the narrowest widths."""
+"""A round that reaches less than this share of the speed-up it was asked for has found the narrowest widths."""
 
 
 def cut_channels(step: PruneStep) -> dict[str, Any]:
-    """Decide which channels go, cut them, fine-tune; in as many rounds as it takes. Gives the step's result.
+    """Decide which channels go, cut them and fine-tune, in as many rounds as it takes; returns the step's result.
 
-    Raises UsageError when nothing can go, or need not.
+    Raises UsageError when nothing can be cut, or the parent is fast enough already.
     """
     settings = step.recipe.prune
     rounds = Rounds(step, step.parent.network())
     way = _Way(rounds, settings, _asked(step, rounds))
     stage = way.to_the_goal() if settings.goals else way.as_far_as_allowed()
     if stage.figures is None:
-        raise UsageError(f"nothing can go from {step.parent.path}: {_why_nothing_goes(step)}")
+        raise UsageError(f"nothing can be cut from {step.parent.path}: {_why_nothing_goes(step)}")
     plan = stage.plan
     result = {
         **stage.figures,
@@ -55,14 +55,14 @@ def _why_nothing_goes(step: PruneStep) -> str:
     widths = Dependencies(step.parent.network(), step.parent.card.channels).widths()
     if max(widths.values()) > multiple:
         return (
-            f"what is asked for takes no step of {multiple} channels from any group of layers; ask for more, or set a "
-            "smaller prune.channel_multiple"
+            f"the goal does not take even one step of {multiple} channels from any group of layers; ask for more, or "
+            "set a smaller prune.channel_multiple"
         )
     return f"no group of layers is wider than {multiple} channels; set a smaller prune.channel_multiple"
 
 
 def _asked(step: PruneStep, rounds: Rounds) -> float | None:
-    """Times faster, where that is the goal. Milliseconds rest on a measurement, which is taken once and saved."""
+    """The speed-up to reach; None for other goals. Milliseconds are converted once, by a measurement that is saved."""
     settings = step.recipe.prune
     if settings.latency_ms is None:
         return settings.speedup
@@ -70,8 +70,8 @@ def _asked(step: PruneStep, rounds: Rounds) -> float | None:
     asked: float = rounds.decider.wanted(settings.latency_ms) if saved is None else saved["speedup"]
     if asked <= 1:
         raise UsageError(
-            f"{step.parent.path} takes {settings.latency_ms * asked:.3g} ms as it is, and {settings.latency_ms:g} ms "
-            "are asked for; ask for less"
+            f"{step.parent.path} already takes only {settings.latency_ms * asked:.3g} ms, and {settings.latency_ms:g} "
+            "ms are asked for; ask for less"
         )
     if saved is None:
         write_json(step.folder.path / GOAL, {"speedup": asked})
@@ -80,12 +80,12 @@ def _asked(step: PruneStep, rounds: Rounds) -> float | None:
 
 
 def _remembered(stage: Stage) -> dict[str, float]:
-    """What is kept of a round in the step's record."""
+    """What the step's record keeps of a round."""
     return {"speedup": stage.speedup, "miou": stage.accuracy.miou, "drop": stage.accuracy.drop}
 
 
 class _Way:
-    """Rounds after each other, and when to stop or to begin anew."""
+    """Runs rounds one after another, and decides when to stop or to start over."""
 
     def __init__(self, rounds: Rounds, settings: PruneSettings, asked: float | None) -> None:
         self._rounds = rounds
@@ -97,7 +97,10 @@ class _Way:
             self._budget.look_at_floors(rounds.parent_score.iou_per_class)
 
     def to_the_goal(self) -> Stage:
-        """There in `settings.rounds`; again in twice as many while the budget is missed, `settings.tries` times."""
+        """Reach the goal in `settings.rounds`; while the budget is missed, start over with twice as many.
+
+        That makes `settings.tries` tries at most, of which the best counts.
+        """
         tried: list[Stage] = []
         for count in (self._settings.rounds * 2**index for index in range(self._settings.tries)):
             stage = self._in(count)
@@ -110,7 +113,10 @@ class _Way:
         return min(tried, key=self._failings)
 
     def as_far_as_allowed(self) -> Stage:
-        """As fast as the budget allows: each round a stride further, a smaller one after each that lost too much."""
+        """As fast as the budget allows: each round goes a stride further than the best network so far.
+
+        The stride shrinks after each round that lost too much.
+        """
         best, stride = self._rounds.parent, STRIDE
         lost: list[Stage] = []
         while len(lost) <= SETBACKS:
@@ -146,6 +152,6 @@ class _Way:
         return stage
 
     def _failings(self, stage: Stage) -> tuple[bool, int, float]:
-        """The better stage has less of them: it is fast enough, keeps the budget, loses less."""
+        """A sort key, least for the best stage: fast enough, then the fewest limits missed, then the smallest drop."""
         slow = self.asked is not None and stage.speedup < self.asked
         return slow, len(self._budget.missed(stage.accuracy)), stage.accuracy.drop

@@ -1,4 +1,4 @@
-"""What a network takes at any choice of widths: its groups of channels, and the layers of the table that they make."""
+"""The time of a network at any choice of widths, from its groups of channels and a table of measured layers."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -28,18 +28,18 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """The layers of a network in terms of its groups, and a table that has all of them."""
+    """The layers of a network as functions of its groups' widths, and a latency table that covers all of them."""
 
     layers: tuple[Layer, ...]
     widths: Mapping[str, Sequence[int]]
-    """What each group may get, rising; the last is what it has."""
+    """The widths that each group may get, rising; the last is its present one."""
     parts: Parts
-    """What may go as a whole."""
+    """What may be removed as a whole."""
     table: LatencyTable
     reference_ms: float
-    """Of the table's reference convolution: now, or on another machine when it was measured."""
+    """Time of the table's reference convolution: as it is now, or for a foreign table as it was measured there."""
     foreign: bool
-    """Measured on another machine than this one: times here say nothing about there."""
+    """The table is of another machine, about which times measured here say nothing."""
 
     @classmethod
     def of(
@@ -54,9 +54,9 @@ class NetworkCosts:
         table: Path | None = None,
         whole_parts: bool = False,
     ) -> "NetworkCosts":
-        """`graph` is the float export of `network`; what `table` is not given for is measured here, once.
+        """The costs of `network`, whose float export is `graph`; without `table`, layers are measured here, once.
 
-        `whole_parts`: groups may get no channels at all, too, where that takes a part of the network with it.
+        With `whole_parts`, groups may also get no channels at all where that removes a whole part of the network.
 
         Raises UsageError for a table of another network, size or precision.
         """
@@ -67,14 +67,14 @@ class NetworkCosts:
         widths = {name: choices_of(group.width, multiple) for name, group in groups.items()}
         parts = Parts.of(network, groups) if whole_parts else NO_PARTS
         if left_out := unmodelled(layers):
-            say(f"the latency table leaves out {', '.join(left_out)}: the plan is measured as a whole all the same")
+            say(f"the latency table leaves out {', '.join(left_out)}; the plan is measured as a whole in any case")
         if table is None:
             found = _measured(layers, parts.with_none(widths), precision, size)
         else:
             found = LatencyTable.load(table)
             found.require(layers, widths, precision=precision, size=size, source=table)
             if not all(map(found.covers, keys_needed(layers, parts.with_none(widths)))):
-                say(f"{table} does not know narrow enough layers for whole parts of the network to go")
+                say(f"{table} has no times for layers as narrow as removing whole parts leaves them; all parts stay")
                 parts = NO_PARTS
         foreign = is_foreign(found)
         reference = found.reference_ms if foreign else reference_now(precision, found.threads)
@@ -82,7 +82,7 @@ class NetworkCosts:
 
     @property
     def machine(self) -> str:
-        """Whose milliseconds they are."""
+        """The machine whose milliseconds these are, in words."""
         found = self.table.machine
         return f"{found.cpu}, {self.table.threads} threads, {found.instruction_set}"
 
@@ -93,10 +93,10 @@ class NetworkCosts:
     def choices(
         self, lost: Callable[[str, int], float], *, count: Literal["time", "macs"] = "time"
     ) -> Sequence[Choices]:
-        """For a search; `lost` is the importance that goes when a group keeps so many channels.
+        """What a search may choose from: with all levels in the first, with one removed in the second, and so on.
 
-        All levels stay in the first, one goes in the second, and so on. What may be spent is time, or for comparison
-        the multiply-accumulates of convolutions.
+        `lost` is the importance lost when a group keeps a number of channels. The cost is time, or for comparison the
+        multiply-accumulates of convolutions.
         """
         cost = self.table.ratio if count == "time" else LayerKey.macs
         terms = [_term(layer, cost) for layer in self.layers]
@@ -106,12 +106,12 @@ class NetworkCosts:
         return [Choices({**optional, **dict.fromkeys(level, (0,))}, lost, terms) for level in gone]
 
     def milliseconds(self, widths: Mapping[str, int]) -> float:
-        """Of the table's machine."""
+        """The time at `widths`, on the table's machine."""
         return self.table.predict(self.layers, widths, reference_ms=self.reference_ms)
 
     def spared(self, widths: Widths) -> dict[str, float]:
-        """Of each group, the milliseconds that would come back if it alone were as wide as before; with the rest of
-        its level, where that has gone."""
+        """By group, the milliseconds saved: what restoring its width alone would cost, or where its level was removed,
+        restoring that level."""
         now, spared = self.milliseconds(widths), {}
         for name in self.widths:
             level = next((level for level in self.parts.levels if name in level and not widths[name]), {name})
@@ -126,9 +126,10 @@ def _term(layer: Layer, cost: Callable[[LayerKey], float]) -> Term:
 
 
 def _outputs(groups: Mapping[str, ChannelGroup], network: nn.Module) -> dict[str, Linear]:
-    """What each convolution gives, by the name of its weight in the graph: groups, and channels that nothing cuts.
+    """The output width of each convolution, by the name of its weight in the graph: groups, and channels that nothing
+    cuts.
 
-    One that makes a part of a group alone is left out: how many of its channels stay depends on which they are.
+    A convolution that makes only part of a group is left out: how many of its channels stay depends on which they are.
     """
     found: dict[str, dict[str, int]] = {}
     for name, group in groups.items():
@@ -155,6 +156,6 @@ def _measured(
 
 
 def is_foreign(table: LatencyTable) -> bool:
-    """Whether it was measured on another kind of machine than this one, or by another version of the runtime."""
+    """Whether `table` was measured on another kind of machine than this one, or by another version of the runtime."""
     here = Machine.here()
     return not here.is_like(table.machine) or here.libraries["onnxruntime"] != table.onnxruntime

@@ -1,4 +1,4 @@
-"""Which channels go from a network, by a ratio or until it is so much faster; and what each group has to do with it."""
+"""Decide which channels go, by a ratio or until a speed-up is reached, and say what each group contributes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from export.errors import ShapeError, WorkFailedError
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan for a network on the way, and figures against the parent of the whole step."""
+    """A plan for the network of one round, with its figures against the parent of the whole step."""
 
     plan: PruningPlan
     figures: Mapping[str, Any]
@@ -63,7 +63,7 @@ class Decider:
         figures = {**self._figures(measured), "speedup_predicted": predicted}
         figures["groups"] = _groups(plan, scores, costs.spared(plan.kept()))
         if costs.foreign:
-            say(f"by its latency table {predicted:.2f}x faster on {costs.machine}; {measured.speedup:.2f}x here")
+            say(f"the latency table predicted {predicted:.2f}x on {costs.machine}; here it is {measured.speedup:.2f}x")
         else:
             error = predicted / measured.speedup - 1
             say(f"the latency table predicted {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
@@ -71,19 +71,19 @@ class Decider:
             if table_decides:
                 say(f"the latency table decides instead: {predicted:.2f}x faster")
         if table_decides:
-            # What the machine that will serve would measure, or this one when it is quiet, is not known here and now.
+            # What the machine that will serve would measure, or this one when quiet, is unknown here and now.
             by_table = {"speedup": predicted, "milliseconds": costs.milliseconds(plan.kept())}
             figures |= {"speedup_here": measured.speedup, "milliseconds_here": measured.milliseconds, **by_table}
         return Decision(plan, figures)
 
     def groups(self, plan: PruningPlan) -> dict[str, dict[str, float]]:
-        """What each group costs and buys by a `plan` for the parent, whatever rounds led to it."""
+        """What each group costs and buys under `plan`, a single cut of the parent, whatever rounds led to it."""
         scores = self._scores(self._network)
         costs = None if self._step.recipe.prune.ratio is not None else self._table_of(self._network)
         return _groups(plan, scores, None if costs is None else costs.spared(plan.kept()))
 
     def wanted(self, milliseconds: float) -> float:
-        """The speed-up that a network of so many milliseconds has."""
+        """The speed-up of a network that takes `milliseconds`."""
         costs = self._costs(self._network) if self._step.recipe.prune.latency_table else None
         if costs is not None and costs.foreign:
             whole = costs.milliseconds(costs.widest)
@@ -102,9 +102,9 @@ class Decider:
         )
 
     def _table_of(self, network: nn.Module) -> NetworkCosts | None:
-        """None where widths are to be chosen without a table, or have to be.
+        """The costs by a latency table; None where the settings choose widths without one, or layers cannot be timed.
 
-        Raises UsageError for a table that was given and does not fit, and where none can be kept.
+        Raises UsageError for a given table that does not fit, and where a measured one cannot be stored.
         """
         settings = self._step.recipe.prune
         if settings.search == "ratio":
@@ -114,7 +114,7 @@ class Decider:
         except (ShapeError, WorkFailedError) as error:
             if settings.latency_table is not None:
                 raise
-            say(f"the layers of this network cannot be timed one by one, so one threshold serves for all: {error}")
+            say(f"the layers of this network cannot be timed one by one, so one threshold is used for all: {error}")
             return None
 
     def _costs(self, network: nn.Module) -> NetworkCosts:
@@ -145,8 +145,11 @@ class Decider:
         wanted: float,
         predicted: Callable[[PruningPlan], float] | None = None,
     ) -> tuple[PruningPlan, Measured]:
-        """`predicted`, where there is a table, is by what a plan is faster than `network`; it counts where what is
-        measured misleads."""
+        """The plan that `search` finds for a speed-up of `wanted`, and its measurement.
+
+        `predicted`, where there is a table, is the speed-up of a plan over `network`; it counts instead of a
+        measurement that misleads.
+        """
         found: dict[PruningPlan, Measured] = {}
 
         def measure(plan: PruningPlan) -> float:
@@ -159,7 +162,7 @@ class Decider:
         return plan, found.get(plan) or self._measured(network, plan)
 
     def _measured(self, network: nn.Module, plan: PruningPlan) -> Measured:
-        """Of what is exported of `network` when `plan` is carried out."""
+        """Time the export of `network` with `plan` applied."""
         pruned = plan.apply(network, channels=self._step.parent.card.channels)
         return self._probe.measure(self._step.graph(pruned))
 
@@ -175,8 +178,8 @@ class Decider:
 def _groups(
     plan: PruningPlan, scores: Scores, spared: Mapping[str, float] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Of each group its widths, the share of its importance that went, and the milliseconds that it would cost to keep
-    it whole."""
+    """By group: its widths, the share of its importance that was lost, and the milliseconds that keeping it whole would
+    cost."""
     return {
         cut.layer: {
             "width": cut.width,

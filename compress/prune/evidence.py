@@ -1,4 +1,4 @@
-"""What training images say about the importance of channels: what the loss would lose, and how much a channel fires."""
+"""The importance of channels by training images: how much the loss would change, or how much a channel fires."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from compress.train.losses import class_weights
 from compress.train.objective import Objective, Part
 
 IMAGES = 160
-"""About as many are looked at: the ranking of channels settles long before that of networks does."""
+"""About how many are used: the ranking of channels settles with far fewer than that of networks does."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Evidence:
     images: TrainingImages
     classes: int
     settings: FitSettings
-    """Whose loss, over batches of what size; its seed gives the order of the images, and their windows where crops are
-    trained on."""
+    """Gives the loss, the batch size, and the seed for the order of the images (and for their windows, where training
+    uses crops)."""
     device: torch.device
 
     def taylor(self, network: nn.Module, groups: Mapping[str, ChannelGroup]) -> dict[str, Tensor | None]:
-        """By how much the loss changes to first order when a channel goes: the square of gradient times weight, summed
-        over all the weights that read the channel; mean over the batches. Comparable between groups.
+        """First-order change of the loss when a channel is removed: gradient times weight, summed over all weights that
+        read the channel, then squared; mean over the batches. Comparable between groups.
 
-        Layers read channels linearly, so that sum is the derivative by a factor on the channel wherever it is
-        read, whatever makes it. BatchNorm has its running statistics: what goes is taken from the network as it is.
+        Layers read channels linearly, so that sum is the derivative with respect to a factor on the channel, whatever
+        makes it. BatchNorm uses its running statistics: channels are removed from the network as it is.
 
-        Source: Molchanov et al. 2019 (arXiv:1906.10771), equation 8. None where no convolution reads a channel.
+        Source: Molchanov et al. 2019 (arXiv:1906.10771), equation 8. None for a group that no layer reads.
         """
 
         def change(place: Place) -> Tensor:
@@ -55,10 +55,10 @@ class Evidence:
         return means.result()
 
     def activation(self, network: nn.Module, groups: Mapping[str, ChannelGroup]) -> dict[str, Tensor | None]:
-        """The mean absolute activation of a channel as the layers that read it see it, behind BatchNorm and ReLU,
+        """The mean absolute activation of a channel as the layers that read it see it, after BatchNorm and ReLU,
         summed over them. Source: Molchanov et al. 2017 (arXiv:1611.06440), section 2.2.
 
-        None where no convolution reads a channel.
+        None for a group that no layer reads.
         """
         seen: dict[str, Tensor] = {}
         names = {place.layer for group in groups.values() for place in group.places if place.role == "reads"}
@@ -86,7 +86,7 @@ class Evidence:
         return Objective(self.settings.loss, None if weights_K is None else weights_K.to(self.device), teacher=None)
 
     def _batches(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and masks on the device, where `network` is put in eval mode."""
+        """Images and masks on the device; `network` is moved there and put in eval mode."""
         network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         count = -(-IMAGES // self.settings.batch_size)
         with task("importance", count) as bar:
@@ -97,7 +97,7 @@ class Evidence:
 
 
 class _Means:
-    """Of the scores of each group over the batches, in float64."""
+    """Mean scores of each group over the batches, in float64."""
 
     def __init__(self, groups: Mapping[str, ChannelGroup]) -> None:
         self._groups = groups

@@ -1,7 +1,7 @@
 """How much each channel matters, by one of several criteria.
 
-By weights alone: how large they are, how much BatchNorm scales them, how unlike they are. By training images: what the
-loss would lose (`evidence`). By chance: what any other criterion must beat.
+By weights alone: how large they are, how much BatchNorm scales them, how unlike they are. By training images: how much
+the loss would change, how much a channel fires (`evidence`). By chance: what any other criterion must beat.
 """
 
 import copy
@@ -19,7 +19,7 @@ from compress.settings.prune import Criterion, PruneSettings, Scope
 from export.errors import UsageError
 
 ByGroup = dict[str, Tensor | None]
-"""Scores [width]; None of a group that a criterion finds nothing in to look at."""
+"""Scores [width]; None for a group in which a criterion finds nothing to look at."""
 
 
 def scores_of(
@@ -31,12 +31,12 @@ def scores_of(
     seed: int = 0,
     scope: Scope = "global",
 ) -> Scores:
-    """What `criterion` says of each channel of each group of `network`, which stays as it is.
+    """Score each channel of each group of `network` by `criterion`; the network stays as it is.
 
-    `evidence` is what "taylor" and "activation" look at; `seed` is that of "random". Groups that a criterion cannot
-    tell anything about, such as those without BatchNorm, are ranked by "l2" instead, and named.
+    `evidence` is what "taylor" and "activation" look at; `seed` is that of "random". Groups about which a criterion
+    says nothing, such as those without BatchNorm for "bn-scale", are ranked by "l2" instead, and named in the log.
 
-    Raises UsageError when no channel can go, and when a criterion can tell nothing about any group.
+    Raises UsageError when no channel can be cut, and when the criterion says nothing about any group.
     """
     twin = copy.deepcopy(network).cpu()
     groups = Dependencies(twin, channels).channel_groups()
@@ -45,7 +45,7 @@ def scores_of(
 
 
 def scores_by(settings: PruneSettings, network: nn.Module, *, channels: int, evidence: Evidence) -> Scores:
-    """`scores_of` as a recipe wants it."""
+    """`scores_of` with the settings of a recipe."""
     return scores_of(
         network,
         settings.importance,
@@ -97,13 +97,13 @@ def bn_scale(network: nn.Module, group: ChannelGroup) -> Tensor | None:
 
 def fpgm(network: nn.Module, group: ChannelGroup) -> Tensor | None:
     """The mean Euclidean distance of the kernels that make a channel from those of its layer's other channels, summed
-    over the layers that make it. Near the geometric median the others can say what it says.
+    over the layers that make it. A channel near the geometric median can be replaced by the others.
 
-    Source: He et al. 2019 (arXiv:1811.00250), which takes the sum over one layer: the same order.
+    Source: He et al. 2019 (arXiv:1811.00250), which takes the sum over one layer; the order is the same.
     """
 
     def distance(place: Place) -> Tensor:
-        # It multiplies matrices, which in float32 would lose what tells near neighbours apart.
+        # cdist multiplies matrices, which in float32 would lose the difference between near neighbours.
         rows = place.rows(place.weight(network)).double()
         return torch.cdist(rows, rows).sum(1) / max(1, len(rows) - 1)
 
@@ -121,7 +121,7 @@ BY_WEIGHTS: Mapping[str, Callable[[nn.Module, ChannelGroup], Tensor | None]] = {
 def _completed(
     network: nn.Module, groups: Mapping[str, ChannelGroup], criterion: Criterion, found: ByGroup
 ) -> dict[str, Tensor]:
-    """`found`, and where it is None L2 magnitudes, of the mean that the channels of the other groups have."""
+    """`found`; where it is None, L2 magnitudes, scaled to the mean over the channels of the other groups."""
     missing = [name for name, scores in found.items() if scores is None]
     scored = [scores for scores in found.values() if scores is not None]
     if not scored:

@@ -1,4 +1,4 @@
-"""A UNet++ cut to a smaller depth: what its head at that depth has learned is served, exactly as it is."""
+"""Cut a UNet++ to a smaller depth: its head at that depth then serves exactly what it has learned."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from export.errors import UsageError
 
 
 def cut_levels(step: PruneStep) -> dict[str, Any]:
-    """Keep `prune.levels` levels of the parent; nothing has to recover. Gives the step's result.
+    """Keep `prune.levels` levels of the parent; nothing has to recover. Returns the step's result.
 
     Raises UsageError for a parent that cannot be cut to so many levels.
     """
@@ -54,7 +54,7 @@ def cut_levels(step: PruneStep) -> dict[str, Any]:
 
 
 def restricted(card: ModelCard, levels: int) -> ModelCard:
-    """The card of the part of its network that leads to depth `levels`, pruned as the whole was."""
+    """`card` for the part of its network that leads to depth `levels`, pruned as the whole was."""
     arguments = {**card.arguments, "levels": levels}
     network = models.build(card.factory, arguments)
     size_multiple = models.size_multiple(network)

@@ -19,14 +19,14 @@ from export.timing import Samples, interleaved
 
 ROUNDS = 15
 RUNS = 5
-"""Of as many rounds, while other work disturbs them."""
+"""Runs of `ROUNDS` rounds at most, while other work disturbs them."""
 QUIET = 0.1
-"""By as much a median may be above the fastest. Of 15 rounds in the reports it was by 0.01 to 0.06 where nothing else
-ran, at most 0.12 for a few milliseconds, and by 0.15 to 0.8 beside other work, which slows a small network down more
-than its parent: their ratio says little then."""
+"""How far a median may be above the fastest, as a share. Of 15 rounds in the reports it was 0.01 to 0.06 where nothing
+else ran (at most 0.12, for a few milliseconds), and 0.15 to 0.8 beside other work. That slows a small network down more
+than its parent, so their ratio then says little."""
 CREDIBLE = 1 / 3
-"""By as much a latency table may contradict what other work has made uncertain; the reports' tables were off by 0.29 at
-most, and by 0.67 beside tests that ran at the same time."""
+"""How far a disturbed measurement may be from the latency table, as a share, and still count. The reports' tables were
+off by 0.29 at most, and by 0.67 beside tests that ran at the same time."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Measured:
     milliseconds: float
     """Median of the child."""
     disturbed: float
-    """By what share the medians are above the fastest, at most; beyond `QUIET` other work never paused."""
+    """By what share a median exceeds the fastest, the larger of the two; beyond `QUIET` other work never paused."""
 
     @property
     def uncertain(self) -> bool:
         return self.disturbed > QUIET
 
     def misleads(self, predicted: float) -> bool:
-        """Whether a speed-up that a latency table has `predicted` is nearer to what a quiet machine would measure."""
+        """Whether the latency table's `predicted` speed-up is nearer to what a quiet machine would measure."""
         return self.uncertain and abs(predicted / self.speedup - 1) > CREDIBLE
 
     def doubt(self) -> None:
@@ -53,7 +53,7 @@ class Measured:
         if self.uncertain:
             say(
                 f"warning: other work kept this machine busy: the median run took {self.disturbed:.0%} longer than the "
-                f"fastest, so that {self.speedup:.2f}x is uncertain; compress bench latency tells once it is quiet"
+                f"fastest, so {self.speedup:.2f}x is uncertain; repeat with compress bench latency once it is quiet"
             )
 
 
@@ -63,7 +63,7 @@ class LatencyProbe:
     def __init__(
         self, parent: onnx.ModelProto, *, size: tuple[int, int], channels: int, threads: int | None = None
     ) -> None:
-        """`threads` of one run: by default all cores that may be used."""
+        """`threads` is for each run: by default all cores that may be used."""
         self.size = size
         self._parent = parent
         self._image = np.random.default_rng(0).integers(0, 256, (1, *size, channels), dtype=np.uint8)
@@ -71,25 +71,25 @@ class LatencyProbe:
         self._parent_model = OnnxModel(parent.SerializeToString(), threads=threads)
 
     def parent_milliseconds(self) -> float:
-        """Median, here and now."""
+        """The parent's median latency, measured now."""
         taken, _ = self._quietest(parent=self._parent_model)
         return taken["parent"].median
 
     def speedup(self, pruned: nn.Module) -> float:
         """The speed-up that `measure` would give for `pruned`, from a graph with the shapes of its weights.
 
-        Raises BundleError or ShapeError when that graph does not run, because a width stands elsewhere in it too.
+        Raises BundleError or ShapeError when that graph does not run, because a width is also written elsewhere in it.
         """
         return self.measure(with_shapes_of(self._parent, pruned)).speedup
 
     def measure(self, child: onnx.ModelProto) -> Measured:
-        """`child` and the parent, taking turns."""
+        """Time `child` and the parent, taking turns."""
         model = OnnxModel(child.SerializeToString(), threads=self._threads)
         taken, disturbed = self._quietest(parent=self._parent_model, child=model)
         return Measured(taken["parent"].median / taken["child"].median, taken["child"].median, disturbed)
 
     def _quietest(self, **models: OnnxModel) -> tuple[Mapping[str, Samples], float]:
-        """The first run that nothing disturbs, else the least disturbed of `RUNS`; and by how much it was."""
+        """The first run that nothing disturbs, else the least disturbed of `RUNS`; and by what share it was."""
         calls = {name: partial(model.masks, self._image) for name, model in models.items()}
         runs: list[Mapping[str, Samples]] = []
 
@@ -118,7 +118,7 @@ def with_shapes_of(parent: onnx.ModelProto, pruned: nn.Module) -> onnx.ModelProt
             if attribute.name == "group":
                 attribute.i = groups  # as many as channels, where the convolution is depthwise
         if len(node.input) == 3:
-            new[node.input[2]] = (out_channels,)  # a bias that BatchNorm folding made has a name of the exporter's own
+            new[node.input[2]] = (out_channels,)  # a bias from BatchNorm folding, whose name is the exporter's
     rng = np.random.default_rng(0)
     for tensor in child.graph.initializer:
         if tensor.name in new and tuple(tensor.dims) != new[tensor.name]:

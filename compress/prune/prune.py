@@ -26,11 +26,11 @@ from export.latency.table import LatencyTable
 def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> Checkpoint:
     """Make the checkpoint `parent` smaller until the recipe's goal is met, and let it recover.
 
-    The goal is `prune.speedup` (measured through ONNX Runtime against `parent`) or `prune.latency_ms`, or `prune.ratio`
-    (share of the channels), or `prune.sparsity` (share of the single weights, whose network is no faster); the parent
-    then teaches while the pruned network is fine-tuned on `data`. Or it is `prune.levels`: the depth that is kept of a
-    UNet++, which has learned to stand alone. `prune.max_drop` and `prune.min_iou` are the budget; alone, they are the
-    goal: as fast as they allow.
+    The goal is `prune.speedup` (measured through ONNX Runtime against `parent`), `prune.latency_ms`, `prune.ratio`
+    (share of the channels) or `prune.sparsity` (share of the single weights; the network is no faster). The parent then
+    teaches while the pruned network is fine-tuned on `data`. With `prune.levels`, the goal is the depth to keep of a
+    UNet++, which has learned to stand alone. `prune.max_drop` and `prune.min_iou` are the budget; without a goal, the
+    network becomes as fast as they allow.
 
     Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the goal is out of reach or the
     budget is missed (the best network that was found is kept in `out`).
@@ -82,7 +82,7 @@ def _cut(step: PruneStep) -> dict[str, Any]:
 
 
 def _out_of_reach(settings: PruneSettings, result: Mapping[str, Any]) -> str | None:
-    """What is to be said of a speed-up that was not reached."""
+    """What to say of a speed-up that was not reached; None if it was."""
     asked, found = result.get("speedup_asked"), result["speedup"]
     if asked is None or found >= asked:
         return None
@@ -103,13 +103,13 @@ def _out_of_reach(settings: PruneSettings, result: Mapping[str, Any]) -> str | N
 
 
 def _look_at_milliseconds(settings: PruneSettings, result: Mapping[str, Any]) -> None:
-    """Warn of a goal that is met as a ratio, on a machine that has slowed down since milliseconds became one."""
+    """Warn when a goal in milliseconds is met only as a ratio, because the machine is slower than at the conversion."""
     goal = settings.latency_ms
     if goal is None or "speedup_here" in result or result["speedup"] < result["speedup_asked"]:
         return
     if result["milliseconds"] > (1 + QUIET) * goal:
         say(
-            f"warning: {result['milliseconds']:.3g} ms were measured, and {goal:g} are asked for: this machine is "
-            f"slower than when its parent took {goal * result['speedup_asked']:.3g}, and the goal is met as the "
-            "speed-up that it was then; compress bench latency tells once it is quiet"
+            f"warning: {result['milliseconds']:.3g} ms were measured where {goal:g} are asked for: this machine is "
+            f"slower than when the parent took {goal * result['speedup_asked']:.3g} ms, and only the speed-up that the "
+            "goal meant then is met; repeat with compress bench latency once it is quiet"
         )

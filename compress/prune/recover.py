@@ -1,4 +1,4 @@
-"""A cut network learns again what it lost, from the training images and from its parent."""
+"""Recovery: a cut network learns again what it lost, from the training images and from its parent."""
 
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ HISTORY = "history.json"
 
 
 class Recovery:
-    """Of what `step` cuts from `parent`: images, device and precision."""
+    """Fine-tunes and scores what `step` cuts from `parent`, with one set of images, one device and one precision."""
 
     def __init__(self, step: PruneStep, parent: nn.Module) -> None:
         self._parent = parent
@@ -35,25 +35,25 @@ class Recovery:
         self._images, self._validation = decoded(step.dataset, step.recipe, step.parent.card.size_multiple, self.device)
 
     def evidence(self) -> Evidence:
-        """The images, and the loss that the recovery makes small."""
+        """The training images, with the loss that the recovery minimises."""
         classes, settings = len(self._validation.classes), self._step.recipe.prune.finetune
         return Evidence(self._images, classes, settings, self.device)
 
     @cached_property
     def parent_score(self) -> Score:
-        """On the validation split; the parent is on the CPU before and after."""
+        """The parent's score on the validation split; the parent is on the CPU before and after."""
         score = validate(self._parent.to(self.device), self._validation, self.device)
         self._parent.cpu()
         return score
 
     def score_of(self, child: nn.Module) -> Score:
-        """On the validation split, with BatchNorm statistics taken again and nothing fine-tuned."""
+        """Score `child` on the validation split, with BatchNorm statistics recomputed and nothing fine-tuned."""
         reestimate(child.to(self.device), self._images)
         return validate(child, self._validation, self.device)
 
     def run(self, child: nn.Module, card: ModelCard, folder: Path) -> dict[str, Any]:
         """Fine-tune `child`, whose checkpoints have `card`, with the parent as its teacher; `folder` keeps what a
-        killed run goes on from. What it scores, before and after; leaves the best weights in `child`, on the CPU."""
+        killed run continues from. Returns scores before and after; leaves the best weights in `child`, on the CPU."""
         step, settings = self._step, self._step.recipe.prune.finetune
         before = self.score_of(child).miou
         say(f"mIoU on validation: parent {self.parent_score.miou:.4f}, cut and not yet fine-tuned {before:.4f}")

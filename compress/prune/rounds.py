@@ -1,4 +1,4 @@
-"""The way from the parent to the goal: cuts with a recovery after each, kept so that a killed run goes on with them."""
+"""Rounds from the parent to the goal: each a cut and a recovery, saved so that a killed run continues with them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ DONE = "round.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """A network on the way."""
+    """The parent, or the network that some rounds have made of it."""
 
     network: nn.Module
     """On the CPU."""
@@ -36,7 +36,7 @@ class Stage:
     plans: tuple[PruningPlan, ...] = ()
     """One after the other, from the parent to here."""
     figures: Mapping[str, Any] | None = None
-    """Of the last round: what was decided, and what the recovery gave. None of the parent itself."""
+    """Of the last round: what was decided, and what the recovery gave. None for the parent itself."""
     folder: StepFolder | None = None
     """Of the last round."""
 
@@ -44,12 +44,12 @@ class Stage:
     def accuracy(self) -> Accuracy:
         """Raises ValueError for the parent itself."""
         if self.figures is None:
-            raise ValueError("the parent is not beside itself")
+            raise ValueError("the parent is not compared with itself")
         return Accuracy.from_result(self.figures)
 
     @property
     def plan(self) -> PruningPlan:
-        """All that went, as one cut of the parent."""
+        """All that was removed, as one cut of the parent."""
         return reduce(PruningPlan.then, self.plans)
 
     @property
@@ -61,7 +61,7 @@ class Stage:
 class Rounds:
     """Cuts and recoveries, numbered in the order in which they are asked for.
 
-    A run that was killed asks for the same again, and is given what it had: the same rounds follow.
+    A run that was killed asks for the same rounds again and gets what it had saved, so the same rounds follow.
     """
 
     def __init__(self, step: PruneStep, network: nn.Module) -> None:
@@ -86,7 +86,7 @@ class Rounds:
         return self._recovery.parent_score
 
     def keep(self, stage: Stage) -> None:
-        """Put what the recovery of `stage` left beside the step's own files."""
+        """Move what the recovery of `stage` left beside the step's own files, and write the plan there."""
         assert stage.folder is not None
         for path in stage.folder.path.iterdir():
             if path.is_dir() or path.name == HISTORY:
@@ -101,7 +101,7 @@ class Rounds:
             return stage
         plans = (*stage.plans, cut)
         removed = reduce(PruningPlan.then, plans).removed
-        where = "by the latency table of the machine that will serve" if "speedup_here" in decided else "measured"
+        where = "by the latency table" if "speedup_here" in decided else "measured"
         say(f"cut: {removed:.0%} of the channels, {decided['speedup']:.2f}x faster than its parent, {where}")
         recovered = folder.decided(DONE)
         if recovered is None:
@@ -116,7 +116,7 @@ class Rounds:
         return Stage(child, decided["speedup"], plans, {**decided, **recovered}, folder)
 
     def _decided(self, folder: StepFolder, decide: Callable[[], Decision]) -> tuple[PruningPlan, dict[str, Any]]:
-        """The plan and what it measured. It rests on timing, so it is taken once, saved, and then acted on."""
+        """The plan and its figures. The decision rests on timing, so it is taken once, saved, and then acted on."""
         figures = folder.decided(DECISION)
         if figures is None:
             try:
@@ -124,7 +124,7 @@ class Rounds:
             except UsageError as error:
                 if self._asked == 1:
                     raise
-                # A mistake of the user's leaves nothing behind, and rounds that are done must not go with it.
+                # A UsageError removes the step's folder, and rounds that are done must not go with it.
                 raise WorkFailedError(f"round {self._asked}: {error}") from error
             figures = dict(decision.figures)
             write_json(folder.path / PLAN, decision.plan.model_dump(mode="json"))

@@ -20,22 +20,22 @@ class Scores:
     raw: Mapping[str, Tensor]
     """[width] on the CPU, not negative, in the unit of the criterion."""
     comparable: bool = False
-    """Whether that unit says the same in every group: a change of the loss does, the size of a weight does not."""
+    """Whether that unit means the same in every group: a change of the loss does, the size of a weight does not."""
     scope: Scope = "global"
     """Whether the groups are compared with each other at all."""
 
     @cached_property
     def normalised(self) -> dict[str, Tensor]:
-        """Of mean 1 within each group; a group that is worth nothing stays at 0."""
+        """`raw` scaled to mean 1 within each group; a group that is worth nothing stays at 0."""
         return {name: raw / raw.mean() if raw.any() else raw for name, raw in self.raw.items()}
 
     @property
     def by_group(self) -> Mapping[str, Tensor]:
-        """By which channels of different groups are compared: `raw` where that is comparable, else `normalised`."""
+        """Scores that compare channels of different groups: `raw` where that is comparable, else `normalised`."""
         return self.raw if self.comparable else self.normalised
 
     def lost(self, group: str, kept: int) -> float:
-        """The importance that goes when only the `kept` most important channels of `group` stay, as in `by_group`.
+        """The importance lost when only the `kept` most important channels of `group` stay, in units of `by_group`.
 
         Raises KeyError for an unknown group, ValueError for a number of channels that it cannot have.
         """
@@ -45,14 +45,14 @@ class Scores:
         return losses[len(losses) - 1 - kept]
 
     def damage(self, group: str, kept: int) -> float:
-        """What it does to the network when only the `kept` most important channels of `group` stay; what a search of
-        widths makes small.
+        """The damage to the network when only the `kept` most important channels of `group` stay; a search of widths
+        minimises the sum over the groups.
 
-        The first channels to go do as much as their importance says, the last ones more and more, because ever less is
-        left to take over from them: W log((I + m) / (K + m)), for I the importance of the whole group, K of what is
-        kept, m of a channel in the mean. W is I over the mean of all groups where the criterion compares groups, else
-        1. (The plain sum of what goes, as HALP has it, empties whole layers where a millisecond is cheapest, and leaves
-        others whole: arXiv:2110.10811.)
+        The first channels to go do as much damage as their importance says, the last ones more and more, because ever
+        less is left to take over from them: W log((I + m) / (K + m)), where I is the importance of the whole group, K
+        that of what is kept, and m the mean of a channel. W is I over the mean of all groups where scores are
+        `comparable`, else 1. (The plain sum of what goes, as in HALP (arXiv:2110.10811), empties whole layers where a
+        millisecond is cheapest, and leaves others whole.)
 
         Raises KeyError for an unknown group, ValueError for a number of channels that it cannot have.
         """
@@ -64,14 +64,14 @@ class Scores:
         return weight * math.log((whole + mean) / (whole - lost + mean))
 
     def share_of(self, cut: GroupCut) -> float:
-        """Of the importance of a group, what goes with the channels that `cut` names; 0 where it has none."""
+        """The share of its group's importance that `cut` removes; 0 where the group has none."""
         scores = self.by_group[cut.layer]
         total = float(scores.sum())
         return float(scores[list(cut.remove)].sum()) / total if total else 0.0
 
     def plan_of(self, widths: Mapping[str, int]) -> PruningPlan:
-        """Keep so many of the most important channels of each group; all where `widths` names no number. None at all is
-        for parts that go as a whole.
+        """Keep as many of each group's most important channels as `widths` says, all where it does not name the group.
+        Width 0 is for parts that are removed as a whole.
 
         Raises KeyError for an unknown group, ValueError for a width that it cannot have.
         """
@@ -95,7 +95,7 @@ class Scores:
 
     @cached_property
     def _losses(self) -> dict[str, list[float]]:
-        """What goes with the 0, 1, 2 ... least important channels of each group."""
+        """By group, the importance lost with its 0, 1, 2 ... least important channels."""
         sums = {name: scores.double().sort().values.cumsum(0) for name, scores in self.by_group.items()}
         return {name: [0.0, *total.tolist()] for name, total in sums.items()}
 
@@ -103,7 +103,7 @@ class Scores:
         return {name: (1 - ratio) * len(raw) for name, raw in self.raw.items()}
 
     def _most_important(self, ratio: float) -> dict[str, float]:
-        """Of channels that are worth the same, those of earlier layers go first: a threshold would take all of them."""
+        """Channels kept in each group. Of equal ones, those of earlier layers go first: a threshold would take all."""
         scores = torch.cat(list(self.by_group.values()))
         kept = torch.ones(len(scores), dtype=torch.bool)
         kept[torch.argsort(scores, stable=True)[: round(ratio * len(scores))]] = False
@@ -119,6 +119,6 @@ class Scores:
 
 
 def nearest_width(width: int, wanted: float, multiple: int) -> int:
-    """The multiple of `multiple` that is nearest to `wanted` among those from one `multiple` up to `width`; `width`
-    itself, multiple or not, above all of them."""
+    """The multiple of `multiple` nearest to `wanted`, but at least `multiple` and at most `width`, which need not be a
+    multiple."""
     return min(width, max(multiple, round(wanted / multiple) * multiple))

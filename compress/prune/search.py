@@ -1,4 +1,4 @@
-"""How much goes: plans that ought to be fast enough, measured as a whole until one is."""
+"""Find how much to cut: plans that should be fast enough are measured as whole graphs until one is."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,25 +11,25 @@ from compress.prune.costs import NetworkCosts
 from compress.prune.scores import Scores
 
 HALVINGS = 6
-"""Of the range of ratios: a 64th of the channels is finer than multiples of 16 mostly are."""
+"""Of the range of ratios: a 64th of the channels is mostly finer than steps of 16."""
 MEASUREMENTS = 4
-"""Of plans as a whole: each is an export, which takes seconds. Twice as many while none of them is fast enough."""
+"""Of plans as whole graphs, whose exports take seconds each. Twice as many while none of them is fast enough."""
 QUESTIONS = 16
 STRIDE = 1.04
 CLOSE = 1.03
-"""A plan that is so much faster than was asked for is as good as one that is just as fast."""
+"""A plan up to this many times faster than asked for is as good as one that is just fast enough."""
 
 
 class Search(Protocol):
     """One way to find plans."""
 
     def plan(self, speedup: float) -> PruningPlan:
-        """The one that loses least of those that ought to be `speedup` times faster; the narrowest where none is."""
+        """The one that loses least of those that should be `speedup` times faster; the narrowest where none is."""
 
 
 @dataclass(frozen=True)
 class ByTable:
-    """A width for every group, and which levels stay: the least importance lost within the time that the latency table
+    """A width for every group, and which levels stay: the least damage within the time that the latency table
     allows."""
 
     scores: Scores
@@ -43,7 +43,7 @@ class ByTable:
         return self.scores.plan_of(min(found, key=lambda widths: (max(0.0, time(widths) - budget), loss(widths))))
 
     def predicted(self, plan: PruningPlan) -> float:
-        """The speed-up that the table predicts of `plan`."""
+        """The speed-up that the table predicts for `plan`."""
         return self.costs.milliseconds(self.costs.widest) / self.costs.milliseconds(plan.kept())
 
 
@@ -78,9 +78,9 @@ class ByRatio:
 
 
 def fast_enough(search: Search, measure: Callable[[PruningPlan], float], wanted: float) -> PruningPlan:
-    """The slowest plan that was measured to be `wanted` times faster; else the fastest of all, the narrowest too.
+    """The slowest plan measured to be at least `wanted` times faster; else the fastest of all, the narrowest included.
 
-    Asks `search` for more where the last plan fell short of what it ought to be, and for less where it went beyond.
+    Asks `search` for more where the last plan was too slow, and for less where it was faster than `wanted`.
     """
     asked = wanted
     found: dict[PruningPlan, float] = {}
@@ -96,10 +96,10 @@ def fast_enough(search: Search, measure: Callable[[PruningPlan], float], wanted:
             # Widths come in steps: the next plan is a few hundredths away.
             asked *= STRIDE if short else 1 / STRIDE
         else:
-            # A hundredth more, where it fell short: the next is to be on the right side of `wanted`.
+            # Where it fell short, a hundredth more, so that the next is on the right side of `wanted`.
             asked *= wanted / found[plan] * (1.01 if short else 1.0)
     if max(found.values()) < wanted:
-        # On a machine that drifts, plans may fall short one by one; only this one says that it is out of reach.
+        # On a machine that drifts, any plan may fall short; only the narrowest shows that the goal is out of reach.
         narrowest = search.plan(math.inf)
         if narrowest not in found:
             found[narrowest] = measure(narrowest)
@@ -110,7 +110,7 @@ def fast_enough(search: Search, measure: Callable[[PruningPlan], float], wanted:
 
 
 def _cuts(plan: PruningPlan) -> bool:
-    """What takes nothing away is as fast as it was, whatever a disturbed clock says of it."""
+    """Whether `plan` removes anything. If not, nothing is faster, whatever a disturbed clock says."""
     return any(cut.remove for cut in plan.cuts)
 
 

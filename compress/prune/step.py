@@ -1,4 +1,4 @@
-"""What all ways to cut a network share: what it is cut from, how it is timed, and how the child is kept."""
+"""What all ways to cut a network share: what it is cut from, how it is timed, and how the child is saved."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,7 +28,7 @@ CALIBRATION_IMAGES = 2
 
 
 def opened(parent: Path, data: Path, out: Path) -> tuple[Checkpoint, Dataset]:
-    """The checkpoint to cut and the dataset, whose classes are the checkpoint's; `out` is not the checkpoint itself.
+    """The checkpoint to cut and the dataset, whose classes must be the checkpoint's; `out` must not be the checkpoint.
 
     Raises CheckpointError, DatasetError, UsageError.
     """
@@ -40,7 +40,7 @@ def opened(parent: Path, data: Path, out: Path) -> tuple[Checkpoint, Dataset]:
 
 
 def inputs(source: Checkpoint, dataset: Dataset) -> dict[str, str]:
-    """What a step is made from, by hash."""
+    """Hashes of what a step is made from, by role."""
     return {"data": dataset.fingerprint, "parent": source.weights_sha256, "card": source.card_sha256}
 
 
@@ -53,17 +53,17 @@ class PruneStep:
     parent: Checkpoint
     dataset: Dataset
     recipe: Recipe
-    """Images are resized as the parent wants them."""
+    """With the parent's `data.size`."""
 
     def graph(self, network: nn.Module) -> onnx.ModelProto:
-        """What is served of `network`, in the precision of `prune.precision`."""
+        """The graph that would serve `network`, in `prune.precision`."""
         graph = self.float_graph(network)
         if self.recipe.prune.precision == "fp32":
             return graph
         return Quantizer(graph, self._images(), target=self.recipe.quantize.target).quantized("minmax").graph
 
     def float_graph(self, network: nn.Module) -> onnx.ModelProto:
-        """What would be served of it in FP32."""
+        """The graph that would serve `network` in FP32."""
         path = self.folder.path / "probe.onnx"
         card = self.parent.card
         proto = export_onnx(network, path, channels=card.channels, size_multiple=card.size_multiple)
@@ -83,21 +83,21 @@ class PruneStep:
         )
 
     def guess(self, probe: LatencyProbe, pruned: nn.Module) -> float:
-        """The speed-up of `pruned`, without an export where that can be had."""
+        """The speed-up of `pruned`, without an export where that is possible."""
         if self.recipe.prune.precision == "fp32":
-            # A width that stands elsewhere in the graph, too, only the exporter knows.
+            # Where a width is also written elsewhere in the graph, only the exporter can change it.
             with suppress(BundleError, ShapeError):
                 return probe.speedup(pruned)
         return probe.measure(self.graph(pruned)).speedup
 
     def _images(self) -> Iterator[U8]:
-        """A few, for ranges: time does not depend on them."""
+        """A few images for the quantized ranges, on which time does not depend."""
         card, samples = self.parent.card, drawn_by_name(self.dataset.train, CALIBRATION_IMAGES)
         for _, image in EvaluationImages(self.dataset, "train", samples).images():
             yield Geometry.plan(*image.shape[:2], size=card.size, multiple=card.size_multiple).fit(image)
 
     def card(self, **changes: Any) -> ModelCard:
-        """That of the child: its parent's but for `changes`, and not scored yet."""
+        """The child's card: its parent's except for `changes`, and not scored yet."""
         recipe = {**self.parent.card.recipe, "prune": self.plan.settings["prune"]}
         update = {**changes, "parents": dict(self.plan.inputs), "recipe": recipe, "miou_val": None}
         return self.parent.card.model_copy(update=update)

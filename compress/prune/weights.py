@@ -1,4 +1,4 @@
-"""Single weights become zero, the smallest of the whole network. Shapes stay: only compressed bytes are saved."""
+"""Set the smallest single weights of a network to zero. Shapes stay: only compressed bytes are saved."""
 
 import gzip
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from compress.prune.step import PruneStep
 
 
 def cut_weights(step: PruneStep) -> dict[str, Any]:
-    """Set the share `prune.sparsity` of the weights to zero and fine-tune the others. Gives the step's result."""
+    """Set the share `prune.sparsity` of the weights to zero and fine-tune the others. Returns the step's result."""
     card, network = step.parent.card, step.parent.network()
     recovery = Recovery(step, network)
     sparsity = step.recipe.prune.sparsity
@@ -39,16 +39,16 @@ def cut_weights(step: PruneStep) -> dict[str, Any]:
         **figures,
     }
     say(
-        f"{result['sparsity']:.0%} of the weights are zero: the file of weights is as large as before, compressed "
-        f"(gzip) {result['gzip_bytes'] / 1e6:.3g} MB and not {result['gzip_bytes_parent'] / 1e6:.3g}. This runtime "
+        f"{result['sparsity']:.0%} of the weights are zero: the weights file is as large as before; compressed (gzip) "
+        f"it has {result['gzip_bytes'] / 1e6:.3g} MB instead of {result['gzip_bytes_parent'] / 1e6:.3g}. This runtime "
         f"multiplies by zeros too: they save bytes and no time ({result['speedup']:.2f}x measured)"
     )
     return step.keep(child, result, pruning=card.pruning)
 
 
 def smallest_weights(network: nn.Module, sparsity: float) -> dict[str, Tensor]:
-    """Masks, true for the share `sparsity` of the weights of all kernels that are smallest in magnitude, over the whole
-    network; by the names of their parameters. Source: Han et al. 2015 (arXiv:1506.02626), with one threshold."""
+    """Masks by the names of the parameters, true for the share `sparsity` of all kernels' weights that is smallest in
+    magnitude over the whole network. Source: Han et al. 2015 (arXiv:1506.02626), with one threshold."""
     found = kernels(network)
     magnitudes = torch.cat([kernel.detach().abs().flatten() for kernel in found.values()])
     mask = torch.zeros_like(magnitudes, dtype=torch.bool)
@@ -58,7 +58,7 @@ def smallest_weights(network: nn.Module, sparsity: float) -> dict[str, Tensor]:
 
 
 def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set what the masks name to zero, and its gradients from now on: AdamW then has nothing to move it by."""
+    """Set the masked weights to zero, and their gradients from now on: AdamW then has nothing to move them by."""
     for name, mask in masks.items():
         kernel = network.get_parameter(name)
         with torch.no_grad():
@@ -67,16 +67,16 @@ def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def kernels(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of convolutions and of what else multiplies; neither biases nor BatchNorm."""
+    """The weights of convolutions and of other layers that multiply; neither biases nor BatchNorm."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.ndim > 1}
 
 
 def share_of_zeros(network: nn.Module) -> float:
-    """Of the weights of all kernels."""
+    """The share of all kernels' weights that are zero."""
     found = kernels(network).values()
     return sum(int((kernel == 0).sum()) for kernel in found) / sum(kernel.numel() for kernel in found)
 
 
 def gzipped(path: Path) -> int:
-    """Bytes of a file when it is compressed."""
+    """The size of a file in bytes after compression."""
     return len(gzip.compress(path.read_bytes(), mtime=0))

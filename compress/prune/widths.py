@@ -1,10 +1,11 @@
-"""Which width each group of layers gets: the least importance lost within a budget of time.
+"""Choose a width for each group of layers: the least importance lost within a budget of time.
 
-A knapsack whose items depend on each other: a convolution's time is a function of what it reads and of what it gives,
-and both are groups of their own. So there is no table to be filled. From two sides a solution is made: the Lagrangian
-(importance lost + price x time) is brought down one group at a time for the lowest price at which the time fits, and
-channels go one step at a time where a millisecond costs least. Either is improved by exchanges; the better one
-is taken. Idea: HALP, Shen et al. 2022 (arXiv:2110.10811), where a layer's time depends on its own width alone.
+This is a knapsack whose items depend on each other: a convolution's time is a function of both what it reads and what
+it outputs, and each is a group of its own. So the problem is not solved by filling a table. Two solutions are found:
+one minimises the Lagrangian (importance lost + price x time) one group at a time, for the lowest price at which the
+time fits; the other removes channels one step at a time, where a millisecond costs least. Exchanges improve both, and
+the better one is taken. Idea: HALP, Shen et al. 2022 (arXiv:2110.10811), where a layer's time depends on its own width
+alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,15 +16,15 @@ from typing import Literal
 Widths = dict[str, int]
 
 _SWEEPS = 20
-"""Of all groups for one price. Two or three are enough; the bound only ends a tie that goes round in circles."""
+"""Passes over all groups at one price. Two or three are enough; the bound only ends a tie that goes in circles."""
 _HALVINGS = 30
 _REACH = 3
-"""Choices up or down that an exchange may go."""
+"""How many choices up or down an exchange may go."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A part of the time: of some layer, as a function of the widths of `groups`."""
+    """One layer's part of the time, as a function of the widths of `groups`."""
 
     groups: tuple[str, ...]
     cost: Callable[[Mapping[str, int]], float]
@@ -38,14 +39,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Choices:
-    """What there is to choose from."""
+    """The widths to choose from, what they lose and what they cost."""
 
     widths: Mapping[str, Sequence[int]]
-    """Of each group, rising; the last is what it has."""
+    """By group, rising; the last is its present one."""
     lost: Callable[[str, int], float]
-    """Importance that goes when a group keeps only so many of its channels."""
+    """The importance lost when a group keeps only so many of its channels."""
     terms: Sequence[Term]
-    """Together they are the time."""
+    """Their sum is the time."""
 
     def time(self, widths: Mapping[str, int]) -> float:
         return sum(term.at(widths) for term in self.terms)
@@ -62,7 +63,7 @@ class Choices:
         return {name: choices[0] for name, choices in self.widths.items()}
 
     def within(self, budget: float) -> Widths:
-        """The widths that lose least of those that take at most `budget`; the narrowest where none do."""
+        """The widths that lose least among those that take at most `budget`; the narrowest where none do."""
         if self.time(self.widest) <= budget:
             return self.widest
         if self.time(self.narrowest) > budget:
@@ -71,7 +72,7 @@ class Choices:
         return min((self._refined(start, budget) for start in starts), key=self.loss)
 
     def _cheapest(self, budget: float) -> Widths:
-        """Of the solutions for all prices, the one of the lowest price that fits."""
+        """The solution for the lowest price at which the time fits."""
         low, high, best = 0.0, self._highest_price(), self.narrowest
         for _ in range(_HALVINGS):
             price = (low * high) ** 0.5 if low else high / 1e3
@@ -85,12 +86,12 @@ class Choices:
         return best
 
     def _highest_price(self) -> float:
-        """At which no importance is worth any time."""
+        """A price at which no importance is worth any time."""
         spared = self.time(self.widest) - self.time(self.narrowest)
         return 1e3 * max(self.loss(self.narrowest), 1e-12) / max(spared, 1e-12)
 
     def _stepwise(self, budget: float) -> Widths:
-        """Down from the widest, each step where the importance lost for the time won is least."""
+        """Down from the widest, each step where the least importance is lost for the time saved."""
         widths, time = self.widest, self.time(self.widest)
 
         def price(other: Widths) -> float:
@@ -115,12 +116,12 @@ class Choices:
         return widths
 
     def _share(self, name: str, width: int, widths: Mapping[str, int], price: float) -> float:
-        """Of the Lagrangian, what depends on the group `name`."""
+        """The part of the Lagrangian that depends on the group `name`."""
         tried = {**widths, name: width}
         return self.lost(name, width) + price * sum(term.at(tried) for term in self._touching[name])
 
     def _refined(self, start: Widths, budget: float) -> Widths:
-        """Some group wider, or one wider and another narrower, as long as that loses less and still fits."""
+        """Widen a group, or widen one and narrow another, as long as that loses less and still fits."""
         widths, time = start, self.time(start)
         while True:
             best, gained = widths, 0.0
@@ -146,7 +147,7 @@ class Choices:
         return sum(term.at(changed) - term.at(widths) for term in terms)
 
     def _moves(self, widths: Widths, name: str, direction: Literal[1, -1], most: int = _REACH) -> Sequence[int]:
-        """Up to `most` choices from where the group is."""
+        """Up to `most` choices next to the group's present width."""
         choices = self.widths[name]
         index = choices.index(widths[name])
         return choices[index + 1 : index + 1 + most] if direction > 0 else choices[max(index - most, 0) : index]
@@ -157,5 +158,5 @@ class Choices:
 
 
 def choices_of(width: int, multiple: int) -> tuple[int, ...]:
-    """The widths that a group of `width` channels may get: multiples of `multiple`, and what it has."""
+    """The widths that a group of `width` channels may get: multiples of `multiple`, and `width` itself."""
     return (*range(multiple, width, multiple), width)

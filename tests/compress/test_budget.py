@@ -46,7 +46,7 @@ def test_a_split_that_is_too_small_to_tell_is_warned_about(
     drop: float, interval: tuple[float, float], warns: bool, fails: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if fails:
-        with pytest.raises(BudgetMissedError, match=rf"{drop:.4f} mIoU is lost, 0\.01 may be"):
+        with pytest.raises(BudgetMissedError, match=rf"{drop:.4f} mIoU is lost, at most 0\.01 may be"):
             require_kept(Budget(max_drop=0.01), found(drop, interval), Path("out"))
     else:
         require_kept(Budget(max_drop=0.01), found(drop, interval), Path("out"))
@@ -60,8 +60,8 @@ def test_a_split_that_is_too_small_to_tell_is_warned_about(
     [
         (0.5, 0.3, None, False),
         (0.5, 0.45, None, True),
-        (0.5, 0.55, "the IoU of pole is 0.5000, 0.55 is its floor", True),
-        (0.5, 0.7, "the IoU of pole is 0.5000, 0.7 is its floor", False),
+        (0.5, 0.55, "the IoU of pole is 0.5000, below its floor of 0.55", True),
+        (0.5, 0.7, "the IoU of pole is 0.5000, below its floor of 0.7", False),
         (None, 0.1, "no image of the split shows it", False),
     ],
 )
@@ -105,5 +105,5 @@ def test_one_image_tells_nothing_of_the_spread(capfd: pytest.CaptureFixture[str]
 
 
 def test_all_that_is_missed_is_told_at_once() -> None:
-    with pytest.raises(BudgetMissedError, match=r"3x is out of reach; 0\.0500 mIoU is lost, 0\.01 may be"):
+    with pytest.raises(BudgetMissedError, match=r"3x is out of reach; 0\.0500 mIoU is lost, at most 0\.01 may be"):
         require_kept(Budget(max_drop=0.01), found(0.05, (0.04, 0.06)), Path("out"), gain_missed="3x is out of reach")

@@ -167,8 +167,8 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_weights(random_unet(1), tmp_path / "w.safetensors")
     assert caught.value.problems == [
-        "head.weight: has shape [5, 16, 1, 1], the network's [3, 16, 1, 1]",
-        "head.bias: missing, the network's [3]",
+        "head.weight: has shape [5, 16, 1, 1], the network's is [3, 16, 1, 1]",
+        "head.bias: missing, the network's is [3]",
         "extra: not in the network",
     ]
 

@@ -20,7 +20,7 @@ from compress.steps import TRAINING_STATE, StepPlan, running
 from export.errors import UsageError, WorkFailedError
 
 NOW, BEFORE = "ab" * 32, "cd" * 32
-TOLD = "the data is not what the earlier run was made of; made anew: "
+TOLD = "the data is not that of the earlier run; these steps are made again: "
 
 
 def finish(out: Path, name: str, data: str) -> None:
@@ -139,5 +139,5 @@ def test_data_that_change_during_a_run_end_it_before_networks_of_different_data_
     monkeypatch.setattr(pipeline, "train", meddle)
     data = tmp_path / "data"
     shutil.copytree(discs, data)
-    with pytest.raises(WorkFailedError, match=r"data was changed while the run was at work"):
+    with pytest.raises(WorkFailedError, match=r"data was changed during the run"):
         pipeline.run(Recipe.load(None, [*TINY_SETTINGS, f"data.path={data}"]), tmp_path / "run")

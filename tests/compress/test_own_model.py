@@ -86,12 +86,12 @@ def test_a_file_of_the_users_does_not_take_the_place_of_a_library(write: Write, 
 
 FINDS = {
     "nowhere.py:Net": "no such file: .*/nowhere.py; a relative path starts where the command is run",
-    "nowhere:Net": "no module 'nowhere'; looked in .* and among what is installed in ",
-    "folder/net:Net": "folder/net is no name of a module; a file is given with its .py",
+    "nowhere:Net": "no module 'nowhere'; looked in .* and among the packages installed in ",
+    "folder/net:Net": "folder/net is not the name of a module; give a file with its .py",
     "net.py:Ned": "net.py has no 'Ned'; did you mean 'Net'",
     "net.py:zzz": "net.py has no 'zzz'; it has Base, Net, made, fails",
-    "net.py:made": "made is a network already, of type Net; a function or a class",
-    "net.py:number": "number is of type int; a function or a class",
+    "net.py:made": "made is a network already, of type Net; name a function or class",
+    "net.py:number": "number is of type int; name a function or class",
     "net.py:fails": r"it failed: ZeroDivisionError: division by zero \(net.py:\d+\)",
     "net.py:gives_none": "it returns something of type NoneType; it must return a torch.nn.Module",
     "net.py:wants_more": "cannot be called with channels=1, classes=2: missing a required argument: 'depth'",
@@ -287,7 +287,7 @@ def test_a_checkpoint_without_its_file_says_what_to_bring(write: Write, tmp_path
     with pytest.raises(CheckpointError) as caught:
         made.network()
     assert "no such file" in str(caught.value)
-    assert "bring the file of net.py:Net there" in str(caught.value)
+    assert "put the file of net.py:Net there" in str(caught.value)
     card = json.loads((made.path / "model.json").read_text())
     (made.path / "model.json").write_text(json.dumps({**card, "factory": str(tmp_path / "moved.py:Net")}))
     checkpoint.load(made.path).network()
@@ -305,7 +305,7 @@ def test_a_file_that_was_edited_is_noticed(write: Write, tmp_path: Path, capfd: 
     (tmp_path / "net.py").write_text((tmp_path / "net.py").read_text().replace("width=8", "width=9"))
     with pytest.raises(CheckpointError) as caught:
         made.network()
-    assert "a.weight: has shape [8, 1, 3, 3], the network's [9, 1, 3, 3]" in str(caught.value)
+    assert "a.weight: has shape [8, 1, 3, 3], the network's is [9, 1, 3, 3]" in str(caught.value)
     assert edited in str(caught.value)
 
 

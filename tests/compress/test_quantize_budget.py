@@ -47,7 +47,7 @@ def test_a_missed_budget_keeps_the_bundle_and_is_told_every_time(
             quantize(trained.path, discs, out, recipe("quantize.max_drop=0.05"))
     assert first.value.exit_status == 1
     assert f"The best found is kept in {out}" in str(first.value)
-    assert "mIoU is lost, 0.05 may be" in str(first.value)
+    assert "mIoU is lost, at most 0.05 may be" in str(first.value)
     made = verify(out).bundle
     patch(monkeypatch, "_quantize", lambda *_: pytest.fail("it was quantized again"))
     with pytest.raises(BudgetMissedError) as second:
@@ -58,7 +58,7 @@ def test_a_missed_budget_keeps_the_bundle_and_is_told_every_time(
 
 def test_a_class_under_its_floor_misses_the_budget(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
     """The floor alone: no more mIoU is lost than may be."""
-    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor") as missed:
+    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, below its floor of 1") as missed:
         quantize(trained.path, discs, tmp_path / "floor", recipe("quantize.min_iou={disc = 1.0}"))
     assert "mIoU is lost" not in str(missed.value)
     with pytest.raises(UsageError, match=r"min_iou names disk; the classes are background, disc"):
@@ -131,7 +131,7 @@ def test_a_killed_search_goes_on_where_it_was(
 def test_a_floor_that_nothing_reaches_keeps_what_came_nearest(
     spoilt: tuple[Path, set[str]], discs: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor"):
+    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, below its floor of 1"):
         quantize(spoilt[0], discs, tmp_path / "out", recipe(*BUDGET, "quantize.min_iou.disc=1"))
     record = (read_record(tmp_path / "out") or {})["result"]
     analysis = json.loads((tmp_path / "out" / "layers.json").read_text())
@@ -163,7 +163,7 @@ def test_layers_in_float_never_cost_all_that_was_gained(
     patch(monkeypatch, "model_of", model_of, "compress.quantize.fallback")
     monkeypatch.setattr(Judge, "times", times)
     unreachable = recipe(*BUDGET, "quantize.force=false", "quantize.min_iou.disc=1")
-    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, 1 is its floor"):
+    with pytest.raises(BudgetMissedError, match=r"the IoU of disc is 0\.\d+, below its floor of 1"):
         quantize(spoilt[0], discs, tmp_path / "out", unreachable)
     left = {left.layer for left in verify(tmp_path / "out").bundle.manifest.float_layers}
     assert left >= spoilt[1]

@@ -111,7 +111,7 @@ def test_what_a_run_with_other_settings_left_is_thrown_away_and_told(
         assert names(step.path) == [".key"]
     (line,) = caplog.messages
     assert line == (
-        f"throwing away what an interrupted run left in {tmp_path / '.out.partial'} (decision.json, golden): "
+        f"removing what an interrupted run left in {tmp_path / '.out.partial'} (decision.json, golden): "
         "train.epochs was 3 and is 4"
     )
 
@@ -124,8 +124,8 @@ def test_what_a_run_with_other_settings_left_is_thrown_away_and_told(
             StepPlan("train", PLAN.inputs, {"train": {"epochs": 3, "save_every": 10}}),
             "train.save_every was none and is 10",
         ),
-        (StepPlan("train", {"data": "cd" * 32}, PLAN.settings), "the data is not the same"),
-        (StepPlan("train", {**PLAN.inputs, "init": "0"}, PLAN.settings), "the init is not the same"),
+        (StepPlan("train", {"data": "cd" * 32}, PLAN.settings), "the data has changed"),
+        (StepPlan("train", {**PLAN.inputs, "init": "0"}, PLAN.settings), "the init has changed"),
         (StepPlan("prune", PLAN.inputs, PLAN.settings), "the step was train and is prune"),
         (StepPlan("train", PLAN.inputs, {str(n): n for n in range(9)}), r"5 was none and is 5, and 4 more\."),
     ],
@@ -152,7 +152,7 @@ def test_a_training_that_an_earlier_version_began_goes_on_and_is_not_thrown_away
     stop_in(out)
     (partial / ".key").write_text(PLAN.key)
     (partial / TRAINING_STATE).write_text("hours")
-    with pytest.raises(UsageError, match="did not note its settings"), running(out, OTHER):
+    with pytest.raises(UsageError, match="did not record its settings"), running(out, OTHER):
         pass
     with running(out, PLAN) as step:
         assert step.has(TRAINING_STATE)
