@@ -86,7 +86,7 @@ PROTOCOL: dict[str, tuple[bytes, dict[str, str]]] = {
 
 
 def mutated(body: bytes, choose: random.Random) -> bytes:
-    """Up to four changes: a byte replaced; a run removed, doubled or copied in; a number made huge or 0; the end cut."""
+    """A few changes: a byte replaced; a run removed, doubled or copied in; a number made huge or 0; the end cut."""
     for _ in range(choose.randint(1, 4)):
         at, elsewhere, run = choose.randrange(len(body)), choose.randrange(len(body)), choose.randint(1, 8)
         number = choose.choice([b"\xff" * 4, b"\x7f\xff\xff\xff", bytes(4)])
