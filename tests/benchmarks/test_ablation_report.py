@@ -17,7 +17,7 @@ from export.machine import Machine
 
 
 def runs(*tests: float) -> tuple[Run, ...]:
-    """A seed each; validation scores two points more."""
+    """One run for each test score, with its own seed; validation scores two points more."""
     return tuple(
         Run(seed=seed, val=test + 0.02, test=test, train=0.9, best_epoch=3, seconds=40.0 + seed)
         for seed, test in enumerate(tests)
@@ -62,7 +62,7 @@ def test_the_spread_is_taken_over_all_trainings() -> None:
     assert FOUR.deviation.val == pytest.approx(FOUR.deviation.test)
     difference = FOUR.differences_test["losses.better"]
     assert difference.mean == pytest.approx(0.10)
-    # Student's 0.975 with 6 degrees of freedom.
+    # 2.447: the 0.975 quantile of Student's t with 6 degrees of freedom.
     reach = 2.447 * FOUR.deviation.test * math.sqrt(1 / 3 + 1 / 3)
     assert difference.interval == pytest.approx((0.10 - reach, 0.10 + reach))
     one = FOUR.differences_test["encoders.worse"]

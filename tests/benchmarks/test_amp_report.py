@@ -82,7 +82,7 @@ CELLS = (
 def test_precision_is_judged_against_the_cell_that_differs_in_nothing_else() -> None:
     report = amp_report(*CELLS)
     faster, smaller = found(report, "faster"), found(report, "less memory")
-    # Medians 100 and 40 ms, not 150 and 40: what channels_last brought is not precision's.
+    # Medians of 100 and 40 ms, not of 150 and 40: what channels_last gains is not the precision's.
     assert (faster.ok, faster.text) == (True, f"promise kept: 2.50{TIMES} faster")
     assert faster.detail.startswith(
         f"2.50{TIMES}, 40.0 ms a step against 100; bfloat16 channels_last eager against float32 "

@@ -1,4 +1,4 @@
-"""`compress bench ablation`: changes of a recipe are trained one at a time, kept, and compared with it."""
+"""`compress bench ablation`: each change to a recipe is trained by itself, kept, and compared with the recipe."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def words(place: Path, *more: object) -> list[str]:
 
 
 def ablation(place: Path, *more: object) -> AblationReport:
-    """Of a run in which one change has failed."""
+    """The report of a run in which one change fails."""
     done = CliRunner().invoke(app, [*words(place, *more), "--json"])
     assert isinstance(done.exception, WorkFailedError), done.output
     assert "losses.nobody-wrote-it" in str(done.exception)
@@ -84,7 +84,7 @@ def ablation(place: Path, *more: object) -> AblationReport:
 
 
 def records(place: Path) -> Records:
-    """Of the trainings that are whole, by their folder."""
+    """The records of finished trainings, by folder."""
     trainings = place / "out" / "trainings"
     folders = (path.parent for path in trainings.rglob("step.json") if ".partial" not in str(path))
     return {str(folder.relative_to(trainings)): read_record(folder) for folder in folders}
@@ -92,7 +92,7 @@ def records(place: Path) -> Records:
 
 @pytest.fixture(scope="module")
 def killed(place: Path) -> tuple[int, Records]:
-    """The command's own process, killed in its second training: how it ended, and what was whole by then."""
+    """Exit status and finished trainings of the command, run in its own process and killed in its second training."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words(place, "--seeds", "losses=2", "--set", "train.epochs=2")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""`compress bench amp`: every cell runs in what it says or says why not, and trainings are compared in pairs."""
+"""`compress bench amp`: each cell runs in its precision or says why not, and trainings are compared in pairs."""
 
 import json
 import multiprocessing
@@ -129,7 +129,7 @@ def test_memory_that_is_not_there_is_a_result() -> None:
 
 
 def at_first_advance(act: Callable[[int], None]) -> Any:
-    """A progress bar that does something to the process of the cell once it is warm."""
+    """A progress bar that calls `act` on the process of the cell once the cell is warm."""
 
     class Bar:
         def advance(self, steps: int = 1) -> None:
@@ -218,7 +218,7 @@ def tiny(precision: str) -> Recipe:
 
 
 def decide(out: Path, precision: str) -> None:
-    """As an earlier, interrupted run has left it."""
+    """Leave the decision of an earlier, interrupted run."""
     (out / "accuracy").mkdir(parents=True)
     write_json(out / "accuracy" / "precision.json", {"precision": precision, "reason": "kept from before"})
 

@@ -131,7 +131,7 @@ def test_what_is_missed_is_said(
 
 
 def with_first(report: LoadReport, *, everywhere: bool = False, **parts: dict[str, object]) -> LoadReport:
-    """With other figures in parts of its first run, or of every run."""
+    """`report` with other figures in parts of its first run, or of every run."""
     runs = [
         run.model_copy(update={name: getattr(run, name).model_copy(update=part) for name, part in parts.items()})
         if everywhere or index == 0
@@ -192,7 +192,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         main()
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "report.json").read_text())
-    # A busy machine may do anything to its times; the status must say so.
+    # On a busy machine any times are possible; the exit status must follow the verdicts.
     assert (leaving.value.code or 0) == (0 if all(verdict["ok"] for verdict in printed["verdicts"]) else 1)
     assert (printed["settings"]["concurrency"], printed["requests"]["height"]) == ("1", 16)
 

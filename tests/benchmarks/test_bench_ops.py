@@ -1,4 +1,4 @@
-"""`compress bench ops`: every node of the graph that is run, its time, its layer, and why it is in float if it is."""
+"""`compress bench ops`: every node that runs, its time, its layer, and the reason where it runs in float."""
 
 import json
 import os
@@ -50,7 +50,7 @@ PRECISIONS = ["fp32", "int8"]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """The program called in this process; status, standard output, standard error."""
+    """Calls the program in this process; returns status, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -92,7 +92,7 @@ def bundle_of(path: Path, graph: onnx.ModelProto, **manifest: Any) -> Bundle:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Bundle]:
-    """A bundle of a network in a precision, made once."""
+    """Makes the bundle of a network in a precision, once for all tests."""
     folder = tmp_path_factory.mktemp("bundles")
     known: dict[tuple[str, str], Bundle] = {}
 
@@ -119,7 +119,7 @@ def written_by_the_runtime(bundle: Bundle, folder: Path) -> onnx.ModelProto:
 
 
 def tensors(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Whatever the nodes of a graph give for an image, by running it with all of it as outputs."""
+    """Every tensor that the nodes of a graph give for an image: the graph runs with all of them as outputs."""
     every = onnx.ModelProto()
     every.CopyFrom(model)
     names = [name for node in model.graph.node for name in node.output if name]
@@ -148,7 +148,7 @@ def test_the_nodes_are_those_of_the_graph_that_the_runtime_wrote(
         in_float = any(array.dtype.kind == "f" and array.ndim > 1 for array in touched)
         return "float" if in_float or node.op_type in ("QuantizeLinear", "DequantizeLinear") else "integer"
 
-    # What the runtime adds is numbered anew each time.
+    # Nodes that the runtime adds are numbered differently each time.
     added = {node.name for node in graph.graph.node if re.match("Reorder|Reshape|Transpose", node.name)}
     expected = Counter(
         ("" if node.name in added else node.name, node.op_type, arrays[node.output[0]].shape, kind(node))
@@ -232,7 +232,7 @@ def test_what_the_manifest_names_is_what_runs_in_float(
     told = {node.node: node.reason for node in found.floats if node.told_by == "manifest"}
     assert told == {layer.layer: layer.reason for layer in bundle.manifest.float_layers}
     assert len(told) == 2
-    # The rest is what leads there and back.
+    # The rest converts to float and back.
     assert {node.op for node in found.floats if node.told_by == "graph"} == {"QuantizeLinear", "DequantizeLinear"}
 
     silent = bundle_of(tmp_path / "silent", onnx.load(str(bundle.model_path)), precision="int8")
@@ -246,7 +246,7 @@ def test_what_the_manifest_names_is_what_runs_in_float(
 
 
 def without_pair_behind(graph: onnx.ModelProto, weight: str) -> onnx.ModelProto:
-    """What reads the result of a convolution reads it in float: its Q/DQ pair is taken out."""
+    """Remove the Q/DQ pair behind a convolution, so that whatever reads its result reads floats."""
     edited = onnx.ModelProto()
     edited.CopyFrom(graph)
     readers = {name: node for node in edited.graph.node for name in node.input}
@@ -408,7 +408,7 @@ def test_bad_input_is_one_message_and_status_2(
 
 
 def test_a_size_that_the_graph_does_not_take_is_refused(cli: Cli, tmp_path: Path) -> None:
-    """Its manifest promises multiples that the graph does not keep."""
+    """Its manifest promises a smaller size multiple than the graph takes."""
     graph = onnx.load(str(tiny_bundle(tmp_path / "a", size_multiple=16).model_path))
     bundle = tiny_bundle(tmp_path / "b", size_multiple=16, graph=graph)
     manifest = json.loads((bundle.path / "manifest.json").read_text())

@@ -1,4 +1,4 @@
-"""`compress bench load`, `soak` and `peers` look at their --out before they measure for minutes."""
+"""`compress bench load`, `soak` and `peers` check their --out before they measure for minutes."""
 
 from pathlib import Path
 

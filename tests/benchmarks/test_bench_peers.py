@@ -1,4 +1,4 @@
-"""`compress bench peers`: ours for real, and others that are not installed here by what is said of them."""
+"""`compress bench peers`: our server for real; peers, which are not installed here, by stand-ins."""
 
 import base64
 import io
@@ -31,7 +31,7 @@ FILE = b"\xff\xd8 as good as an image"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeersReport, str]:
-    """Ours, and one whose environment has not what it needs."""
+    """The report on our server and on a peer whose environment lacks its package."""
     folder = tmp_path_factory.mktemp("peers")
     bundle, out = tiny_bundle(folder / "tiny").path, folder / "report"
     words = ["compress", "bench", "peers", str(bundle), "--peer", f"litserve={sys.executable}", "--out", str(out)]
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeersReport, str]:
         with pytest.raises(SystemExit) as leaving:
             main()
     report = PeersReport.model_validate_json((out / "report.json").read_text())
-    # A busy machine may do anything to its times; the status must say so.
+    # On a busy machine any times are possible; the exit status must follow how our server behaves.
     assert (leaving.value.code or 0) == (0 if behaves(report).ok else 1)
     return report, (out / "report.md").read_text()
 
@@ -50,7 +50,7 @@ def test_ours_is_measured_and_what_does_not_start_is_named(run: tuple[PeersRepor
     [ours] = report.servers
     assert ours.name == OURS
     assert ours.capacity > 0
-    # A machine that stalls under 1,500 requests a second may refuse some; it may neither lose nor spoil one.
+    # If the machine stalls under 1,500 requests a second, the server may refuse some, but not lose or spoil any.
     assert set(ours.opened.errors) <= {"429"}
     assert ours.opened.ok + sum(ours.opened.errors.values()) == ours.opened.sent
     [failure] = report.failures
@@ -60,7 +60,7 @@ def test_ours_is_measured_and_what_does_not_start_is_named(run: tuple[PeersRepor
 
 
 class Recorded(_RoundRobin):
-    """Who was loaded when; nothing is sent."""
+    """Records which server is loaded when, and sends nothing."""
 
     def __init__(self, names: tuple[str, ...], seconds: float) -> None:
         nowhere = Target.of("http://127.0.0.1:9/")
@@ -142,7 +142,7 @@ def test_the_spread_over_turns_is_told(run: tuple[PeersReport, str]) -> None:
 
 
 def test_ours_behaves(run: tuple[PeersReport, str]) -> None:
-    """Whatever a busy machine does to its times: garbage is refused, nothing is lost at the end."""
+    """However slow a busy machine is, garbage is refused and nothing is lost at the end."""
     cells = run[0].servers[0].behaviours
     assert list(cells) == list(BEHAVIOURS)
     assert cells["garbage"].text == "415"
@@ -195,7 +195,7 @@ def test_a_tail_is_fast_only_without_errors(
 
 
 def sent_by(name: str) -> tuple[dict[str, str], bytes]:
-    """Headers and body of a request that is made for this kind of server."""
+    """Headers and body of the request that is made for this kind of server."""
     request = KINDS[name].request(Target.of("http://127.0.0.1:80/path"), FILE, "image/jpeg")
     head, _, body = request.partition(b"\r\n\r\n")
     headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
@@ -242,7 +242,7 @@ def test_what_is_no_peer_is_said(name: str, says: str, tmp_path: Path) -> None:
 
 
 def test_an_environment_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its server is started in another folder."""
+    """A relative path is resolved here, because the server is started in another folder."""
     (tmp_path / "mosec" / "bin").mkdir(parents=True)
     (tmp_path / "mosec" / "bin" / "python").symlink_to(sys.executable)
     monkeypatch.chdir(tmp_path)

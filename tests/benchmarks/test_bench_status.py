@@ -1,4 +1,4 @@
-"""How `compress bench load`, `soak` and `peers` end: by what their reports hold the server to. Nothing is measured."""
+"""The exit status of `compress bench load`, `soak` and `peers` follows from their reports. Nothing is measured."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`compress bench widths`: the same network cut in several ways, each as it says, and all timed together."""
+"""`compress bench widths`: one network is cut in several ways, each as its name says, and all are timed together."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_every_way_is_carried_out_and_timed(tmp_path: Path) -> None:
     assert dense.widths == Dependencies(checkpoint.load(made.path).network(), 1).widths()
     assert (dense.speedup, dense.speedup_predicted, dense.importance_lost, dense.damage) == (1.0, 1.0, 0.0, 0.0)
     assert table.speedup_predicted >= 1.2
-    # No more damage for fewer multiplications, or just as many.
+    # Counting multiplications does no more damage, and leaves as many of them or fewer.
     assert macs.damage is not None
     assert table.damage is not None
     assert macs.damage <= table.damage + 1e-6

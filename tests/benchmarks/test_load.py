@@ -17,9 +17,9 @@ from export.errors import UsageError
 
 
 class Stub:
-    """Answers 200, but every `bad`th 503, hangs up on every `rude`th; silent from `stall`[0] for `stall`[1] seconds.
+    """Answers 200, every `bad`th time 503; hangs up on every `rude`th request; silent from `stall`[0] for `stall`[1] s.
 
-    Ends each connection after so many answers as it `gives`.
+    Closes each connection after `gives` answers.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ def test_poisson_arrivals_have_the_rate_the_spread_and_independent_gaps() -> Non
     times = np.array(poisson(200, 100, seed=1))
     assert (np.diff(times) >= 0).all()
     assert 0 <= times[0] <= times[-1] < 100
-    # Counts a second: mean and variance are both the rate. Gaps: the deviation is the mean, neighbours uncorrelated.
+    # Counts per second: mean and variance equal the rate. Gaps: deviation equals mean, neighbours are uncorrelated.
     counts = np.histogram(times, bins=100, range=(0, 100))[0]
     assert counts.mean() == pytest.approx(200, rel=0.03)
     assert counts.var() == pytest.approx(200, rel=0.5)
@@ -96,13 +96,13 @@ def test_arrivals_without_rate_or_time_are_refused(rate: float, seconds: float) 
 
 @pytest.mark.parametrize("connections", [512, 1])
 def test_a_stall_shows_in_every_request_that_was_due_in_it(connections: int) -> None:
-    """Also with one connection, on which a closed loop would have seen one slow request."""
+    """Also with one connection, on which a closed loop would have seen a single slow request."""
     arrivals = tuple(index / 100 for index in range(100))
     outcomes = opened(Stub(stall=(0.2, 0.5)), arrivals, connections=connections)
     assert [outcome.due for outcome in outcomes] == list(arrivals)
     hit = [outcome for outcome in outcomes if 0.25 <= outcome.due < 0.65]
     assert len(hit) == 40
-    # Each waits for what is left of the stall; the slack is for the time between the two clocks' starts.
+    # Each waits for the rest of the stall; the slack is for the time between the starts of the two clocks.
     assert all(outcome.latency_ms >= 1e3 * (0.7 - outcome.due) - 40 for outcome in hit)
     summary = summarised(outcomes)
     assert (summary.sent, summary.ok, summary.errors) == (100, 100, {})
@@ -112,7 +112,7 @@ def test_a_stall_shows_in_every_request_that_was_due_in_it(connections: int) -> 
 
 @pytest.mark.parametrize("ends", [0.4, 0.9], ids=["within the stall", "after it"])
 def test_a_stall_shows_in_every_probe_that_was_due_in_it(ends: float) -> None:
-    """Also in those that the end of the run found waiting."""
+    """Also in those that are still waiting when the run ends."""
 
     async def run() -> Probes:
         async with Stub(stall=(0.2, 0.5)).listening() as target, probed(target) as probes:
@@ -122,7 +122,7 @@ def test_a_stall_shows_in_every_probe_that_was_due_in_it(ends: float) -> None:
     probes = asyncio.run(run())
     assert probes.failed == 0
     assert len(probes.milliseconds) >= ends / 0.05
-    # One is due every 50 ms, and each waits for what is left of the stall; the slack is for clocks and the machine.
+    # One is due every 50 ms, and each waits for the rest of the stall; the slack is for the clocks and the machine.
     waited = [ms for ms in probes.milliseconds if ms > 100]
     assert len(waited) >= (min(ends, 0.6) - 0.2) / 0.05 - 1
     assert max(waited) > 400

@@ -1,4 +1,4 @@
-"""Timing and memory of real bundles; no figure is compared with a clock."""
+"""Timing and memory of real bundles; no test expects a certain speed."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from export.runtime import OnnxModel
 
 
 class Recorder(OnnxModel):
-    """Keeps what it is given; its figures are a real model's."""
+    """A real model that keeps what it is given."""
 
     def __init__(self, source: Path, given: list[U8], **settings: Any) -> None:
         super().__init__(source, **settings)
@@ -33,7 +33,7 @@ class Recorder(OnnxModel):
 @dataclass(frozen=True)
 class RecordedBundle(Bundle):
     given: dict[int, list[U8]] = field(default_factory=dict)
-    """By number of threads."""
+    """Images that its models were given, by number of threads."""
 
     def model(self, *, threads: int | None = None, **others: Any) -> OnnxModel:
         return Recorder(self.model_path, self.given.setdefault(threads or 0, []), threads=threads, **others)
@@ -149,7 +149,7 @@ def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_memory_is_lost_alone_when_its_process_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The child cannot import NumPy: only the memory is lost.
+    # The child cannot import NumPy: only its memory figure is lost.
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('shadowed')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The programs that the peers run, without their frameworks: what they do with the model is held to what ours does."""
+"""The programs that the peers run, without their frameworks: they must use the model as our server does."""
 
 import asyncio
 import importlib.util
@@ -29,7 +29,7 @@ OPTIONS = (
 
 
 class Busy:
-    """A model that counts how many of its runs there are at once."""
+    """A model that counts how many of its runs are under way at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ def module(name: str, **contents: object) -> ModuleType:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
-    """Runs one of the files in a world that has these modules, too."""
+    """Imports one of the apps with stand-ins for the modules that it imports."""
 
     def load(name: str, **modules: ModuleType) -> ModuleType:
         for module_name, contents in modules.items():
@@ -70,7 +70,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
 
 
 def test_a_worker_of_mlserver_runs_one_image_at_a_time(app: Callable[..., ModuleType]) -> None:
-    """There is a worker a run, so that it has as many runs at once as ours."""
+    """MLServer gets one worker per run, and so has as many runs at once as our server."""
 
     class Codec:
         decode_input = staticmethod(lambda tensor: [tensor])
@@ -96,7 +96,7 @@ def test_a_worker_of_mlserver_runs_one_image_at_a_time(app: Callable[..., Module
 
 
 def test_the_session_of_the_peers_has_the_options_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Which weights are integers, and how threads wait, is decided by them."""
+    """The options decide which weights are integers, and how threads wait."""
     made: list[Any] = []
 
     class Recorded(ort.SessionOptions):  # type: ignore[misc]

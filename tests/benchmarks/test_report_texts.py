@@ -142,7 +142,7 @@ def test_plots_take_the_colours_of_the_page(html: str) -> None:
         used = set(re.findall(r"var\((--[a-z]+)\)", svg))
         assert "--ink" in used
         assert all(f"{name}:" in style for name in used)
-        # What is not a variable is the colour of a series, or nothing at all.
+        # Only the colours of series are fixed; all others are variables.
         assert "#000000" not in svg
         assert "#ffffff" not in svg
 

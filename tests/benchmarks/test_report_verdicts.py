@@ -1,4 +1,4 @@
-"""What the report says about itself, and whether it dares to say no."""
+"""The verdicts of the report, also where they are negative."""
 
 from pathlib import Path
 from typing import Any

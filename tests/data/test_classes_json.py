@@ -1,4 +1,4 @@
-"""classes.json: what is refused, with what remedy, and what it means when it is sound."""
+"""classes.json: what is refused, with which remedy, and what a sound one means."""
 
 import json
 from pathlib import Path

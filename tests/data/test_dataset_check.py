@@ -1,4 +1,4 @@
-"""The check of a sound folder: what it counts, what it notes, how it reads."""
+"""The check of a dataset folder: what it counts and notes, and how its report reads."""
 
 import json
 import shutil

@@ -24,7 +24,7 @@ NAMES = st.text(st.characters(categories=["L", "Nd"], include_characters=" -"), 
 
 
 def write_heap(path: Path, stems: list[str], **table: object) -> Path:
-    """One heap of pictures of a single pixel; `stems` may not be enough for a sound set."""
+    """A folder of one-pixel pictures without splits; `stems` may be too few for a sound set."""
     for part, content in (("images", PIXEL), ("masks", EMPTY)):
         (path / part).mkdir(parents=True)
         for stem in stems:
@@ -34,7 +34,7 @@ def write_heap(path: Path, stems: list[str], **table: object) -> Path:
 
 
 def single_pair(path: Path, image: Image.Image, mask: Image.Image, **table: object) -> Dataset:
-    """A dataset whose three splits hold this pair."""
+    """A dataset with this pair in each of its three splits."""
     for split in SPLITS:
         for part, picture in (("images", image), ("masks", mask)):
             (path / split / part).mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_split_folders(tmp_path: Path) -> None:
     [("image_1", "train"), ("image_12", "train"), ("image_14", "val"), ("image_6", "test"), ("image_11", "test")],
 )
 def test_split_by_hash_is_what_sha256sum_says(stem: str, split: str) -> None:
-    """Fixed for ever: another hash would move pictures from training into the test split of finished models."""
+    """The hash is fixed for ever: another would move training pictures of finished models into their test split."""
     assert split_of(stem) == split
 
 
@@ -88,7 +88,7 @@ def test_a_heap_is_split_whole_and_by_name_alone(names: set[str]) -> None:
 @settings(max_examples=15)
 @given(st.lists(st.integers(1, 4), min_size=60, max_size=80))
 def test_kin_stay_together(family_sizes: list[int]) -> None:
-    """The names of the first 60 families reach every split."""
+    """60 families at least, because the names of the first 60 reach every split."""
     stems = [f"patient{family}_slice{index}" for family, size in enumerate(family_sizes) for index in range(size)]
     with tempfile.TemporaryDirectory() as folder:
         dataset = open_dataset(write_heap(Path(folder) / "heap", stems, group=r"^(patient\d+)_"))

@@ -1,4 +1,4 @@
-"""The grey-value look-up table: what it can know, and that it is the best of its kind."""
+"""The look-up table by grey value: what it can know, and that no change to one of its entries improves it."""
 
 from itertools import product
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_never_worse_than_the_majority_and_no_single_change_betters_it(counts: n
 
 
 def test_betters_the_majority_where_a_class_is_rare() -> None:
-    """Value 0 is mostly class 0, but only there does class 1 occur at all."""
+    """Value 0 is mostly class 0, but is the only value at which class 1 occurs."""
     counts = np.array([[60, 50], [900, 0]])
     assert fit_lookup_table(counts).tolist() == [1, 0]
 
@@ -53,7 +53,7 @@ def test_void_counts_nowhere(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "d", counts={"train": 3, "val": 1, "test": 2}, table={"ignore_index": 7})
     for mask_path in path.glob("*/masks/*.png"):
         image = decode(path / mask_path.parents[1].name / "images" / mask_path.name, 1)[..., 0]
-        # Only what grey alone tells apart is left to be judged.
+        # What grey alone cannot tell apart becomes void.
         mask_path.write_bytes(encode_mask(np.select([image < 90, image > 170], [0, 1], 7).astype(np.uint8)))
     dataset = open_dataset(path)
     assert VOID in dataset.read_mask(dataset.train[0])

@@ -258,7 +258,7 @@ def test_structure_is_refused_without_decoding(
 
 
 def test_everything_at_once(folder: Path) -> None:
-    """Faults of structure, of classes.json and of content stand in one message."""
+    """Faults of structure, of classes.json and of content are reported in one message."""
     set_table(folder, ignore_index=1)
     mask_of_another_size(folder)
     (folder / "val/masks/0004.png").unlink()

@@ -79,7 +79,7 @@ def test_masks_show_the_earth_as_it_is(sample: Dataset, name: str, row: int, col
 
 
 def test_masks_lie_on_the_pictures(sample: Dataset) -> None:
-    """The edges of picture and mask agree best where they lie, not a pixel off."""
+    """The edges of picture and mask agree best as they are, not shifted by a pixel."""
     agreement: Counter[tuple[int, int]] = Counter()
     for tile in sample.train:
         grey, land = (array.astype(float) for array in (sample.read_image(tile)[..., 0], sample.read_mask(tile)))

@@ -1,4 +1,4 @@
-"""Where latency is measured when nobody says where: at the size that most images have."""
+"""The size at which latency is measured by default: the one that most images have."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from compress.data.folder import open_dataset
     [
         ([(32, 48)] * 3 + [(64, 64)], (32, 48)),
         ([(64, 64)] + [(32, 48)] * 3, (32, 48)),
-        ([(32, 48), (64, 64)] * 2, (64, 64)),  # as common: the larger, whatever comes first
+        ([(32, 48), (64, 64)] * 2, (64, 64)),  # equally common: the larger, in either order
         ([(64, 64), (32, 48)] * 2, (64, 64)),
     ],
 )

@@ -1,4 +1,4 @@
-"""Boundary F1 against distances that are measured one by one, and what it says of shifted and of missing edges."""
+"""Boundary F1 against distances that are measured one by one, and its values for shifted and for missing edges."""
 
 import math
 
@@ -105,7 +105,7 @@ def test_images_are_counted_together_and_a_class_without_edges_has_no_figure() -
     score = BoundaryScore()
     assert score.f1(CLASSES) is None
     score.update(halves, halves)
-    score.update(halves, plain)  # half of all edges is missed, what is drawn is right
+    score.update(halves, plain)  # half of all edges are missed; those that are drawn are right
     assert score.f1_per_class(CLASSES) == {"a": pytest.approx(2 / 3), "b": pytest.approx(2 / 3), "c": None}
     assert score.f1(CLASSES) == pytest.approx(2 / 3)
 

@@ -1,4 +1,4 @@
-"""A bundle that must not serve: whatever was done to it, the refusal names all that is wrong."""
+"""A damaged or forged bundle is refused, and the refusal names everything that is wrong with it."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def problems_of(check: Check, path: Path) -> list[str]:
 
 
 def rewrite(path: Path, *, sealed: bool = True, **fields: Any) -> None:
-    """Change manifest.json; `sealed` puts a digest in that fits."""
+    """Change manifest.json; `sealed` gives it a digest that fits."""
     manifest = {**json.loads((path / "manifest.json").read_text()), **fields}
     if sealed and "digest" not in fields:
         manifest["digest"] = digest_of(manifest)
@@ -66,7 +66,7 @@ def rewrite(path: Path, *, sealed: bool = True, **fields: Any) -> None:
 
 
 def reseal(path: Path, *names: str, **fields: Any) -> None:
-    """Put the hashes of changed files into the manifest, as whoever forged them would."""
+    """Put the hashes of changed files into the manifest, as a forger would."""
     from export.files import sha256_file
 
     files = json.loads((path / "manifest.json").read_text())["files"]
@@ -256,7 +256,7 @@ def test_everything_wrong_at_once(copy: Path) -> None:
     problems = problems_of(verify, copy)
     assert len(problems) == len(beginnings)
     assert all(problem.startswith(start) for problem, start in zip(problems, beginnings, strict=True))
-    # Without running the model, all but the last three.
+    # `load`, which does not run the model, finds all but the last three.
     assert problems_of(load, copy) == problems[:-3]
 
 

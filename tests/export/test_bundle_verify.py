@@ -1,4 +1,4 @@
-"""A sound bundle is loaded, verified, copied and made again; golden answers may differ by a little elsewhere."""
+"""A sound bundle is loaded, verified, copied and sealed again; golden answers may differ slightly elsewhere."""
 
 import shutil
 from pathlib import Path

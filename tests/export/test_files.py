@@ -1,4 +1,4 @@
-"""Files that are whole or absent, hashes that do not depend on chance, and messages of missing extras."""
+"""Files that are whole or absent, reproducible hashes, and messages about missing extras."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / ".note.txt.partial").write_text("what a killed run left, longer than the new text")
     with path.open() as reader:
         write_atomic(path, "new é")
-        # Whoever had it open goes on reading what was there.
+        # A reader that had it open still reads the old content.
         assert reader.read() == "old"
     assert path.read_text(encoding="utf-8") == "new é"
     assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]

@@ -48,7 +48,7 @@ def grey_pages(image_HWC: U8) -> list[Image.Image]:
 )
 def test_samples_are_bands_and_alpha_is_data(mode: str, kind: str, options: dict[str, object]) -> None:
     image = noise(len(mode))
-    image[..., -1] %= 3  # where alpha is 0, a picture shows nothing; a band is what it is
+    image[..., -1] %= 3  # where alpha is 0, viewers show nothing; as bands, all pixels keep their values
     content = file_of(Image.fromarray(image, mode), kind, **options)
     np.testing.assert_array_equal(decode(content, len(mode)), image)
 

@@ -1,4 +1,4 @@
-"""Image bytes to arrays: every mode and format that is taken, and every kind of bytes that is refused."""
+"""Image bytes to arrays: every mode and format that is accepted, and every kind of bytes that is refused."""
 
 import contextlib
 import io
@@ -60,7 +60,7 @@ IN_PALETTE = np.array(PALETTE, dtype=np.uint8).reshape(3, 3)[[[0, 1], [2, 1]]]
         (file_of(Image.fromarray(GREY), transparency=77), np.dstack([GREY] * 3), GREY),
         (file_of(Image.fromarray(RGB), transparency=(255, 0, 0)), RGB, luminance(RGB)),
         (file_of(Image.fromarray(GREY > 100)), np.dstack([(GREY > 100) * 255] * 3), (GREY > 100) * 255),
-        # Pillow's plain conversion: 255 - ink, then less the black.
+        # Pillow's plain conversion: 255 minus the ink, minus the black.
         (
             file_of(Image.fromarray(255 - np.dstack([RGB, np.full((2, 2), 255)]).astype(np.uint8), "CMYK"), "TIFF"),
             RGB,
@@ -101,7 +101,7 @@ def test_a_mask_gives_its_stored_numbers() -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_numbers_of_few_bits_are_those_that_are_stored(bits: int) -> None:
-    """Pillow spreads grey of 1, 2 and 4 bits over 0 to 255."""
+    """Pillow by itself scales grey of 1, 2 and 4 bits to 0..255."""
     stored = np.arange(8, dtype=np.uint8).reshape(1, 8) % 2 ** min(bits, 2)
     packed = np.packbits(np.unpackbits(stored[..., None], axis=2)[..., 8 - bits :]).tobytes()
     np.testing.assert_array_equal(decode_indices(png(1, 8, "grey", bits=bits, pixels=packed)), stored)
@@ -158,7 +158,7 @@ def test_a_truncated_file_is_refused(kind: str) -> None:
     content = file_of(Image.fromarray(noise), kind)
     with pytest.raises(ImageError) as caught:
         decode(content[: len(content) // 2], 3)
-    # Where the directory of a format stands at its end, the cut takes the header too.
+    # In a format that keeps its directory at the end, the cut removes the header, too.
     assert caught.value.reason in {"malformed", "unsupported"}
 
 
@@ -179,7 +179,7 @@ def test_pixels_are_counted_before_they_are_decoded() -> None:
 
 
 def progressive(*, scans: int) -> bytes:
-    """A progressive JPEG that goes over the same coefficients again and again: `scans` more than it needs."""
+    """A progressive JPEG that repeats its last scan `scans` times."""
     content = file_of(Image.fromarray(np.full((24, 40), 90, np.uint8)), "JPEG", progressive=True)
     last = content.rindex(b"\xff\xda")
     return content[:-2] + content[last:-2] * scans + content[-2:]
@@ -198,7 +198,7 @@ def test_a_jpeg_of_more_scans_than_any_has_is_refused_before_it_is_decoded(tmp_p
 
 @pytest.mark.parametrize("before", [False, True], ids=["behind it", "in a comment"])
 def test_what_only_looks_like_scans_is_not_counted(before: bool) -> None:
-    """A phone appends its video to the image, and a thumbnail stands before it."""
+    """Phones append a video to an image, and put a thumbnail before it."""
     content, others = file_of(Image.fromarray(GREY), "JPEG"), b"\xff\xda\0\2" * 1000
     comment = b"\xff\xfe" + (2 + len(others)).to_bytes(2, "big") + others
     longer = content[:2] + comment + content[2:] if before else content + others
@@ -206,7 +206,7 @@ def test_what_only_looks_like_scans_is_not_counted(before: bool) -> None:
 
 
 def chunks(count: int, kind: bytes = b"quIt") -> bytes:
-    """Empty ones of a PNG."""
+    """`count` empty chunks of a PNG."""
     return (bytes(4) + kind + zlib.crc32(kind).to_bytes(4, "big")) * count
 
 

@@ -1,4 +1,4 @@
-"""An image is brought to a model and its mask back: sizes, padding, and values that are never invented."""
+"""An image is fitted to a model and its mask back to the image: sizes, padding, and no invented values."""
 
 import numpy as np
 import pytest

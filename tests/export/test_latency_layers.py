@@ -1,4 +1,4 @@
-"""A float graph is the list of the layers that the runtime really runs, with widths that follow the groups."""
+"""The layers of a float graph are those that the runtime really runs, and their widths follow the groups."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,12 +28,12 @@ def small_unet() -> nn.Module:
 
 
 def mobile() -> nn.Module:
-    """In whole blocks of 8 channels and of 16."""
+    """A network whose channels fill whole blocks of 8 and of 16."""
     return randomised(Mobile(16))
 
 
 def graph_of(nodes: Sequence[onnx.NodeProto], weights: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
-    """From `image` to `mask` by way of `x`, the image NCHW in float, and `y`, what `nodes` make of it."""
+    """A graph from `image` to `mask`: `nodes` turn `x`, the image as float NCHW, into `y`."""
     ends = [
         helper.make_node("Transpose", ["image"], ["transposed"], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["transposed"], ["x"], to=TensorProto.FLOAT),
@@ -55,10 +55,10 @@ def named(layers: Sequence[Layer]) -> dict[str, Layer]:
     return {layer.name: layer for layer in layers}
 
 
-# What the runtime calls what a layer is.
+# The runtime's operator for ours, where the names differ.
 RUNTIME_NAMES = {"Resize": "Upsample", "ToPlain": "ReorderOutput", "ToBlocked": "ReorderInput", "Door": "Transpose"}
 UNCOUNTED = {"Cast", "Sub", "Div", "Reshape"}
-"""Parts of the door, of the ArgMax, and of an addition on blocks."""
+"""Parts of the `Door`, of the ArgMax, and of an addition on blocks."""
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_where_nobody_knows_the_groups_every_convolution_is_one_but_those_that_g
     assert {group.removeprefix("model.").removesuffix(".weight") for group in choices} == {
         *("stem.0", "stem.3", "down.0.0", "down.0.3", "up.0.block.0", "up.0.block.3")
     }
-    assert choices["model.down.0.0.weight"] == (0, 16, 32)  # none at all, for a part that goes as a whole
+    assert choices["model.down.0.0.weight"] == (0, 16, 32)  # 0 for a part that is removed as a whole
     full = {group: max(widths) for group, widths in choices.items()}
     constant: dict[str, Any] = {}
     assert [layer.at(full) for layer in layers] == [

@@ -1,4 +1,4 @@
-"""Measuring goes on where it stopped, keeps what others measured, and is not deceived by a machine that drifts."""
+"""Measuring resumes where it stopped, keeps what other runs measured, and is not misled by a machine that drifts."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_interrupted_it_goes_on(machine: FakeMachine, tmp_path: Path) -> None:
         measure()
     kept = LatencyTable.load(tmp_path / "t.json")
     assert len(kept) == BATCH
-    assert kept.sizes == ()  # no claim to be whole
+    assert kept.sizes == ()  # does not claim to be complete
     machine.timed = len(KEYS)
     assert len(measure()) == len(KEYS)
     assert machine.timed == 2 * len(KEYS) - BATCH

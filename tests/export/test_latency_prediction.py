@@ -1,4 +1,4 @@
-"""The sum over the layers says which network is faster, and roughly by how much; on real kernels."""
+"""The sum over the layers tells which network is faster, and roughly by how much, on real kernels."""
 
 import random
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ SIZE = (64, 64)
 
 
 def at_widths(graph: onnx.ModelProto, layers: tuple[Layer, ...], widths: Mapping[str, int]) -> bytes:
-    """`graph` with weights of these widths, whatever their values."""
+    """`graph` at these widths, with random weights."""
     shapes: dict[str, tuple[int, ...]] = {}
     keys = {layer.name: layer.at(widths) for layer in layers}
     for node in graph.graph.node:

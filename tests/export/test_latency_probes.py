@@ -1,4 +1,4 @@
-"""A probe runs the kernels that the layer has in a network, in its precision, and counts these alone."""
+"""A probe runs the kernels that its layer has in a network of that precision, and counts these alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +64,7 @@ LAYERS: dict[str, tuple[LayerKey, list[str], list[str]]] = {
 
 
 def counted(probe: Probe, run: Sequence[Kernel]) -> list[str]:
-    """The operators of one run that are the layer's."""
+    """The operators of one run that count as the layer's."""
     return [kernel.op for kernel in run if probe.microseconds([replace(kernel, microseconds=1.0)])]
 
 

@@ -28,7 +28,7 @@ def point(into: int, out: int, ratio: float) -> Point:
 
 
 def a_table(precision: Precision = "fp32", **fields: Any) -> LatencyTable:
-    """Convolutions take (in x out) / 1000 of the reference, a pool its width / 100; that takes half a millisecond."""
+    """Convolutions take (in x out) / 1000 of the reference, pools width / 100; the reference takes 0.5 ms."""
     convolutions = [point(x, y, x * y / 1000) for x in (3, 16, 32) for y in (16, 32, 48)]
     pools = [point(x, x, x / 100) for x in (16, 32)]
     given: dict[str, Any] = {

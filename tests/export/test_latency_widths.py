@@ -1,4 +1,4 @@
-"""Linear forms, the grid of widths, and what lies between measured widths."""
+"""Linear forms, the grid of widths, and interpolation between measured widths."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Cores that may be used, instruction sets, versions, memory: from fake control groups and processor descriptions."""
+"""Usable cores, instruction sets, versions and memory; control groups and processor descriptions are fakes."""
 
 import os
 import subprocess
@@ -83,7 +83,7 @@ def test_the_instruction_set_is_read_from_the_processor(
 
 
 def test_processors_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as they say; cores count, too."""
+    """As far as their descriptions tell; the number of cores counts, too."""
 
     def machine_of(description: str) -> Machine:
         (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC\n" + description)
@@ -147,7 +147,7 @@ def test_the_runtime_may_be_installed_under_another_name(build: str, monkeypatch
 
 
 def test_peak_memory_is_that_of_this_process_alone() -> None:
-    """A child starts with nothing of its parent's peak, and keeps its own after it let go."""
+    """A child starts without its parent's peak, and keeps its own after it has freed the memory."""
     script = (
         "from export.machine import peak_memory_mib\n"
         "before = peak_memory_mib(); block = bytearray(80 << 20); del block\n"

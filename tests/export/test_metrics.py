@@ -1,4 +1,4 @@
-"""What a confusion matrix says: against torchmetrics, classes that are missing included."""
+"""The figures of a confusion matrix against torchmetrics, with missing classes, too."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ MEANS = {"iou": "miou", "dice": "f1", "precision": "precision", "recall": "recal
 
 @st.composite
 def masks(draw: st.DrawFn) -> tuple[int, U8, U8]:
-    """Classes, truth with void, prediction; often some classes are missing from one of them or from both."""
+    """Number of classes, truth with void, prediction; often some classes are missing from one mask or from both."""
     classes = draw(st.integers(2, 6))
     shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=9))
     some = st.sets(st.integers(0, classes - 1), min_size=1)
@@ -76,7 +76,7 @@ def test_every_figure_is_torchmetrics(case: tuple[int, U8, U8]) -> None:
 
 
 def test_missing_classes_follow_one_rule() -> None:
-    """Class 1 is never predicted, class 2 is only predicted, class 3 is nowhere but under void."""
+    """Class 1 is never predicted, class 2 is only predicted, class 3 is predicted only for void."""
     tree = metrics_of(4, np.array([[0, 0, 1, VOID]], np.uint8), np.array([[0, 2, 0, 3]], np.uint8)).as_tree()
     half, third = 0.5, pytest.approx(1 / 3)
     assert tree["iou_per_class"] == {"class0": third, "class1": 0, "class2": 0, "class3": None}

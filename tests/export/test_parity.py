@@ -1,4 +1,4 @@
-"""The check that two forms of one model agree: it passes where they do, and it can fail in each of its ways."""
+"""The check that two forms of one model agree: it passes where they do, and each of its conditions can fail."""
 
 from collections.abc import Callable, Sequence
 
@@ -38,7 +38,7 @@ def bins(*, raised: float = 0.0) -> onnx.ModelProto:
 
 
 class Bins(nn.Module):
-    """The same in torch, from the normalised image."""
+    """The same model in torch, from the normalised image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_other_masks_fail() -> None:
 
 def test_logits_that_are_no_numbers_fail_wherever_they_come() -> None:
     class Late(Bins):
-        """Sound, but for the last batch."""
+        """Gives sound logits until the last batch."""
 
         calls = 0
 
@@ -161,7 +161,7 @@ def test_a_unet_with_one_damaged_layer_fails(layer: str, change: Callable[[np.nd
 
 
 def quantized_pair(raised: float, logit_step: float) -> Parity:
-    """A graph that serves against one whose class 0 scores less by `raised`."""
+    """The graph that serves against the graph as written, whose class 0 scores `raised` less."""
     inputs = batches(pictures(8, 64, 64), 1, [(64, 64)])
     return int8_parity(model_of(bins(raised=raised)), model_of(bins()), inputs, logit_step=logit_step, images="noise")
 

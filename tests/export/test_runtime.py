@@ -1,4 +1,4 @@
-"""Sessions: what they take, what they refuse, and that threads may share one."""
+"""Sessions: what they accept, what they refuse, and that threads may share one."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +86,7 @@ def test_another_input_is_refused_with_both_shapes(
     with pytest.raises(ShapeError, match=r"the graph takes uint8 \['batch', 'height', 'width', 3\]") as caught:
         model.masks(images)
     assert str(list(images.shape)) in str(caught.value)
-    # The runtime's own log would say it a second time, past whoever handles the error.
+    # The runtime's own log would repeat it, out of reach of whoever handles the error.
     assert capfd.readouterr() == ("", "")
 
 
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_model_is_a_bundle_error(
 
 
 def test_a_graph_that_cannot_be_initialised_says_nothing_on_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
-    """onnxruntime would print that it tries another provider."""
+    """By itself, onnxruntime would print that it tries another provider."""
     graph = tiny_graph(classes=2, channels=1, size_multiple=1)
     graph.graph.initializer[0].raw_data = graph.graph.initializer[0].raw_data[:-4]
     with pytest.raises(BundleError, match="cannot load"):
@@ -156,7 +156,7 @@ def test_a_profile_has_every_operator_of_every_run_and_leaves_no_file(
     runs = profiled(graph, {"image": picture(9, 7)[None]}, threads=1, runs=4)
     assert len(runs) == 4
     for run in runs:
-        # The order of the graph; the convolution is renamed by what is optimised.
+        # In the graph's order; optimisation renames the convolution.
         assert [kernel.op for kernel in run if not kernel.op.startswith("Reorder")] == [
             *("Cast", "Transpose", "Conv", "ArgMax", "Cast")
         ]

@@ -33,14 +33,14 @@ def pairs(draw: st.DrawFn, classes: int) -> list[Pair]:
 
 
 def scored(images: list[Pair], classes: int) -> Score:
-    """`images` scored with predictions that were made before."""
+    """The score of `images` with the given predictions."""
     ready = iter([prediction for _, prediction in images])
     samples = [(f"image{i}", np.zeros((*truth.shape, 1), np.uint8), truth) for i, (truth, _) in enumerate(images)]
     return score(lambda _: next(ready), samples, tuple(f"class{k}" for k in range(classes)))
 
 
 def random_score(images: int, *, seed: int, right: float = 0.8) -> Score:
-    """Each image with its own hit rate around `right`, three classes."""
+    """A score over three classes, each image with its own hit rate around `right`."""
     rng = np.random.default_rng(seed)
     counts = np.zeros((images, 3, 3), np.int64)
     for image in range(images):
@@ -111,7 +111,7 @@ def test_what_is_predicted_for_void_changes_nothing(case: tuple[int, list[Pair],
     plain, other = ConfusionMatrix(classes), ConfusionMatrix(classes)
     for truth, prediction in images:
         plain.update(truth, prediction)
-        # Also numbers that are no class: nobody looks.
+        # Also numbers that are no class: they are not looked at.
         noise = rng.integers(0, 256, truth.shape, dtype=np.uint8)
         other.update(truth, np.where(truth == VOID, noise, prediction))
     np.testing.assert_array_equal(other.counts, plain.counts)
@@ -179,7 +179,7 @@ def test_a_model_loses_nothing_to_itself(seed: int) -> None:
 
 def test_a_paired_interval_sees_what_two_intervals_cannot() -> None:
     parent = random_score(50, seed=2)
-    # The child is wrong in the same images, and a little more in each.
+    # The child errs on the same images, and a little more on each.
     moved = parent.counts.copy()
     for k in range(3):
         lost = moved[:, k, k] // 50

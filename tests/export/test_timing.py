@@ -1,4 +1,4 @@
-"""Models take turns, each round in another order, on a clock that the test winds."""
+"""Models take turns, in a new random order each round, on a clock that the test advances."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ class Clock:
         monkeypatch.setattr("time.perf_counter_ns", lambda: self.now_ns)
 
     def model(self, name: str, *milliseconds: float) -> Callable[[], object]:
-        """Takes these times in turn."""
+        """A model whose runs take these times in turn."""
 
         def run() -> None:
             self.now_ns += int(milliseconds[self.ran.count(name) % len(milliseconds)] * 1e6)

@@ -1,4 +1,4 @@
-"""A network becomes a graph whose batch, height and width are free, and that gives torch's answers everywhere."""
+"""An exported graph has free batch, height and width, and gives torch's answers at every size."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def test_every_architecture_gives_the_answers_of_torch_at_any_size(architecture:
         ("batch", 3, "height", "width"),
     ]
 
-    # 16x24 with two images was traced; the least size, odd multiples and other batches were not.
+    # 16x24 with two images was traced; the smallest size, odd multiples and other batches were not.
     for height, width in ((4, 4), (20, 12), (36, 4), (28, 52)):
         for batch in BATCHES:
             image = images(batch, height, width)
@@ -75,7 +75,7 @@ def test_every_architecture_gives_the_answers_of_torch_at_any_size(architecture:
         images="noise",
     )
     assert parity.problems() == []
-    if architecture["skip"] != "none":  # without skips nothing meets that could be of two sizes
+    if architecture["skip"] != "none":  # without skips, no tensors meet whose sizes could differ
         with pytest.raises(ShapeError, match="the graph takes"):
             model.masks(images(1, 18, 16))
 
@@ -121,7 +121,7 @@ def test_a_graph_is_one_file_and_carries_its_weights(tmp_path: Path) -> None:
 
 
 class NoTensorLeft(nn.Module):
-    """Decides by a value: nothing that a graph can hold."""
+    """Branches on a value, which a graph cannot express."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x

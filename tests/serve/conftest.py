@@ -1,4 +1,4 @@
-"""One small bundle and one server around it, shared by the tests that only ask questions."""
+"""Two small bundles and one server of both, shared by the tests that only send requests."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -32,7 +32,7 @@ def on_openvino(**settings: object) -> ServeSettings:
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """What `compress quantize --for openvino` makes of a level of a UNet; its golden answers are those of the CPU."""
+    """A one-level UNet as `compress quantize --for openvino` makes it; its golden answers come from the CPU."""
     quantizer = Quantizer(with_outputs(small_unet(), "mask"), iter(blocks(4)), target="openvino")
     graph = quantizer.quantized("minmax").graph
     return tiny_bundle(
@@ -83,7 +83,7 @@ def test_the_process_ends_clean(int8: Bundle) -> None:
 
 
 def test_every_worker_has_a_stream_of_its_own(int8: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one stream the runs of two workers take turns, whatever the cores."""
+    """With a single stream the runs of two workers take turns, however many cores there are."""
     asked: list[dict[str, dict[str, str]]] = []
 
     class Asked(ort.InferenceSession):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What a client gets for an image: the mask, in the form it asked for, of the size it sent."""
+"""The answer to an image: its mask, in the form that was asked for and at the size of the image."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +84,7 @@ def test_a_form_with_one_file_is_the_same_as_the_file(client: httpx.Client) -> N
     assert form.content == plain.content
 
 
-# pycocotools' own decoder, which only this test calls.
+# The warning is about pycocotools' own decoder, which only this test calls.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_json_carries_areas_and_run_lengths_that_pycocotools_decodes(client: httpx.Client) -> None:
     image = np.zeros((37, 53, 3), dtype=np.uint8)
@@ -134,7 +134,7 @@ def test_accept_chooses_the_form(client: httpx.Client, accept: str, media_type: 
 
 def test_all_lines_of_accept_are_one_list(client: httpx.Client) -> None:
     headers = [*PNG.items(), ("Accept", "text/html"), ("Accept", "application/json")]
-    # A client of its own: the shared one sends an Accept as well.
+    # Not through the shared client, which adds an Accept header of its own.
     response = httpx.post(client.base_url.join(SEGMENT), content=encode_image(random_image(8, 8)), headers=headers)
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
 

@@ -1,4 +1,4 @@
-"""Garbage: each kind is a 4xx problem that says what to do, and the server goes on."""
+"""Garbage: each kind is answered with a 4xx problem that says what to do, and the server keeps serving."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def black_png(width: int, height: int, *, bits: int = 8) -> bytes:
-    """An RGB PNG whose header announces `width` x `height` pixels, with at most a few thousand of them behind it."""
+    """An RGB PNG whose header announces `width` x `height` pixels, and whose data holds a few thousand at most."""
     header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     pixels = bytes(min(10_000, height * (1 + width * 3 * bits // 8)))
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
@@ -44,7 +44,7 @@ def black_png(width: int, height: int, *, bits: int = 8) -> bytes:
 
 
 def form_data(*parts: tuple[str, bytes], boundary: str = "cut") -> bytes:
-    """A multipart body; each part is a Content-Disposition and a content."""
+    """A multipart body; each part is a pair of Content-Disposition and content."""
     lines = [
         f"--{boundary}\r\nContent-Disposition: {how}\r\n\r\n".encode() + content + b"\r\n" for how, content in parts
     ]

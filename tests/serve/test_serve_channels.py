@@ -1,4 +1,4 @@
-"""Models of other than 1 or 3 channels: files with so many bands are answered, others refused, pages count."""
+"""Models of other than 1 or 3 channels: files of as many bands are answered, others refused, and all pages count."""
 
 import io
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_the_pixels_of_every_page_count(client: httpx.Client) -> None:
     assert send(client, "five", encode_image(noise(64, 64, 5)), "tiff").status_code == 200
     response = send(client, "five", encode_image(noise(64, 65, 5)), "tiff")
     assert (response.status_code, response.json()["reason"]) == (413, "too_large")
-    # Small as it was sent, but not with its rows padded to 16.
+    # Small as sent, but too large once its rows are padded to 16.
     response = send(client, "five", encode_image(noise(1, 300, 5)), "tiff")
     assert (response.status_code, response.json()["reason"]) == (413, "too_large")
     assert "padded for the model" in response.json()["detail"]

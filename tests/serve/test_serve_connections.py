@@ -33,7 +33,7 @@ PATIENCE = 0.4
 
 @pytest.fixture(scope="module")
 def hasty_url(bundle: Bundle) -> Iterator[str]:
-    """A server that waits for nobody."""
+    """A server that gives clients `PATIENCE` seconds for headers, and as long to take an answer."""
     settings = ServeSettings(concurrency=1, header_seconds=PATIENCE, send_seconds=PATIENCE)
     with serving([bundle.path], settings) as url:
         yield url
@@ -47,12 +47,12 @@ def connection(url: str) -> Iterator[socket.socket]:
 
 
 def to_the_end(opened: socket.socket) -> bytes:
-    """All that comes until the server closes the connection; a test fails where it does not."""
+    """Everything received until the server closes the connection; the test fails if it does not."""
     return b"".join(iter(lambda: opened.recv(65536), b""))
 
 
 def assert_live(opened: socket.socket) -> None:
-    """Ask for health, and leave the connection as it was."""
+    """Check that the connection still gets answers, and leave it open."""
     opened.sendall(LIVE)
     answer = b""
     while not answer.endswith(b"}"):
@@ -61,7 +61,7 @@ def assert_live(opened: socket.socket) -> None:
 
 
 def problem_in(answer: bytes) -> tuple[int, str]:
-    """Status and reason of an answer that must be one problem."""
+    """Status and reason of an answer, which must be one problem that closes the connection."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head.lower()
     assert b"connection: close" in head.lower()
@@ -106,7 +106,7 @@ def test_a_connection_that_says_nothing_is_closed_without_a_word(hasty_url: str)
 def test_a_connection_between_requests_is_kept(hasty_url: str) -> None:
     with httpx.Client(base_url=hasty_url) as kept, connection(hasty_url) as other:
         first = kept.get("/v2/health/live").extensions["network_stream"].get_extra_info("client_addr")
-        to_the_end(other)  # by then the time for headers is over
+        to_the_end(other)  # returns once the time for headers is over
         again = kept.get("/v2/health/live").extensions["network_stream"].get_extra_info("client_addr")
         assert first == again
 
@@ -118,7 +118,7 @@ def test_a_body_that_nobody_reads_is_not_waited_for(hasty_url: str) -> None:
 
 
 def test_a_slow_answer_of_the_models_is_not_cut_off(hasty_url: str) -> None:
-    """The clock of a connection stands still while its request is computed or its body is on its way."""
+    """A connection's timer is stopped while the body of its request arrives and while the request is computed."""
     with connection(hasty_url) as opened, connection(hasty_url) as clock:
         head = f"POST {SEGMENT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(IMAGE)}\r\n"
         opened.sendall(head.encode() + b"Connection: close\r\n\r\n" + IMAGE[:10])
@@ -128,11 +128,11 @@ def test_a_slow_answer_of_the_models_is_not_cut_off(hasty_url: str) -> None:
 
 
 def test_who_does_not_read_is_cut_off(hasty_url: str) -> None:
-    """Many answers, more than the kernel holds for a client that takes none of them."""
+    """The answers are more than the kernel buffers for a client that reads none of them."""
     with connection(hasty_url) as deaf:
         deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
         hung_up = select.poll()
-        hung_up.register(deaf, 0)  # errors and the end alone, which come without being asked for
+        hung_up.register(deaf, 0)  # POLLERR and POLLHUP alone, which are reported unasked
         assert hung_up.poll(20_000), "the connection is still open"
 
 
@@ -142,7 +142,7 @@ def test_who_does_not_read_is_cut_off(hasty_url: str) -> None:
     ids=["close", "bad bytes", "half a request", "the end"],
 )
 def test_who_does_not_read_is_cut_off_however_little_is_left(bundle: Bundle, last: bytes) -> None:
-    """So little that the server goes on writing, and would wait for it only when it closes."""
+    """So little is left that writing never pauses: the server would wait for the client only on closing."""
     settings = ServeSettings(concurrency=1, header_seconds=PATIENCE, send_seconds=PATIENCE)
     with serving([bundle.path], settings, kernel_holds=4096) as url, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -159,7 +159,7 @@ def test_who_does_not_read_is_cut_off_however_little_is_left(bundle: Bundle, las
 
 @contextlib.contextmanager
 def slow_reader(url: str, *, more: bytes) -> Iterator[socket.socket]:
-    """One that has asked for a mask of 256 KiB, and whose kernel takes little of it beforehand."""
+    """A client that has asked for a mask of 256 KiB, and whose kernel buffers little of it."""
     where = httpx.URL(url)
     image = encode_image(np.zeros((512, 512, 3), np.uint8))
     with socket.socket() as reader:
@@ -172,7 +172,7 @@ def slow_reader(url: str, *, more: bytes) -> Iterator[socket.socket]:
 
 
 def read_slowly(reader: socket.socket) -> int:
-    """Bytes that came until the connection ended, or the mask."""
+    """Bytes received until the connection ended or the mask was whole."""
     received = 0
     with contextlib.suppress(ConnectionError):
         while received < 512 * 512 and (piece := reader.recv(4096)):
@@ -183,7 +183,7 @@ def read_slowly(reader: socket.socket) -> int:
 
 @pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["kept", "closing"])
 def test_who_reads_slowly_and_steadily_gets_a_large_answer_whole(bundle: Bundle, more: bytes) -> None:
-    """In several times as long as a client may take nothing."""
+    """Reading it takes several times `send_seconds`."""
     settings = ServeSettings(concurrency=1, send_seconds=1)
     with serving([bundle.path], settings, kernel_holds=4096) as url, slow_reader(url, more=more) as reader:
         assert read_slowly(reader) >= 512 * 512
@@ -279,7 +279,7 @@ def gated_url(gated: GatedPredictor) -> Iterator[str]:
 
 
 def answers_in(received: bytes) -> list[tuple[int, str, bytes]]:
-    """Status, media type and body of each answer, one behind the other and nothing else."""
+    """Status, media type and body of each answer; `received` must hold whole answers and nothing else."""
     found = []
     while received:
         head, _, rest = received.partition(b"\r\n\r\n")
@@ -382,7 +382,7 @@ def test_a_client_that_leaves_behind_bad_bytes_takes_its_request_along(gated: Ga
 
 
 def test_every_answer_that_was_begun_is_ended_before_a_refusal(gated_url: str) -> None:
-    """More answers than the kernel holds: the server waits for the client to take them when the bad bytes come."""
+    """The answers are more than the kernel buffers: the server waits for the client to read when the bad bytes come."""
     with connection(gated_url) as opened:
         opened.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 150 + b"surplus\r\n\r\n")
         until(lambda: bool(select.select([opened], [], [], 0)[0]))
@@ -447,13 +447,13 @@ def test_on_too_many_connections_health_alone_is_answered(bundle: Bundle) -> Non
         for path in ("/v2/health/live", "/v2/health/ready"):
             health = httpx.get(url + path)
             assert (health.status_code, health.headers["connection"]) == (200, "close")
-        # Twice as many: not even that.
+        # Beyond twice the limit, not even health.
         stack.enter_context(connection(url))
         stack.enter_context(connection(url))
         with connection(url) as fifth, contextlib.suppress(ConnectionError):
             fifth.sendall(LIVE)
             assert to_the_end(fifth) == b""
-        # Who was there before goes on, and room is given back.
+        # Earlier connections keep working, and closed ones make room again.
         assert_live(idle[0])
         stack.close()
         until(lambda: httpx.post(url + SEGMENT, content=IMAGE, headers=PNG).status_code == 200)

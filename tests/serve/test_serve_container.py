@@ -1,4 +1,4 @@
-"""The image of serve/deploy/Dockerfile, built and run: not root, nothing writable, no torch, a clean end."""
+"""The image of serve/deploy/Dockerfile, built and run: not as root, nothing writable, no torch, a clean exit."""
 
 import re
 import shutil
@@ -31,14 +31,14 @@ def image() -> Image:
 
 @pytest.fixture(scope="module")
 def container(image: Image, bundle: Bundle) -> Iterator[Container]:
-    """One with a mounted bundle, ready."""
+    """A ready container with a mounted bundle."""
     with image.container(bundle.path) as container:
         container.started()
         yield container
 
 
 def answers(container: Container) -> None:
-    """Holds a running container to what every server promises, through its end."""
+    """Check that a running container keeps what every server promises, until it exits."""
     url = container.started()
     with container.network(), httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
         assert client.get("/v2/health/ready").json() == {"ready": True}
@@ -86,12 +86,12 @@ def test_the_health_check_tells_a_ready_server_from_none(image: Image, container
     check = image.config["Healthcheck"]
     kind, *command = check["Test"]
     assert kind == "CMD"
-    # As Docker counts: on a machine that is busy one check may come too late, and only several in a row tell.
+    # Counted as Docker does: on a busy machine one check may be too late, so only several failures in a row count.
     checks = [container.execute(*command)]
     while checks[-1].returncode and len(checks) < check["Retries"]:
         checks.append(container.execute(*command))
     assert (checks[-1].returncode, checks[-1].stderr) == (0, ""), [each.stderr for each in checks]
-    # In a network of its own nobody listens.
+    # In a network namespace of its own, nothing listens.
     nowhere = container.execute("unshare", "--net", *command, user="0:0")
     assert nowhere.returncode == 1
     assert nowhere.stderr.endswith("OSError: [Errno 101] Network is unreachable\n")
@@ -111,6 +111,6 @@ def test_nothing_of_the_build_stays(container: Container) -> None:
     assert container.execute("ls", "/opt").stdout == "segpress\n"
     for path in ("/etc/pip.conf", "/src", "/wheels", "/wheel", "/staged", "/root/.config", "/root/.cache"):
         assert "No such file" in container.execute("ls", path, user="0:0").stderr
-    # Compiled when it was built, for it cannot be when it runs.
+    # Compiled when the image was built, because nothing can be written when it runs.
     sources = "find /opt/segpress/lib -name '*.py' | wc -l; find /opt/segpress/lib -name '*.pyc' | wc -l"
     assert len(set(container.execute("sh", "-c", sources).stdout.split())) == 1

@@ -1,4 +1,4 @@
-"""What cannot be served is said at once, with what to do."""
+"""`create_app` refuses what cannot be served before anything starts, and says what to do."""
 
 import shutil
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_a_damaged_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_golden_answers_are_those_of_what_will_serve(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A provider may run the graph and give other masks."""
+    """A provider may run the graph and still give other masks."""
 
     class OnAProviderThatIsWrong(OnnxModel):
         def masks(self, images_NHWC: U8) -> U8:

@@ -1,4 +1,4 @@
-"""The OpenAPI document is kept: schemathesis makes requests of it, and holds a real server's answers against it."""
+"""The server keeps to its OpenAPI document: schemathesis makes requests from it and checks a real server's answers."""
 
 import contextlib
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def keyed_url(bundle: Bundle, secret: tuple[Path, str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def open_url(settings: ServeSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a server whose model gives logits, so that whatever is asked of it can be had."""
+    """URL of a server whose model gives logits, so that it can answer everything."""
     graph = tiny_graph(classes=4, channels=3, size_multiple=16, logits=True)
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     tiny_bundle(path, classes=4, graph=graph)
@@ -51,7 +51,7 @@ def open_url(settings: ServeSettings, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def schema_for_one_model(url: str, **headers: str) -> BaseSchema:
-    """Requests name the model that there is; what is made up against the document names others."""
+    """Valid requests name the model that exists; those made to violate the document name others."""
     document = document_of(url, **headers)
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -68,23 +68,23 @@ def operations_of(schema: BaseSchema) -> Iterator[APIOperation[Any, Any, Any, An
 
 
 def ask_everything(url: str, *also: schemathesis.CheckFunction, **headers: str) -> set[tuple[str, int]]:
-    """Ask every operation with what it should take and with what it should not; the statuses that came, by path.
+    """Send every operation requests that it should take and that it should not; returns each (path, status) seen.
 
-    Schemathesis' own way into pytest does not know pytest 9.2, so its strategies are drawn from here.
+    Schemathesis' own pytest integration does not support pytest 9.2, so its strategies are drawn from here.
     """
     schema, seen = schema_for_one_model(url, **headers), set()
     for operation in operations_of(schema):
 
         def ask(case: schemathesis.Case[Any]) -> None:
             if case.headers:
-                case.headers.pop(DEADLINE, None)  # of a moment, it is answered 504, and rightly
+                case.headers.pop(DEADLINE, None)  # a very short one is rightly answered 504
             response = case.call_and_validate(
                 checks=[*CHECKS, checks.unsupported_method, *also], headers=headers, timeout=30
             )
             seen.add((case.operation.path, response.status_code))
 
         for mode in schemathesis.GenerationMode:
-            with contextlib.suppress(Unsatisfiable):  # nothing to get wrong in an operation without parameters
+            with contextlib.suppress(Unsatisfiable):  # an operation without parameters has no invalid requests
                 thorough(given(operation.as_strategy(generation_mode=mode))(ask))()
     return seen
 

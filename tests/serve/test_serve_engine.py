@@ -1,4 +1,4 @@
-"""How the server spends its workers and its memory: batches of what waits, deadlines, sizes, what runs the models."""
+"""How the server uses its workers and its memory: batches of waiting requests, deadlines, sizes, providers."""
 
 import gzip
 import json
@@ -57,7 +57,7 @@ def test_what_waits_is_run_together_by_padded_size(bundle: Bundle) -> None:
         for waiting, image in enumerate(images):
             answers.append(pool.submit(httpx.post, url + SEGMENT, content=encode_image(image), headers=PNG))
             until(lambda waiting=waiting: metric(url, "segpress_queue_depth") == waiting + 1)  # type: ignore[misc]
-        # What is no image is told so, and its neighbours do not hear of it.
+        # A file that is no image is refused alone; the requests beside it are not affected.
         damaged = pool.submit(httpx.post, url + SEGMENT, content=encode_image(images[0])[:60], headers=PNG)
         until(lambda: metric(url, "segpress_queue_depth") == len(images) + 1)
         predictor.gate.set()
@@ -138,7 +138,7 @@ def test_sizes_are_padded_into_buckets(bundle: Bundle) -> None:
             image = some_images(1, *size)[0]
             answer = httpx.post(url + SEGMENT, content=encode_image(image), headers=PNG).raise_for_status()
             np.testing.assert_array_equal(decode_indices(answer.content), expected_mask(image, 4))
-    # Of 16, the model's own multiple, and 24.
+    # Multiples of 16, the model's own, and of 24.
     assert [batch.shape[1:3] for batch in predictor.seen] == [(48, 48), (48, 48), (96, 48)]
 
 
@@ -156,7 +156,7 @@ def test_a_request_may_bring_its_own_deadline(bundle: Bundle, path: str) -> None
     tensor = {"name": "image", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [0, 0, 0]}
     content = json.dumps({"inputs": [tensor]}).encode() if "infer" in path else encode_image(some_images(1, 8, 8)[0])
     with held_up(predictor, ServeSettings(concurrency=1)) as (url, _):
-        # Not less: on a busy machine the warm-up takes a while, and who would wait longer than that is refused at once.
+        # No shorter: after a slow warm-up on a busy machine, a deadline below the estimated wait is refused at once.
         late = httpx.post(url + path, content=content, headers={**PNG, "X-Deadline-Ms": "1000"})
         assert (late.status_code, late.json()["reason"]) == (504, "deadline")
         for wrong in ("0", "-1", "soon", "nan", "inf", ""):
@@ -253,7 +253,7 @@ def test_a_pool_that_shrinks_gives_back_what_a_large_run_took(tmp_path: Path) ->
 
 
 def wide_graph(channels: int) -> onnx.ModelProto:
-    """A graph that holds a map of `channels` channels at the size of the image."""
+    """A graph with a feature map of `channels` channels at the size of the image."""
     return onnx.parser.parse_model(
         f"""
         <ir_version: 10, opset_import: ["" : 18]>

@@ -1,4 +1,4 @@
-"""API keys: who has none is told so, what is kept is no secret, and new routes are closed by themselves."""
+"""API keys: requests without one are refused, the file of keys holds no secret, new routes are closed by default."""
 
 import base64
 import stat
@@ -25,7 +25,7 @@ IMAGE = encode_image(np.zeros((16, 16, 3), np.uint8))
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """A file of keys, one of its secrets for use and one for administration."""
+    """A file of keys, and the secrets of its two keys: one for use, one for administration."""
     path = tmp_path_factory.mktemp("keys") / "keys"
     return path, add_key(path, "alice", Role.USE), add_key(path, "root", Role.ADMIN)
 
@@ -80,7 +80,7 @@ def test_the_hash_is_no_key(base_url: str, secrets: tuple[Path, str, str]) -> No
 
 
 def test_health_alone_is_open(base_url: str, bundle: Bundle) -> None:
-    """Every route of the document is asked, so that one that is added must be closed, or be named here."""
+    """Every route of the document is requested, so a new one must be closed or be named here."""
     document = create_app([bundle.path]).openapi()
     asked = {path.format(name="tiny", version="1", model_name="tiny"): path for path in document["paths"]}
     asked |= {"/": "/", "/docs": "/docs", "/openapi.json": "/openapi.json", "/nothing": "/nothing"}
@@ -112,7 +112,7 @@ def test_only_an_admin_key_administers(base_url: str, secrets: tuple[Path, str, 
     _, use, admin = secrets
     load = f"{base_url}/v2/repository/models/tiny/load"
     assert httpx.post(load, headers=bearer(admin)).status_code == 200
-    # A browser sends a password by itself wherever a page makes it ask, so a password is not enough.
+    # A browser adds the password to whatever requests another page makes it send, so a password is not enough.
     for headers in (bearer(use), basic(admin), basic(use)):
         refused = httpx.post(load, headers=headers)
         assert (refused.status_code, refused.json()["reason"]) == (403, "not_admin")

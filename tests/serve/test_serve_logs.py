@@ -1,4 +1,4 @@
-"""One line an event: what a request was, how long each of its stages took, and under which ids it is found again."""
+"""One line per event: what a request was, how long each of its stages took, and the ids by which to find it."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 def requests(records: list[logging.LogRecord]) -> list[dict[str, object]]:
-    """The lines of requests, as a collector of logs reads them."""
+    """The lines about requests, as a log collector reads them."""
     lines = [JsonLines().format(record) for record in records if record.name == "serve.record"]
     assert not [line for line in lines if "\n" in line]
     return [line for line in map(json.loads, lines) if line.get("event") == "request"]

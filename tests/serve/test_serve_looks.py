@@ -1,4 +1,4 @@
-"""Probabilities of classes, and images that are looked at window by window: what they are, and what bounds them."""
+"""Class probabilities, and images segmented window by window: what they give, and what limits them."""
 
 import io
 import json
@@ -35,7 +35,7 @@ PNG = {"Content-Type": "image/png"}
 README = Path(__file__).resolve().parents[2] / "serve" / "README.md"
 CLASSES = 4
 REACH = 3
-"""Pixels on each side that the network looks at."""
+"""How many pixels the network sees on each side."""
 
 
 def looking_around() -> onnx.ModelProto:
@@ -81,7 +81,7 @@ LIMITS = ServeSettings(
 
 @pytest.fixture(scope="module")
 def client(around: Bundle, resized: Bundle, bundle: Bundle) -> Iterator[httpx.Client]:
-    """Of a server with these and a model of masks alone, which looks at no more than 128x128 pixels at once."""
+    """A client of a server of both and of a model that gives masks alone; at most 128x128 pixels are run at once."""
     paths = [around.path, resized.path, bundle.path]
     with serving(paths, LIMITS) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
@@ -93,7 +93,7 @@ def ask(client: httpx.Client, image: U8, model: str = "around", accept: str = "*
 
 
 def arrays(answer: httpx.Response) -> tuple[U8, NDArray[np.float16]]:
-    """Mask and probabilities, as any NumPy reads them."""
+    """Mask and probabilities, as plain NumPy reads them."""
     assert answer.raise_for_status().headers["content-type"] == "application/zip"
     found = np.load(io.BytesIO(answer.content), allow_pickle=False)
     assert sorted(found) == ["mask", "probabilities"]
@@ -134,7 +134,7 @@ def test_probabilities_of_a_resized_model_have_the_size_of_the_image(client: htt
 
 
 def edges(length: int, window: int) -> NDArray[np.bool_]:
-    """Along one axis, what lies within the reach of the edge of any window."""
+    """Along one axis, the pixels within `REACH` of the edge of any window."""
     near = np.zeros(length, dtype=bool)
     for place in places(length, window):
         near[place.start : place.start + REACH] = near[max(0, place.stop - REACH) : place.stop] = True
@@ -195,7 +195,7 @@ def test_windows_give_the_masks_of_compress_predict(
         ((129, 128), "around", {}, "*/*", 413, "too_large"),
         ((129, 128), "around", {"probabilities": "true"}, "*/*", 413, "too_large"),
         ((400, 401), "around", {"window": "64x64"}, "*/*", 413, "too_large"),
-        ((360, 360), "around", {"window": "64x64"}, "*/*", 413, "too_large"),  # with what overlaps
+        ((360, 360), "around", {"window": "64x64"}, "*/*", 413, "too_large"),  # overlaps included
         ((200, 200), "around", {"window": "144x144"}, "*/*", 413, "too_large"),
         ((201, 200), "around", {"probabilities": "true", "window": "64x64"}, "*/*", 413, "too_large"),
     ],
@@ -265,7 +265,7 @@ def test_no_window_is_begun_after_the_deadline(held: tuple[GatedPredictor, str, 
     assert (late.result().status_code, late.result().json()["reason"]) == (504, "deadline")
     assert "not all windows" in late.result().json()["detail"]
     assert len(predictor.seen) == 1
-    # The worker is free again, and the books are right.
+    # The worker is free again, and is counted as free.
     whole = httpx.post(url + SEGMENT.format(name="around"), content=file, headers=PNG)
     assert whole.status_code == 200
     assert metric(url, "segpress_workers_busy") == 0

@@ -1,4 +1,4 @@
-"""Memory between two images stays with the process."""
+"""The process keeps the memory that one image frees for the next."""
 
 import json
 import subprocess
@@ -38,5 +38,5 @@ def _faults(how: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_a_thread_has_room_for_the_next_image() -> None:
-    assert max(_faults("left")) > 100  # or there is nothing to mend any more, and serve/memory.py can go
+    assert max(_faults("left")) > 100  # if not, the C library keeps memory by itself, and serve/memory.py can go
     assert max(_faults("kept")) < 10

@@ -41,7 +41,7 @@ PROTO = Path(serve.oip.__file__).parent / "proto"
 
 @pytest.fixture(scope="module")
 def ports(bundle: Bundle, grey_bundle: Bundle) -> Iterator[tuple[str, str]]:
-    """Of one server: the base URL, and the address for gRPC."""
+    """The base URL and the gRPC address of one server."""
     settings = ServeSettings(concurrency=2, grpc_port=0, max_pixels=512 * 512, max_body_bytes=2**20)
     app = create_app([bundle.path, grey_bundle.path], settings)
     with serving(app, settings) as url:
@@ -420,7 +420,7 @@ def test_the_compiled_messages_are_those_of_the_proto_files(tmp_path: Path) -> N
 
 
 def test_every_message_is_a_part_of_tritons() -> None:
-    """The same numbers and types, or bytes would mean something else on the other side."""
+    """With the same numbers and types, or the bytes would mean something else to the other side."""
 
     def fields(descriptor: Any) -> set[tuple[Any, ...]]:
         found = set()

@@ -1,4 +1,4 @@
-"""Calls over gRPC whose message takes its time: what they may hold, for how long, and from whom."""
+"""gRPC calls whose message arrives slowly: how much memory they may reserve, for how long, and at whose expense."""
 
 import contextlib
 import socket
@@ -28,7 +28,7 @@ MASKS = np.stack([expected_mask(image, 4) for image in IMAGES])
 
 
 class Uploads:
-    """Calls of one method whose message does not come, until the block is left or it is told to."""
+    """Calls of one method whose message is held back until `end` is called or the block is left."""
 
     def __init__(self, port: int, key: str = "", method: str = "ModelInfer") -> None:
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
@@ -38,11 +38,11 @@ class Uploads:
         self._content = b""
 
     def begin(self) -> Any:
-        """One more; gives its future."""
+        """Begin one more call; returns its future."""
         return self._begin.future(self._message(), metadata=self._metadata)
 
     def end(self, content: bytes) -> None:
-        """Let `content` come as the message of every call."""
+        """Send `content` as the message of every call."""
         self._content = content
         self._end.set()
 
@@ -117,7 +117,7 @@ def test_messages_on_their_way_have_half_of_the_memory(bundle: Bundle) -> None:
     with serving(app, settings) as url:
         port = app.state.grpc_server.port
         with Uploads(port) as uploads, triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
-            _kept = [uploads.begin() for _ in range(2)]  # gRPC cancels the call of a future that nobody holds
+            _kept = [uploads.begin() for _ in range(2)]  # gRPC cancels a call whose future is not kept
             until(lambda: metric(url, "segpress_body_bytes") == 2 * 2**20)
             refused = uploads.begin()
             assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP: Triton's client works unchanged; what is malformed is a 4xx that says why."""
+"""The Open Inference Protocol over HTTP: Triton's client works unchanged; malformed requests get a 4xx and why."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def client(base_url: str) -> Iterator[Any]:
 
 
 def raw_request(images: U8, **parameters: Any) -> tuple[bytes, dict[str, str]]:
-    """A request in the binary form, made by hand as the extension's document says."""
+    """A request in the binary form, built by hand from the extension's specification."""
     inputs = {"name": "image", "shape": images.shape, "datatype": "UINT8"}
     header = json.dumps(
         {"inputs": [{**inputs, "parameters": {"binary_data_size": images.size}}], "parameters": parameters}
@@ -187,7 +187,7 @@ def test_tensors_that_do_not_fit_are_refused_in_words(client: Any, tensor: Any, 
 
 
 def body(**changes: Any) -> bytes:
-    """JSON of a small request, with changed members of its input."""
+    """JSON of a small request whose input has these members changed, or removed where None is given."""
     tensor = {"name": "image", "shape": [1, 1, 2, 3], "datatype": "UINT8", "data": [0, 0, 0, 255, 255, 255]} | changes
     return json.dumps({"inputs": [{name: value for name, value in tensor.items() if value is not None}]}).encode()
 

@@ -1,4 +1,4 @@
-"""OpenVINO as what runs the models, in an environment of its own: its runtime takes the place of ours."""
+"""Models run on OpenVINO, in an environment of its own, because its build of onnxruntime replaces ours."""
 
 from pathlib import Path
 

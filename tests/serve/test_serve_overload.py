@@ -1,4 +1,4 @@
-"""More than can be done: honest refusals, deadlines, and no work for clients that have left."""
+"""Overload: honest refusals, deadlines, and no work for clients that have left."""
 
 import socket
 import time
@@ -54,7 +54,7 @@ class Clients:
 def overloaded(
     predictor: GatedPredictor, settings: ServeSettings
 ) -> Iterator[tuple[Clients, list["Future[httpx.Response]"]]]:
-    """A server whose workers are held up and whose queue is full; gives the requests that it holds."""
+    """A server whose workers are held up and whose queue is full, and the requests that it holds."""
     with serving([predictor], settings) as url, ThreadPoolExecutor(16) as pool, predictor.closed():
         predictor.seen.clear()
         clients = Clients(url, pool)
@@ -107,8 +107,8 @@ def test_retry_after_grows_with_the_service_time_and_the_queue(predictor: GatedP
             for index in range(8):
                 held.append(clients.send(shade(0)))
                 clients.until_waiting(index + 1)
-            # One slow run of a second weighs a fifth: about 0.2 s for each of the nine ahead. On a busy machine all is
-            # slower, the warm-up, too.
+            # The slow run of one second weighs a fifth: about 0.2 s for each of the nine ahead. On a busy machine
+            # everything is slower, the warm-up included.
             assert 2 <= int(clients.send(shade(0)).result().headers["retry-after"]) <= 6 * seconds
             assert 1.5 <= metric(url, "segpress_queue_wait_estimate_seconds") <= 6 * seconds
         assert {future.result().status_code for future in held} == {200}
@@ -117,7 +117,7 @@ def test_retry_after_grows_with_the_service_time_and_the_queue(predictor: GatedP
 def test_a_deadline_passed_in_the_queue_is_504_at_once_and_costs_no_prediction(predictor: GatedPredictor) -> None:
     settings = ServeSettings(concurrency=1, queue_limit=2, deadline_seconds=1.0)
     with overloaded(predictor, settings) as (_, held):
-        # The worker is still held up: nobody has to wait for it to hear that it is too late.
+        # The worker is still held up: late requests are refused without waiting for it.
         for future in held[1:]:
             response = future.result(timeout=10)
             assert (response.status_code, response.json()["reason"]) == (504, "deadline")

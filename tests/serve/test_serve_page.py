@@ -1,4 +1,4 @@
-"""The page at `/`, in a browser: what it draws, says and asks; by keyboard; with nothing that its policy forbids."""
+"""The page at `/` in a browser: what it draws, says and asks, by keyboard too, and nothing that its policy forbids."""
 
 import base64
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def browser() -> Iterator[WebDriver]:
 
 @pytest.fixture
 def page(browser: WebDriver, base_url: str) -> Iterator[WebDriver]:
-    """The page just opened; in the end nothing may stand in its console but what the server refused."""
+    """The page, just opened; afterwards its console may hold nothing but refusals of the server."""
     browser.get_log("browser")  # type: ignore[no-untyped-call]
     browser.get(base_url)
     yield browser
@@ -188,7 +188,7 @@ def test_the_load_is_shown_and_moves(page: WebDriver, picture: Path) -> None:
 
 
 def test_quantiles_are_those_between_two_scrapes(page: WebDriver) -> None:
-    """By hand: 10 requests up to 10 ms and 90 up to 30 ms came; others, and other models, do not count."""
+    """By hand: 10 requests took up to 10 ms and 90 up to 30 ms; earlier ones and other models do not count."""
 
     def scraped(counts: dict[str, int]) -> str:
         name = "segpress_request_duration_seconds_bucket"
@@ -200,7 +200,7 @@ def test_quantiles_are_those_between_two_scrapes(page: WebDriver) -> None:
     count, median, highest = page.execute_async_script(_LOAD, before, after)
     assert (count, median) == (100, pytest.approx(0.01 + 0.02 * 40 / 90))
     assert highest == pytest.approx(0.01 + 0.02 * 89 / 90)
-    # A server that began anew counts from zero.
+    # A restarted server counts from zero.
     assert page.execute_async_script(_LOAD, after, before) is None
 
 

@@ -1,4 +1,4 @@
-"""The server as a process: opens its port when it is ready, ends without losing what it accepted."""
+"""The server as a process: it opens its port when it is ready, and exits without losing what it accepted."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ IMAGE = np.arange(64 * 48 * 3, dtype=np.uint32).reshape(64, 48, 3).astype(np.uin
 
 
 class HalfSent:
-    """A request whose headers and first half have been sent, and have arrived; the `number`th that is in flight."""
+    """A request whose headers and half of whose body have arrived, as the `number`th in flight."""
 
     def __init__(self, base_url: str, number: int = 1) -> None:
         url, self._body = httpx.URL(base_url), encode_image(IMAGE)
@@ -42,7 +42,7 @@ class HalfSent:
         self._connection.close()
 
     def finish(self) -> bytes:
-        """Send the rest; the whole answer, up to the end of the connection."""
+        """Send the rest; returns the whole answer, up to the end of the connection."""
         self._connection.sendall(self._body[len(self._body) // 2 :])
         return self.answer()
 
@@ -79,7 +79,7 @@ def test_after_sigterm_it_says_not_ready_and_serves_for_the_grace(bundle: Bundle
         tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *IMAGE.shape], "data": IMAGE.ravel().tolist()}
         assert httpx.post(url + "/v2/models/tiny/infer", json={"inputs": [tensor]}).status_code == 200
         assert "draining" not in server.log
-        # A second one does not wait for the grace.
+        # A second signal does not wait for the grace period.
         server.signal(signal.SIGTERM)
         assert server.wait() == -signal.SIGTERM
 
@@ -87,7 +87,7 @@ def test_after_sigterm_it_says_not_ready_and_serves_for_the_grace(bundle: Bundle
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "grace_seconds"), [(signal.SIGTERM, 1.0), (signal.SIGINT, 60.0)])
 def test_after_the_grace_it_drains_and_ends_well(bundle: Bundle, number: signal.Signals, grace_seconds: float) -> None:
-    """A person at a terminal, who sends SIGINT, is not made to wait."""
+    """SIGINT, which people send from a terminal, skips the grace period."""
     with ServerProcess([bundle.path], settings(grace_seconds=grace_seconds)) as server:
         with HalfSent(server.base_url) as accepted:
             server.signal(number)
@@ -199,10 +199,10 @@ def test_an_idle_server_stops_promptly_with_clients_connected(bundle: Bundle, nu
 
 
 def test_a_signal_ends_the_start_at_once_and_well(bundle: Bundle, tmp_path: Path) -> None:
-    """It is never the default that ends it: a container's first process would not hear of such a signal."""
+    """A handler ends it, never the default action, which the kernel does not apply to a container's first process."""
     keys = tmp_path / "keys"
     os.mkfifo(keys)
-    # To open the file waits until the server reads it.
+    # Opening the FIFO blocks until the server reads it.
     with ServerProcess([bundle.path], settings(api_keys=keys)) as server, keys.open("wb"):
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
@@ -240,7 +240,7 @@ def test_a_port_that_is_taken_is_said(bundle: Bundle) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("door", ["port", "grpc_port"])
 def test_a_port_that_another_server_takes_during_the_start_is_said(tmp_path: Path, door: str) -> None:
-    # Large images make for a long warm-up, in which the other server comes first.
+    # Large images make the warm-up long, and the other server takes the port during it.
     slow = tiny_bundle(tmp_path / "slow", size=(1536, 1536))
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

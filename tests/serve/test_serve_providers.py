@@ -1,4 +1,4 @@
-"""What providers other than the CPU's are told of a bundle: that it is INT8, and what its floats may be."""
+"""The options that providers other than the CPU's get for a bundle: whether it is INT8, and its float precision."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ CUDA = "CUDAExecutionProvider"
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, dict[str, str]]]:
-    """The options of the providers of each session, in a runtime that seems to have all of them; the CPU runs it."""
+    """Provider options of each session, in a runtime that claims to have every provider; the CPU runs the model."""
     sessions: list[dict[str, dict[str, str]]] = []
 
     class Asked(ort.InferenceSession):  # type: ignore[misc]
@@ -69,7 +69,7 @@ def test_openvino_is_asked_for_bfloat16_only_where_the_processor_multiplies_it(
     half_floats: bool,
     expected: str,
 ) -> None:
-    """By AVX-512 without the instructions it would compute in it as well, and slowly."""
+    """With AVX-512 but without these instructions OpenVINO would use bfloat16, too, and slowly."""
     bundle = tiny_bundle(tmp_path / "b", precision="int8", half_floats=half_floats)
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
     monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")

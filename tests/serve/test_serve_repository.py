@@ -1,4 +1,4 @@
-"""Several models and versions: a switch loses nothing, a bad bundle changes nothing, and names reach no other files."""
+"""Several models and versions: a switch loses no request, a bad bundle changes nothing, no name reaches other files."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ SETTINGS = ServeSettings(concurrency=2, allow_load=True, max_pixels=512 * 512)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Versions 1, 2 and 10 of `tiny`, which tell 2, 3 and 5 classes apart, and one `plain` bundle."""
+    """Versions 1, 2 and 10 of `tiny`, with 2, 3 and 5 classes, and one bundle `plain`."""
     for version, classes in (("1", 2), ("2", 3), ("10", 5)):
         tiny_bundle(tmp_path / "models" / "tiny" / version, classes=classes, version=version)
     tiny_bundle(tmp_path / "models" / "plain", name="plain", classes=4, version="7")
@@ -160,7 +160,7 @@ def test_a_bad_bundle_is_refused_while_the_old_one_serves(
 
 
 def test_a_replacement_that_is_refused_is_told_beside_what_serves_on(server: tuple[str, Any], folder: Path) -> None:
-    """In the same folder, under the same version."""
+    """The replacement is in the same folder, under the same version."""
     url, client = server
 
     def entry() -> tuple[str, str]:
@@ -233,7 +233,7 @@ def test_no_name_leads_out_of_the_folder(server: tuple[str, Any], folder: Path, 
 
 
 def test_links_within_the_folder_are_followed(folder: Path, tmp_path: Path) -> None:
-    """As Kubernetes mounts volumes, and as releases are switched."""
+    """Kubernetes mounts volumes through such links, and atomic releases switch them."""
     tiny_bundle(folder / "..2024" / "mounted" / "3", name="mounted", classes=2, version="3")
     (folder / "..data").symlink_to("..2024")
     (folder / "mounted").symlink_to("..data/mounted")

@@ -97,7 +97,7 @@ def test_counters_and_histograms_move_with_requests(bundle: Bundle) -> None:
         httpx.post(url + SEGMENT, content=b"text", headers={"Content-Type": "text/plain"})
         httpx.post(f"{url}/v1/models/{'x' * 50}/segment", content=IMAGE, headers=PNG)
         text = httpx.get(url + "/metrics").text
-        assert before == 0  # the warm-up is nobody's request
+        assert before == 0  # the warm-up is not counted as a request
         assert metric(url, 'segpress_requests_total{code="200",model="tiny"}') == 3
         assert metric(url, 'segpress_requests_total{code="415",model="tiny"}') == 2
         assert metric(url, 'segpress_requests_total{code="404",model=""}') == 1
@@ -105,7 +105,7 @@ def test_counters_and_histograms_move_with_requests(bundle: Bundle) -> None:
         assert metric(url, 'segpress_errors_total{model="tiny",reason="media_type"}') == 1
         assert metric(url, 'segpress_errors_total{model="",reason="unknown_model"}') == 1
         assert metric(url, 'segpress_request_duration_seconds_count{model="tiny"}') == 5
-        # The text was decoded (and timed, though that raised), never inferred; the wrong type was not even queued.
+        # The text was decoded (and timed, though decoding raised), not inferred; the wrong type was not even queued.
         for stage, count in (("queue", 4), ("decode", 4), ("preprocess", 3), ("inference", 3), ("encode", 3)):
             sample = f'segpress_stage_duration_seconds_count{{model="tiny",stage="{stage}"}}'
             assert metric(url, sample) == count
@@ -195,7 +195,7 @@ def test_pages_are_whole_and_need_nothing_from_elsewhere(client: httpx.Client, p
     for source in page.sources:
         assert source.startswith("page/")
         assert client.get(f"/{source}").status_code == 200
-    # What the policy would not let run or style anything.
+    # The content security policy would block inline styles and scripts.
     assert "<style" not in response.text
     assert " style=" not in response.text
     assert not re.search(r"\son\w+=|<script(?! type=\"module\" src=)", response.text)

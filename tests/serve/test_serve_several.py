@@ -1,4 +1,4 @@
-"""Several images in one request: an answer for each, in their order, whatever becomes of the others."""
+"""Several images in one request: one answer for each, in order, whatever happens to the others."""
 
 import email
 import json
@@ -88,7 +88,7 @@ def test_what_is_wrong_with_one_stands_in_its_place(client: httpx.Client) -> Non
     reasons = [None, "unsupported", "empty", "malformed", "too_large", None]
     url = str(client.base_url)
     counted = 'segpress_errors_total{model="tiny",reason="unsupported"}'
-    client.post(SEGMENT, content=b"text", headers={"Content-Type": "image/png"})  # so that it is shown
+    client.post(SEGMENT, content=b"text", headers={"Content-Type": "image/png"})  # so that the counter exists
     before = metric(url, counted)
     answer = client.post(SEGMENT, files=form(files), headers=JSON)
     assert (answer.status_code, [item.get("reason") for item in answer.json()]) == (200, reasons)
@@ -132,7 +132,7 @@ def test_they_are_run_together_where_batches_are_asked_for(bundle: Bundle) -> No
 
 @pytest.fixture
 def held(bundle: Bundle) -> Iterator[tuple[GatedPredictor, str]]:
-    """A server whose one worker waits in its first run until the gate opens; three more may wait."""
+    """A server whose one worker waits in its first run until the gate opens; its queue holds three."""
     predictor = GatedPredictor(bundle)
     with serving([predictor], ServeSettings(concurrency=1, queue_limit=3)) as url:
         predictor.seen.clear()
@@ -185,6 +185,6 @@ def test_a_client_that_leaves_takes_all_of_them_along(held: tuple[GatedPredictor
 @settings(max_examples=100)
 @given(st.lists(st.binary(max_size=40) | st.lists(st.sampled_from([b"\r\n", b"\n", b"\r", b"--"])).map(b"".join)))
 def test_any_bytes_come_through_a_part_unchanged(contents: list[bytes]) -> None:
-    """Line ends are the separator's, and those of the content are its own."""
+    """The line end before a boundary belongs to the boundary; those of the content are kept."""
     answer = to_mixed([Answer("image/png", content) for content in contents or [b""]])
     assert [content for _, content in parts_of(answer.media_type, answer.body)] == (contents or [b""])

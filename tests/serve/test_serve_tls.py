@@ -1,4 +1,4 @@
-"""HTTPS with the files that are named, and what is wrong with them said before anything starts."""
+"""HTTPS with the files that are given; what is wrong with them is reported before anything starts."""
 
 import ssl
 from pathlib import Path

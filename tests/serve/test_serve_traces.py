@@ -1,4 +1,4 @@
-"""Traces, as a collector gets them over OTLP/HTTP: a span a request, one a stage in it, part of the client's trace."""
+"""Traces, as a collector gets them over OTLP/HTTP: a span per request and per stage, in the client's trace."""
 
 import contextlib
 import gzip
@@ -36,7 +36,7 @@ STAGES = ["queue", "decode", "preprocess", "inference", "postprocess", "encode"]
 
 
 class Collector:
-    """What OpenTelemetry's collector is to a server: takes spans at /v1/traces."""
+    """Stands in for OpenTelemetry's collector: receives spans at /v1/traces."""
 
     def __init__(self) -> None:
         self.received: list[ExportTraceServiceRequest] = []
@@ -121,7 +121,7 @@ def test_a_request_is_a_span_of_its_clients_trace_with_its_stages_in_it(bundle: 
     for span in stages:
         assert span.trace_id.hex() == TRACE
         assert span.start_time_unix_nano <= span.end_time_unix_nano <= whole[0].end_time_unix_nano
-    # What the client is told, the log and the span name each other.
+    # The answer, the log and the span carry the same ids.
     assert answer.headers["traceparent"] == f"00-{TRACE}-{whole[0].span_id.hex()}-01"
     assert refused.json()["trace_id"] == whole[1].trace_id.hex()
     assert any(TRACE in record.getMessage() for record in records if record.name == "serve.record")
@@ -129,7 +129,7 @@ def test_a_request_is_a_span_of_its_clients_trace_with_its_stages_in_it(bundle: 
 
 
 def client_of(app: FastAPI) -> Any:
-    """Triton's client over gRPC of an application that is being served."""
+    """Triton's gRPC client of an application that is being served."""
     return triton.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}")
 
 
@@ -155,7 +155,7 @@ def test_a_call_over_grpc_is_a_span_of_its_clients_trace_with_its_stages_in_it(
         "rpc.method": "ModelInfer",
         "rpc.grpc.status_code": 0,
     }
-    # Its caller's mistake is no error of the server's.
+    # A caller's mistake is not an error of the server.
     assert attributes(unknown)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
     assert unknown.status.code == Status.STATUS_CODE_UNSET
     stages = [span for span in collector.spans if span.parent_span_id == good.span_id]

@@ -1,4 +1,4 @@
-"""The queue on its own: every accepted piece of work has one end, and what nobody wants is not begun."""
+"""The queue on its own: accepted work ends exactly once, and work that nobody waits for is not begun."""
 
 import asyncio
 import math
@@ -19,12 +19,12 @@ Call = Callable[[], Any]
 
 
 def both_are_partial(one: Call, other: Call) -> bool:
-    """Not the gates that hold workers up: what is run together with one of them has begun."""
+    """Keep the gates that hold workers up out of batches: work run together with one would have begun."""
     return isinstance(one, partial) and isinstance(other, partial)
 
 
 def call_each(calls: Sequence[Call]) -> list[Any]:
-    """What each gives, or raises."""
+    """What each call returns, or the ValueError that it raises."""
     outcomes: list[Any] = []
     for call in calls:
         try:
@@ -207,7 +207,7 @@ def test_what_waits_is_estimated_by_its_own_kind() -> None:
             return found
 
     found = asyncio.run(scenario())
-    # Each is behind one that holds the worker up, of a third kind that takes next to nothing after the first.
+    # Each waits behind a gate, which holds the worker up: a kind of its own that takes next to no time after the first.
     ahead = {name: seconds - found["gate"] for name, seconds in found.items()}
     assert 0.6 <= ahead["slow"] < 0.9
     assert ahead["fast"] < 0.2
@@ -217,7 +217,7 @@ def test_what_waits_is_estimated_by_its_own_kind() -> None:
 
 @asynccontextmanager
 async def held(queue: WorkQueue[Call], calls: Sequence[Call]) -> AsyncIterator[list["asyncio.Task[Any]"]]:
-    """Calls that wait in `queue` until the block is left, behind one for each of its workers."""
+    """Calls that wait in `queue` until the block is left, behind a gate for each of its workers."""
     gate = threading.Event()
     blockers = [asyncio.create_task(queue.run(gate.wait, deadline_seconds=60)) for _ in range(queue.workers)]
     while queue.running < queue.workers:
@@ -257,7 +257,7 @@ def test_what_waits_is_taken_together_up_to_the_largest_batch() -> None:
         return [task.result() for task in tasks]
 
     assert asyncio.run(scenario()) == [1, 1, 2, 1, 1, 2, 1]
-    # The gate; three of kind 1 from wherever they stand; then 2, which came before the last 1s.
+    # The gate; three of kind 1 from anywhere in the queue; both of kind 2, which came before the last 1s; those.
     assert batches.sizes == [1, 3, 2, 2]
 
 
@@ -287,7 +287,7 @@ def test_a_delay_waits_for_more_to_come() -> None:
         for _ in range(3):
             tasks.append(asyncio.create_task(queue.run(int, deadline_seconds=60)))
             await asyncio.sleep(0.01)
-        await asyncio.gather(*tasks)  # the third makes the batch full; the rest of the delay is not waited for
+        await asyncio.gather(*tasks)  # the third fills the batch, which ends the delay
         queue.close(timeout_seconds=5)
 
     asyncio.run(scenario())
@@ -309,7 +309,7 @@ def test_a_batch_that_waits_for_more_does_not_hear_what_is_meant_for_another() -
         for kind in ("one", "two", "two"):
             tasks.append(asyncio.create_task(queue.run(kind, deadline_seconds=60)))
             await asyncio.sleep(0.05)
-        async with asyncio.timeout(15):  # the pair is full; only the first goes on waiting for its like
+        async with asyncio.timeout(15):  # the pair is a full batch; only the first still waits for a mate
             pair = await asyncio.gather(*tasks[1:])
         assert not tasks[0].done()
         tasks[0].cancel()
@@ -320,14 +320,14 @@ def test_a_batch_that_waits_for_more_does_not_hear_what_is_meant_for_another() -
 
 
 def test_the_worker_that_worked_last_works_next() -> None:
-    """Its processor has the model at hand."""
+    """Its processor still has the model in its cache."""
 
     async def scenario() -> list[str]:
         names = []
         async with running(workers=2, limit=20) as queue:
             for _ in range(20):
                 names.append(await queue.run(lambda: threading.current_thread().name, deadline_seconds=60))
-                await asyncio.sleep(0.02)  # it has gone back to the others
+                await asyncio.sleep(0.02)  # by now the worker is idle again
         return names
 
     names = asyncio.run(scenario())
@@ -346,7 +346,7 @@ def test_who_leaves_while_a_batch_waits_for_more_is_not_computed() -> None:
                 await asyncio.sleep(0)
             tasks[0].cancel()
             await asyncio.sleep(0.1)
-            # With the second and the third, which is not known to be late yet, a full batch.
+            # A full batch with the second and the third, whose deadline has passed unnoticed so far.
             tasks += [
                 asyncio.create_task(queue.run(partial(begun.append, index), deadline_seconds=60)) for index in (3, 4, 5)
             ]
