@@ -240,7 +240,7 @@ def test_what_the_manifest_names_is_what_runs_in_float(
     assert untold.keys() == {node.node for node in found.floats}
     assert {untold[name] for name in told} == {f"no integer kernel for {operator}"}
     layers = [node.layer for node in found.floats if node.told_by == "manifest"]
-    assert [reason for reason in untold.values() if reason.startswith("dequantizes")] == [
+    assert [reason for reason in untold.values() if reason.startswith("dequantizes for")] == [
         f"dequantizes for {layer}" for layer in layers
     ]
 
