@@ -49,7 +49,7 @@ class GatedPredictor:
 
     def _pass(self, images_NHWC: U8) -> None:
         self.seen.append(images_NHWC.copy())
-        assert self.gate.wait(30), "a test left the gate closed"
+        assert self.gate.wait(300), "a test left the gate closed"
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
@@ -95,7 +95,7 @@ def serving(
         assert not thread.is_alive(), f"the server did not stop: {left.connections} are open, {left.tasks} are running"
 
 
-def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Wait for `condition`; fails the test when it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
@@ -112,7 +112,7 @@ def metric(base_url: str, sample: str) -> float:
 
 def metric_lines(base_url: str, headers: dict[str, str] | None = None) -> dict[str, float]:
     """Every sample of /metrics, by its name and labels as written there."""
-    text = httpx.get(f"{base_url}/metrics", headers=headers).raise_for_status().text
+    text = httpx.get(f"{base_url}/metrics", headers=headers, timeout=60).raise_for_status().text
     split = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in split}
 
