@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -91,8 +92,19 @@ def serving(
         server.should_exit = True
         thread.join(60)
         listener.close()
-        left = server.server_state
-        assert not thread.is_alive(), f"the server did not stop: {left.connections} are open, {left.tasks} are running"
+        assert not thread.is_alive(), f"the server did not stop: {_unfinished(server, thread)}"
+
+
+def _unfinished(server: uvicorn.Server, thread: threading.Thread) -> str:
+    """What a server still waits for: the newest request of each open connection, its tasks, and where its thread is."""
+    left, open_for = server.server_state, []
+    for connection in left.connections:
+        cycle = getattr(connection, "cycle", None)
+        how = "" if cycle is None else f" {cycle.scope['path']}{' (answered)' if cycle.response_complete else ''}"
+        open_for.append(f"{getattr(connection, 'client', None)}{how}")
+    frame = sys._current_frames().get(thread.ident or 0)
+    stack = "".join(traceback.format_stack(frame)) if frame else ""
+    return f"open are {open_for}, running are {left.tasks}\n{stack}"
 
 
 def until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
