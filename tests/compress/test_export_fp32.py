@@ -92,12 +92,11 @@ def test_without_data_images_are_synthetic_and_nothing_is_scored(trained: Checkp
 
 
 def test_synthetic_images_are_the_same_everywhere_and_not_flat(trained: Checkpoint) -> None:
-    one, other = (list(synthetic_images(trained.card, 3)) for _ in range(2))
-    for (name, image), (same_name, same) in zip(one, other, strict=True):
-        assert name == same_name
-        np.testing.assert_array_equal(image, same)
-        assert image.std() > 10
-    assert not np.array_equal(one[0][1], one[1][1])
+    names, images = zip(*synthetic_images(trained.card, 3), strict=True)
+    assert names == ("synthetic0", "synthetic1", "synthetic2")
+    # As measured once; other libraries may round a few pixels differently.
+    figures = [(image.mean(), image.std()) for image in images]
+    np.testing.assert_allclose(figures, [(167.6, 57.3), (148.2, 45.8), (171.8, 49.5)], atol=0.2)
 
 
 def test_pixels_can_stay_in_the_house(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:

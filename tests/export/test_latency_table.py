@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,17 @@ def test_a_layer_that_is_not_covered_is_named() -> None:
         a_table().predict(LAYERS, {"a": 32})
 
 
-def test_a_table_that_covers_the_choices_is_taken() -> None:
-    a_table().require(LAYERS, CHOICES, precision="fp32", size=(8, 8))
+def test_a_table_is_taken_where_it_can_predict_every_choice_and_not_beyond() -> None:
+    table = a_table()
+    table.require(LAYERS, CHOICES, precision="fp32", size=(8, 8))
+    for a, b in product(CHOICES["a"], CHOICES["b"]):
+        assert table.predict(LAYERS, {"a": a, "b": b}) > 0
+    for group, beyond in (("a", 33), ("b", 49)):
+        widths = {"a": 32, "b": 48, group: beyond}
+        with pytest.raises(UsageError, match="the table does not cover the layer"):
+            table.predict(LAYERS, widths)
+        with pytest.raises(UsageError, match=r"the table does not cover \d layers"):
+            table.require(LAYERS, {**CHOICES, group: [beyond]}, precision="fp32", size=(8, 8))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_sealed_manifest_carries_its_own_digest(manifest: Manifest) -> None:
 @given(data=st.data())
 def test_any_other_field_gives_another_digest(manifest: Manifest, data: st.DataObject) -> None:
     fields = fields_of(manifest)
-    key = data.draw(st.sampled_from(sorted(fields.keys() - {"digest", "schema_version"})))
+    key = data.draw(st.sampled_from(sorted(fields)))
     assert digest_of({**fields, key: "something else"}) != manifest.digest
     del fields[key]
     assert digest_of(fields) != manifest.digest

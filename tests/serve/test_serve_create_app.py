@@ -3,13 +3,16 @@
 import shutil
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from support.bundles import tiny_bundle
+from support.servers import serving
 
 from export.bundle import Bundle
 from export.errors import BundleError, UsageError
-from export.images import U8
+from export.images import U8, decode_indices, encode_image
 from export.machine import usable_cores
 from export.runtime import OnnxModel
 from export.sessions import Provider
@@ -78,8 +81,14 @@ def test_buckets_that_no_padded_image_fits_are_refused(bundle: Bundle) -> None:
 
 
 def test_predictors_may_be_made_elsewhere(bundle: Bundle) -> None:
-    app = create_app([BundlePredictor(bundle, SessionSettings())])
-    assert "/v1/models/{name}/segment" in app.openapi()["paths"]
+    class EverythingIsTwo(BundlePredictor):
+        def predict(self, images_NHWC: U8) -> U8:
+            return np.full_like(super().predict(images_NHWC), 2)
+
+    with serving(create_app([EverythingIsTwo(bundle, SessionSettings())])) as url:
+        image = encode_image(np.zeros((9, 7, 3), np.uint8))
+        answer = httpx.post(f"{url}/v1/models/tiny/segment", content=image, headers={"Content-Type": "image/png"})
+    np.testing.assert_array_equal(decode_indices(answer.raise_for_status().content), np.full((9, 7), 2))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """How the server uses its workers and its memory: batches of waiting requests, deadlines, sizes, providers."""
 
+import functools
 import gzip
 import json
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -36,6 +38,12 @@ from serve.settings import ServeSettings
 SEGMENT = "/v1/models/tiny/segment"
 PNG = {"Content-Type": "image/png"}
 
+post_and_wait = functools.partial(httpx.post, timeout=None)
+"""For requests that wait for the test. By default a client leaves after 5 s, which takes its request from the queue."""
+
+NO_HURRY: dict[str, Any] = {"deadline_seconds": 600, "max_wait_seconds": 600}
+"""Nothing is refused or dropped, however slow the machine is."""
+
 
 @contextmanager
 def held_up(predictor: GatedPredictor, settings: ServeSettings) -> Iterator[tuple[str, ThreadPoolExecutor]]:
@@ -43,7 +51,7 @@ def held_up(predictor: GatedPredictor, settings: ServeSettings) -> Iterator[tupl
     with serving([predictor], settings) as url, ThreadPoolExecutor(20) as pool, predictor.closed():
         predictor.seen.clear()
         for busy in range(settings.concurrency):
-            pool.submit(httpx.post, url + SEGMENT, content=encode_image(some_images(1, 16, 16)[0]), headers=PNG)
+            pool.submit(post_and_wait, url + SEGMENT, content=encode_image(some_images(1, 16, 16)[0]), headers=PNG)
             until(lambda busy=busy: metric(url, "segpress_workers_busy") == busy + 1)  # type: ignore[misc]
         yield url, pool
 
@@ -52,13 +60,13 @@ def test_what_waits_is_run_together_by_padded_size(bundle: Bundle) -> None:
     predictor = GatedPredictor(bundle)
     sizes = [(10, 10), (40, 10), (16, 12), (33, 16), (9, 9)]
     images = [some_images(1, *size, seed=index)[0] for index, size in enumerate(sizes)]
-    with held_up(predictor, ServeSettings(concurrency=1, max_batch=8)) as (url, pool):
+    with held_up(predictor, ServeSettings(concurrency=1, max_batch=8, **NO_HURRY)) as (url, pool):
         answers = []
         for waiting, image in enumerate(images):
-            answers.append(pool.submit(httpx.post, url + SEGMENT, content=encode_image(image), headers=PNG))
+            answers.append(pool.submit(post_and_wait, url + SEGMENT, content=encode_image(image), headers=PNG))
             until(lambda waiting=waiting: metric(url, "segpress_queue_depth") == waiting + 1)  # type: ignore[misc]
         # A file that is no image is refused alone; the requests beside it are not affected.
-        damaged = pool.submit(httpx.post, url + SEGMENT, content=encode_image(images[0])[:60], headers=PNG)
+        damaged = pool.submit(post_and_wait, url + SEGMENT, content=encode_image(images[0])[:60], headers=PNG)
         until(lambda: metric(url, "segpress_queue_depth") == len(images) + 1)
         predictor.gate.set()
         for image, answer in zip(images, answers, strict=True):
@@ -72,9 +80,9 @@ def test_what_waits_is_run_together_by_padded_size(bundle: Bundle) -> None:
 
 def test_each_is_run_alone_unless_batches_are_asked_for(bundle: Bundle) -> None:
     predictor = GatedPredictor(bundle)
-    with held_up(predictor, ServeSettings(concurrency=1)) as (url, pool):
+    with held_up(predictor, ServeSettings(concurrency=1, **NO_HURRY)) as (url, pool):
         file = encode_image(some_images(1, 16, 16)[0])
-        answers = [pool.submit(httpx.post, url + SEGMENT, content=file, headers=PNG) for _ in range(3)]
+        answers = [pool.submit(post_and_wait, url + SEGMENT, content=file, headers=PNG) for _ in range(3)]
         until(lambda: metric(url, "segpress_queue_depth") == 3)
         predictor.gate.set()
         assert {answer.result().status_code for answer in answers} == {200}

@@ -252,12 +252,18 @@ def test_a_host_header_cannot_put_markup_on_the_start_page(client: httpx.Client)
 def test_the_docs_show_every_route_status_and_schema(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     page = Page(client.get("/docs").text)
+    at = 0
     for path, methods in document["paths"].items():
-        assert path in page.text
-        for operation in methods.values():
-            assert operation["summary"] in page.text
-            parts = [*operation["responses"].values(), *operation.get("parameters", [])]
-            assert all(part.get("description", "").replace("`", "") in page.text for part in parts)
+        for method, operation in methods.items():
+            shown = [f"{method.upper()} {path}", operation["summary"]]
+            for parameter in operation.get("parameters", []):
+                assert parameter.get("description") or parameter["in"] == "path"
+                shown += [parameter["name"] + parameter["in"], parameter.get("description", "")]
+            shown += [status + response["description"] for status, response in operation["responses"].items()]
+            # Each after what stands before it in the document, so within its own route.
+            for text in shown:
+                at = page.text.find(text.replace("`", ""), at)
+                assert at >= 0, f"{method} {path}: {text}"
     assert "`" not in page.text
     assert set(document["components"]["schemas"]) == set(page.ids)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class GatedPredictor:
 
     def _pass(self, images_NHWC: U8) -> None:
         self.seen.append(images_NHWC.copy())
-        assert self.gate.wait(30), "a test left the gate closed"
+        assert self.gate.wait(300), "a test left the gate closed"
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
@@ -91,11 +92,22 @@ def serving(
         server.should_exit = True
         thread.join(60)
         listener.close()
-        left = server.server_state
-        assert not thread.is_alive(), f"the server did not stop: {left.connections} are open, {left.tasks} are running"
+        assert not thread.is_alive(), f"the server did not stop: {_unfinished(server, thread)}"
 
 
-def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def _unfinished(server: uvicorn.Server, thread: threading.Thread) -> str:
+    """What a server still waits for: the newest request of each open connection, its tasks, and where its thread is."""
+    left, open_for = server.server_state, []
+    for connection in left.connections:
+        cycle = getattr(connection, "cycle", None)
+        how = "" if cycle is None else f" {cycle.scope['path']}{' (answered)' if cycle.response_complete else ''}"
+        open_for.append(f"{getattr(connection, 'client', None)}{how}")
+    frame = sys._current_frames().get(thread.ident or 0)
+    stack = "".join(traceback.format_stack(frame)) if frame else ""
+    return f"open are {open_for}, running are {left.tasks}\n{stack}"
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Wait for `condition`; fails the test when it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
@@ -112,7 +124,7 @@ def metric(base_url: str, sample: str) -> float:
 
 def metric_lines(base_url: str, headers: dict[str, str] | None = None) -> dict[str, float]:
     """Every sample of /metrics, by its name and labels as written there."""
-    text = httpx.get(f"{base_url}/metrics", headers=headers).raise_for_status().text
+    text = httpx.get(f"{base_url}/metrics", headers=headers, timeout=60).raise_for_status().text
     split = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in split}
 
