@@ -124,7 +124,6 @@ def test_a_bundle_and_its_readers_need_no_torch(int8_bundle: Bundle, discs: Path
 def test_run(discs: Path, tmp_path: Path) -> None:
     words = ("run", "--out", tmp_path / "run", *settings(), "--set", f"data.path={discs}", "--set", "prune.speedup=1.2")
     words += ("--set", "prune.search=ratio")  # a table of layers takes a minute to measure
-    without_ratio = [word for word in words if word != "prune.ratio=0.5"]
     place = words.index("prune.ratio=0.5")
     without_ratio = [*words[: place - 1], *words[place + 1 :]]
     done = call(*without_ratio, "--json")

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -124,7 +123,7 @@ def test_statistics_are_taken_again_from_the_training_images(images: TrainingIma
     assert not network.training
 
 
-def test_taking_statistics_again_is_repeatable_and_leaves_the_weights(images: TrainingImages, tmp_path: Path) -> None:
+def test_taking_statistics_again_is_repeatable_and_leaves_the_weights(images: TrainingImages) -> None:
     first, second = random_unet(base=4), random_unet(base=4)
     for network in (first, second):
         reestimate(network, images, batches=3)

@@ -113,13 +113,16 @@ LEFT_ALONE: dict[str, Callable[[Handmade, str], str]] = {
 @pytest.mark.parametrize("why", LEFT_ALONE)
 def test_what_lets_no_factor_through_is_left_alone(why: str) -> None:
     net = Handmade()
-    graph = net.graph(net.conv("head", LEFT_ALONE[why](net, net.conv("made", net.image, 4)), 2, kernel=1))
+    after = net.conv("after", LEFT_ALONE[why](net, net.conv("made", net.image, 4)), 4, kernel=1)
+    graph = net.graph(net.conv("head", net.relu(after), 2, kernel=1))
     other = equalised(graph)
-    if other is not None:
-        for name in ("model.made.weight", "model.made.bias"):
-            np.testing.assert_array_equal(stored(other)[name], net.weights[name])
-        image = blocks(1)[0]
-        np.testing.assert_allclose(logits(other, image), logits(graph, image), atol=1e-5)
+    assert other is not None
+    weights = stored(other)
+    for name in ("model.made.weight", "model.made.bias"):
+        np.testing.assert_array_equal(weights[name], net.weights[name])
+    assert not np.array_equal(weights["model.after.weight"], net.weights["model.after.weight"])
+    image = blocks(1)[0]
+    np.testing.assert_allclose(logits(other, image), logits(graph, image), atol=1e-5)
 
 
 def test_one_reader_that_cannot_follow_keeps_the_layer_as_it_is() -> None:

@@ -1,5 +1,6 @@
 """How a training ends: early when nothing improves any more, and with the mean of its last epochs."""
 
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ def test_the_average_of_the_last_epochs_is_judged_with_statistics_of_its_own(spl
     assert saved["steps"] == 3
 
 
-class Grows(nn.Module):
-    """Separates the classes at a threshold, which every step moves by the learning rate whatever the image."""
+class AtThreshold(nn.Module):
+    """Separates the classes at a threshold; between 0.5 and 1 it finds nearly all of the discs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,23 +79,35 @@ class InARow(nn.Module):
 
 
 def test_statistics_of_every_kind_of_batch_norm_are_taken_again(splits: Splits) -> None:
-    networks = InARow(), Grows()
+    networks = InARow(), AtThreshold()
     for network in networks:
         reestimate(network, splits[0])
-    in_a_row, grows = (dict(network.norm.named_buffers()) for network in networks)
-    torch.testing.assert_close(in_a_row, grows)
+    in_a_row, plain = (dict(network.norm.named_buffers()) for network in networks)
+    torch.testing.assert_close(in_a_row, plain)
 
 
-def test_the_average_is_taken_where_it_is_better_than_every_epoch(splits: Splits, tmp_path: Path) -> None:
-    fitted = fit(Grows(), splits, tmp_path / "fit", epochs=8, learning_rate=1.0, swa={"start": 0.25, "rate": 1.0})
+@pytest.mark.parametrize(("ends", "wins"), [((-1.0, 2.0), True), ((0.5, 3.0), False)])
+def test_the_average_is_taken_where_it_is_better_than_every_epoch(
+    splits: Splits, tmp_path: Path, ends: tuple[float, float], wins: bool
+) -> None:
+    """`ends` are the thresholds at the end of the odd and of the even epochs: on both sides of a good one, or one of
+    them good."""
+    network, steps = AtThreshold(), itertools.count()
+
+    def move(_: torch.optim.Optimizer) -> None:
+        network.threshold.data.fill_(ends[next(steps) // 2 % 2])
+
+    with before_each_step(move):
+        fitted = fit(network, splits, tmp_path / "fit", learning_rate=1e-6, ema_decay=0.0, swa={"start": 0.5})
     of_epochs = max(epoch["miou"] for epoch in fitted.history)
-    figure = fitted.history[-1]["swa"]["miou"]
-    assert fitted.miou == max(of_epochs, figure)
-    again = Grows()
+    of_average = fitted.history[-1]["swa"]["miou"]
+    assert (of_average > of_epochs) == wins
+    assert fitted.averaged == fitted.figures()["averaged"] == wins
+    assert fitted.miou == max(of_epochs, of_average)
+    assert float(fitted.weights["threshold"]) == pytest.approx(sum(ends) / 2 if wins else ends[0], abs=1e-4)
+    again = AtThreshold()
     again.load_state_dict(fitted.weights)
     assert validate(again, splits[1], CPU).miou == pytest.approx(fitted.miou)
-    assert fitted.averaged == (figure > of_epochs)
-    assert fitted.figures()["averaged"] == fitted.averaged
 
 
 def test_whether_the_average_won_is_told(splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from support.datasets import write_dataset
 
 from compress import checkpoint
@@ -49,8 +50,12 @@ def test_only_the_best_and_the_last_are_kept_unless_more_are_asked_for(data: Pat
 
 def test_a_training_starts_from_one_that_was_kept(made: Checkpoint, data: Path, tmp_path: Path) -> None:
     source = checkpoint.load(made.path / "epoch-0002")
-    again = train(data, tmp_path / "again", Recipe.load(None, [*SETTINGS, "train.epochs=1"]), init=source.path)
+    # So slow that its weights are still those from which it started.
+    recipe = Recipe.load(None, [*SETTINGS, "train.epochs=1", "train.learning_rate=1e-9"])
+    again = train(data, tmp_path / "again", recipe, init=source.path)
     assert again.card.parents["init"] == source.weights_sha256
+    weights, expected = (dict(one.network().named_parameters()) for one in (again, source))
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_record_says_how_the_time_was_shared(made: Checkpoint) -> None:

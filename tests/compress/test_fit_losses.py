@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from kornia.losses import focal_loss
 from support.checkpoints import write_checkpoint
 from support.datasets import write_dataset
+from support.fits import before_each_step
 from support.networks import random_unet
 from torch import Tensor
 
@@ -29,6 +30,7 @@ ONE_STEP = [
     *("model.base=8", "model.depth=1", "train.epochs=1", "train.batch_size=4", "train.precision=float32"),
     *("train.augment.flip_horizontal=0", "train.augment.rotate_degrees=0", "train.augment.scale=[1, 1]"),
     *("train.augment.brightness=0", "train.augment.contrast=0", "train.loss.dice_weight=0"),
+    "train.clip_norm=1e9",
 ]
 
 
@@ -105,18 +107,28 @@ def test_a_step_descends_the_loss_that_is_asked_for(
     start = random_unet(channels=1, base=8, depth=1, classes=3)
     init = write_checkpoint(tmp_path / "start", start, channels=1, base=8, depth=1, classes=3).path
     recipe = Recipe.load(None, [*ONE_STEP, *(f"train.loss.{setting}" for setting in chosen)])
-    made = train(data, tmp_path / "out", recipe, init=init)
+    gradients: list[Tensor] = []
+
+    def look(optimizer: torch.optim.Optimizer) -> None:
+        gradients.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
+
+    with before_each_step(look):
+        made = train(data, tmp_path / "out", recipe, init=init)
     (epoch,) = json.loads((made.path / "history.json").read_text())
 
     dataset = open_dataset(data)
     pairs = [(dataset.read_image(sample), dataset.read_mask(sample)) for sample in dataset.train]
     images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
     target = torch.from_numpy(np.stack([mask for _, mask in pairs])).long()
-    with torch.no_grad():
-        logits = start.train()((images - 128.0) / 128)
-    assert epoch["loss"] == pytest.approx(float(expected(logits, target)), rel=1e-4)
+    logits = start.train()((images - 128.0) / 128)
+    loss = expected(logits, target)
+    assert epoch["loss"] == pytest.approx(loss.item(), rel=1e-4)
     if chosen:
-        assert epoch["loss"] != pytest.approx(float(cross_entropy(EQUAL)(logits, target)), rel=1e-2)
+        assert epoch["loss"] != pytest.approx(cross_entropy(EQUAL)(logits, target).item(), rel=1e-2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    # The optimizer has the kernels in a group before the others.
+    wanted = [p.grad for p in sorted(start.parameters(), key=lambda p: p.ndim == 1) if p.grad is not None]
+    torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_weights_for_other_classes_are_refused(data: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def finish(arguments: list[str]) -> str:
 
 
 @pytest.mark.slow(first=True)
-def test_a_run_killed_in_every_step_ends_like_one_that_was_left_alone(workplace: Path) -> None:
+def test_a_run_killed_in_every_kind_of_step_ends_like_one_that_was_left_alone(workplace: Path) -> None:
     finish(command(workplace, "whole"))
     for marker, target in MOMENTS:
         kill_when(command(workplace, "killed"), workplace / "killed" / marker)

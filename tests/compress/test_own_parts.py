@@ -148,8 +148,14 @@ def test_the_example_trains_and_an_edit_is_another_training(discs: Path, tmp_pat
     assert train(discs, tmp_path / "out", recipe).weights_sha256 != before
 
 
-def test_only_ones_own_is_hashed() -> None:
+def test_only_ones_own_is_hashed(tmp_path: Path) -> None:
+    name = written(tmp_path, "def part(): pass\n")
+    found = sha256_file(tmp_path / "parts.py")
     assert sources(FitSettings(), AugmentSettings()) == {}
+    with_loss = FitSettings.model_validate({"loss": {"own": name}})
+    assert sources(with_loss, AugmentSettings()) == {"own_loss": found}
+    with_schedule = FitSettings.model_validate({"schedule": {"kind": name}})
+    assert sources(with_schedule, AugmentSettings(own=name)) == {"own_schedule": found, "own_augment": found}
 
 
 @pytest.mark.parametrize("setting", ["loss.own=nothing", "schedule.kind=sine", "augment.own=a:b-c", "loss.pixel=none"])

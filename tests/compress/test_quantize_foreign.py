@@ -432,6 +432,7 @@ def test_the_command(
     assert json.loads(out)["miou_parent"] < 0.2
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")
     assert status == 2
+    assert "quantize.onnx.layout = 'chwn'" in " ".join(err.split())
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--std", "0.2,0,1")
     assert status == 2
     assert "quantize.onnx.std" in err

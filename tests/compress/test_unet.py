@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.networks import random_unet
-from torch import nn
+from torch import Tensor, nn
 
 from compress.bundling import macs
 from compress.models import build, size_multiple
@@ -99,16 +99,14 @@ def test_gradients_reach_every_parameter(upsampling: str, skip: str, style: dict
 
 @pytest.mark.parametrize("skip", SKIPS)
 def test_skips_carry_detail_unless_there_are_none(skip: str) -> None:
-    """A change of one pixel within a pooled cell is seen at full resolution only through a skip."""
+    """Pooling lets one of four pixels through; the others reach the logits only through a skip."""
     network = random_unet(base=4, depth=2, skip=skip)
-    plain = torch.zeros(1, 1, 16, 16)
-    changed = plain.clone()
-    changed[0, 0, 0, 0] = 5.0
-    with torch.inference_mode():
-        difference = (network(changed) - network(plain))[0].abs().sum(0)
-    within = difference[:2, :2]
-    assert within.sum() > 0
-    assert bool(within.max() > 1.5 * within.min()) or skip == "none"
+    seen: list[Tensor] = []
+    network.get_submodule("stem").register_forward_hook(lambda _, __, out: seen.append(out))
+    logits = network(torch.randn(2, 1, 16, 16))
+    (gradient,) = torch.autograd.grad(logits.square().sum(), seen)
+    share = float((gradient != 0).float().mean())
+    assert 0.1 < share <= 0.25 if skip == "none" else share > 0.9
 
 
 def test_logits_of_an_image_do_not_depend_on_its_batch() -> None:

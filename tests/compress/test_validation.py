@@ -9,6 +9,7 @@ from support.datasets import write_dataset
 from support.networks import random_unet
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
+from compress import checkpoint
 from compress.checkpoint import Checkpoint
 from compress.data.folder import open_dataset
 from compress.data.loader import ValidationImages
@@ -45,7 +46,10 @@ def test_the_history_holds_every_figure_of_every_epoch(trained: Checkpoint, disc
     history = json.loads((trained.path / "history.json").read_text(), parse_constant=pytest.fail)
     assert [epoch["epoch"] for epoch in history] == list(range(1, 9))
     best = max(history, key=lambda epoch: float(epoch["miou"]))
-    images = ValidationImages(open_dataset(discs), size=None, multiple=trained.card.size_multiple)
-    expected = validate(trained.network(), images, CPU).metrics.as_tree()
-    assert {name: best[name] for name in expected} == expected
     assert best["miou"] == trained.card.miou_val
+    images = ValidationImages(open_dataset(discs), size=None, multiple=trained.card.size_multiple)
+    for epoch, made in ((best, trained), (history[-1], checkpoint.load(trained.path / "last"))):
+        expected = validate(made.network(), images, CPU).metrics.as_tree()
+        assert {name: epoch[name] for name in expected} == expected
+        assert all(other.keys() >= expected.keys() for other in history)
+    assert len({json.dumps(epoch["confusion"]) for epoch in history}) > 1
