@@ -36,22 +36,28 @@ class RateTest(BaseModel):
     @property
     def lowest(self) -> float:
         """The rate at which the smoothed loss is least: beyond it training becomes unstable."""
-        curve = self.smoothed
-        return self.rates[min(range(len(curve)), key=curve.__getitem__)]
+        return self.rates[self._lowest]
 
     @property
     def suggested(self) -> float | None:
-        """The rate, to two digits, at which the smoothed loss falls fastest over log rate; None if it falls nowhere."""
+        """The rate, to two digits, below `lowest` at which the smoothed loss falls fastest over log rate; None if it
+        falls nowhere."""
         curve, logs = self.smoothed, [math.log10(rate) for rate in self.rates]
+        # Where training is unstable the loss jumps, and falls fastest after a jump.
         slopes = {
             index: (curve[index + 1] - curve[index - 1]) / (logs[index + 1] - logs[index - 1])
-            for index in range(WARM, len(curve) - 1)
+            for index in range(WARM, self._lowest)
         }
         if not slopes:
             return None
         steepest = min(slopes, key=slopes.__getitem__)
         falls = slopes[steepest] < -LEAST_FALL * curve[WARM]
         return float(f"{self.rates[steepest]:.2g}") if falls else None
+
+    @property
+    def _lowest(self) -> int:
+        curve = self.smoothed
+        return min(range(len(curve)), key=curve.__getitem__)
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:

@@ -39,6 +39,14 @@ def test_the_rate_is_suggested_at_which_the_loss_falls_fastest() -> None:
     assert test.suggested < test.lowest <= test.rates[52]
 
 
+def test_no_rate_is_suggested_at_which_training_is_unstable() -> None:
+    """Beyond the lowest loss it jumps, and falls back faster than it ever fell before."""
+    falling = [1 - 0.01 * i for i in range(40)]
+    test = found([*falling, *[4.0] * 3, *[1.0] * 8])
+    assert test.suggested is not None
+    assert test.suggested < test.lowest <= test.rates[40]
+
+
 @pytest.mark.parametrize("losses", [[1.0] * 40, [float(i) for i in range(40)], [3.0, 2.0, 1.0]])
 def test_nothing_is_suggested_where_nothing_falls(losses: list[float]) -> None:
     assert found(losses).suggested is None
