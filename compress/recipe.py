@@ -5,6 +5,7 @@ setting on the command line. An invalid value is refused with its place and the 
 known one.
 """
 
+import copy
 import difflib
 import json
 import tomllib
@@ -24,6 +25,10 @@ from compress.settings.quantize import QuantizeSettings
 from compress.settings.train import TrainSettings
 from compress.settings.whole import BenchSettings, BudgetSettings, ExportSettings
 from export.errors import RecipeError
+
+
+_OVERRIDES = "--set"
+"""Where problems are that the recipe file alone does not have."""
 
 
 class Recipe(Settings):
@@ -58,14 +63,17 @@ class Recipe(Settings):
 
         Raises RecipeError with everything that is wrong.
         """
-        where, tree = ("(defaults)", {}) if source is None else _read(source)
+        where, own = ("", {}) if source is None else _read(source)
+        tree = copy.deepcopy(own)
         problems = [problem for text in overrides or [] if (problem := _override(tree, text))]
         if problems:
-            raise RecipeError("--set", problems)
-        try:
-            return cls.model_validate(tree)
-        except ValidationError as error:
-            raise RecipeError(where, [_explain(item) for item in error.errors()]) from error
+            raise RecipeError(_OVERRIDES, problems)
+        recipe, problems = _validated(tree)
+        if recipe is None:
+            in_file = set(problems).intersection(_validated(own)[1])
+            both = f"{where} and {_OVERRIDES}"
+            raise RecipeError(_OVERRIDES if not in_file else both if len(in_file) < len(problems) else where, problems)
+        return recipe
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.as_tree())
@@ -128,6 +136,14 @@ def _read(source: Path | str) -> tuple[str, dict[str, Any]]:
         raise RecipeError(path, [f"cannot be read: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(path, [f"not TOML: {error}"]) from error
+
+
+def _validated(tree: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe of a tree, or all that is wrong with it."""
+    try:
+        return Recipe.model_validate(tree), []
+    except ValidationError as error:
+        return None, [_explain(item) for item in error.errors()]
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:

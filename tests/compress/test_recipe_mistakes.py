@@ -121,6 +121,30 @@ def test_all_malformed_overrides_are_told_at_once() -> None:
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["'epochs'", "'=1'"]
 
 
+@pytest.mark.parametrize(
+    ("text", "override", "where"),
+    [
+        ("[train]\nepochs = 3\n", "train.epochs=0", "--set"),
+        ("[train]\nepochs = 0\n", "train.seed=1", "{file}"),
+        ("[train]\nepochs = 0\n", "train.batch_size=0", "{file} and --set"),
+        ("[train]\nbatch_size = 1\n", "train.augment.mixup=0.2", "--set"),
+    ],
+    ids=["the line", "the file", "both", "the line, beside a setting of the file"],
+)
+def test_the_message_names_what_brought_the_mistake(text: str, override: str, where: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path, [override])
+    assert str(caught.value).startswith(f"recipe {where.format(file=path)}: ")
+
+
+def test_an_override_mends_a_mistake_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nepochs = 0\n")
+    assert Recipe.load(path, ["train.epochs=3"]).train.epochs == 3
+
+
 def test_an_override_cannot_go_through_a_value_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[data]\npath = '/data'\n")
