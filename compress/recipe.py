@@ -26,7 +26,6 @@ from compress.settings.train import TrainSettings
 from compress.settings.whole import BenchSettings, BudgetSettings, ExportSettings
 from export.errors import RecipeError
 
-
 _OVERRIDES = "--set"
 """Where problems are that the recipe file alone does not have."""
 
