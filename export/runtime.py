@@ -19,7 +19,7 @@ from export.errors import BundleError, ShapeError, UsageError, WorkFailedError
 from export.images import U8, Geometry
 from export.machine import has_bfloat16, usable_cores
 from export.manifest import Manifest, TensorSignature
-from export.sessions import MemoryPool
+from export.sessions import LargerThanUsual, MemoryPool
 
 CPU = "CPUExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
@@ -56,9 +56,10 @@ class OnnxModel:
         half_floats: bool = False,
     ) -> None:
         """A run uses `threads` threads (default: all cores the process may use); up to `runs_at_once` go on together.
-        `optimised` False runs the graph as written. With the `memory_pool` "shrink", runs of more than `usual_pixels`
-        (batch x height x width) give memory back. `integers` says that the graph has Q/DQ pairs; with `half_floats` a
-        provider other than the CPU's may compute the rest in 16 bits, where it supports that.
+        `optimised` False runs the graph as written. With the `memory_pool` "shrink", runs that are `LargerThanUsual`
+        give memory back; `usual_pixels` (batch x height x width) are assumed at first. `integers` says that the graph
+        has Q/DQ pairs; with `half_floats` a provider other than the CPU's may compute the rest in 16 bits, where it
+        supports that.
 
         Raises UsageError for a provider that is not available, BundleError for a file that is no model.
         """
@@ -87,7 +88,7 @@ class OnnxModel:
                 source if isinstance(source, Path) else "model.onnx", [f"onnxruntime cannot load the graph: {error}"]
             ) from error
         self.providers = tuple(self._session.get_providers())
-        self._shrinks_above = usual_pixels if memory_pool == "shrink" else math.inf
+        self._is_large = LargerThanUsual(usual_pixels) if memory_pool == "shrink" else (lambda _pixels: False)
 
     @property
     def only_size(self) -> tuple[int, int] | None:
@@ -111,7 +112,7 @@ class OnnxModel:
 
     def _run(self, output: str, images_NHWC: U8) -> NDArray[np.generic]:
         try:
-            options = _shrinking() if math.prod(images_NHWC.shape[:3]) > self._shrinks_above else None
+            options = _shrinking() if self._is_large(math.prod(images_NHWC.shape[:3])) else None
             result: NDArray[np.generic] = self._session.run([output], {IMAGE: images_NHWC}, options)[0]
         except Exception as error:
             raise ShapeError(

@@ -88,11 +88,11 @@ def _opened(bundle: Bundle, session: SessionSettings) -> OnnxModel:
 
 
 def _usual_pixels(manifest: Manifest) -> int:
-    """Twice the pixels of the size that the bundle resizes to, or else was measured at."""
+    """The pixels of the size that the bundle resizes to, or else was measured at."""
     height, width = manifest.size or (
         (manifest.latency.height, manifest.latency.width) if manifest.latency else _USUAL_SIZE
     )
-    return 2 * height * width
+    return height * width
 
 
 def open_bundle(path: Path, name: str, version: str, session: SessionSettings) -> BundlePredictor:

@@ -50,8 +50,9 @@ class ServeSettings(BaseModel):
     sizes, so more requests can be run together and memory settles sooner. The model sees more padding, which may change
     masks slightly near the lower and the right border."""
     memory_pool: MemoryPool = "shrink"
-    """What is done with memory between runs: `keep` all that was ever needed, `shrink` after runs that were larger than
-    usual, or `off` for no pool. For the CPU only: a GPU's provider manages its own memory."""
+    """What is done with memory between runs: `keep` all that was ever needed, `shrink` after runs that had more than
+    twice the usual pixels, or `off` for no pool. Usual is the average of the last runs, and at least the size that the
+    bundle resizes to or was measured at. For the CPU only: a GPU's provider manages its own memory."""
     deadline_seconds: float = Field(default=30.0, gt=0, le=_DAY_SECONDS)
     """A request that has waited this long since its body was complete is answered 504 and never computed."""
 

@@ -27,7 +27,7 @@ from export.bundle import Bundle
 from export.errors import UsageError
 from export.images import U8, decode_indices, encode_image
 from export.runtime import OnnxModel, available_providers
-from export.sessions import Provider
+from export.sessions import LargerThanUsual, Provider
 from serve.app import create_app
 from serve.metrics import Stages
 from serve.pipeline import Sizes, WholeWork, run_together
@@ -238,26 +238,51 @@ from pathlib import Path
 import numpy as np
 from export.runtime import OnnxModel
 
-model = OnnxModel(Path(sys.argv[1]), threads=1, memory_pool=sys.argv[2], usual_pixels=256 * 256)
-for side in [256] * 3 + [1536] + [256] * 3:
+path, pool, *sides = sys.argv[1:]
+model = OnnxModel(Path(path), threads=1, memory_pool=pool, usual_pixels=256 * 256)
+for side in map(int, sides):
     model.masks(np.zeros((1, side, side, 3), np.uint8))
 print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20)
 """
 
 
+def megabytes_after(sides: list[int], pool: str, path: Path) -> int:
+    """Resident memory of a process that ran the wide graph on images of these sides."""
+    if not path.exists():
+        onnx.save(wide_graph(32), path)
+    command = [sys.executable, "-c", MEMORY, str(path), pool, *map(str, sides)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def test_a_pool_that_shrinks_gives_back_what_a_large_run_took(tmp_path: Path) -> None:
-    path = tmp_path / "wide.onnx"
-    onnx.save(wide_graph(32), path)
-
-    def megabytes(pool: str) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", MEMORY, str(path), pool], capture_output=True, text=True, check=True
-        )
-        return int(done.stdout)
-
-    kept, shrunk = megabytes("keep"), megabytes("shrink")
+    sides = [256] * 3 + [1536] + [256] * 3
+    kept, shrunk = (megabytes_after(sides, pool, tmp_path / "wide.onnx") for pool in ("keep", "shrink"))
     # 32 channels of 1536x1536 in float are 302 MB.
     assert kept > shrunk + 250
+
+
+def test_a_pool_that_shrinks_keeps_what_every_run_takes(tmp_path: Path) -> None:
+    """Larger images than the bundle was measured at become usual: no run gives back what the next one needs."""
+    sides = [256] * 3 + [768] * 14
+    kept, shrunk = (megabytes_after(sides, pool, tmp_path / "wide.onnx") for pool in ("keep", "shrink"))
+    # 32 channels of 768x768 in float are 75 MB.
+    assert abs(kept - shrunk) < 30
+
+
+@given(st.integers(1, 10**6), st.lists(st.floats(0.01, 10), max_size=20), st.floats(3, 100))
+def test_runs_become_usual_by_being_repeated_and_not_by_being_rare(
+    usual: int, before: list[float], times: float
+) -> None:
+    is_large = LargerThanUsual(usual)
+    for share in before:
+        is_large(round(usual * share))
+    assert is_large(2 * round(usual * max([1, *before])) + 1)
+    for _ in range(100):
+        assert not is_large(usual)
+    repeated = [is_large(round(times * usual)) for _ in range(60)]
+    assert repeated[0]
+    assert repeated == sorted(repeated, reverse=True)
+    assert not repeated[-1]
 
 
 def wide_graph(channels: int) -> onnx.ModelProto:
