@@ -4,14 +4,17 @@ Masks and problems are sent already encoded, not through FastAPI's response mode
 added here and the routes refer to them by name. How a key is sent is added here, too.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Path
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve.access import OPEN
 from serve.problems import MEDIA_TYPE, Problem
+
+ModelName = Annotated[str, Path(description="A model's name in its manifest; /v2/repository/index lists the models")]
+"""The path parameter of every route that is about one model."""
 
 _SCHEMES = ("bearer", "basic")
 _REFERENCE = "#/components/schemas/{model}"

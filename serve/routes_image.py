@@ -36,7 +36,7 @@ from serve.limits import IMAGE_TYPES, MULTIPART, ContentType
 from serve.looks import WINDOW_PATTERN, Found, Look
 from serve.metrics import Stages
 from serve.multipart import no_form, uploads
-from serve.openapi import problems, schema_of
+from serve.openapi import ModelName, problems, schema_of
 from serve.predictor import Predictor
 from serve.problems import MEDIA_TYPE, Problem, ProblemError, problem_of, request_id_of
 from serve.service import Service, service_of
@@ -180,7 +180,7 @@ class _Asked:
     },
 )
 async def segment_image(
-    name: str,
+    name: ModelName,
     request: Request,
     picture: Annotated[
         bool, Query(alias="overlay", description="Get a PNG for people: the image under the colours of the classes")

@@ -14,7 +14,7 @@ from serve.dispatch import DEADLINE_PARAMETER, deadline_of, dispatch, refuse_if_
 from serve.oip import models, wire
 from serve.oip.inference import images_of, timeout_of
 from serve.oip.wire import WireRequest
-from serve.openapi import problems, reference
+from serve.openapi import ModelName, problems, reference
 from serve.pipeline import WholeWork
 from serve.policy import choice_of
 from serve.problems import ProblemError
@@ -33,7 +33,13 @@ _JSON_BYTES_HEADER = {
     "description": "How many bytes of the body are JSON; binary tensors follow",
     "schema": {"type": "integer", "minimum": 0},
 }
-_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+_VERSION = {
+    "name": "version",
+    "in": "path",
+    "required": True,
+    "description": "The version that must answer; without it, the one that is served does",
+    "schema": {"type": "string"},
+}
 _INFER: dict[str, Any] = {
     "response_class": Response,
     "responses": {
@@ -131,13 +137,13 @@ async def all_statistics(request: Request) -> models.AllStats:
 
 
 @_of_a_model("GET", "", "What a model takes and gives", responses=_NOT_FOUND)
-async def metadata(name: str, request: Request) -> models.ModelMetadata:
+async def metadata(name: ModelName, request: Request) -> models.ModelMetadata:
     """Tensors, classes, colours and versions of a model."""
     return models.metadata(service_of(request), name, _version(request))
 
 
 @_of_a_model("GET", "/ready", "Is a model served?", response_class=Response, responses=_NOT_FOUND)
-async def model_ready(name: str, request: Request) -> Response:
+async def model_ready(name: ModelName, request: Request) -> Response:
     """200 while requests for the model are accepted."""
     service = service_of(request)
     service.repository.predictor(name, _version(request))
@@ -147,19 +153,19 @@ async def model_ready(name: str, request: Request) -> Response:
 
 
 @_of_a_model("GET", "/config", "A model's configuration, as Triton has it", responses=_NOT_FOUND)
-async def config(name: str, request: Request) -> dict[str, Any]:
+async def config(name: ModelName, request: Request) -> dict[str, Any]:
     """The fields of Triton's model configuration that have a meaning here."""
     return models.config(service_of(request), name, _version(request))
 
 
 @_of_a_model("GET", "/stats", "Statistics of a model", responses=_NOT_FOUND)
-async def model_statistics(name: str, request: Request) -> models.AllStats:
+async def model_statistics(name: ModelName, request: Request) -> models.AllStats:
     """How many requests, images and runs since the start, and how long they took, in Triton's terms."""
     return models.statistics(service_of(request), name, _version(request))
 
 
 @_of_a_model("POST", "/infer", "Segment a tensor of images", **_INFER)
-async def infer_route(name: str, request: Request) -> Response:
+async def infer_route(name: ModelName, request: Request) -> Response:
     """Send images as a tensor, or as files in one, and get their masks as a tensor.
 
     The answer has numbers in JSON unless `binary_data` of the output, or `binary_data_output` of the request, asks for
@@ -231,7 +237,7 @@ async def index_of(request: Request) -> list[models.IndexEntry]:
         "responses": {**_ADMINISTERS["responses"], **problems({422: "The bundle must not serve; the old one stays"})},
     },
 )
-async def load(name: str, request: Request) -> Response:
+async def load(name: ModelName, request: Request) -> Response:
     """Verify and warm up the newest version in the model's folder, then serve it instead of the current one.
 
     `parameters.config` may name other versions: {"version_policy": {"specific": {"versions": ["1"]}}} rolls back.
@@ -242,7 +248,7 @@ async def load(name: str, request: Request) -> Response:
 
 
 @router.post("/v2/repository/models/{name}/unload", summary="Stop serving a model", **_ADMINISTERS)
-async def unload(name: str, request: Request) -> Response:
+async def unload(name: ModelName, request: Request) -> Response:
     """Requests in progress are finished."""
     await service_of(request).bodies.discard(request)
     await service_of(request).unload(name)

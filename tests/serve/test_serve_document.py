@@ -89,6 +89,17 @@ def ask_everything(url: str, *also: schemathesis.CheckFunction, **headers: str) 
     return seen
 
 
+def test_every_operation_and_parameter_says_what_it_is(open_url: str) -> None:
+    bare = [
+        f"{method} {path} {parameter.get('name', '')}"
+        for path, operations in document_of(open_url)["paths"].items()
+        for method, operation in operations.items()
+        for parameter in [operation, *operation.get("parameters", [])]
+        if not parameter.get("description")
+    ]
+    assert bare == []
+
+
 @pytest.mark.slow
 def test_every_answer_is_one_that_is_described(open_url: str) -> None:
     seen = ask_everything(open_url)
