@@ -25,6 +25,7 @@ from statistics import fmean
 from typing import Any, Final, Generic, TypeVar
 
 from export.errors import WorkFailedError
+from serve.scheduling import take_long_turns
 
 W = TypeVar("W")
 
@@ -220,6 +221,7 @@ class WorkQueue(Generic[W]):
             return turns * fmean([one_that_runs, *map(mean, ahead)]) / self.workers
 
     def _serve(self) -> None:
+        take_long_turns()
         called = threading.Condition(self._lock)
         while self._serve_some(called):
             pass
