@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.report.amp.results import Accuracy, SeedScore
+from benchmarks.report.amp.results import Accuracy, SeedScore, Supply
 from benchmarks.report.results import DataUsed
 from compress.anymodel import evaluate
 from compress.data.folder import Dataset, open_dataset
@@ -19,6 +19,7 @@ from compress.data.layout import Split
 from compress.data.sample import write_sample
 from compress.progress import say
 from compress.recipe import Recipe
+from compress.steps import read_record
 from compress.train import train
 from compress.train.precision import Choice, Precision, choose
 from export.files import make_folder, write_json
@@ -50,21 +51,36 @@ def compare(
     `compress.train.train` and `compress.anymodel.evaluate` raise.
     """
     dataset = write_sample(folder / "data") if data is None else open_dataset(data, channels=recipe.data.channels)
-    scores = []
+    scores, supplies = [], []
     for seed in seeds:
         say(f"seed {seed}: float32 against {precision}")
-        float32, reduced = (_miou(folder, dataset, recipe, kind, seed) for kind in ("float32", precision))
+        trained = {kind: _trained(folder, dataset, recipe, kind, seed) for kind in ("float32", precision)}
+        float32, reduced = (evaluate(path, dataset.path, split=SPLIT).miou for path in trained.values())
         scores.append(SeedScore(seed=seed, float32=float32, reduced=reduced))
+        supplies += [supply for kind, path in trained.items() if (supply := _supply(path, kind, seed))]
     return Accuracy.of(
         scores,
         data=DataUsed.of(dataset.path, dataset.fingerprint, SPLIT, len(dataset.split(SPLIT))),
         recipe=recipe.as_tree(),
         precision=precision,
+        supplies=supplies,
     )
 
 
-def _miou(folder: Path, dataset: Dataset, recipe: Recipe, precision: str, seed: int) -> float:
+def _trained(folder: Path, dataset: Dataset, recipe: Recipe, precision: str, seed: int) -> Path:
     settings = recipe.train.model_copy(update={"precision": precision, "seed": seed})
     out = folder / f"{precision}-seed-{seed}"
-    trained = train(dataset.path, out, recipe.model_copy(update={"train": settings}))
-    return evaluate(trained.path, dataset.path, split=SPLIT).miou
+    return train(dataset.path, out, recipe.model_copy(update={"train": settings})).path
+
+
+def _supply(trained: Path, precision: str, seed: int) -> Supply | None:
+    """None for a training that was too short to time."""
+    found = (read_record(trained) or {})["result"]["throughput"]
+    if found is None:
+        return None
+    return Supply(
+        precision=precision,
+        seed=seed,
+        feed_images_s=found["feed_images_per_second"],
+        network_images_s=found["network_images_per_second"],
+    )

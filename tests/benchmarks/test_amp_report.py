@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.report.amp.markdown import failures, markdown
-from benchmarks.report.amp.results import Accuracy, AmpReport, Cell, CellResult, SeedScore, Workload
+from benchmarks.report.amp.results import Accuracy, AmpReport, Cell, CellResult, SeedScore, Supply, Workload
 from benchmarks.report.amp.table import grid, tables
 from benchmarks.report.amp.verdicts import verdicts
 from benchmarks.report.amp.write import write
@@ -57,12 +57,13 @@ def amp_report(*cells: CellResult, **fields: Any) -> AmpReport:
     return report.model_copy(update={"verdicts": verdicts(report)})
 
 
-def accuracy(*pairs: tuple[float, float]) -> Accuracy:
+def accuracy(*pairs: tuple[float, float], supplies: tuple[Supply, ...] = ()) -> Accuracy:
     return Accuracy.of(
         [SeedScore(seed=seed, float32=plain, reduced=reduced) for seed, (plain, reduced) in enumerate(pairs)],
         data=DataUsed(name="discs", fingerprint="ab" * 32, split="test", images=3),
         recipe=Recipe().as_tree(),
         precision="bfloat16",
+        supplies=supplies,
     )
 
 
@@ -163,6 +164,21 @@ def test_lost_miou_is_judged_with_what_the_seeds_can_tell(
     assert words in verdict.detail
     (table,) = tables(report)
     assert len(table.rows) == len(pairs) + 1
+
+
+@pytest.mark.parametrize(("slowest", "ok"), [(150.0, True), (149.0, False)])
+def test_the_training_that_waits_most_for_its_images_is_judged(slowest: float, ok: bool) -> None:
+    supplies = tuple(
+        Supply(precision=precision, seed=0, feed_images_s=feed, network_images_s=100.0)
+        for precision, feed in (("float32", 900.0), ("bfloat16", slowest))
+    )
+    report = amp_report(accuracy=accuracy((0.8, 0.8), supplies=supplies))
+    verdict = found(report, "data and augmentation supply")
+    assert verdict.ok is ok
+    assert verdict.detail.startswith(f"at least {slowest / 100:.2f}{TIMES}, {slowest:.0f} against 100 images a second")
+    (_, table) = tables(report)
+    assert [row[-1] for row in table.rows] == [f"9.00{TIMES}", f"{slowest / 100:.2f}{TIMES}"]
+    assert "## Whether the network waits for its images" in markdown(report, ())
 
 
 def test_the_files_of_a_report_are_replaced_together(tmp_path: Path) -> None:

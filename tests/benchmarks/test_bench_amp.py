@@ -209,11 +209,17 @@ def test_the_precision_that_is_compared_can_be_named(tmp_path: Path, discs: Path
     assert (report.precision, report.reason) == ("bfloat16", "asked for")
     assert report.accuracy is not None
     assert report.accuracy.precision == "bfloat16"
-    assert read_record(tmp_path / "out" / "accuracy" / "bfloat16-seed-0") is not None
+    assert [(supply.precision, supply.seed) for supply in report.accuracy.supplies] == [("float32", 0), ("bfloat16", 0)]
+    record = read_record(tmp_path / "out" / "accuracy" / "bfloat16-seed-0")
+    assert record is not None
+    rates = record["result"]["throughput"]
+    supply = report.accuracy.supplies[1]
+    assert supply.feed_images_s == rates["feed_images_per_second"] > 0
+    assert supply.network_images_s == rates["network_images_per_second"] > 0
 
 
 def tiny(precision: str) -> Recipe:
-    settings = TINY_RECIPE.train.model_copy(update={"precision": precision, "epochs": 1})
+    settings = TINY_RECIPE.train.model_copy(update={"precision": precision, "epochs": 2})
     return TINY_RECIPE.model_copy(update={"train": settings})
 
 
@@ -248,6 +254,8 @@ def test_trainings_are_compared_in_pairs_and_kept(tmp_path: Path, discs: Path) -
         settings = record["settings"]["train"]
         assert (settings["precision"], settings["seed"], settings["epochs"]) == (precision, seed, 1)
         assert scores[seed][place] == evaluate(folder, discs, split="test").miou
+    # One step an epoch: nothing is left to time once the first has been left out.
+    assert report.accuracy.supplies == ()
     (verdict,) = report.verdicts
     assert "at most 0.0030 mIoU lost" in verdict.text
     weights = {path: path.stat().st_mtime_ns for path in out.glob("accuracy/*/weights.safetensors")}

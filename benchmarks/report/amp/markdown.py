@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from benchmarks.report.amp.results import AmpReport, Workload
-from benchmarks.report.amp.table import checks, grid, seeds
+from benchmarks.report.amp.table import checks, grid, seeds, supplies
 from benchmarks.report.amp.verdicts import resolved
 from benchmarks.report.markdown import code_lines, escaped, table_lines
 from benchmarks.report.plots import Plot
@@ -42,6 +42,9 @@ def _lines(report: AmpReport, plots: Sequence[Plot]) -> Iterable[str]:
         yield from ("## What is lost", "")
         yield from table_lines(seeds(report.accuracy))
         yield from (escaped(f"From the differences of the seeds, {resolved(report.accuracy)}."), "")
+        if report.accuracy.supplies:
+            yield from ("## Whether the network waits for its images", "")
+            yield from table_lines(supplies(report.accuracy))
     if report.cells:
         yield from ("## Whether each cell ran as labelled", "")
         yield from table_lines(checks(report))

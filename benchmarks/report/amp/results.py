@@ -102,6 +102,21 @@ class SeedScore(Part):
     reduced: float
 
 
+class Supply(Part):
+    """How many images a second were made ready for a training's network, and how many it took."""
+
+    precision: str
+    seed: int
+    feed_images_s: float
+    """Data and augmentation alone."""
+    network_images_s: float
+    """Forward, backward and optimizer alone."""
+
+    @property
+    def ratio(self) -> float:
+        return self.feed_images_s / self.network_images_s
+
+
 class Accuracy(Part):
     """What training in `precision` costs in mIoU, against float32 from the same seeds.
 
@@ -119,6 +134,8 @@ class Accuracy(Part):
     """float32 minus reduced, seed by seed; negative where the reduced precision scores higher."""
     drop_interval: tuple[float, float] | None
     """95 %, Student's t over the seeds' differences; None for one seed."""
+    supplies: tuple[Supply, ...] = ()
+    """Of every training that had steps to time."""
 
     @classmethod
     def of(cls, seeds: Sequence[SeedScore], **fields: Any) -> "Accuracy":

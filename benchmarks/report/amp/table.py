@@ -67,11 +67,30 @@ def seeds(accuracy: Accuracy) -> Table:
     return Table(caption, ("training", "float32", accuracy.precision, "lost"), tuple(rows))
 
 
+def supplies(accuracy: Accuracy) -> Table:
+    """What feeds the trainings."""
+    rows = tuple(
+        (
+            f"{supply.precision}, seed {supply.seed}",
+            number(supply.feed_images_s),
+            number(supply.network_images_s),
+            times(supply.ratio),
+        )
+        for supply in accuracy.supplies
+    )
+    caption = (
+        "Images a second: data and augmentation alone; the network alone (forward, backward, optimizer). Timed "
+        "separately in the steps of each training"
+    )
+    return Table(caption, ("training", "supplied", "taken", "ratio"), rows)
+
+
 def tables(report: AmpReport) -> tuple[Table, ...]:
     """The tables that show `report` in a few lines."""
     return (
         *([grid(report)] if report.cells else []),
         *([] if report.accuracy is None else [seeds(report.accuracy)]),
+        *([supplies(report.accuracy)] if report.accuracy is not None and report.accuracy.supplies else []),
     )
 
 

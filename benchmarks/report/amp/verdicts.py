@@ -9,18 +9,20 @@ from collections.abc import Iterable
 
 from benchmarks.report.amp.results import Accuracy, AmpReport, Cell, CellResult
 from benchmarks.report.results import Verdict
-from benchmarks.report.words import lost, miou, optional, percent, times
+from benchmarks.report.words import lost, miou, number, optional, percent, times
 
 FASTER = 2.5
 """Times."""
 LESS_MEMORY = 0.47
 """Share of the peak."""
 LOST_MIOU = 0.003
+SUPPLY = 1.5
+"""Times the images that the network takes: with less, a step waits for its images, or nearly so."""
 
 
 def verdicts(report: AmpReport) -> tuple[Verdict, ...]:
     """One for each part of the promise that was measured."""
-    return (*_grid(report), *([] if report.accuracy is None else [_accuracy(report.accuracy)]))
+    return (*_grid(report), *([] if report.accuracy is None else [_accuracy(report.accuracy), *_fed(report.accuracy)]))
 
 
 def speedup(result: CellResult | None, reference: CellResult | None) -> float | None:
@@ -89,6 +91,18 @@ def _accuracy(accuracy: Accuracy) -> Verdict:
         round(accuracy.drop.mean, 6) <= LOST_MIOU,  # the difference of two doubles is slightly off
         f"{accuracy.precision} {lost(accuracy.drop.mean)} against float32 ({miou(accuracy.float32.mean)} to "
         f"{miou(accuracy.reduced.mean)}, mean of {count} seed{'s' if count != 1 else ''}); {resolved(accuracy)}",
+    )
+
+
+def _fed(accuracy: Accuracy) -> Iterable[Verdict]:
+    if not accuracy.supplies:
+        return
+    least = min(accuracy.supplies, key=lambda supply: supply.ratio)
+    yield _held(
+        f"data and augmentation supply {times(SUPPLY)} the images that the network takes",
+        least.ratio >= SUPPLY,
+        f"at least {times(least.ratio)}, {number(least.feed_images_s)} against {number(least.network_images_s)} images "
+        f"a second in {least.precision} from seed {least.seed}",
     )
 
 
