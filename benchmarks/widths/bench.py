@@ -97,6 +97,7 @@ class _Comparison:
             size=self.size,
             multiple=settings.channel_multiple,
             precision=settings.precision,
+            table=settings.latency_table,
         )
 
     def choices(self) -> tuple[Choice, ...]:

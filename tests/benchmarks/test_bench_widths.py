@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import write_checkpoint
@@ -11,16 +12,23 @@ from typer.testing import CliRunner
 
 from benchmarks.report.widths.results import WidthsReport
 from compress import checkpoint
+from compress.checkpoint import Checkpoint
 from compress.cli.main import app
 from compress.models.plan import Dependencies
+from compress.prune.costs import NetworkCosts
+from compress.prune.step import PruneStep
+from export.errors import UsageError
+
+
+def discs_and_network(folder: Path) -> tuple[Path, Checkpoint]:
+    data = write_dataset(folder / "discs", counts={"train": 6, "val": 3, "test": 1}, size=(32, 48))
+    network = random_unet(base=16, classes=2)
+    return data, write_checkpoint(folder / "ckpt", network, base=16, classes=2, class_names=("background", "disc"))
 
 
 @pytest.mark.slow(first=True)
 def test_every_way_is_carried_out_and_timed(tmp_path: Path) -> None:
-    data = write_dataset(tmp_path / "discs", counts={"train": 6, "val": 3, "test": 1}, size=(32, 48))
-    network = random_unet(base=16, classes=2)
-    names = ("background", "disc")
-    made = write_checkpoint(tmp_path / "ckpt", network, base=16, classes=2, class_names=names)
+    data, made = discs_and_network(tmp_path)
     words = ["bench", "widths", made.path, "--data", data, "--out", tmp_path / "out", "--speedup", 1.2, "--rounds", 3]
     done = CliRunner().invoke(app, [*map(str, words), "--set", "prune.finetune.batch_size=2", "--json"])
     assert done.exit_code == 0, done.output
@@ -44,6 +52,22 @@ def test_every_way_is_carried_out_and_timed(tmp_path: Path) -> None:
         assert all(width % 16 == 0 for width in choice.widths.values())
     text = (tmp_path / "out" / "report.md").read_text()
     assert all(f"| {layer} | {width} |" in text for layer, width in dense.widths.items())
+
+
+def test_a_given_table_is_the_one_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def of(*_: object, **named: object) -> NetworkCosts:
+        asked.update(named)
+        raise UsageError("that is all this test wants to know")
+
+    monkeypatch.setattr(NetworkCosts, "of", of)
+    monkeypatch.setattr(PruneStep, "float_graph", lambda *_: None)
+    data, made = discs_and_network(tmp_path)
+    words = ["bench", "widths", made.path, "--data", data, "--out", tmp_path / "out", "--speedup", 1.2]
+    done = CliRunner().invoke(app, [*map(str, words), "--set", "prune.latency_table=table.json"])
+    assert "that is all" in str(done.exception)
+    assert asked["table"] == Path("table.json")
 
 
 def test_a_speedup_that_is_none_is_refused(tmp_path: Path) -> None:
