@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,7 @@ def test_a_given_table_is_the_one_that_is_used(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(NetworkCosts, "of", of)
     monkeypatch.setattr(PruneStep, "float_graph", lambda *_: None)
+    monkeypatch.setattr(PruneStep, "probe", lambda *_: SimpleNamespace(size=(32, 48)))
     data, made = discs_and_network(tmp_path)
     words = ["bench", "widths", made.path, "--data", data, "--out", tmp_path / "out", "--speedup", 1.2]
     done = CliRunner().invoke(app, [*map(str, words), "--set", "prune.latency_table=table.json"])
