@@ -38,6 +38,7 @@ _CAPACITY_SECONDS = 5.0
 _SAMPLES = 240
 _SHORTEST_PAUSE_SECONDS = 0.2
 _TIMEOUT_SECONDS = 30.0
+_ESTABLISHED = "01"
 
 
 def soak(
@@ -131,6 +132,7 @@ class _Watch:
     def __init__(self, server: Server, every_seconds: float, bar: Bar) -> None:
         self._proc = Path("/proc") / str(server.pid)
         self._server = server
+        self._port = Target.of(server.url).port
         self._every = max(every_seconds, _SHORTEST_PAUSE_SECONDS)
         self._bar = bar
         self.samples: list[SoakSample] = []
@@ -145,6 +147,7 @@ class _Watch:
                 status = (self._proc / "status").read_text(encoding="ascii")
                 threads = int(status.partition("\nThreads:")[2].split(maxsplit=1)[0])
                 descriptors = len(list((self._proc / "fd").iterdir()))
+                connections = _open_to(self._port)
             except (OSError, ValueError, IndexError) as error:
                 raise WorkFailedError(f"the server's process can no longer be sampled: {error}") from error
             self.samples.append(
@@ -153,10 +156,17 @@ class _Watch:
                     answered=sum(view.answers_since(View({})).values()),
                     resident_mib=view.resident_bytes / 2**20,
                     descriptors=descriptors,
+                    connections=connections,
                     threads=threads,
                 )
             )
             self._bar.advance()
+
+
+def _open_to(port: int) -> int:
+    """Connections to `port` whose client's end is open. Source: proc_pid_net(5), tcp."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    return sum(remote.endswith(f":{port:04X}") and state == _ESTABLISHED for _, _, remote, state, *_ in rows)
 
 
 async def _capacity(target: Target, requests: Sequence[bytes], connections: int) -> float:

@@ -173,7 +173,14 @@ class SoakSample(Part):
     """Requests, since the server's start."""
     resident_mib: float
     descriptors: int
+    connections: int = 0
+    """To its port, whose clients' ends are open; each needs a descriptor. Older reports do not count them."""
     threads: int
+
+    @property
+    def own_descriptors(self) -> int:
+        """Those that no open connection needs: files, and what a leak leaves."""
+        return self.descriptors - self.connections
 
 
 class SoakReport(Part):
