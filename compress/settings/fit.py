@@ -10,15 +10,6 @@ from compress.settings.common import LearningRate, OwnName, Positive, Seed, Sett
 class LossSettings(Settings):
     """What training minimises: a loss of single pixels, plus losses of whole classes."""
 
-    NEEDS: ClassVar = {
-        "tversky_missed": ("tversky_weight", None),
-        "focal_gamma": ("pixel", "focal"),
-        "cross_entropy_weight": ("pixel", "focal"),
-        "own_weight": ("own", None),
-        "ohem_threshold": ("pixel", "ohem"),
-        "ohem_share": ("pixel", "ohem"),
-    }
-
     pixel: Literal["cross-entropy", "focal", "ohem", "none"] = "cross-entropy"
     """Loss of single pixels. ohem: cross-entropy of the hard pixels alone, those that the network is not yet sure of.
     none: the other losses alone."""
@@ -63,6 +54,11 @@ class LossSettings(Settings):
 
     @model_validator(mode="after")
     def _something_is_made_small(self) -> Self:
+        if self.cross_entropy_weight and self.pixel != "focal":
+            raise ValueError(
+                f"cross_entropy_weight is for focal loss, but pixel is {self.pixel!r}: set pixel = 'focal', or leave "
+                "cross_entropy_weight out"
+            )
         others = (self.dice_weight, self.tversky_weight, self.lovasz_weight)
         if self.pixel == "none" and not any(others) and self.own is None:
             raise ValueError("pixel = 'none' leaves no loss to train with; give another loss a weight")
@@ -71,13 +67,6 @@ class LossSettings(Settings):
 
 class ScheduleSettings(Settings):
     """How the learning rate rises to its peak and falls. `warmup` is the share of the steps in which it rises."""
-
-    NEEDS: ClassVar = {
-        "momentum": ("kind", "onecycle"),
-        "restart_epochs": ("kind", "restarts"),
-        "restart_factor": ("kind", "restarts"),
-        "power": ("kind", "poly"),
-    }
 
     kind: Literal["cosine", "onecycle", "restarts", "poly"] | OwnName = "cosine"
     """cosine: falls to zero along half a cosine. poly: falls as a power of the share of steps left. restarts: falls
@@ -101,8 +90,6 @@ class AveragingSettings(Settings):
     (arXiv:1803.05407).
     """
 
-    NEEDS: ClassVar = {"rate": ("start", None)}
-
     start: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the epochs after which averaging begins, such as 0.75; None: no averaging."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -112,13 +99,19 @@ class AveragingSettings(Settings):
 class FreezeSettings(Settings):
     """How long a pretrained encoder keeps its weights and BatchNorm statistics while the rest learns."""
 
-    NEEDS: ClassVar = {"stage_epochs": ("epochs", None)}
-
     epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs in which the whole encoder is frozen."""
     stage_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs between unfreezing one stage of the encoder and the next, the deepest first; 0: all at once. Source:
     Howard and Ruder 2018 (arXiv:1801.06146)."""
+
+    @model_validator(mode="after")
+    def _wakes_what_stands_still(self) -> Self:
+        if self.stage_epochs and not self.epochs:
+            raise ValueError(
+                "stage_epochs unfreezes what epochs froze, but epochs is 0: set epochs, or leave stage_epochs out"
+            )
+        return self
 
 
 class FitSettings(Settings):
