@@ -99,6 +99,7 @@ def rows(browser: WebDriver, table: str) -> dict[str, float]:
 
 
 def test_the_classes_are_drawn_over_the_image(page: WebDriver, picture: Path, image: U8, bundle: Bundle) -> None:
+    Select(at(page, "model")).select_by_visible_text(bundle.manifest.name)
     at(page, "file").send_keys(str(picture))
     until_shown(page, "result")
     assert (pixels(page, "picture", (24, 40))[..., :3] == image).all()
