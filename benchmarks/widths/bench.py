@@ -129,10 +129,16 @@ class _Comparison:
     def _plans(self) -> dict[str, tuple[str, PruningPlan]]:
         multiple = self._step.recipe.prune.channel_multiple
         by_table = ByTable(self._scores, self._costs).plan(self._speedup)
+        narrowest = {name: widths[0] for name, widths in self._costs.widths.items()}
         asked = f"{self._speedup:g} times faster"
         plans = {
             "dense": ("nothing is cut", self._scores.plan_of({})),
-            "latency table": (f"the least damage of all widths that the table predicts to be {asked}", by_table),
+            "latency table": (
+                f"the narrowest widths: the table predicts no wider ones to be {asked}"
+                if by_table.kept() == narrowest
+                else f"the least damage of all widths that the table predicts to be {asked}",
+                by_table,
+            ),
             "MACs": (
                 "the fewest multiply-accumulates at no more damage than the row above",
                 self._of_fewest_macs(by_table),
@@ -141,11 +147,9 @@ class _Comparison:
         for name, scope in (("one threshold", "global"), ("same share", "local")):
             scores = Scores(self._scores.raw, self._scores.comparable, scope)  # type: ignore[arg-type]
             plan = ByRatio(scores, multiple, self._guess).plan(self._speedup)
-            plans[name] = (
-                f"of {'importance over all groups' if scope == 'global' else 'the channels of each group'}, "
-                f"the lightest cut that is measured {asked}",
-                plan,
-            )
+            what = "importance over all groups" if scope == "global" else "the channels of each group"
+            which = "narrowest cut: no lighter one" if plan.kept() == narrowest else "lightest cut that"
+            plans[name] = (f"of {what}, the {which} is measured {asked}", plan)
         return plans
 
     @cached_property

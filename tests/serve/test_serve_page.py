@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -82,9 +83,13 @@ def at(browser: WebDriver, name: str) -> WebElement:
 
 
 def until_shown(browser: WebDriver, name: str) -> WebElement:
-    return WebDriverWait(browser, 20).until(
-        lambda _: found if (found := at(browser, name)).is_displayed() else False, f"{name} is not shown"
-    )
+    try:
+        return WebDriverWait(browser, 20).until(
+            lambda _: found if (found := at(browser, name)).is_displayed() else False
+        )
+    except TimeoutException:
+        told = [at(browser, place).text for place in ("status", "error")]
+        pytest.fail(f"{name} is not shown; the page says {told}")
 
 
 def pixels(browser: WebDriver, canvas: str, shape: tuple[int, int]) -> U8:
