@@ -84,7 +84,7 @@ def at(browser: WebDriver, name: str) -> WebElement:
 
 def until_shown(browser: WebDriver, name: str) -> WebElement:
     try:
-        return WebDriverWait(browser, 20).until(
+        return WebDriverWait(browser, 60).until(
             lambda _: found if (found := at(browser, name)).is_displayed() else False
         )
     except TimeoutException:
@@ -139,16 +139,16 @@ def test_all_is_done_by_keyboard(page: WebDriver, picture: Path, grey_bundle: Bu
     at(page, "model").send_keys("grey")
     at(page, "send").send_keys(Keys.ENTER)
     shares, classes = at(page, "classes"), len(grey_bundle.manifest.classes)
-    WebDriverWait(page, 20).until(lambda _: len(shares.find_elements(By.TAG_NAME, "tr")) == classes)
+    WebDriverWait(page, 60).until(lambda _: len(shares.find_elements(By.TAG_NAME, "tr")) == classes)
     until_shown(page, "result")
     at(page, "send").send_keys(Keys.TAB)
     slider = page.switch_to.active_element
     assert slider.get_attribute("id") == "opacity"
     slider.send_keys(Keys.HOME)
     assert at(page, "percent").text == "0 %"
-    WebDriverWait(page, 20).until(lambda _: at(page, "overlay").value_of_css_property("opacity") == "0")
+    WebDriverWait(page, 60).until(lambda _: at(page, "overlay").value_of_css_property("opacity") == "0")
     slider.send_keys(Keys.END)
-    WebDriverWait(page, 20).until(lambda _: at(page, "overlay").value_of_css_property("opacity") == "1")
+    WebDriverWait(page, 60).until(lambda _: at(page, "overlay").value_of_css_property("opacity") == "1")
 
 
 def test_another_model_answers_when_it_is_chosen(page: WebDriver, picture: Path, grey_bundle: Bundle) -> None:
@@ -191,10 +191,10 @@ def test_a_tiff_that_a_browser_cannot_show_is_answered_all_the_same(page: WebDri
 
 
 def test_the_load_is_shown_and_moves(page: WebDriver, picture: Path) -> None:
-    WebDriverWait(page, 20).until(lambda _: at(page, "qps").text == "0.00")
+    WebDriverWait(page, 60).until(lambda _: at(page, "qps").text == "0.00")
     assert at(page, "p50").text == "–"  # noqa: RUF001
     at(page, "file").send_keys(str(picture))
-    WebDriverWait(page, 20).until(lambda _: at(page, "p99").text.endswith(" ms"))
+    WebDriverWait(page, 60).until(lambda _: at(page, "p99").text.endswith(" ms"))
     assert float(at(page, "qps").text) > 0
 
 
