@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compress.progress import say
 from compress.recipe import Recipe, on_one_line
 from export.errors import BudgetMissedError, UsageError
 
@@ -70,9 +71,15 @@ MinIouOption = Annotated[
 
 
 def recipe_of(source: str | None, settings: list[str] | None, **options: Any) -> Recipe:
-    """The recipe with `--set` and then the command's own options (`prune__speedup=4`) applied; None means not given."""
+    """The recipe with `--set` and then the command's own options (`prune__speedup=4`) applied; None means not given.
+
+    What was set and has no effect is told.
+    """
     own = [f"{name.replace('__', '.')}={on_one_line(value)}" for name, value in options.items() if value is not None]
-    return Recipe.load(source, [*(settings or []), *own])
+    recipe = Recipe.load(source, [*(settings or []), *own])
+    for line in recipe.without_effect():
+        say(line)
+    return recipe
 
 
 def floors(given: list[str] | None) -> dict[str, float] | None:

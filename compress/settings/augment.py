@@ -1,6 +1,6 @@
 """The section `train.augment`."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,14 @@ from compress.settings.common import OwnName, Settings, Share
 
 class AugmentSettings(Settings):
     """Augmentation of each training batch. The mask follows the image exactly; what lies outside the image is void."""
+
+    NEEDS: ClassVar = {
+        "cutout_side": ("cutout", None),
+        "cutmix_alpha": ("cutmix", None),
+        "mixup_alpha": ("mixup", None),
+        "policy_operations": ("policy", "rand"),
+        "policy_strength": ("policy", None),
+    }
 
     flip_horizontal: Share = 0.5
     """Probability of mirroring left to right."""

@@ -10,6 +10,14 @@ from compress.settings.common import LearningRate, OwnName, Positive, Seed, Sett
 class LossSettings(Settings):
     """What training minimises: a loss of single pixels, plus losses of whole classes."""
 
+    NEEDS: ClassVar = {
+        "tversky_missed": ("tversky_weight", None),
+        "focal_gamma": ("pixel", "focal"),
+        "own_weight": ("own", None),
+        "ohem_threshold": ("pixel", "ohem"),
+        "ohem_share": ("pixel", "ohem"),
+    }
+
     pixel: Literal["cross-entropy", "focal", "ohem", "none"] = "cross-entropy"
     """Loss of single pixels. ohem: cross-entropy of the hard pixels alone, those that the network is not yet sure of.
     none: the other losses alone."""
@@ -68,6 +76,13 @@ class LossSettings(Settings):
 class ScheduleSettings(Settings):
     """How the learning rate rises to its peak and falls. `warmup` is the share of the steps in which it rises."""
 
+    NEEDS: ClassVar = {
+        "momentum": ("kind", "onecycle"),
+        "restart_epochs": ("kind", "restarts"),
+        "restart_factor": ("kind", "restarts"),
+        "power": ("kind", "poly"),
+    }
+
     kind: Literal["cosine", "onecycle", "restarts", "poly"] | OwnName = "cosine"
     """cosine: falls to zero along half a cosine. poly: falls as a power of the share of steps left. restarts: falls
     along cosines, each starting again at the peak. onecycle: rises and falls along cosines while the momentum moves the
@@ -89,6 +104,8 @@ class AveragingSettings(Settings):
     The average is validated at the end, and saved if it is better than every epoch. Source: Izmailov et al. 2018
     (arXiv:1803.05407).
     """
+
+    NEEDS: ClassVar = {"rate": ("start", None)}
 
     start: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the epochs after which averaging begins, such as 0.75; None: no averaging."""

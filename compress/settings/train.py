@@ -1,6 +1,6 @@
 """The section `train`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ class SparsitySettings(Settings):
 
     The loss that is shown excludes it.
     """
+
+    NEEDS: ClassVar = {"weight": ("kind", None)}
 
     kind: Literal["none", "l1", "bn-scale", "group-lasso"] = "none"
     """l1: the sum of all absolute kernel weights. It shrinks single weights, which `compress prune --unstructured`

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from compress.recipe import Recipe
+from compress.cli.main import app
+from compress.recipe import Recipe, builtin_recipes
 from export.errors import RecipeError
 
 FILES = {
@@ -183,3 +185,31 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_bytes(b"\xff\xfe\x00[train]")
     with pytest.raises(RecipeError, match="not TOML"):
         Recipe.load(tmp_path / "r.toml")
+
+
+IDLE = {
+    "train.loss.focal_gamma=3": "train.loss.focal_gamma has no effect without train.loss.pixel = 'focal', "
+    "which is 'cross-entropy' here",
+    "prune.finetune.schedule.power=2.0": "prune.finetune.schedule.power has no effect without "
+    "prune.finetune.schedule.kind = 'poly', which is 'cosine' here",
+    "train.augment.cutout_side=0.5": "train.augment.cutout_side has no effect without train.augment.cutout, "
+    "which is 0.0 here",
+    "train.swa.rate=0.5": "train.swa.rate has no effect without train.swa.start, which is none here",
+}
+
+
+@pytest.mark.parametrize(("setting", "told"), IDLE.items())
+def test_a_setting_without_effect_is_told(setting: str, told: str, tmp_path: Path) -> None:
+    assert list(Recipe.load(overrides=[setting]).without_effect()) == [told]
+    done = CliRunner().invoke(app, ["train", "--data", str(tmp_path / "none"), "--out", "out", "--set", setting])
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize("recipe", [*builtin_recipes(), None])
+def test_built_in_recipes_set_nothing_in_vain(recipe: str | None) -> None:
+    assert list(Recipe.load(recipe).without_effect()) == []
+
+
+def test_a_setting_that_its_switch_turns_on_is_not_told() -> None:
+    on = ["train.loss.pixel=focal", "train.loss.focal_gamma=3", "train.swa.start=0.5", "train.swa.rate=0.5"]
+    assert list(Recipe.load(overrides=on).without_effect()) == []
