@@ -36,6 +36,7 @@ from export.scoring import Score
 
 CORRECTION = "bias_correction_choice.json"
 LATENCY = "latency.json"
+TRAINED_LATENCY = "qat_latency.json"
 ROUNDS = 30
 
 
@@ -212,8 +213,23 @@ def _trained(bench: Workbench, calibrated: _Candidate, otherwise: _Candidate) ->
     if score.miou < otherwise.score.miou:
         say("training did not help: the graph stays as it was calibrated")
         return replace(otherwise, figures={**otherwise.figures, **more})
+    more["qat"] |= _trained_latency(bench, calibrated.quantized.graph, learned.graph)
     figures = {**otherwise.figures, **more, "mode": "qat", "bias_corrected": False}
     return _Candidate(replace(quantized, graph=learned.graph), score, figures)
+
+
+def _trained_latency(bench: Workbench, calibrated: onnx.ModelProto, trained: onnx.ModelProto) -> dict[str, float]:
+    """Milliseconds of both graphs in the form that ships, in one run: training changes weights and scales alone."""
+    saved = bench.step.decided(TRAINED_LATENCY)
+    if saved is None:
+        graphs = {"calibrated": calibrated, "trained": trained}
+        models = {name: model_of(bench.shipped(graph)) for name, graph in graphs.items()}
+        taken = bench.judge.times(ROUNDS, **models)
+        saved = {"milliseconds_ptq": taken["calibrated"].median, "milliseconds": taken["trained"].median}
+        write_json(bench.step.path / TRAINED_LATENCY, saved)
+    ratio = saved["milliseconds"] / saved["milliseconds_ptq"]
+    say(f"the trained graph takes {saved['milliseconds']:.2f} ms, {ratio:.2f} times as long as the calibrated one")
+    return saved
 
 
 def _within(budget: Budget, bench: Workbench, made: _Candidate, calibrated: _Candidate) -> _Candidate:

@@ -33,6 +33,8 @@ def test_training_beats_calibration_where_that_loses(
     assert record["miou"] == record["miou_qat"] > record["miou_ptq"] + 0.01
     # Fake-quantized in torch or quantized in the runtime, it is the same network.
     assert abs(record["qat"]["miou"] - record["miou_qat"]) < 0.003
+    assert record["qat"]["milliseconds"] > 0
+    assert record["qat"]["milliseconds_ptq"] > 0
     assert not (made.path / ".scratch").exists()
     verify(made.path)
     # It runs the same operators as the calibrated graph.
