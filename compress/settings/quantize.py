@@ -17,9 +17,15 @@ class LearnSettings(FitSettings):
 
     SECTION: ClassVar[str] = "quantize.finetune"
 
-    epochs: Positive = 10
+    epochs: Positive = 5
     learning_rate: LearningRate = 1e-4
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    keep_from: Share = 0.5
+    """Share of the epochs after which the best one is selected. A small validation split ranks early epochs by
+    chance."""
+    teacher_weight: Share = 1.0
+    """Share of the loss that follows the float parent's logits; the rest follows the masks. Training on masks again
+    would change more than what rounding did."""
 
     @model_validator(mode="after")
     def _of_a_graph(self) -> Self:
