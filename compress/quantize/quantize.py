@@ -209,11 +209,11 @@ def _trained(bench: Workbench, calibrated: _Candidate, otherwise: _Candidate) ->
     learned = learn(bench.step, bench.source.checkpoint, bench.dataset, bench.recipe, quantized.graph, quantized.parent)
     score = bench.judge.score(model_of(learned.graph))
     say(f"mIoU {otherwise.score.miou:.4f} calibrated, {score.miou:.4f} trained")
-    more = {"miou_ptq": otherwise.score.miou, "miou_qat": score.miou, "qat": learned.figures}
+    more: dict[str, Any] = {"miou_ptq": otherwise.score.miou, "miou_qat": score.miou, "qat": learned.figures}
     if score.miou < otherwise.score.miou:
         say("training did not help: the graph stays as it was calibrated")
         return replace(otherwise, figures={**otherwise.figures, **more})
-    more["qat"] |= _trained_latency(bench, calibrated.quantized.graph, learned.graph)
+    more["qat"] = {**learned.figures, **_trained_latency(bench, calibrated.quantized.graph, learned.graph)}
     figures = {**otherwise.figures, **more, "mode": "qat", "bias_corrected": False}
     return _Candidate(replace(quantized, graph=learned.graph), score, figures)
 
