@@ -129,7 +129,7 @@ class _Comparison:
     def _plans(self) -> dict[str, tuple[str, PruningPlan]]:
         multiple = self._step.recipe.prune.channel_multiple
         by_table = ByTable(self._scores, self._costs).plan(self._speedup)
-        narrowest = {name: widths[0] for name, widths in self._costs.widths.items()}
+        narrowest = self._by_macs.narrowest
         asked = f"{self._speedup:g} times faster"
         plans = {
             "dense": ("nothing is cut", self._scores.plan_of({})),
