@@ -17,6 +17,7 @@ from compress.recipe import Recipe
 from compress.settings.prune import PruneSettings
 from compress.steps import StepPlan, finished, running
 from compress.train import own
+from compress.train.room import require_room
 from compress.train.train import shown
 from export.errors import UsageError
 from export.files import sha256_file
@@ -32,8 +33,8 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     UNet++, which has learned to stand alone. `prune.max_drop` and `prune.min_iou` are the budget; without a goal, the
     network becomes as fast as they allow.
 
-    Raises CheckpointError, DatasetError, BusyError, UsageError; BudgetMissedError when the goal is out of reach or the
-    budget is missed (the best network that was found is kept in `out`).
+    Raises CheckpointError, DatasetError, RecipeError, BusyError, UsageError; BudgetMissedError when the goal is out of
+    reach or the budget is missed (the best network that was found is kept in `out`).
     """
     recipe = recipe or Recipe()
     settings = recipe.prune
@@ -45,6 +46,9 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     table = settings.latency_table
     if table is not None:
         LatencyTable.load(table)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": source.card.size})})
+    if settings.levels is None:
+        require_room(recipe.data, settings.finetune, dataset, source.card.size_multiple)
     plan = StepPlan(
         "prune",
         {
@@ -65,7 +69,6 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     if record is not None:
         say(f"{out} is up to date")
     else:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": source.card.size})})
         with running(out, plan) as folder:
             record = {"result": _cut(PruneStep(folder, plan, source, dataset, recipe))}
     result = record["result"]

@@ -24,11 +24,11 @@ from compress.train.loop import Fit, Fitted
 from compress.train.objective import Teacher
 from compress.train.precision import Choice, choose, pick_device
 from compress.train.rehearsal import rehearse
+from compress.train.room import require_room
 from compress.train.runtime import Runtime
 from compress.train.sparsity import penalty_of
 from export.errors import CheckpointError, RecipeError
 from export.files import sha256_file, write_json
-from export.images import read_header
 
 PRECISION = "precision.json"
 
@@ -220,33 +220,13 @@ def started(recipe: Recipe, dataset: Dataset, init: Path | None) -> tuple[nn.Mod
     torch.manual_seed(recipe.train.seed)
     network = models.build(recipe.model.factory, arguments)
     multiple = models.size_multiple(network)
-    _require_room(recipe, dataset, multiple)
+    require_room(recipe.data, recipe.train, dataset, multiple)
     if init is not None:
         fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
         say(f"starting from {init}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
     else:
         models.start_from_pretrained(network)
     return network, arguments, multiple
-
-
-def _require_room(recipe: Recipe, dataset: Dataset, multiple: int) -> None:
-    """One multiple each way is one pixel at the deepest level, too few for BatchNorm's statistics."""
-    crop = recipe.data.crop
-    if crop is not None and (min(crop) < multiple or max(crop) == multiple):
-        raise RecipeError("data.crop", [_too_small(crop, multiple)])
-    headers = [read_header(sample.image) for sample in dataset.split("train")]
-    sizes = [recipe.data.size or (header.height, header.width) for header in headers]
-    small = [size for size in sizes if max(size) <= multiple]
-    # Beside a larger image a small one is padded, and several images at once give one pixel each.
-    batch = min(recipe.train.batch_size, len(sizes))
-    taken = min(recipe.train.micro_batch or batch, batch)
-    one_alone = taken == 1 or batch % taken == 1
-    if len(small) == len(sizes) or (one_alone and len(small) >= batch):
-        raise RecipeError("data.size", [_too_small(small[0], multiple)])
-
-
-def _too_small(size: tuple[int, int], multiple: int) -> str:
-    return f"{list(size)} is too small: the model reduces {multiple} pixels to one"
 
 
 def _master(path: Path, dataset: Dataset) -> Checkpoint:

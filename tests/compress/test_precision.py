@@ -1,5 +1,8 @@
 """Which number format training uses on each device; devices that this machine lacks are faked."""
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -17,8 +20,14 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "Abacus 9000")
 
 
-def fake_probe(monkeypatch: pytest.MonkeyPatch, **milliseconds: float) -> None:
-    monkeypatch.setattr(precision, "_probe_ms", milliseconds.__getitem__)
+def fake_probe(monkeypatch: pytest.MonkeyPatch, **milliseconds: list[float]) -> None:
+    """Passes that take the given times one after the other, and then the last of them for ever."""
+
+    def timed_pass(name: str) -> Callable[[], float]:
+        times = itertools.chain(milliseconds[name], itertools.repeat(milliseconds[name][-1]))
+        return lambda: next(times)
+
+    monkeypatch.setattr(precision, "_timed_pass", timed_pass)
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float16")])
@@ -35,10 +44,16 @@ def test_a_gpu_takes_bfloat16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, n
 def test_on_a_cpu_a_timed_probe_decides(
     monkeypatch: pytest.MonkeyPatch, plain: float, reduced: float, expected: str
 ) -> None:
-    fake_probe(monkeypatch, float32=plain, bfloat16=reduced)
+    fake_probe(monkeypatch, float32=[plain], bfloat16=[reduced])
     choice = choose("auto", CPU)
     assert choice.precision == expected
     assert choice.reason == f"probe: float32 {plain} ms, bfloat16 {reduced} ms"
+
+
+def test_the_probe_looks_past_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    warm_up, beside_other_work = 500.0, [50.0, 120.0, 45.0]
+    fake_probe(monkeypatch, float32=[warm_up, 60.0, 30.0], bfloat16=[warm_up, *beside_other_work, 12.0])
+    assert choose("auto", CPU) == precision.Choice("bfloat16", "probe: float32 30.0 ms, bfloat16 12.0 ms")
 
 
 def test_the_real_probe_decides_and_leaves_the_random_generator_alone() -> None:

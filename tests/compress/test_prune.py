@@ -24,7 +24,7 @@ from compress.prune import prune
 from compress.prune.importance import scores_of
 from compress.recipe import Recipe
 from compress.steps import read_record
-from export.errors import BudgetMissedError, DatasetError, ShapeError, UsageError
+from export.errors import BudgetMissedError, DatasetError, RecipeError, ShapeError, UsageError
 from export.runtime import OnnxModel
 
 PRUNE, RECOVER, STEP = (import_module(f"compress.prune.{name}") for name in ("prune", "recover", "step"))
@@ -258,6 +258,14 @@ def test_levels_on_the_command_line(
 def test_without_a_goal_nothing_is_pruned(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"give --speedup 4, --ratio 0\.5 or --max-drop 0\.01"):
         prune(trained.path, discs, tmp_path / "out", Recipe())
+
+
+def test_crops_of_which_one_pixel_is_left_are_refused_before_anything_is_written(
+    trained: Checkpoint, discs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"\[4, 4\] is too small: the model reduces 4 pixels to one"):
+        prune(trained.path, discs, tmp_path / "out", recipe("data.crop=[4, 4]", "prune.ratio=0.3"))
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_dataset_of_other_classes_is_refused(discs: Path, tmp_path: Path) -> None:
