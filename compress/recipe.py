@@ -26,7 +26,7 @@ from compress.settings.train import TrainSettings
 from compress.settings.whole import BenchSettings, BudgetSettings, ExportSettings
 from export.errors import RecipeError
 
-_OVERRIDES = "--set"
+_OVERRIDES = "on the command line"
 """Where problems are that the recipe file alone does not have."""
 
 

@@ -58,7 +58,8 @@ WindowOption = Annotated[
 
 
 MaxDropOption = Annotated[
-    float | None, typer.Option("--max-drop", help="mIoU that may be lost on the validation split; 0.01 is one point.")
+    float | None,
+    typer.Option("--max-drop", help="mIoU that may be lost on the validation split, 0 to 1; 0.01 is one point."),
 ]
 MinIouOption = Annotated[
     list[str] | None,
@@ -90,9 +91,11 @@ def floors(given: list[str] | None) -> dict[str, float] | None:
 def _floor(text: str) -> tuple[str, float]:
     name, _, iou = text.rpartition("=")
     try:
-        return name.strip(), float(iou)
+        if name.strip():
+            return name.strip(), float(iou)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not CLASS=IOU, such as road=0.9", param_hint="--min-iou") from None
+        pass
+    raise typer.BadParameter(f"{text!r} is not CLASS=IOU, such as road=0.9", param_hint="--min-iou")
 
 
 def typed() -> str:

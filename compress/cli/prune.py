@@ -39,12 +39,15 @@ def command(
     data: DataOption,
     out: OutOption,
     speedup: Annotated[
-        float | None, typer.Option("--speedup", help="Speed-up to reach, measured through ONNX Runtime.")
+        float | None, typer.Option("--speedup", help="Speed-up to reach, measured through ONNX Runtime with all cores.")
     ] = None,
     latency_ms: Annotated[
-        float | None, typer.Option("--latency-ms", help="The same goal in milliseconds per image.")
+        float | None, typer.Option("--latency-ms", help="The same goal in milliseconds per image, with all cores.")
     ] = None,
-    ratio: Annotated[float | None, typer.Option("--ratio", help="Share of the channels to remove, 0 to 1.")] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option("--ratio", help="Share of the channels to remove, 0 to 1; widths stay multiples of 16."),
+    ] = None,
     levels: Annotated[
         int | None, typer.Option("--levels", help="Depth to keep of a UNet++ with deep supervision.")
     ] = None,
@@ -59,7 +62,8 @@ def command(
         typer.Option(
             "--latency-table",
             metavar="FILE",
-            help="Layer times of the machine that will serve, from `compress bench table`.",
+            help="Layer times of the machine that will serve, from `compress bench table`, with the threads that it "
+            "was measured with.",
         ),
     ] = None,
     analyze: Annotated[
@@ -84,7 +88,8 @@ def command(
     values = dict(zip(GOALS, (speedup, latency_ms, ratio, levels, unstructured), strict=True))
     given = {f"prune__{name}": value for name, value in values.items() if value is not None}
     if len(given) > 1:
-        raise UsageError(f"{', '.join(GOALS.values())} exclude each other; give one")
+        both = " and ".join(option for name, option in GOALS.items() if values[name] is not None)
+        raise UsageError(f"{both} exclude each other; give one")
     judged = (max_drop, min_iou, latency_table)
     if analyze and (given or any(option is not None for option in judged)):
         without = (*GOALS.values(), "--max-drop", "--min-iou", "--latency-table")

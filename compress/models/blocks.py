@@ -12,6 +12,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from compress.models.parts import Addition
+
 Upsampling = Literal["nearest", "bilinear", "transposed"]
 Skip = Literal["concat", "add", "none"]
 Block = Literal["plain", "residual"]
@@ -67,7 +69,7 @@ class ConvBlock(nn.Sequential):
         super().__init__(*layers)
 
 
-class Residual(nn.Module):
+class Residual(Addition, nn.Module):
     """The input plus what `layers` make of it. Source: He et al. 2016 (arXiv:1512.03385)."""
 
     def __init__(self, channels_in: int, channels_out: int, layers: list[nn.Module]) -> None:
@@ -82,12 +84,12 @@ class Residual(nn.Module):
         return self.body(x_NCHW) + out if self.adds else out
 
     def inner(self) -> str | None:
-        """See `compress.models.parts.Addition`."""
+        """See `Addition`."""
         alone = self.adds and not any(isinstance(module, SqueezeExcite) for module in self.body)
         return "body.0" if alone and isinstance(self.shortcut, nn.Identity) else None
 
     def drop(self) -> None:
-        """See `compress.models.parts.Addition`."""
+        """See `Addition`."""
         self.adds = False
         del self.body
 

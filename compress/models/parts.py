@@ -4,9 +4,10 @@ A part is identified by the groups of channels that exist only in it. When none 
 removed.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from torch import nn
@@ -14,25 +15,30 @@ from torch import nn
 from compress.models.places import ChannelGroup, Place
 
 
-@runtime_checkable
-class Addition(Protocol):
-    """A block that adds something to its input."""
+class Addition(ABC):
+    """A block that adds something to its input.
 
+    Only what names this class is one: a user's own block may have an `inner` and a `drop` that mean something else.
+    """
+
+    @abstractmethod
     def inner(self) -> str | None:
         """The convolution in the block through whose channels alone the added term is computed; None where the block
         does not add to its unchanged input, or no longer adds anything."""
 
+    @abstractmethod
     def drop(self) -> None:
         """Stop adding to the input."""
 
 
-@runtime_checkable
-class Leveled(Protocol):
+class Leveled(ABC):
     """A network whose deepest level can be removed."""
 
+    @abstractmethod
     def levels(self) -> list[tuple[str, ...]]:
         """For each level that can be removed, the deepest first: the modules that only this level needs."""
 
+    @abstractmethod
     def drop_level(self) -> None:
         """Remove the first of `levels`; the caller adapts the layers that read its channels."""
 

@@ -121,8 +121,8 @@ class PruningPlan(BaseModel):
 class Dependencies:
     """torch-pruning's dependency graph of a network, traced over all its logits, with groups by name.
 
-    Left out are the groups whose channels are the classes, those that a grouped convolution ties into blocks of
-    channels, and those that a layer such as PixelShuffle rearranges in a way that is not followed. A depthwise
+    Left out are the groups whose channels are the classes, those that a grouped convolution or a GroupNorm ties
+    together, and those that a layer such as PixelShuffle rearranges in a way that is not followed. A depthwise
     convolution belongs to the group of the channels that it reads.
     """
 
@@ -181,7 +181,7 @@ class Dependencies:
     def _can_be_cut(self, dependency: Any, indices: list[int]) -> bool:
         module, cut_output = dependency.target.module, self._graph.is_out_channel_pruning_fn(dependency.handler)
         width = (self._graph.get_out_channels if cut_output else self._graph.get_in_channels)(dependency.target)
-        return not _is_grouped(module) and (width is None or max(indices) < width)
+        return not _ties_channels(module) and (width is None or max(indices) < width)
 
     def _root(self, group: Any) -> str:
         """The first of the network's convolutions that outputs all channels of the group, wherever tracing began."""
@@ -204,8 +204,11 @@ def _image(network: nn.Module, channels: int) -> Tensor:
     return torch.zeros(1, channels, side, side)
 
 
-def _is_grouped(module: nn.Module) -> bool:
-    """Whether `module` reads channels in blocks, which cannot be cut one by one."""
+def _ties_channels(module: nn.Module) -> bool:
+    """Whether channels of `module` cannot be cut one by one: it reads them in blocks, or normalises several together,
+    which changes the others when one goes."""
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        return True
     return isinstance(module, _CONVOLUTIONS) and not (
         module.groups == 1 or module.groups == module.in_channels == module.out_channels
     )

@@ -11,10 +11,11 @@ from typing import cast
 from torch import Tensor, nn
 
 from compress.models.blocks import Block, BlockStyle, ConvBlock, Skip, Up, Upsampling, xavier
+from compress.models.parts import Leveled
 from compress.models.self_attention import SelfAttention
 
 
-class UNet(nn.Module):
+class UNet(Leveled, nn.Module):
     """Image to logits at the resolution of the image.
 
     Widths are `base`, 2, 4, 8 and again 8 times `base` (for four poolings; no level is wider than 8 times

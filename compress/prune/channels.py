@@ -9,7 +9,7 @@ from compress.progress import say
 from compress.prune.rounds import Rounds, Stage
 from compress.prune.step import PruneStep
 from compress.settings.prune import PruneSettings
-from export.errors import UsageError
+from export.errors import UsageError, WorkFailedError
 from export.files import write_json
 
 GOAL = "goal.json"
@@ -17,6 +17,8 @@ STRIDE = 1.5
 """Without a speed-up goal: how many times faster than the best network so far each round should be."""
 SETBACKS = 2
 """Rounds that may lose too much, each followed by one with a smaller stride; one more ends the search."""
+ROUNDED = 0.05
+"""A share of channels that differs by more from what was asked for is warned about."""
 NO_FURTHER = 0.97
 """A round that reaches less than this share of the speed-up it was asked for has found the narrowest widths."""
 
@@ -33,6 +35,7 @@ def cut_channels(step: PruneStep) -> dict[str, Any]:
     if stage.figures is None:
         raise UsageError(f"nothing can be cut from {step.parent.path}: {_why_nothing_goes(step)}")
     plan = stage.plan
+    _look_at_share(settings, plan.removed)
     result = {
         **stage.figures,
         "channels_removed": plan.removed,
@@ -48,6 +51,16 @@ def cut_channels(step: PruneStep) -> dict[str, Any]:
         pruning=(*step.parent.card.pruning, plan),
         size_multiple=size_multiple(stage.network),
     )
+
+
+def _look_at_share(settings: PruneSettings, removed: float) -> None:
+    """Warn where widths, as multiples that are never below one, take another share of the channels than asked for."""
+    if settings.ratio is not None and abs(removed - settings.ratio) > ROUNDED:
+        multiple = settings.channel_multiple
+        say(
+            f"warning: {removed:.0%} of the channels are removed where {settings.ratio:.0%} are asked for: widths are "
+            f"multiples of {multiple} and at least {multiple} (prune.channel_multiple)"
+        )
 
 
 def _why_nothing_goes(step: PruneStep) -> str:
@@ -121,7 +134,13 @@ class _Way:
         lost: list[Stage] = []
         while len(lost) <= SETBACKS:
             asked = best.speedup * stride
-            stage = self._taken(best, self._rounds.faster(best, asked))
+            try:
+                stage = self._taken(best, self._rounds.faster(best, asked))
+            except WorkFailedError as error:
+                if best.figures is None:
+                    raise
+                say(f"warning: {error}; the last network within the budget is kept")
+                break
             if stage is best:
                 break
             if missed := self._budget.missed(stage.accuracy):

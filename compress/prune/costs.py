@@ -38,8 +38,8 @@ class NetworkCosts:
     table: LatencyTable
     reference_ms: float
     """Time of the table's reference convolution: as it is now, or for a foreign table as it was measured there."""
-    foreign: bool
-    """The table is of another machine, about which times measured here say nothing."""
+    foreign: str | None
+    """Why times measured here say nothing about the table's: another machine or runtime. None where they do."""
 
     @classmethod
     def of(
@@ -76,7 +76,7 @@ class NetworkCosts:
             if not all(map(found.covers, keys_needed(layers, parts.with_none(widths)))):
                 say(f"{table} has no times for layers as narrow as removing whole parts leaves them; all parts stay")
                 parts = NO_PARTS
-        foreign = is_foreign(found)
+        foreign = why_foreign(found)
         reference = found.reference_ms if foreign else reference_now(precision, found.threads)
         return cls(layers, widths, parts, found, reference, foreign)
 
@@ -155,7 +155,12 @@ def _measured(
         return cached_table(keys_needed(layers, widths), precision=precision, size=size, progress=progress)
 
 
-def is_foreign(table: LatencyTable) -> bool:
-    """Whether `table` was measured on another kind of machine than this one, or by another version of the runtime."""
+def why_foreign(table: LatencyTable) -> str | None:
+    """Why `table` says nothing about this machine, in words: it was measured on another kind of machine, or by another
+    version of the runtime. None where it does."""
     here = Machine.here()
-    return not here.is_like(table.machine) or here.libraries["onnxruntime"] != table.onnxruntime
+    if not here.is_like(table.machine):
+        return "of another machine"
+    if here.libraries["onnxruntime"] != table.onnxruntime:
+        return f"by onnxruntime {table.onnxruntime}, where this machine has {here.libraries['onnxruntime']}"
+    return None

@@ -59,11 +59,12 @@ class Decider:
         else:
             plan, measured = self._fast_enough(search, network, before, wanted, predicted=search.predicted)
         predicted = before * search.predicted(plan)
-        table_decides = costs.foreign or measured.misleads(predicted)
+        table_decides = costs.foreign is not None or measured.misleads(predicted)
         figures = {**self._figures(measured), "speedup_predicted": predicted}
         figures["groups"] = _groups(plan, scores, costs.spared(plan.kept()))
         if costs.foreign:
-            say(f"the latency table predicted {predicted:.2f}x on {costs.machine}; here it is {measured.speedup:.2f}x")
+            say(f"the latency table, {costs.foreign}, predicted {predicted:.2f}x on {costs.machine}, and decides")
+            say(f"measured here it is {measured.speedup:.2f}x")
         else:
             error = predicted / measured.speedup - 1
             say(f"the latency table predicted {predicted:.2f}x, measured {measured.speedup:.2f}x ({error:+.0%})")
@@ -87,6 +88,11 @@ class Decider:
         costs = self._costs(self._network) if self._step.recipe.prune.latency_table else None
         if costs is not None and costs.foreign:
             whole = costs.milliseconds(costs.widest)
+            say(
+                f"warning: a table of another machine holds times of layers, without what lies between them, so "
+                f"{milliseconds:g} ms will be exceeded there; time the result there with compress bench latency, and "
+                "ask for less if it is too slow"
+            )
         else:
             whole = self._probe.parent_milliseconds()
         return whole / milliseconds

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from compress import models
-from compress.budget import Accuracy
+from compress.budget import Accuracy, Budget
 from compress.checkpoint import ModelCard
 from compress.data.loader import ValidationImages
 from compress.models.unetpp import UNetPlusPlus
@@ -37,12 +37,13 @@ def cut_levels(step: PruneStep) -> dict[str, Any]:
         cache_gb=step.recipe.data.cache_gb,
     )
     probe = step.probe(network)
+    device, settings = pick_device(step.recipe.train.device), step.recipe.prune
+    before = validate(network.to(device), validation, device)
+    Budget(settings.max_drop, settings.min_iou).look_at_floors(before.iou_per_class)
     measured = probe.measure(step.graph(child))
     measured.doubt()
     say(f"cut to depth {levels}: {measured.speedup:.2f}x faster than its parent")
-    device = pick_device(step.recipe.train.device)
-    before, after = (validate(each.to(device), validation, device) for each in (network, child))
-    accuracy = Accuracy.of(before, after)
+    accuracy = Accuracy.of(before, validate(child.to(device), validation, device))
     result = {
         "speedup": measured.speedup,
         "disturbed": measured.disturbed,

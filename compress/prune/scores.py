@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.models.plan import GroupCut, PruningPlan
+from compress.prune.widths import choices_of
 from compress.settings.prune import Scope
 
 
@@ -83,8 +84,8 @@ class Scores:
         """Cut the share `ratio` of the channels: the least important ones of the whole network, or, where the scope is
         local, of each group.
 
-        Each width is then brought to the nearest multiple of `multiple`, never below it and never
-        above what the group has; a group that is not wider than `multiple` keeps all its channels.
+        Each width is then brought to the nearest multiple of `multiple`, or left whole if that is nearer; a group that
+        is not wider than `multiple` keeps all its channels.
         """
         wanted = self._same_share(ratio) if self.scope == "local" else self._most_important(ratio)
         return self.plan_of({name: nearest_width(len(raw), wanted[name], multiple) for name, raw in self.raw.items()})
@@ -119,6 +120,5 @@ class Scores:
 
 
 def nearest_width(width: int, wanted: float, multiple: int) -> int:
-    """The multiple of `multiple` nearest to `wanted`, but at least `multiple` and at most `width`, which need not be a
-    multiple."""
-    return min(width, max(multiple, round(wanted / multiple) * multiple))
+    """The one of `choices_of(width, multiple)` that is nearest to `wanted`; of two equally near, the wider."""
+    return min(reversed(choices_of(width, multiple)), key=lambda choice: abs(choice - wanted))

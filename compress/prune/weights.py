@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import checkpoint
+from compress.budget import Budget
 from compress.progress import say
 from compress.prune.recover import Recovery
 from compress.prune.step import PruneStep
@@ -19,8 +20,10 @@ def cut_weights(step: PruneStep) -> dict[str, Any]:
     """Set the share `prune.sparsity` of the weights to zero and fine-tune the others. Returns the step's result."""
     card, network = step.parent.card, step.parent.network()
     recovery = Recovery(step, network)
-    sparsity = step.recipe.prune.sparsity
+    settings = step.recipe.prune
+    sparsity = settings.sparsity
     assert sparsity is not None
+    Budget(settings.max_drop, settings.min_iou).look_at_floors(recovery.parent_score.iou_per_class)
     child = step.parent.network().to(recovery.device)
     hold_at_zero(child, smallest_weights(child, sparsity))
     figures = recovery.run(child, step.card(pruning=card.pruning), step.folder.path)

@@ -1,5 +1,6 @@
 """The section `prune`."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -32,7 +33,7 @@ class PruneSettings(Settings):
     latency_ms: Annotated[float, Field(gt=0)] | None = None
     """The same goal in milliseconds per image."""
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the channels to remove, the least important first."""
+    """Share of the channels to remove, the least important first; widths are rounded to `channel_multiple`."""
     levels: Positive | None = None
     """Depth to keep of a UNet++ with deep supervision. No channels are removed, and nothing has to recover."""
     sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -53,9 +54,9 @@ class PruneSettings(Settings):
     chooses by timing. Goal and figures are those of plain INT8, so the model that ships may gain more or less over its
     parent."""
     search: Literal["table", "ratio"] = "table"
-    """table: a width for each group of layers, losing the least importance for the milliseconds that a table of
-    measured layers predicts. ratio: one share for all groups (`scope` local) or one threshold of importance (global),
-    found by bisection."""
+    """table: a width for each group of layers, doing the least damage for the milliseconds that a table of measured
+    layers predicts; damage is the importance lost, which weighs more the less of a group is left. ratio: one share for
+    all groups (`scope` local) or one threshold of importance (global), found by bisection."""
     latency_table: Path | None = None
     """Table from `compress bench table` on the machine that will serve. None: layers are timed here and the times
     cached."""
@@ -79,6 +80,12 @@ class PruneSettings(Settings):
     finetune: DistillSettings = DistillSettings()
 
     GOALS: ClassVar[tuple[str, ...]] = ("speedup", "latency_ms", "ratio", "levels", "sparsity")
+    IDLE: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "ratio": ("search", "whole_parts"),
+        "levels": ("rounds", "tries", "search", "whole_parts", "channel_multiple", "importance", "scope"),
+        "sparsity": ("rounds", "tries", "search", "whole_parts", "channel_multiple", "importance", "scope"),
+    }
+    """Settings that have no effect beside a goal."""
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
@@ -97,6 +104,13 @@ class PruneSettings(Settings):
                 "search = 'ratio', or leave scope out"
             )
         return self
+
+    def without_effect(self, above: str = "") -> Iterator[str]:
+        yield from super().without_effect(above)
+        for goal in self.goals.keys() & self.IDLE.keys():
+            for name in self.IDLE[goal]:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    yield f"{above}{name} has no effect beside {above}{goal}"
 
     @property
     def says_how_much(self) -> bool:

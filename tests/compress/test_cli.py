@@ -215,6 +215,11 @@ MISTAKES = [
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--max-drop", "-1"], "quantize.max_drop"),
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--for", "abacus"], "quantize.target"),
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--min-iou", "disc:0.9"], "is not CLASS=IOU"),
+    (["prune", "{ckpt}", "--data", "{data}", "--out", "x", "--min-iou", "0.8"], "'0.8' is not CLASS=IOU"),
+    (
+        ["prune", "{ckpt}", "--data", "{data}", "--out", "x", "--speedup", "4", "--ratio", "0.5"],
+        "--speedup and --ratio exclude",
+    ),
     (["quantize", "{ckpt}", "--data", "{data}", "--out", "x", "--min-iou", "disc=90"], "quantize.min_iou"),
     (["export", "nowhere", "--out", "x"], "nowhere"),
     (["export", "{ckpt}", "--out", "x", "--outputs", "smell"], "export.outputs"),

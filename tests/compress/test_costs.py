@@ -1,6 +1,7 @@
 """Costs for the search of widths: the layers that the real export of the pruned network has, and their times."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import nn
 
 from compress.checkpoint import Checkpoint
 from compress.prune import prune
-from compress.prune.costs import NetworkCosts, is_foreign
+from compress.prune.costs import NetworkCosts, why_foreign
 from compress.prune.importance import scores_of
 from compress.prune.scores import Scores
 from compress.prune.search import ByTable
@@ -26,7 +27,7 @@ from export.errors import BudgetMissedError, UsageError, WorkFailedError
 from export.latency.layers import layers_of
 from export.latency.store import cache_path
 from export.latency.table import LatencyTable
-from export.machine import usable_cores
+from export.machine import Machine, usable_cores
 from export.to_onnx import with_outputs
 
 SIZE = (16, 24)
@@ -177,12 +178,15 @@ def real_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_machine_of_the_same_name_may_be_another(table: Path, tmp_path: Path) -> None:
     """Virtual machines share names, so the CPU's model counts too; tables from before it was written do not have it."""
-    assert not is_foreign(LatencyTable.load(table))
-    assert is_foreign(LatencyTable.load(edited(table, tmp_path / "other.json", cpu_model="cpu family 1, model 2")))
+    assert why_foreign(LatencyTable.load(table)) is None
+    other = LatencyTable.load(edited(table, tmp_path / "other.json", cpu_model="cpu family 1, model 2"))
+    assert why_foreign(other) == "of another machine"
+    newer = other.model_copy(update={"machine": Machine.here(), "onnxruntime": "99.0"})
+    assert re.fullmatch(r"by onnxruntime 99\.0, where this machine has \d+\.\d+\.\d+", why_foreign(newer) or "")
     content = json.loads(table.read_text())
     del content["machine"]["cpu_model"]
     (tmp_path / "old.json").write_text(json.dumps(content))
-    assert not is_foreign(LatencyTable.load(tmp_path / "old.json"))
+    assert why_foreign(LatencyTable.load(tmp_path / "old.json")) is None
 
 
 @pytest.mark.usefixtures("real_export")
@@ -193,7 +197,9 @@ def test_the_table_of_another_machine_decides_for_it(
     made = prune(trained.path, discs, tmp_path / "out", by_table("prune.speedup=2", f"prune.latency_table={foreign}"))
     result = (read_record(made.path) or {})["result"]
     assert result["speedup"] == result["speedup_predicted"] >= 2.0
-    assert "x on Abacus 9000" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "the latency table, of another machine, predicted" in said
+    assert "x on Abacus 9000" in said
     measured = LatencyTable.load(foreign)
     assert result["milliseconds"] > 0
     assert measured.machine.cpu == "Abacus 9000"

@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.recipes import TINY_SETTINGS, by_speedup
+from torch import nn
 
 from compress import checkpoint
 from compress.checkpoint import Checkpoint
 from compress.models.plan import PruningPlan
 from compress.prune import prune
 from compress.prune.channels import SETBACKS, STRIDE
+from compress.prune.decide import Decider, Decision
 from compress.recipe import Recipe
 from compress.steps import read_record
 from export.errors import BudgetMissedError, RecipeError, UsageError
@@ -192,6 +194,34 @@ def test_a_share_of_the_channels_is_that_of_the_parent_in_any_number_of_rounds(
     for layer, figures in result["groups"].items():
         assert [figures["width"], figures["kept"]] == result["widths"][layer]
         assert (figures["importance_lost"] > 0) == (figures["kept"] < figures["width"])
+
+
+def test_a_share_that_widths_cannot_give_is_told(
+    trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["prune.ratio=0.95", "prune.finetune.epochs=1"]
+    made = prune(trained.path, discs, tmp_path / "out", Recipe.load(None, [*TINY_SETTINGS, *asked]))
+    removed = result_of(made.path)["channels_removed"]
+    told = f"warning: {removed:.0%} of the channels are removed where 95% are asked for: widths are multiples of 8"
+    assert told in capfd.readouterr().err
+
+
+def test_a_round_that_cannot_be_gone_on_with_leaves_the_one_before(
+    trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_speedup_of = Decider.by_speedup
+
+    def once(decider: Decider, network: nn.Module, before: float, wanted: float) -> Decision:
+        if before > 1:
+            raise UsageError("a constant in forward() needs 16 channels")
+        return by_speedup_of(decider, network, before, wanted)
+
+    monkeypatch.setattr(Decider, "by_speedup", once)
+    chosen = by_speedup("prune.max_drop=1", "prune.channel_multiple=4")
+    result = result_of(prune(trained.path, discs, tmp_path / "out", chosen).path)
+    assert len(result["rounds"]) == 1
+    told = "warning: round 2: a constant in forward() needs 16 channels; the last network within the budget is kept"
+    assert told in capfd.readouterr().err
 
 
 def test_a_latency_that_was_measured_once_is_the_goal_for_good(

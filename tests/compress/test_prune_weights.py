@@ -1,9 +1,11 @@
 """Single weights set to zero: how many, which, that they stay zero while the others learn, and what is reported."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.networks import random_unet
@@ -12,9 +14,12 @@ from support.recipes import TINY_SETTINGS
 from compress.checkpoint import Checkpoint
 from compress.cli.main import main
 from compress.prune import prune
+from compress.prune.recover import Recovery
 from compress.prune.weights import hold_at_zero, kernels, share_of_zeros, smallest_weights
 from compress.recipe import Recipe
 from compress.steps import read_record
+from export.errors import UsageError
+from export.scoring import Score
 
 WITHOUT_A_GOAL = [setting for setting in TINY_SETTINGS if not setting.startswith("prune.ratio")]
 
@@ -71,6 +76,22 @@ def test_the_checkpoint_keeps_its_shapes_and_its_zeros(sparse: Checkpoint, train
     assert sparse.card.parents["parent"] == trained.weights_sha256
     # The other weights have learned since.
     assert any(not torch.equal(after[name][~mask], before[name][~mask]) for name, mask in masks.items())
+
+
+def test_a_floor_that_no_image_can_show_is_refused_before_the_fine_tuning(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[[Recovery], Score] = Recovery.__dict__["parent_score"].func
+
+    def without_discs(recovery: Recovery) -> Score:
+        found = real(recovery)
+        return Score(found.classes, found.images, found.counts * np.array([[1, 0], [0, 0]]))
+
+    monkeypatch.setattr(Recovery, "parent_score", property(without_discs))
+    monkeypatch.setattr(Recovery, "run", lambda *_: pytest.fail("it was fine-tuned"))
+    asked = ["prune.sparsity=0.5", "prune.min_iou.disc=0.5"]
+    with pytest.raises(UsageError, match=r"no validation image shows disc, so its floor of 0\.5 cannot be judged"):
+        prune(trained.path, discs, tmp_path / "out", Recipe.load(None, [*WITHOUT_A_GOAL, *asked]))
 
 
 def test_what_it_saves_is_told(sparse: Checkpoint, trained: Checkpoint) -> None:

@@ -104,6 +104,43 @@ def test_what_a_grouped_convolution_ties_is_left_whole() -> None:
     assert Dependencies(network, 1).widths() == {"4": 16}
 
 
+@pytest.mark.parametrize("norm", [nn.GroupNorm(4, 16), nn.GroupNorm(1, 16), nn.LayerNorm([16, 8, 8])])
+def test_what_is_normalised_together_is_left_whole(norm: nn.Module) -> None:
+    """Each channel there depends on others, so a network cut there would not be the dense one without some channels."""
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), norm, nn.ReLU()),
+        *(nn.Conv2d(16, 8, 3, padding=1), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 3, 1)),
+    )
+    network.size_multiple = 4  # type: ignore[assignment]
+    assert Dependencies(network, 1).widths() == {"3": 8}
+
+
+class Own(nn.Module):
+    """A block of the user's own, with names that mean something else in this code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.drop = nn.Dropout(0.1)
+        self.levels = 2
+        self.drop_level = nn.Identity()
+        self.head = nn.Conv2d(8, 3, 1)
+        self.size_multiple = 4
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        stem = self.stem(x_NCHW)
+        logits: torch.Tensor = self.head(self.drop_level(stem + self.drop(self.inner(stem))))
+        return logits
+
+
+def test_a_users_own_names_mean_nothing_here() -> None:
+    network = randomised(Own())
+    plan = scores_of(network, channels=1).plan(0.5, 4)
+    assert plan.kept() == {"stem": 4}
+    torch.testing.assert_close(logits(plan.apply(network, channels=1), 1), logits(masked(network, plan, channels=1), 1))
+
+
 def test_what_is_dealt_out_in_another_order_is_left_whole() -> None:
     network = nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.PixelShuffle(2)),

@@ -197,12 +197,25 @@ IDLE = {
     "train.swa.rate=0.5": "train.swa.rate has no effect without train.swa.start, which is none here",
 }
 
+IDLE_BESIDE_A_GOAL = {
+    "prune.sparsity=0.5": ["prune.rounds=3", "prune.importance=taylor", "prune.tries=5"],
+    "prune.levels=2": ["prune.channel_multiple=8", "prune.scope=local"],
+    "prune.ratio=0.5": ["prune.whole_parts=false"],
+}
+
 
 @pytest.mark.parametrize(("setting", "told"), IDLE.items())
 def test_a_setting_without_effect_is_told(setting: str, told: str, tmp_path: Path) -> None:
     assert list(Recipe.load(overrides=[setting]).without_effect()) == [told]
     done = CliRunner().invoke(app, ["train", "--data", str(tmp_path / "none"), "--out", "out", "--set", setting])
     assert told in done.stderr
+
+
+@pytest.mark.parametrize(("goal", "settings"), IDLE_BESIDE_A_GOAL.items())
+def test_a_setting_that_a_goal_of_pruning_does_not_use_is_told(goal: str, settings: list[str]) -> None:
+    told = [f"{name.partition('=')[0]} has no effect beside {goal.partition('=')[0]}" for name in settings]
+    assert sorted(Recipe.load(overrides=[goal, *settings]).without_effect()) == sorted(told)
+    assert list(Recipe.load(overrides=["prune.speedup=2", "prune.rounds=3", "prune.tries=5"]).without_effect()) == []
 
 
 @pytest.mark.parametrize("recipe", [*builtin_recipes(), None])

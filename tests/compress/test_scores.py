@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.prune.scores import Scores
+from compress.settings.prune import Scope
 
 SEEDS = st.integers(0, 2**16)
 WIDTHS = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 70), min_size=1)
@@ -116,6 +117,13 @@ def test_global_scope_takes_where_least_is_worth() -> None:
     raw = {"even": torch.linspace(0.9, 1.1, 20), "uneven": torch.cat([torch.full((15,), 0.01), torch.ones(5)])}
     assert Scores(raw, scope="local").plan(0.25, 1).widths() == {"even": (20, 15), "uneven": (20, 15)}
     assert Scores(raw).plan(0.25, 1).widths()["even"] == (20, 20)
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_next_to_nothing_asked_for_takes_nothing(scope: Scope) -> None:
+    """Rounding alone narrows no group, whatever its width."""
+    raw = {name: torch.rand(width) + 0.5 for name, width in {"a": 20, "b": 40, "c": 56, "d": 9}.items()}
+    assert Scores(raw, scope=scope).plan(0.001, 16).removed == 0
 
 
 def test_of_channels_that_are_worth_the_same_no_more_go_than_were_asked_for() -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from compress.models.blocks import kaiming, xavier
 from compress.models.encoders.base import Encoder
 from compress.models.encoders.stem import Normalisation, fold
+from compress.models.parts import Addition
 from export.errors import require
 
 TENSORFLOW = Normalisation((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
@@ -96,7 +97,7 @@ class EfficientNetLite(Encoder):
         self.load_state_dict(self.from_classifier(torch.load(path, map_location="cpu", weights_only=True)))
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Addition, nn.Module):
     """Expand, filter each channel by itself, project. Source: Sandler et al. 2018 (arXiv:1801.04381)."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int) -> None:
@@ -120,11 +121,11 @@ class InvertedResidual(nn.Module):
         return x_NCHW + out if self.residual else out
 
     def inner(self) -> str | None:
-        """See `compress.models.parts.Addition`."""
+        """See `Addition`."""
         return "body.0" if self.adds else None
 
     def drop(self) -> None:
-        """See `compress.models.parts.Addition`."""
+        """See `Addition`."""
         self.adds = False
         del self.body
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compress.models.blocks import kaiming
 from compress.models.encoders.base import Encoder
 from compress.models.encoders.stem import IMAGENET, fold
+from compress.models.parts import Addition
 from export.errors import RecipeError
 
 LAYERS: Mapping[str, tuple[int, int, int, int]] = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
@@ -55,7 +56,7 @@ class ResNet(Encoder):
         )
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Addition, nn.Module):
     """Two 3x3 convolutions whose result is added to their input, through a 1x1 convolution where shapes differ."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -79,11 +80,11 @@ class BasicBlock(nn.Module):
         return activated
 
     def inner(self) -> str | None:
-        """See `compress.models.parts.Addition`."""
+        """See `Addition`."""
         return "conv1" if self.adds and isinstance(self.downsample, nn.Identity) else None
 
     def drop(self) -> None:
-        """See `compress.models.parts.Addition`."""
+        """See `Addition`."""
         self.adds = False
         del self.conv1, self.bn1, self.conv2, self.bn2
 
