@@ -29,7 +29,7 @@ def analyze(
     recipe = recipe or Recipe()
     require_apart(out, parent)
     source, dataset = opened(parent, data, recipe)
-    asked = {"calibration", "calibration_images", "equalise", "target", "rewrites", "onnx"}
+    asked = {"calibration", "calibration_images", "equalise", "target", "rewrites", "onnx", "max_drop", "min_iou"}
     target = recipe.quantize.target
     settings = {"quantize": recipe.quantize.model_dump(mode="json", include=asked), **made_on(target)}
     plan = StepPlan("quantization-analysis", inputs(source, dataset), settings)

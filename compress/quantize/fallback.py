@@ -1,10 +1,12 @@
-"""The fewest layers in float with which an INT8 graph keeps its accuracy budget."""
+"""Layers that stay in float so that an INT8 graph keeps its accuracy budget: few, found greedily, because the smallest
+set of all would take a measurement of each set."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compress.budget import Accuracy, Budget
+import onnx
+
 from compress.progress import say, task
 from compress.quantize.judge import Judge, model_of
 from compress.quantize.ptq import Quantized, Quantizer
@@ -45,16 +47,18 @@ class Fallback:
         step: StepFolder,
         judge: Judge,
         quantizer: Quantizer,
-        budget: Budget,
         analysis: QuantizationAnalysis,
         *,
+        shipped: Callable[[onnx.ModelProto], onnx.ModelProto],
         must_gain: bool,
     ) -> None:
-        """With `must_gain`, only sets that are faster than the float parent are accepted."""
+        """With `must_gain`, only sets that are faster than the float parent are accepted, in the form in which
+        `shipped` would let them leave. The budget is the judge's."""
         self._step = step
         self._judge = judge
         self._quantizer = quantizer
-        self._budget = budget
+        self._budget = judge.budget
+        self._shipped = shipped
         self._analysis = analysis
         self._must_gain = must_gain
         self._calibration: Calibration = analysis.calibration
@@ -122,16 +126,14 @@ class Fallback:
 
     def _try(self, layers: tuple[str, ...]) -> _Tried:
         if layers not in self._tried:
-            made = model_of(self._quantized(layers).graph)
-            score = self._judge.score(made)
-            accuracy = Accuracy.of(self._judge.parent_score, score)
-            missing = self._budget.missing(accuracy.drop, accuracy.iou_per_class)
+            made = model_of(self._shipped(self._quantized(layers).graph))
+            kept = self._judge.kept(self._judge.score(made))
             taken = self._judge.times(ROUNDS, parent=self._judge.parent, child=made)
             times = taken["child"].median, taken["parent"].median
-            self._tried[layers] = tried = _Tried(layers, accuracy.miou, missing, *times)
+            self._tried[layers] = tried = _Tried(layers, kept.miou, kept.missing, *times)
             write_json(self._step.path / TRIED, [vars(one) for one in self._tried.values()])
             slow = "" if self._allowed(tried) else f", {times[0]:.2f} ms: no faster than the float parent, passed over"
-            say(f"mIoU {accuracy.miou:.4f} with {', '.join(layers)} in float{slow}")
+            say(f"mIoU {kept.miou:.4f} with {', '.join(layers)} in float{slow}")
         return self._tried[layers]
 
     def _quantized(self, layers: tuple[str, ...]) -> Quantized:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from compress.budget import Budget
 from compress.bundling import score_on
 from compress.checkpoint import Subject
 from compress.data.folder import Dataset
@@ -22,6 +23,20 @@ _NUMBERED = re.compile(r"_token_\d+$")
 """What the runtime adds to the name of a node that it replaces."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a graph keeps of its parent's accuracy: the figures by which one graph is chosen over another."""
+
+    miou: float
+    missing: float
+    """What it lacks to keep the budget; 0 where it does."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The larger, the better: nearest to the budget first, then most mIoU."""
+        return -self.missing, self.miou
+
+
 @dataclass
 class Judge:
     """Scores and times graphs of one network on one dataset."""
@@ -32,6 +47,7 @@ class Judge:
     """In float."""
     size: tuple[int, int]
     """Height and width at which latency is measured, before padding."""
+    budget: Budget = field(default_factory=Budget)
     _parent_score: Score | None = field(default=None, init=False)
 
     @property
@@ -44,6 +60,11 @@ class Judge:
     def score(self, model: OnnxModel) -> Score:
         """Score `model` on the validation split, at the optimisation level that serves."""
         return score_on(self.dataset, "val", self.card, model, None)
+
+    def kept(self, score: Score) -> Kept:
+        """What a graph that scored `score` keeps of the parent's accuracy."""
+        lost = self.parent_score.miou - score.miou
+        return Kept(score.miou, self.budget.missing(lost, score.iou_per_class))
 
     def times(self, rounds: int, **models: OnnxModel) -> dict[str, Samples]:
         """Latency of `models` on one image of noise, taking turns in one run."""

@@ -1,9 +1,11 @@
 """`compress quantize`: a checkpoint becomes an INT8 bundle that keeps its accuracy budget and gains time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from compress.budget import Accuracy, Budget, require_kept
@@ -13,13 +15,23 @@ from compress.progress import say
 from compress.quantize.correct import corrected
 from compress.quantize.effects import Effects
 from compress.quantize.fallback import Fallback
-from compress.quantize.judge import Judge, model_of
+from compress.quantize.judge import Judge, Kept, model_of
 from compress.quantize.kernels import look_at_kernels
 from compress.quantize.ptq import Quantized, with_quantized_logits
 from compress.quantize.qat import learn
 from compress.quantize.source import Source
 from compress.quantize.targets import scheme_of
-from compress.quantize.workbench import TIMED, Workbench, compared, inputs, made_on, opened, up_to_date
+from compress.quantize.workbench import (
+    TIMED,
+    Workbench,
+    compared,
+    helps,
+    inputs,
+    made_on,
+    mious,
+    opened,
+    up_to_date,
+)
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, running
 from compress.train import own
@@ -34,7 +46,7 @@ from export.parity import Parity, batches, int8_parity, sizes_to_prove
 from export.runtime import OnnxModel
 from export.scoring import Score
 
-CORRECTION = "bias_correction_choice.json"
+CORRECTION = "bias_correction.json"
 LATENCY = "latency.json"
 TRAINED_LATENCY = "qat_latency.json"
 ROUNDS = 30
@@ -46,9 +58,9 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     `parent` may also be the file of a float ONNX model from elsewhere; `quantize.onnx` says what its graph does not.
 
     mIoU and latency are measured through ONNX Runtime, against the same network in float. On the validation split
-    the drop must stay within `quantize.max_drop` and each class of `quantize.min_iou` above its floor, for which as few
-    layers as possible stay in float. The INT8 graph must be the faster one. With `quantize.mode` = qat the graph is
-    trained; the calibrated one ships instead if it scores higher.
+    the drop must stay within `quantize.max_drop` and each class of `quantize.min_iou` above its floor; for that layers
+    stay in float, those first that win most for their time. The INT8 graph must be the faster one. With
+    `quantize.mode` = qat the graph is trained; the calibrated one ships instead if it keeps more.
 
     Raises CheckpointError, ModelError, DatasetError, BusyError, UsageError; BudgetMissedError when the budget cannot be
     held (the bundle is kept); WorkFailedError when INT8 is not faster on this machine and `quantize.force` is off;
@@ -59,7 +71,8 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     budget = Budget(recipe.quantize.max_drop, recipe.quantize.min_iou)
     budget.require_classes(source.card.classes)
     settings = {
-        "quantize": recipe.quantize.model_dump(mode="json"),
+        # Force decides whether a bundle leaves, not what is in it: with it, a step that was refused continues.
+        "quantize": recipe.quantize.model_dump(mode="json") | {"force": False},
         "export": recipe.export.model_dump(mode="json"),
         "name": model_name(recipe.export, out),
         **made_on(recipe.quantize.target),
@@ -71,6 +84,8 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     parts = own.sources(recipe.quantize.finetune, recipe.train.augment) if learned else {}
     plan = StepPlan("quantize", {**inputs(source, dataset), **parts}, settings)
     record = up_to_date(out, plan, recipe.quantize.target)
+    if record is not None and not recipe.quantize.force and _left_by_force(record["result"]):
+        record = None
     if record is not None:
         say(f"{out} is up to date")
     else:
@@ -80,14 +95,25 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     return bundle.load(out)
 
 
+def _left_by_force(result: Mapping[str, Any]) -> bool:
+    return bool(result.get(TIMED)) and result["speedup"] <= 1
+
+
 @dataclass(frozen=True)
 class _Candidate:
     """A candidate INT8 graph, and what it scored."""
 
     quantized: Quantized
     score: Score
+    kept: Kept
     figures: dict[str, Any]
     """For the step's record: how it was made."""
+
+    @classmethod
+    def of(cls, judge: Judge, quantized: Quantized, figures: dict[str, Any]) -> "_Candidate":
+        """`quantized`, scored."""
+        score = judge.score(model_of(quantized.graph))
+        return cls(quantized, score, judge.kept(score), figures)
 
 
 def _quantize(
@@ -115,6 +141,7 @@ def _quantize(
     graph = bench.shipped(made.quantized.graph)
     onnx.save(graph, str(step.path / bundle.MODEL))
     child = OnnxModel(step.path / bundle.MODEL)
+    score = _as_shipped(judge.score(child), made.score)
     latency = _require_gain(step, judge, child) if must_gain else _latency(step, judge, child)
     images, whence = parity_images(dataset, source.card)
     as_written, logit_step = with_quantized_logits(graph)
@@ -132,18 +159,18 @@ def _quantize(
         looked = parity.kernels or "it quantizes nowhere, so no kernel can be compared by itself"
         say(f"the optimised graph gives other masks than the graph as written; {looked}")
     before = judge.parent_score
-    figures = f"mIoU {before.miou:.4f} in float, {made.score.miou:.4f} in INT8. {_figures(latency)}"
+    figures = f"mIoU {before.miou:.4f} in float, {score.miou:.4f} in INT8. {_figures(latency)}"
     if scheme_of(settings.target).saturates_here:
         figures += (
             f".\nThis machine ({instruction_set()}) saturates products of 8 bits, which {settings.target} does not: "
             "quantize there, or on a machine with VNNI"
         )
     _require(parity, step, figures)
-    parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": made.score.miou}})
+    parity = parity.model_copy(update={"miou": {"float": before.miou, "int8": score.miou}})
     assert latency.milliseconds_parent is not None
     result = {
         "speedup": latency.milliseconds_parent / latency.milliseconds,
-        **Accuracy.of(before, made.score).as_result(),
+        **Accuracy.of(before, score).as_result(),
         **made.figures,
         "calibration_images": min(settings.calibration_images, len(dataset.train)),
         "target": settings.target,
@@ -155,7 +182,7 @@ def _quantize(
         step,
         plan,
         source.card,
-        Proof(parity, golden_images(dataset, source.card, recipe.export), made.score, "val", before.miou, latency),
+        Proof(parity, golden_images(dataset, source.card, recipe.export), score, "val", before.miou, latency),
         name=str(plan.settings["name"]),
         precision="int8",
         result=result,
@@ -170,10 +197,8 @@ def _quantize(
 
 def _calibrated(bench: Workbench) -> _Candidate:
     quantizer, calibration = bench.chosen
-    quantized = quantizer.quantized(calibration)
-    score = bench.judge.score(model_of(quantized.graph))
     figures = {"mode": "ptq", "calibration": calibration, "equalised": quantizer.is_equalised, **bench.figures()}
-    return _Candidate(quantized, score, figures)
+    return _Candidate.of(bench.judge, quantizer.quantized(calibration), figures)
 
 
 def _corrected(bench: Workbench, made: _Candidate) -> _Candidate:
@@ -182,40 +207,37 @@ def _corrected(bench: Workbench, made: _Candidate) -> _Candidate:
     without = {**made.figures, "bias_corrected": False, "bias_correction": None}
     if wanted is False:
         return replace(made, figures=without)
-    decided = bench.step.decided(CORRECTION) or {}
     layers = ", ".join(layer.layer for layer in made.quantized.float_layers)
-    found = decided.get(layers)
-    if wanted == "auto" and found is not None and found["with"] <= found["without"]:
-        return replace(made, figures={**without, "bias_correction": found})
+    tried = bench.tried(CORRECTION, layers)
+    if wanted == "auto" and tried and not helps(tried):
+        return replace(made, figures={**without, "bias_correction": mious(tried)})
     quantized = corrected(made.quantized, bench.correction_images())
     if quantized is made.quantized:
         say("no bias is corrected: no convolution is in integers")
         return replace(made, figures=without)
-    score = bench.judge.score(model_of(quantized.graph))
-    if found is None:
-        found = {"without": made.score.miou, "with": score.miou}
-        write_json(bench.step.path / CORRECTION, {**decided, layers: found})
-    kept = wanted is True or found["with"] > found["without"]
-    say(compared("biases corrected", found, kept=kept))
-    if not kept:
-        return replace(made, figures={**without, "bias_correction": found})
-    return _Candidate(quantized, score, {**without, "bias_corrected": True, "bias_correction": found})
+    other = _Candidate.of(bench.judge, quantized, without)
+    if not tried:
+        tried = {"without": made.kept, "with": other.kept}
+        bench.remember(CORRECTION, tried, layers)
+    kept = wanted is True or helps(tried)
+    say(compared("biases corrected", tried, kept=kept))
+    chosen = other if kept else made
+    return replace(chosen, figures={**without, "bias_corrected": kept, "bias_correction": mious(tried)})
 
 
 def _trained(bench: Workbench, calibrated: _Candidate, otherwise: _Candidate) -> _Candidate:
-    """What training made of `calibrated`, if that is no worse than `otherwise`, which would ship without it."""
+    """What training made of `calibrated`, if it keeps no less than `otherwise`, which would ship without it."""
     quantized = calibrated.quantized
     assert bench.source.checkpoint is not None
     learned = learn(bench.step, bench.source.checkpoint, bench.dataset, bench.recipe, quantized.graph, quantized.parent)
-    score = bench.judge.score(model_of(learned.graph))
-    say(f"mIoU {otherwise.score.miou:.4f} calibrated, {score.miou:.4f} trained")
-    more: dict[str, Any] = {"miou_ptq": otherwise.score.miou, "miou_qat": score.miou, "qat": learned.figures}
-    if score.miou < otherwise.score.miou:
+    trained = _Candidate.of(bench.judge, replace(quantized, graph=learned.graph), {})
+    say(f"mIoU {otherwise.kept.miou:.4f} calibrated, {trained.kept.miou:.4f} trained")
+    more: dict[str, Any] = {"miou_ptq": otherwise.kept.miou, "miou_qat": trained.kept.miou, "qat": learned.figures}
+    if trained.kept.rank < otherwise.kept.rank:
         say("training did not help: the graph stays as it was calibrated")
         return replace(otherwise, figures={**otherwise.figures, **more})
     more["qat"] = {**learned.figures, **_trained_latency(bench, calibrated.quantized.graph, learned.graph)}
-    figures = {**otherwise.figures, **more, "mode": "qat", "bias_corrected": False}
-    return _Candidate(replace(quantized, graph=learned.graph), score, figures)
+    return replace(trained, figures={**otherwise.figures, **more, "mode": "qat", "bias_corrected": False})
 
 
 def _trained_latency(bench: Workbench, calibrated: onnx.ModelProto, trained: onnx.ModelProto) -> dict[str, float]:
@@ -241,14 +263,20 @@ def _within(budget: Budget, bench: Workbench, made: _Candidate, calibrated: _Can
     effects = Effects(bench.step, judge, quantizer, calibration, str(bench.source.path))
     analysis = effects.measure(calibrated.quantized, calibrated.score, bench.noise_images())
     must_gain = bench.is_here and not bench.recipe.quantize.force
-    mixed = Fallback(bench.step, judge, quantizer, budget, analysis, must_gain=must_gain).choose()
-    other = _Candidate(mixed, judge.score(model_of(mixed.graph)), {**made.figures, "mode": "ptq"})
-    return min((made, _corrected(bench, other)), key=lambda one: _missing(budget, judge, one))
+    mixed = Fallback(bench.step, judge, quantizer, analysis, shipped=bench.shipped, must_gain=must_gain).choose()
+    other = _Candidate.of(judge, mixed, {**made.figures, "mode": "ptq"})
+    return max((made, _corrected(bench, other)), key=lambda one: one.kept.rank)
 
 
-def _missing(budget: Budget, judge: Judge, made: _Candidate) -> tuple[float, float]:
-    found = Accuracy.of(judge.parent_score, made.score)
-    return budget.missing(found.drop, found.iou_per_class), -found.miou
+def _as_shipped(shipped: Score, chosen: Score) -> Score:
+    """The score of the graph in the forms that ship, which compute the integers of the graph that was chosen; where
+    this runtime's kernels round them otherwise, a line says so."""
+    if not np.array_equal(shipped.counts, chosen.counts):
+        say(
+            f"warning: in the forms that are fastest here the graph gives other answers than as it was quantized: mIoU "
+            f"{shipped.miou:.4f} instead of {chosen.miou:.4f}; quantize.rewrites=false leaves its operators as they are"
+        )
+    return shipped
 
 
 def _require(parity: Parity, step: StepFolder, figures: str) -> None:

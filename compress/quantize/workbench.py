@@ -1,7 +1,7 @@
 """What quantizing a model and analysing it share: its float graph, calibrated once, and the judge of the results."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from compress import checkpoint
+from compress.budget import Budget
 from compress.data.check import require_sound
 from compress.data.evaluation import EvaluationImages, drawn_by_name, usual_size
 from compress.data.folder import Dataset, Sample
@@ -17,7 +18,7 @@ from compress.progress import say, task
 from compress.quantize.calibration import METHODS
 from compress.quantize.door import normalised_tensor
 from compress.quantize.foreign import read
-from compress.quantize.judge import Judge, model_of
+from compress.quantize.judge import Judge, Kept, model_of
 from compress.quantize.layers import first_layer
 from compress.quantize.ptq import Quantizer
 from compress.quantize.rewrites import Rewriter
@@ -33,8 +34,8 @@ from export.machine import instruction_set
 from export.to_onnx import with_outputs
 
 CALIBRATION = "calibration.json"
-CHOICE = "calibration_choice.json"
-EQUALISATION = "equalisation_choice.json"
+CHOICE = "calibrations.json"
+EQUALISATION = "equalisation.json"
 CORRECTION_IMAGES = 16
 """Each layer is measured on all of them before the next one: more would take minutes for large images."""
 NOISE_IMAGES = 4
@@ -127,7 +128,7 @@ class Workbench:
     @cached_property
     def chosen(self) -> tuple[Quantizer, Calibration]:
         """The quantizer and the calibration to use, decided once; the graph is equalised where that is to be tried and
-        keeps more mIoU."""
+        keeps more."""
         calibration = self.calibration()
         return self._equalised(calibration) or self.quantizer, calibration
 
@@ -135,53 +136,66 @@ class Workbench:
         """The quantizer of the equalised graph, if it is better than `quantizer`."""
         if self.recipe.quantize.equalise != "auto":
             return None
-        saved = self.step.decided(EQUALISATION)
-        if saved is not None and saved["with"] <= saved["without"]:
+        tried = self.tried(EQUALISATION)
+        if tried and not helps(tried):
             return None
         other = self._calibrating(equalise=True)
         if not other.is_equalised:
             return None
-        if saved is None:
-            without, equal = (self._miou(one, calibration) for one in (self.quantizer, other))
-            saved = {"without": without, "with": equal}
-            write_json(self.step.path / EQUALISATION, saved)
-        kept = saved["with"] > saved["without"]
-        say(compared("channels equalised", saved, kept=kept))
-        return other if kept else None
+        if not tried:
+            without, equal = (self._kept(one, calibration) for one in (self.quantizer, other))
+            tried = {"without": without, "with": equal}
+            self.remember(EQUALISATION, tried)
+        say(compared("channels equalised", tried, kept=helps(tried)))
+        return other if helps(tried) else None
 
-    def _miou(self, quantizer: Quantizer, calibration: Calibration) -> float:
-        return self.judge.score(model_of(quantizer.quantized(calibration).graph)).miou
+    def _kept(self, quantizer: Quantizer, calibration: Calibration) -> Kept:
+        return self.judge.kept(self.judge.score(model_of(quantizer.quantized(calibration).graph)))
+
+    def tried(self, name: str, subject: str | None = None) -> dict[str, Kept]:
+        """The ways of a choice that were measured and saved, by an earlier run of this step too; none where there are
+        none. `subject` is for a choice that is made more than once."""
+        saved = self.step.decided(name) or {}
+        if subject is not None:
+            saved = saved.get(subject, {})
+        return {way: Kept(**figures) for way, figures in saved.items()}
+
+    def remember(self, name: str, tried: Mapping[str, Kept], subject: str | None = None) -> None:
+        """Save what was measured for a choice, which `tried` finds again."""
+        figures = {way: asdict(kept) for way, kept in tried.items()}
+        others = self.step.decided(name) or {}
+        write_json(self.step.path / name, figures if subject is None else {**others, subject: figures})
 
     @cached_property
     def judge(self) -> Judge:
         """Scores on the validation split, beside the float parent."""
         parent = model_of(with_outputs(self._exported, "mask"))
         size = self.source.card.size or usual_size(self.dataset)
-        return Judge(self.dataset, self.source.card, parent, size)
+        settings = self.recipe.quantize
+        return Judge(self.dataset, self.source.card, parent, size, Budget(settings.max_drop, settings.min_iou))
 
     def calibration(self) -> Calibration:
-        """The method that the recipe names, or the one that keeps most mIoU; decided once, ties go to the simpler."""
+        """The method that the recipe names, or the one that keeps most; decided once, ties go to the simpler."""
         wanted = self.recipe.quantize.calibration
         if wanted != "auto":
             return wanted
-        saved = self.step.decided(CHOICE)
-        if saved is None:
+        tried = self.tried(CHOICE)
+        if not tried:
             with task("try calibrations", len(METHODS)) as bar:
-                saved = {}
                 for method in METHODS:
-                    saved[method] = self._miou(self.quantizer, method)
-                    bar.advance(1, mIoU=saved[method])
-            write_json(self.step.path / CHOICE, saved)
-        best = max(METHODS, key=lambda method: saved[method])
-        say(f"calibration by {best}: mIoU " + ", ".join(f"{method} {saved[method]:.4f}" for method in METHODS))
+                    tried[method] = self._kept(self.quantizer, method)
+                    bar.advance(1, mIoU=tried[method].miou)
+            self.remember(CHOICE, tried)
+        best = max(METHODS, key=lambda method: tried[method].rank)
+        say(f"calibration by {best}: mIoU " + ", ".join(f"{method} {tried[method].miou:.4f}" for method in METHODS))
         return best
 
     def figures(self) -> dict[str, Any]:
         """What was tried, for the record: mIoU by method where `calibration` chose, mIoU with and without equalisation
         where that was chosen, and the times of the first layer where they were measured."""
         return {
-            "calibrations": self.step.decided(CHOICE),
-            "equalisation": self.step.decided(EQUALISATION),
+            "calibrations": mious(self.tried(CHOICE)),
+            "equalisation": mious(self.tried(EQUALISATION)),
             "stem": self._rewriter.stem_figures() if self._is_rewriting else None,
         }
 
@@ -263,7 +277,17 @@ class Workbench:
             yield Geometry.plan(*image.shape[:2], size=card.size, multiple=card.size_multiple).fit(image)
 
 
-def compared(what: str, found: Mapping[str, float], *, kept: bool) -> str:
-    """One line about `found`, mIoU with and without `what`."""
+def helps(tried: Mapping[str, Kept]) -> bool:
+    """Whether a graph is better "with" than "without"."""
+    return tried["with"].rank > tried["without"].rank
+
+
+def mious(tried: Mapping[str, Kept]) -> dict[str, float] | None:
+    """The mIoU of each way that was tried, for the step's record; None where nothing was."""
+    return {way: kept.miou for way, kept in tried.items()} or None
+
+
+def compared(what: str, tried: Mapping[str, Kept], *, kept: bool) -> str:
+    """One line about `tried`: a graph with and without `what`."""
     verdict = "kept" if kept else "not kept"
-    return f"{what}: mIoU {found['with']:.4f} instead of {found['without']:.4f}, {verdict}"
+    return f"{what}: mIoU {tried['with'].miou:.4f} instead of {tried['without'].miou:.4f}, {verdict}"

@@ -17,7 +17,7 @@ def test_calibration_is_chosen_by_what_it_keeps(
     trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = quantize(trained.path, discs, tmp_path / "out", recipe())
-    found = json.loads((made.path / "calibration_choice.json").read_text())
+    found = {way: kept["miou"] for way, kept in json.loads((made.path / "calibrations.json").read_text()).items()}
     assert list(found) == ["minmax", "mse", "percentile", "entropy"]
     record = (read_record(made.path) or {})["result"]
     assert record["calibration"] == max(found, key=lambda method: found[method])
@@ -34,9 +34,10 @@ def test_calibration_is_chosen_once(
         patch(killed, "parity_images", interrupt)
         with pytest.raises(KeyboardInterrupt):
             quantize(trained.path, discs, tmp_path / "out", recipe())
-    choice = next(tmp_path.rglob("calibration_choice.json"))
+    choice = next(tmp_path.rglob("calibrations.json"))
     figures = json.loads(choice.read_text())
-    choice.write_text(json.dumps({**figures, "entropy": max(figures.values()) + 0.001}))
+    best = max(kept["miou"] for kept in figures.values())
+    choice.write_text(json.dumps({**figures, "entropy": {"miou": best + 0.001, "missing": 0.0}}))
     made = quantize(trained.path, discs, tmp_path / "out", recipe())
     assert (read_record(made.path) or {})["result"]["calibration"] == "entropy"
 
@@ -55,14 +56,15 @@ def test_equalised_channels_leave_no_layer_in_float(
         patch(killed, "parity_images", interrupt)
         with pytest.raises(KeyboardInterrupt):
             quantize(spoilt[0], discs, tmp_path / "out", wanted)
-    found = json.loads(next(tmp_path.rglob("equalisation_choice.json")).read_text())
+    tried = json.loads(next(tmp_path.rglob("equalisation.json")).read_text())
+    found = {way: kept["miou"] for way, kept in tried.items()}
     assert found["with"] > found["without"] + 0.01
     words = f"channels equalised: mIoU {found['with']:.4f} instead of {found['without']:.4f}, kept"
     assert words in capfd.readouterr().err
     made = quantize(spoilt[0], discs, tmp_path / "out", wanted)
     assert words in capfd.readouterr().err
     assert made.manifest.float_layers == ()
-    assert "equalisation_choice.json" in made.manifest.files
+    assert "equalisation.json" in made.manifest.files
     record = (read_record(made.path) or {})["result"]
     assert (record["equalised"], record["equalisation"], record["miou"]) == (True, found, found["with"])
     assert record["drop"] <= 0.01

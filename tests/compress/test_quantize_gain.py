@@ -13,9 +13,12 @@ from compress.quantize import quantize
 from compress.quantize.judge import Judge
 from compress.quantize.rewrites.folded import Folded
 from compress.steps import read_record
+from compress.train.loop import Fit
+from export import bundle
 from export.bundle import verify
 from export.errors import WorkFailedError
 from export.manifest import FloatLayer
+from export.runtime import OnnxModel
 from export.timing import Samples
 
 
@@ -29,6 +32,28 @@ def test_int8_that_is_not_faster_is_refused_unless_forced(
     made = quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=true"))
     assert made.manifest.latency is not None
     assert (made.manifest.latency.milliseconds, made.manifest.latency.milliseconds_parent) == (5.0, 4.0)
+    with pytest.raises(WorkFailedError, match="quantization gains nothing here"):
+        quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=false"))
+    assert bundle.load(tmp_path / "out").manifest == made.manifest
+
+
+def test_a_training_whose_graph_gains_nothing_is_not_lost_to_force(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the training INT8 seems faster, after it not; --force, as the message says, ships what was trained."""
+    timed: list[float] = []
+
+    def times(_: Judge, rounds: int, **models: OnnxModel) -> dict[str, Samples]:
+        timed.append(5.0 if timed else 3.0)
+        return {name: Samples((4.0 if name == "parent" else timed[-1],) * rounds) for name in models}
+
+    monkeypatch.setattr(Judge, "times", times)
+    learned = ("quantize.mode=qat", "quantize.finetune.epochs=1", "quantize.calibration=minmax")
+    with pytest.raises(WorkFailedError, match="with --force"):
+        quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=false", *learned))
+    monkeypatch.setattr(Fit, "_train_epoch", lambda *_: pytest.fail("it was trained again"))
+    made = quantize(trained.path, discs, tmp_path / "out", recipe("quantize.force=true", *learned))
+    assert "miou_qat" in (read_record(made.path) or {})["result"]
 
 
 def test_a_busy_moment_does_not_decide_for_ever(
