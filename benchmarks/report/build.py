@@ -1,7 +1,7 @@
 """Builds a report from what was measured."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from benchmarks.measure import WARMUP, LatencyResult
@@ -42,7 +42,15 @@ def build(
     reference, compressed = names[0], names[-1]
     reference_ms = latencies[reference].samples.median
     models = tuple(
-        _result(name, bundles[name], latencies[name], scores.get(name), data.split if data else None, reference_ms)
+        _result(
+            name,
+            bundles[name],
+            latencies[name],
+            scores.get(name),
+            data.split if data else None,
+            reference_ms,
+            _origin(bundles[name], bundles),
+        )
         for name in names
     )
     drop, drop_interval = _drop(models, scores)
@@ -84,7 +92,13 @@ def build(
 
 
 def _result(
-    name: str, bundle: Bundle, latency: LatencyResult, score: Score | None, split: str | None, reference_ms: float
+    name: str,
+    bundle: Bundle,
+    latency: LatencyResult,
+    score: Score | None,
+    split: str | None,
+    reference_ms: float,
+    origin: Iterable[str],
 ) -> ModelResult:
     manifest = bundle.manifest
     accuracy = manifest.accuracy
@@ -98,7 +112,7 @@ def _result(
         name=name,
         bundle=bundle.path.resolve().name,
         precision=manifest.precision,
-        recipe=unusual(manifest.recipe),
+        recipe=(*unusual(manifest.recipe), *origin),
         params=manifest.params,
         macs=manifest.macs,
         size_bytes=bundle.size_bytes,
@@ -113,6 +127,15 @@ def _result(
         load_ms=latency.footprint.load_ms if latency.footprint else None,
         peak_memory_mib=latency.footprint.peak_memory_mib if latency.footprint else None,
     )
+
+
+def _origin(bundle: Bundle, bundles: Mapping[str, Bundle]) -> Iterator[str]:
+    """The checkpoints that `bundle`'s was cut from and learned from, by the names of those in the comparison."""
+    names = {other.manifest.parents.get("checkpoint"): name for name, other in reversed(bundles.items())}
+    for role, words in (("parent", "cut from"), ("teacher", "taught by")):
+        weights = bundle.manifest.parents.get(role)
+        if weights is not None:
+            yield f"{words} {names.get(weights, f'the checkpoint {weights[:8]}')}"
 
 
 def _drop(

@@ -54,6 +54,27 @@ def test_percentiles_are_numpys(times: list[float]) -> None:
     assert list(latency.samples) == times
 
 
+def test_the_origin_of_each_model_is_told(tmp_path: Path) -> None:
+    """By name where the comparison has it, else by its hash."""
+    dense, other = "ab" * 32, "cd" * 32
+    models = {
+        "dense-fp32": {"parents": {"checkpoint": dense}},
+        "pruned-fp32": {"parents": {"checkpoint": "12" * 32, "parent": dense}},
+        "narrow-fp32": {"parents": {"checkpoint": "34" * 32, "teacher": other}},
+        "dense-int8": {"parents": {"checkpoint": dense}},
+    }
+    report = make_report(tmp_path, models=models)
+    told = {model.name: [line for line in model.recipe if "cut" in line or "taught" in line] for model in report.models}
+    assert told == {
+        "dense-fp32": [],
+        "pruned-fp32": ["cut from dense-fp32"],
+        "narrow-fp32": ["taught by the checkpoint cdcdcdcd"],
+        "dense-int8": [],
+    }
+    write(report, tmp_path / "out")
+    assert "cut from dense-fp32" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_figures_come_from_bundles_scores_and_times(tmp_path: Path) -> None:
     report = make_report(tmp_path)
     bundles = make_bundles(tmp_path)
