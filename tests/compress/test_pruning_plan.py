@@ -177,6 +177,16 @@ def test_a_network_pruned_twice_is_rebuilt_to_the_bit(kind: str, tmp_path: Path)
         assert wanted.std() > 0
 
 
+@pytest.mark.parametrize(("ratio", "multiple"), [(0.25, 1), (0.6, 8), (0.9, 16)])
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "efficientnet-lite0", "efficientnet-lite1"])
+def test_a_cut_encoder_is_the_whole_one_without_those_channels(encoder: str, ratio: float, multiple: int) -> None:
+    network = random_network("encoder-unet", encoder=encoder, pretrained=False, base=4)
+    plan = random_scores(network, 1, seed=3).plan(ratio, multiple)
+    assert plan.removed > 0
+    cut = plan.apply(network, channels=1)
+    torch.testing.assert_close(logits(cut, 1), logits(masked(network, plan, 1), 1))
+
+
 @settings(max_examples=60)
 @given(
     st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 70), min_size=1),
