@@ -6,6 +6,7 @@ loaded and scored, and is how `compress run` ends. Both give the same report.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from compress.data.evaluation import usual_size
 from compress.data.folder import Dataset, open_dataset
 from compress.data.layout import Sample, Split
 from export.bundle import Bundle, load
-from export.errors import DatasetError, UsageError
+from export.errors import DatasetError, MissingExtraError, UsageError, require
 from export.images import U8
 from export.providers import required
 from export.scoring import Score, score
@@ -101,7 +102,8 @@ def report_on(
 ) -> Report:
     """Time `bundles` and write a report of that and their `scores` on `split` of `dataset` into `out`.
 
-    The first is the reference, the last the most compressed. `size` (height, width) defaults to what the
+    The first is the reference, the last the most compressed. Without `widths`, the widths shown are those of the last
+    float bundle that was cut from the reference. `size` (height, width) defaults to what the
     reference was made for, else that of most images, else 256x256. Raises what `measure` raises, and
     DatasetError for a split without images.
     """
@@ -115,6 +117,7 @@ def report_on(
         images=images,
         progress=progress,
     )
+    widths_of, widths = (None, widths) if widths else _cut(bundles)
     report = build(
         bundles,
         latencies,
@@ -125,11 +128,22 @@ def report_on(
         goals=goals,
         lookup_table_miou=lookup_table_miou,
         widths=widths,
+        widths_of=widths_of,
         notes=notes,
     )
     strip = None if dataset is None or not pictures else _strip(bundles, scores, dataset, samples, threads)
     write(report, out, strip)
     return report
+
+
+def _cut(bundles: Mapping[str, Bundle]) -> tuple[str | None, tuple[GroupWidth, ...]]:
+    """What pruning cut from the first of `bundles`; nothing without the extra that draws plots, which has onnx too."""
+    with suppress(MissingExtraError):
+        require("onnx", extra="bench", purpose="showing what pruning cut")
+        from benchmarks.cut import cut_from
+
+        return cut_from(next(iter(bundles.values())), bundles)
+    return None, ()
 
 
 def named(bundles: Sequence[Bundle]) -> dict[str, Bundle]:

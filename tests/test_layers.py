@@ -131,7 +131,7 @@ IMPORT_IT_WHEN_CALLED = ["export.parity", "export.to_onnx"]
 MADE_OF_TORCH = [name for name in CONTRACTS[TORCH]["allowed_importers"] if name not in IMPORT_IT_WHEN_CALLED]
 ELSEWHERE = ("benchmarks", "peers", "apps")
 """Programs that run in the environments of other frameworks."""
-MADE_OF_ONNX_ALONE = ["benchmarks.ops", "export.latency"]
+MADE_OF_ONNX_ALONE = ["benchmarks.cut", "benchmarks.ops", "export.latency"]
 MADE_OF_THE_SERVER = ["serve", "benchmarks.load", "benchmarks.peers"]
 
 

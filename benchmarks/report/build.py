@@ -32,6 +32,7 @@ def build(
     goals: Goals | None = None,
     lookup_table_miou: float | None = None,
     widths: Sequence[GroupWidth] = (),
+    widths_of: str | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
     """Compare `bundles`: the first is the reference, the last the most compressed.
@@ -79,6 +80,7 @@ def build(
         miou_drop_interval=drop_interval,
         lookup_table_miou=lookup_table_miou,
         widths=tuple(widths),
+        widths_of=widths_of,
         goals=goals or Goals(),
         verdicts=verdicts(models, goals=goals, lookup_table_miou=lookup_table_miou),
         notes=(
@@ -131,7 +133,7 @@ def _result(
 
 def _origin(bundle: Bundle, bundles: Mapping[str, Bundle]) -> Iterator[str]:
     """The checkpoints that `bundle`'s was cut from and learned from, by the names of those in the comparison."""
-    names = {other.manifest.parents.get("checkpoint"): name for name, other in reversed(bundles.items())}
+    names = {other.manifest.parents.get("checkpoint"): name for name, other in reversed(list(bundles.items()))}
     for role, words in (("parent", "cut from"), ("teacher", "taught by")):
         weights = bundle.manifest.parents.get(role)
         if weights is not None:

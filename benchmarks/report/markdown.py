@@ -42,7 +42,7 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
         yield from table_lines(classes, caption=False)
     cut = narrowed(report)
     if cut is not None:
-        yield from ("## What pruning cut, by group", "")
+        yield from (f"## What pruning cut, by {cut.headers[0]}", "")
         yield from table_lines(cut)
     yield from ("## More figures", "")
     yield from table_lines(details(report))

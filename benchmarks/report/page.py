@@ -52,7 +52,7 @@ def _body(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterabl
         yield section(classes.caption, html_table(classes, captioned=False))
     cut = narrowed(report)
     if cut is not None:
-        yield section("What pruning cut, by group", html_table(cut))
+        yield section(f"What pruning cut, by {cut.headers[0]}", html_table(cut))
     yield section("More figures", _of_models(details(report), report))
     if report.notes:
         yield section("Notes", bullets(report.notes))

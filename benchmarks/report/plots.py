@@ -94,7 +94,8 @@ def _of_widths(report: Report) -> Iterator[Plot]:
     groups = report.widths
     if not groups:
         return
-    alt = "Channels of each group of layers. " + "; ".join(f"{g.layer}: {g.kept} of {g.width}" for g in groups)
+    of = "each group of layers" if report.widths_of is None else f"each convolution of {report.widths_of}"
+    alt = f"Channels of {of}. " + "; ".join(f"{g.layer}: {g.kept} of {g.width}" for g in groups)
 
     def paint(axes: "Axes") -> None:
         places = range(len(groups))

@@ -119,7 +119,7 @@ class Verdict(Part):
 
 
 class GroupWidth(Part):
-    """Coupled layers that were made narrower together."""
+    """Coupled layers that were made narrower together, or a single convolution."""
 
     layer: str
     """The first of them."""
@@ -160,6 +160,8 @@ class Report(Part):
     """mIoU of the best grey-value look-up table: what colour alone is worth on this data."""
     widths: tuple[GroupWidth, ...] = ()
     """What pruning cut, in the order of the network's layers."""
+    widths_of: str | None = None
+    """The model whose convolutions `widths` are; None where they are the groups of the run's pruned network."""
     goals: Goals = Goals()
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()

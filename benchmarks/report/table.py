@@ -98,9 +98,12 @@ def per_class(report: Report) -> Table | None:
 
 
 def narrowed(report: Report) -> Table | None:
-    """What pruning cut from each group of layers; None where nothing was pruned."""
+    """What pruning cut from each group of layers or convolution; None where nothing was pruned."""
     if not report.widths:
         return None
+    if report.widths_of is not None:
+        rows = tuple((group.layer, str(group.width), str(group.kept)) for group in report.widths)
+        return Table(f"Convolutions of {report.widths_of}", ("convolution", "channels", "kept"), rows)
     timed = any(group.milliseconds_spared is not None for group in report.widths)
     headers = ("group", "channels", "kept", "importance lost", *(("ms spared",) if timed else ()))
 

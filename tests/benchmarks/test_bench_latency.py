@@ -7,16 +7,20 @@ from typing import Any
 import pytest
 from support.bundles import expected_mask, tiny_bundle
 from support.datasets import write_dataset
+from support.networks import TINY, exported, random_unet
 from support.reports import Watched
+from torch import nn
 
 from benchmarks.latency import bench, report_on
 from benchmarks.report.results import Report
 from compress.data.folder import open_dataset
+from compress.prune.importance import scores_of
 from export.errors import BundleError, DatasetError, ShapeError, UsageError
 from export.machine import Machine
 from export.manifest import Latency
 from export.scoring import ConfusionMatrix, Score, score
 from export.sessions import Provider
+from export.to_onnx import with_outputs
 
 CLASSES = ("class-0", "class-1", "class-2")
 FAST: dict[str, Any] = {"threads": 1, "rounds": 3, "command": "compress bench latency a b"}
@@ -54,6 +58,45 @@ def test_bundles_are_scored_timed_and_reported(tmp_path: Path, data: Path) -> No
     assert Report.model_validate_json((tmp_path / "out" / "report.json").read_text()) == report
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.md", "report.html", "strip.png"}
     assert watched.steps["scoring dense-fp32"] == watched.steps["scoring int8"] == (5, 5)
+
+
+def test_what_pruning_cut_is_shown_by_convolution(tmp_path: Path) -> None:
+    """Of the last float bundle that was cut from the first, whatever learned from it."""
+    whole = random_unet(base=16, upsampling="transposed")
+    cut = scores_of(whole, channels=1).plan(0.4, 4).apply(whole, channels=1)
+    networks = {"dense": whole, "cut": cut, "taught": whole}
+    weights = "ab" * 32
+    parents = {
+        "dense": {"checkpoint": weights},
+        "cut": {"checkpoint": "cd" * 32, "parent": weights},
+        "taught": {"checkpoint": "ef" * 32, "teacher": weights},
+    }
+    paths = [
+        tiny_bundle(
+            tmp_path / name,
+            name=name,
+            channels=1,
+            classes=TINY["classes"],
+            size_multiple=4,
+            graph=with_outputs(exported(network), "mask"),
+            parents=parents[name],
+        ).path
+        for name, network in networks.items()
+    ]
+    report = bench(paths, size=(16, 16), out=tmp_path / "out", **FAST)
+    assert report.widths_of == "cut"
+    for which, network in (("width", whole), ("kept", cut)):
+        convolutions = {
+            name: module.out_channels
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+        }
+        assert {group.layer: getattr(group, which) for group in report.widths} == convolutions
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## What pruning cut, by convolution" in text
+    assert "Convolutions of cut" in text
+    assert "each convolution of cut" in text
+    assert "importance lost" not in text
 
 
 def test_a_provider_is_required_by_name(tmp_path: Path) -> None:
