@@ -3,6 +3,7 @@
 N batch, C channels, K classes, H height, W width.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ _MAKES_LOGITS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 _PREFIX = "model."
 _PIXELS = 255.0
+_PLACE = re.compile(r"\S*onnxruntime_src/\S+ .*?\) (?=\w)")
+"""A file and the signature of a function of the runtime's, before what it says."""
 
 
 @dataclass(frozen=True)
@@ -243,9 +246,28 @@ def _wrong(
             return f"it gives logits of shape {list(logits.shape)}, but one for each class is needed: {counted}"
         mask = masks.masks(images)
     except ShapeError as error:
-        return f"it does not run on two images of {size[0]}x{size[1]}: {error}"
+        return f"{_limit(scores, images)}: {_said(error)}"
     if mask.shape != (2, *size):
         return (
             f"for images of {size[0]}x{size[1]} it gives masks of {mask.shape[1]}x{mask.shape[2]}; they must be equal"
         )
     return None
+
+
+def _limit(scores: OnnxModel, images_NHWC: NDArray[np.uint8]) -> str:
+    """Why the model does not run on these two images, as far as trying one of them tells."""
+    height, width = images_NHWC.shape[1:3]
+    try:
+        scores.logits(images_NHWC[:1])
+    except ShapeError:
+        return f"it does not run on two images of {height}x{width}"
+    return (
+        f"it runs on one image of {height}x{width} and not on two: its batch is fixed inside; export it with a "
+        "dynamic batch"
+    )
+
+
+def _said(error: ShapeError) -> str:
+    """The first line of what the runtime said, without the places in its source."""
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return _PLACE.sub("", lines[0]) if lines else ""

@@ -1,6 +1,7 @@
 """`compress quantize MODEL.onnx`: a float model from elsewhere, brought into our form and quantized like ours."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from compress.quantize.workbench import inputs, opened
 from compress.recipe import Recipe
 from compress.settings.quantize import OnnxSettings
 from compress.steps import read_record
-from export.bundle import verify
+from export.bundle import Bundle, verify
 from export.errors import ModelError, UsageError
 from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
@@ -444,8 +445,12 @@ def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"it gives masks of .* they must be equal"):
         adopted_from(path, OnnxSettings())
     above = write(nn.Sequential(nn.Conv2d(3, 1, 1), Above()), tmp_path / "above.onnx", (2, 3, 32, 40))
-    with pytest.raises(ModelError, match=r"is bool, made by Greater, not float logits; .* with --output"):
+    with pytest.raises(
+        ModelError, match=r"is bool, made by Greater, not float logits; .* with --output, such as (\w+)"
+    ) as at:
         adopted_from(above, OnnxSettings())
+    named = str(at.value).rpartition(" ")[2]
+    assert adopted_from(above, OnnxSettings(output=named)).size_multiple == 1
     model = onnx.load(str(path))
     model.opset_import[0].version = 99
     onnx.save(model, str(tmp_path / "new.onnx"))
@@ -484,6 +489,85 @@ def test_what_is_no_float32_model_any_more_is_refused(graph: str, message: str, 
     onnx.save(onnx.parser.parse_model(head + graph), str(tmp_path / "m.onnx"))
     with pytest.raises(ModelError, match=message):
         adopted_from(tmp_path / "m.onnx", OnnxSettings())
+
+
+THREE = "float[2, 3, 1, 1] w = {1, 2, 3, 4, 5, 6}"
+"""The weights of a layer with two logits."""
+
+
+@pytest.mark.parametrize(
+    ("graph", "more", "message"),
+    [
+        (
+            f"(float[n,3,h,w] x) => (float[n,2,h,w] y) <{THREE}> "
+            '{ c = com.microsoft.FusedConv <activation = "Relu"> (x, w) y = com.microsoft.Gelu(c) }',
+            ', "com.microsoft": 1',
+            "- FusedConv of the domain com.microsoft is no standard ONNX operator\n"
+            "  - Gelu of the domain com.microsoft is no standard ONNX operator; export the model as standard ONNX",
+        ),
+        (
+            f"(float[1,3,32,32] x) => (float[1,2,32,32] y) <{THREE}, int64[4] s = {{1, 2, 32, 32}}> "
+            "{ c = Conv(x, w) y = Reshape(c, s) }",
+            "",
+            "- it runs on one image of 32x32 and not on two: its batch is fixed inside; export it with a dynamic "
+            "batch: [ONNXRuntimeError]",
+        ),
+        (
+            f"(float[n,3,32,32] x) => (float[n,2,32,32] y) <{THREE}, int64[3] s = {{1, 2, 3}}> "
+            "{ c = Conv(x, w) y = Reshape(c, s) }",
+            "",
+            "- it does not run on two images of 32x32: [ONNXRuntimeError]",
+        ),
+        (
+            f"(float[n,3,h,w] x) => (float[n,2,h,w] y) <{THREE}> "
+            "{ a = Cast <to = 10> (x) v = Cast <to = 10> (w) c = Conv(a, v) y = Cast <to = 1> (c) }",
+            "",
+            "- c is float16, made by Conv, not float32 logits; export the model in float32",
+        ),
+        (
+            f"(float[n,3,h,w] x) => (int64[n,h,w] y) <{THREE}> {{ c = Conv(x, w) y = ArgMin <axis = 1> (c) }}",
+            "",
+            "- y is int64, made by ArgMin, not float logits; name the tensor that holds these with --output, such as c",
+        ),
+    ],
+    ids=["domain", "batch", "shape", "half", "index"],
+)
+def test_what_an_exporter_did_wrong_is_said_without_the_runtimes_own_words(
+    graph: str, more: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError) as refused:
+        adopted_from(written(graph, tmp_path / "m.onnx", more=more), OnnxSettings())
+    assert message in str(refused.value)
+    assert "onnxruntime_src" not in str(refused.value)
+
+
+def test_operators_of_another_domain_behind_the_logits_are_cut_off(tmp_path: Path) -> None:
+    graph = f"(float[n,3,h,w] x) => (float[n,2,h,w] y) <{THREE}> {{ c = Conv(x, w) y = com.microsoft.Gelu(c) }}"
+    path = written(graph, tmp_path / "m.onnx", more=', "com.microsoft": 1')
+    assert adopted_from(path, OnnxSettings(output="c")).size_multiple == 1
+
+
+def test_what_is_not_beside_it_or_is_no_model_from_elsewhere_is_named(
+    theirs: Path, float_bundle: Bundle, colours: Path, tmp_path: Path
+) -> None:
+    beside = tmp_path / "beside.onnx"
+    onnx.save(onnx.load(str(theirs)), str(beside), save_as_external_data=True, location="b.data", size_threshold=0)
+    content = (tmp_path / "b.data").read_bytes()
+    (tmp_path / "b.data").write_bytes(content[:8])
+    with pytest.raises(ModelError, match="its weights cannot be read from the files beside it: "):
+        read(beside, OnnxSettings())
+    (tmp_path / "b.data").unlink()
+    with pytest.raises(ModelError, match=r"1 problem\n  - its weights are in b.data, which is missing beside it"):
+        read(beside, OnnxSettings())
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ModelError, match="it is a folder; give the ONNX file itself"):
+        quantize(tmp_path / "folder.onnx", colours, tmp_path / "out", NORMAL)
+    copy = shutil.copytree(float_bundle.path, tmp_path / "bundle.onnx")
+    made_from = "; give the checkpoint or the ONNX file that it was made from"
+    with pytest.raises(ModelError, match=f"it is a bundle{made_from}"):
+        quantize(copy, colours, tmp_path / "out", NORMAL)
+    with pytest.raises(ModelError, match=f"it is the graph of a bundle{made_from}"):
+        quantize(float_bundle.path / "model.onnx", colours, tmp_path / "out", NORMAL)
 
 
 def test_the_command(
