@@ -39,6 +39,8 @@ def analyze(
     else:
         with running(out, plan) as step:
             bench = Workbench(step, source, dataset, recipe)
+            if source.checkpoint is None:
+                source.look_at_score(bench.judge.parent_score)
             quantizer, calibration = bench.chosen
             int8 = quantizer.quantized(calibration)
             score = bench.judge.score(model_of(int8.graph))

@@ -410,6 +410,18 @@ def test_its_layers_are_analysed(
     assert [effect.operator for effect in found.layers] == ["Conv", "Conv", "Conv", "Concat", "Conv"]
     assert {"first.0", "deep.1", "head"} < {effect.layer for effect in found.layers}
     assert found.miou_float > 0.8
+    assert "warning: mIoU of" not in capfd.readouterr().err
+
+
+def test_one_no_better_than_no_model_is_told(
+    theirs: Path, colours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With its classes swapped, to answer background everywhere would be better."""
+    swapped = normal('quantize.onnx.classes=["disc", "background"]')
+    found = analyze(theirs, colours, tmp_path / "out", swapped)
+    assert found.miou_float < 0.3
+    warning = f"warning: mIoU of {theirs} is {found.miou_float:.4f} on the validation split, and answering background "
+    assert warning in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
