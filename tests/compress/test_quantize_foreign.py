@@ -594,6 +594,9 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    # A narrower terminal would break the lines of a message.
+    monkeypatch.setenv("COLUMNS", "160")
+
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["compress", "quantize", *map(str, words)])
         with pytest.raises(SystemExit) as leaving:
@@ -624,9 +627,18 @@ def test_the_command(
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")
     assert status == 2
     assert "quantize.onnx.layout = 'chwn'" in " ".join(err.split())
-    status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--std", "0.2,0,1")
+    for wrong in (
+        "--std 0.2,0,1",
+        "--std inf",
+        "--mean nan",
+        "--mean ",
+        "--class-map ",
+        "--class-map disc,,background",
+    ):
+        option, value = wrong.split(" ")
+        status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", option, value)
+        assert status == 2
+        assert f"Invalid value for {option}: {value!r} is not a list of " in err
+    status, _, err = call(trained.path, "--data", discs, "--out", tmp_path / "x", "--mean", "0.5", "--class-map", "a,b")
     assert status == 2
-    assert "quantize.onnx.std" in err
-    status, _, err = call(trained.path, "--data", discs, "--out", tmp_path / "x", "--mean", "0.5")
-    assert status == 2
-    assert "is a checkpoint, which needs no --layout, --mean" in " ".join(err.split())
+    assert "is no file MODEL.onnx, which alone needs --mean and --class-map; leave that out" in " ".join(err.split())
