@@ -63,6 +63,14 @@ class Score:
         return self.metrics.miou
 
     @property
+    def commonest(self) -> tuple[str, float]:
+        """The most common class of the truth, and the mIoU of answering it everywhere: what needs no model."""
+        truth_K = self.metrics.confusion.sum(axis=1)
+        counts = np.zeros_like(self.metrics.confusion)
+        counts[:, truth_K.argmax()] = truth_K
+        return self.classes[truth_K.argmax()], float(mean_iou(counts))
+
+    @property
     def iou_per_class(self) -> dict[str, float | None]:
         """None for a class that occurs neither in truth nor in prediction."""
         return self.metrics.by_class(iou_of(self.metrics.confusion))

@@ -30,7 +30,10 @@ SetOption = Annotated[
     ),
 ]
 NameOption = Annotated[
-    str | None, typer.Option("--name", metavar="NAME", help="Model name in the manifest and in URLs.")
+    str | None,
+    typer.Option(
+        "--name", metavar="NAME", help="Model name in the manifest and in URLs; default: the folder's of --out."
+    ),
 ]
 VersionOption = Annotated[
     str | None,
@@ -66,7 +69,7 @@ MinIouOption = Annotated[
     typer.Option(
         "--min-iou",
         metavar="CLASS=IOU",
-        help="Lowest IoU allowed for a class on the validation split; may be repeated.",
+        help="Lowest IoU allowed for a class on the validation split, 0 to 1; may be repeated.",
     ),
 ]
 
@@ -91,11 +94,20 @@ def floors(given: list[str] | None) -> dict[str, float] | None:
 def _floor(text: str) -> tuple[str, float]:
     name, _, iou = text.rpartition("=")
     try:
-        if name.strip():
+        if name.strip() and 0 <= float(iou) <= 1:
             return name.strip(), float(iou)
     except ValueError:
         pass
-    raise typer.BadParameter(f"{text!r} is not CLASS=IOU, such as road=0.9", param_hint="--min-iou")
+    raise typer.BadParameter(
+        f"{text!r} is not CLASS=IOU with an IoU from 0 to 1, such as road=0.9", param_hint="--min-iou"
+    )
+
+
+def share(value: float | None) -> float | None:
+    """The value of an option that takes a share; Typer adds the option's name to what is wrong."""
+    if value is None or 0 <= value <= 1:
+        return value
+    raise typer.BadParameter(f"{value:g} is not from 0 to 1")
 
 
 def typed() -> str:

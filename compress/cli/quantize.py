@@ -1,6 +1,7 @@
 """`compress quantize`"""
 
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,6 @@ import typer
 from compress.cli.common import (
     DataOption,
     JsonOption,
-    MaxDropOption,
     MinIouOption,
     Missed,
     NameOption,
@@ -20,6 +20,7 @@ from compress.cli.common import (
     emit,
     floors,
     recipe_of,
+    share,
     typed,
 )
 from compress.recipe import Recipe
@@ -35,9 +36,18 @@ def command(
     out: OutOption,
     mode: Annotated[
         str | None,
-        typer.Option("--mode", help="ptq: calibrate only; qat: then train, with the float parent as teacher."),
+        typer.Option(
+            "--mode", help="ptq (default): calibrate only; qat: then train, with the float parent as teacher."
+        ),
     ] = None,
-    max_drop: MaxDropOption = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            callback=share,
+            help="mIoU that may be lost on the validation split, 0 to 1; default: 0.01, which is one point.",
+        ),
+    ] = None,
     min_iou: MinIouOption = None,
     name: NameOption = None,
     version: VersionOption = None,
@@ -46,7 +56,8 @@ def command(
         typer.Option(
             "--for",
             help="What will serve: a CPU (auto: this one; vnni, avx2, arm), tensorrt, or openvino. The last two may "
-            "compute in 16 bits what stays in float (quantize.half_floats). Only this machine's CPU is timed.",
+            "compute in 16 bits what stays in float (quantize.half_floats). For another target than this machine's CPU "
+            "nothing is timed, and whether INT8 is faster is not checked.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Keep INT8 even if not faster than its float parent.")] = False,
@@ -93,6 +104,10 @@ def command(
         raise UsageError(
             "--analyze writes no bundle; leave out --mode, --max-drop, --min-iou, --name, --version, --force"
         )
+    given = {"--layout": layout, "--mean": mean, "--std": std, "--output": output, "--class-map": class_map}
+    unused = [option for option, value in given.items() if value is not None]
+    if unused and model.suffix != ".onnx":
+        raise UsageError(f"{model} is no file MODEL.onnx, which alone needs {' and '.join(unused)}; leave that out")
     chosen = recipe_of(
         recipe,
         settings,
@@ -105,9 +120,9 @@ def command(
         quantize__force=force or None,
         quantize__onnx__layout=layout,
         quantize__onnx__mean=_numbers(mean, "--mean"),
-        quantize__onnx__std=_numbers(std, "--std"),
+        quantize__onnx__std=_numbers(std, "--std", positive=True),
         quantize__onnx__output=output,
-        quantize__onnx__classes=class_map and tuple(map(str.strip, class_map.split(","))),
+        quantize__onnx__classes=_classes(class_map),
     )
     if analyze:
         _analyze(model, data, out, chosen, as_json=as_json)
@@ -115,11 +130,28 @@ def command(
         _quantize(model, data, out, chosen, as_json=as_json)
 
 
-def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+def _numbers(text: str | None, option: str, *, positive: bool = False) -> tuple[float, ...] | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else tuple(map(float, text.split(",")))
+        numbers = tuple(map(float, text.split(",")))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers, such as 0.5,0.5,0.5", param_hint=option) from None
+        numbers = ()
+    if not numbers or not all(isfinite(number) and (number > 0 or not positive) for number in numbers):
+        kind = "numbers above 0" if positive else "numbers"
+        raise typer.BadParameter(f"{text!r} is not a list of {kind}, such as 0.5,0.5,0.5", param_hint=option)
+    return numbers
+
+
+def _classes(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(map(str.strip, text.split(",")))
+    if not all(names):
+        raise typer.BadParameter(
+            f"{text!r} is not a list of classes, such as background,road", param_hint="--class-map"
+        )
+    return names
 
 
 def _quantize(model: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:

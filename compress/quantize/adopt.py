@@ -3,6 +3,7 @@
 N batch, C channels, K classes, H height, W width.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,32 @@ from compress.models.contract import LARGEST_MULTIPLE
 from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, known_values
 from compress.settings.quantize import OnnxSettings
 from export.errors import BundleError, ModelError, ShapeError
-from export.latency.graph import leading_to
+from export.latency.graph import attributes, leading_to
 from export.runtime import IMAGE, LOGITS, MASK, OnnxModel
 from export.to_onnx import MEAN, OPSET, STD, with_outputs
 
+_PROBABILITIES = ("Sigmoid", "HardSigmoid", "Softmax")
+_KEEPS_THE_MIDDLE = (
+    "Cast",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Resize",
+    "Round",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+"""Behind these a probability is still one, and its middle is at 0.5."""
+_MAKES_LOGITS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""What these give has a scale of its own, whatever they read."""
+
 _PREFIX = "model."
 _PIXELS = 255.0
+_PLACE = re.compile(r"\S*onnxruntime_src/\S+ .*?\) (?=\w)")
+"""A file and the signature of a function of the runtime's, before what it says."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +121,9 @@ def _in_our_form(
     if single:
         constants["two.weight"] = np.array([0, 1], np.float32).reshape(2, 1, 1, 1)
         after.append(helper.make_node("Conv", [found, "two.weight"], ["two"], kernel_shape=[1, 1]))
+        if boundary := _boundary(foreign):
+            constants["two.bias"] = np.array([0, -boundary], np.float32)
+            after[-1].input.append("two.bias")
         found = "two"
     after.append(helper.make_node("ArgMax", [found], ["argmax"], axis=1, keepdims=0))
     if list(numbers) == list(range(len(numbers))):
@@ -150,6 +174,44 @@ def _logits_of(foreign: Foreign, count: int) -> tuple[Layout, bool]:
     return foreign.logits_layout, count == 2 and at == 1
 
 
+def _boundary(foreign: Foreign) -> float:
+    """The value of a single logit at which its two classes meet: 0, or 0.5 where the graph gives a probability.
+
+    Resized or rounded, a probability still is one, and p - 0.5 has the right sign for every float32 p: close to 0.5 the
+    difference is exact. Raises ModelError where other operators behind the Sigmoid move that boundary.
+    """
+    graph = foreign.model.graph
+    makers = {output: node for node in graph.node for output in node.output}
+    fixed = {tensor.name for tensor in graph.initializer} | {""}
+    fixed |= {output for node in graph.node if node.op_type == "Constant" for output in node.output}
+    name, behind = foreign.logits, list[onnx.NodeProto]()
+    while (node := makers.get(name)) is not None and node.op_type not in _PROBABILITIES:
+        read = node.input[:1] if node.op_type in _KEEPS_THE_MIDDLE else [one for one in node.input if one not in fixed]
+        if node.op_type in _MAKES_LOGITS or len(read) != 1:
+            return 0.0
+        name = read[0]
+        behind.append(node)
+    if node is None:
+        return 0.0
+    changed = [one for one in reversed(behind) if not _keeps_the_middle(one)]
+    if node.op_type != "Softmax" and not changed:
+        return 0.5
+    by = f", changed by {changed[0].op_type}" if changed else ""
+    raise ModelError(
+        foreign.path,
+        [
+            f"its only logit {foreign.logits} is a probability, made by {node.op_type}{by}, and it is unclear where it "
+            f"separates two classes; name what {node.op_type} reads with --output {node.input[0]}, or export the model "
+            f"without {node.op_type} and what follows it"
+        ],
+    )
+
+
+def _keeps_the_middle(node: onnx.NodeProto) -> bool:
+    """Whether `node` gives a probability for a probability, with the same boundary of 0.5."""
+    return node.op_type in _KEEPS_THE_MIDDLE and attributes(node).get("mode") != "cubic"
+
+
 def _require_answers(foreign: Foreign, model: onnx.ModelProto, classes: int, counted: str) -> int:
     """What height and width must be multiples of, found by running the model on batches of two."""
     try:
@@ -184,9 +246,28 @@ def _wrong(
             return f"it gives logits of shape {list(logits.shape)}, but one for each class is needed: {counted}"
         mask = masks.masks(images)
     except ShapeError as error:
-        return f"it does not run on two images of {size[0]}x{size[1]}: {error}"
+        return f"{_limit(scores, images)}: {_said(error)}"
     if mask.shape != (2, *size):
         return (
             f"for images of {size[0]}x{size[1]} it gives masks of {mask.shape[1]}x{mask.shape[2]}; they must be equal"
         )
     return None
+
+
+def _limit(scores: OnnxModel, images_NHWC: NDArray[np.uint8]) -> str:
+    """Why the model does not run on these two images, as far as trying one of them tells."""
+    height, width = images_NHWC.shape[1:3]
+    try:
+        scores.logits(images_NHWC[:1])
+    except ShapeError:
+        return f"it does not run on two images of {height}x{width}"
+    return (
+        f"it runs on one image of {height}x{width} and not on two: its batch is fixed inside; export it with a "
+        "dynamic batch"
+    )
+
+
+def _said(error: ShapeError) -> str:
+    """The first line of what the runtime said, without the places in its source."""
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return _PLACE.sub("", lines[0]) if lines else ""

@@ -22,11 +22,12 @@ def analyze(
 ) -> QuantizationAnalysis:
     """Quantize the checkpoint or ONNX model `parent`, then leave one layer at a time in float to see what INT8 costs.
 
-    Biases are not corrected, because that is measured on a whole graph. `write` puts what people read beside
+    It is calibrated whatever `quantize.mode` says: what training would change is no property of a layer. Biases are not
+    corrected, because that is measured on a whole graph. `write` puts what people read beside
     `layers.json` into the folder. After an interruption, the same call continues with the layers that are left. Raises
     CheckpointError, ModelError, DatasetError, BusyError, UsageError.
     """
-    recipe = recipe or Recipe()
+    recipe = _calibrating(recipe or Recipe())
     require_apart(out, parent)
     source, dataset = opened(parent, data, recipe)
     asked = {"calibration", "calibration_images", "equalise", "target", "rewrites", "onnx", "max_drop", "min_iou"}
@@ -38,6 +39,8 @@ def analyze(
     else:
         with running(out, plan) as step:
             bench = Workbench(step, source, dataset, recipe)
+            if source.checkpoint is None:
+                source.look_at_score(bench.judge.parent_score)
             quantizer, calibration = bench.chosen
             int8 = quantizer.quantized(calibration)
             score = bench.judge.score(model_of(int8.graph))
@@ -54,3 +57,8 @@ def analyze(
                 },
             )
     return QuantizationAnalysis.model_validate_json((out / LAYERS).read_text(encoding="utf-8"))
+
+
+def _calibrating(recipe: Recipe) -> Recipe:
+    """`recipe` for calibration alone, as which it also suits targets and models that cannot be trained for."""
+    return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"mode": "ptq"})})

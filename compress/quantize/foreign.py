@@ -4,16 +4,18 @@ N batch, C channels, K classes, H height, W width.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import onnx
 from onnx import TensorProto, helper, inliner, version_converter
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from compress.settings.quantize import OnnxSettings
 from export.bands import MAX_CHANNELS
+from export.bundle import MODEL, is_bundle
 from export.errors import ModelError
 from export.latency.graph import attributes, leading_to
 from export.to_onnx import OPSET
@@ -37,6 +39,7 @@ _QUANTIZED = (
     "QLinearMatMul",
     "QuantizeLinear",
 )
+_STANDARD = ("", "ai.onnx")
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -79,17 +82,24 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
         fixed = f"{height or 'any'} x {width or 'any'}"
         raise ModelError(path, [f"only one of height and width is fixed ({fixed}); fix both or neither"])
     logits, logits_layout = _logits(path, model, declared.output, layout)
+    _require_standard(path, model)
     size = None if height is None or width is None else (height, width)
     return Foreign(path, _at_our_opset(path, model), image.name, logits, layout, logits_layout, channels, size, digest)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
+    if is_bundle(path) or (path.name == MODEL and is_bundle(path.parent)):
+        whole = "a bundle" if is_bundle(path) else "the graph of a bundle"
+        raise ModelError(path, [f"it is {whole}; give the checkpoint or the ONNX file that it was made from"])
+    if path.is_dir():
+        raise ModelError(path, ["it is a folder; give the ONNX file itself"])
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)
     except FileNotFoundError as error:
         raise ModelError(path, ["no such file"]) from error
     except Exception as error:  # protobuf's DecodeError, whose package is not a dependency of ours
         raise ModelError(path, [f"it is not an ONNX file: {error}"]) from error
+    _load_weights_beside(path, model)
     opset = _opset(model)
     if not opset:
         raise ModelError(path, ["it does not say which opset it is written in (opset_import); export it again"])
@@ -101,8 +111,19 @@ def _loaded(path: Path) -> onnx.ModelProto:
         raise ModelError(path, [f"its functions cannot be inlined: {error}"]) from error
 
 
+def _load_weights_beside(path: Path, model: onnx.ModelProto) -> None:
+    beside = [ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)]
+    missing = [name for name in dict.fromkeys(beside) if not (path.parent / name).is_file()]
+    if missing:
+        raise ModelError(path, [f"its weights are in {name}, which is missing beside it" for name in missing])
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # the checker's ValidationError among them
+        raise ModelError(path, [f"its weights cannot be read from the files beside it: {error}"]) from error
+
+
 def _opset(model: onnx.ModelProto) -> int:
-    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in _STANDARD), 0)
 
 
 def _at_our_opset(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -126,6 +147,24 @@ def _require_float32(path: Path, model: onnx.ModelProto) -> None:
         problems.append(f"it has weights in {_dtype(half)}; give the float32 model that it was converted from")
     if problems:
         raise ModelError(path, problems)
+
+
+def _require_standard(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse operators of other domains, which only their own runtime knows, among those that the logits need."""
+    strange = {(node.op_type, node.domain): None for node in _all_nodes(model.graph) if node.domain not in _STANDARD}
+    problems = [f"{operator} of the domain {domain} is no standard ONNX operator" for operator, domain in strange]
+    if problems:
+        how = "export the model as standard ONNX, and do not let a runtime save it optimised"
+        raise ModelError(path, [*problems[:-1], f"{problems[-1]}; {how}"])
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of `graph`, and of the graphs inside them: the branches of an If."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _all_nodes(inner)
 
 
 def _input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:
@@ -174,14 +213,30 @@ def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layo
             layout = "nhwc" if layout == "nchw" else "nchw"
         name = str(node.input[0])
     value = values.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-    if value.type.tensor_type.elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
-        kind = f"{_dtype(value.type.tensor_type.elem_type)}, made by {makers[name].op_type}" if name in makers else "?"
-        raise ModelError(path, [f"{name} is {kind}, not float logits; name the tensor that holds these with --output"])
+    elem_type = value.type.tensor_type.elem_type
+    if elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+        by = f", made by {makers[name].op_type}" if name in makers else ""
+        raise ModelError(path, [f"{name} is {_dtype(elem_type)}{by}, {_instead(model, name, elem_type, values)}"])
     nodes = leading_to(model.graph.node, {name})
     del model.graph.output[:], model.graph.node[:]
     model.graph.output.append(value)
     model.graph.node.extend(nodes)
     return name, layout
+
+
+def _instead(model: onnx.ModelProto, name: str, elem_type: int, values: Mapping[str, onnx.ValueInfoProto]) -> str:
+    """What to do where the tensor `name`, of this type, is found in place of logits."""
+    if elem_type in (*_HALVES, TensorProto.DOUBLE):
+        return "not float32 logits; export the model in float32"
+    before = [node for node in leading_to(model.graph.node, {name}) if node.op_type != "Constant"]
+    tensors = [values[output] for node in reversed(before) for output in node.output if output in values]
+    maps = [
+        value.name
+        for value in tensors
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and len(value.type.tensor_type.shape.dim) == RANK
+    ]
+    nearest = f", such as {maps[0]}" if maps else ""
+    return f"not float logits; name the tensor that holds these with --output{nearest}"
 
 
 def _can_be_cut(node: onnx.NodeProto, values: Mapping[str, onnx.ValueInfoProto]) -> bool:

@@ -11,11 +11,13 @@ from onnx import TensorProto
 from compress.bundling import macs, parameters
 from compress.checkpoint import Checkpoint, Subject
 from compress.data.folder import Dataset
+from compress.progress import say
 from compress.quantize.adopt import adopt
 from compress.quantize.foreign import Foreign
 from compress.settings.quantize import OnnxSettings
 from compress.steps import StepFolder
 from export.latency.graph import SizedGraph
+from export.scoring import Score
 from export.to_onnx import export_onnx
 
 
@@ -34,6 +36,20 @@ class Source:
     """Of one image of (height, width)."""
     checkpoint: Checkpoint | None
     """None for a model from elsewhere, which has no network to train."""
+
+    def look_at_score(self, score: Score) -> None:
+        """Warn where a model from elsewhere is no better than no model on the validation split.
+
+        Nothing in its file says which class a logit stands for, or how pixels are normalised. A split that shows one
+        class alone says nothing about that.
+        """
+        name, miou = score.commonest
+        if score.miou <= miou < 1:
+            say(
+                f"warning: mIoU of {self.path} is {score.miou:.4f} on the validation split, and answering {name} for "
+                f"every pixel gives {miou:.4f}: its classes or its pixels are probably not what was declared; look at "
+                "--class-map, --mean, --std, --layout and --output"
+            )
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Source:

@@ -1,6 +1,7 @@
 """`compress quantize MODEL.onnx`: a float model from elsewhere, brought into our form and quantized like ours."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from support.datasets import write_dataset
 from support.recipes import TINY_SETTINGS
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from compress.quantize.workbench import inputs, opened
 from compress.recipe import Recipe
 from compress.settings.quantize import OnnxSettings
 from compress.steps import read_record
-from export.bundle import verify
+from export.bundle import Bundle, verify
 from export.errors import ModelError, UsageError
 from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
@@ -196,6 +198,97 @@ def test_one_logit_means_the_second_of_two_classes(form: str, tmp_path: Path) ->
     np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
 
 
+def written(text: str, path: Path, *, opset: int = 17, more: str = "") -> Path:
+    """The graph `text`, in ONNX's own notation; `more` is other opsets."""
+    head = f'<ir_version: 8, opset_import: ["": {opset}{more}]> m '
+    onnx.save(onnx.parser.parse_model(head + text), str(path))
+    return path
+
+
+ONE = "float[1,3,1,1] w = {1.0, -0.4, -0.6}"
+"""The weights of a layer with one logit."""
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        """<ONE, float[4] s = {1, 1, 2, 2}> {
+            d = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)
+            c = Conv(d, w) p = Sigmoid(c) y = Resize <mode = "nearest"> (p, , s)
+        }""",
+        """<ONE, float[4] s = {1, 1, 2, 2}> {
+            d = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)
+            c = Conv(d, w) p = Sigmoid(c) y = Resize <mode = "linear"> (p, , s)
+        }""",
+        """<ONE, float[4] s = {1, 1, 2, 2}> {
+            d = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)
+            c = Conv(d, w) p = Sigmoid(c) r = Resize <mode = "linear"> (p, , s) y = Round(r)
+        }""",
+        "<ONE> { c = Conv(x, w) y = HardSigmoid(c) }",
+        """<ONE, int64[2] a = {0, 0}, int64[2] b = {32, 40}, int64[2] axes = {2, 3}> {
+            c = Conv(x, w) p = Sigmoid(c) y = Slice(p, a, b, axes)
+        }""",
+    ],
+    ids=["nearest", "linear", "rounded", "hard", "cropped"],
+)
+def test_one_probability_has_its_middle_at_a_half(graph: str, tmp_path: Path) -> None:
+    """A Sigmoid that is not the last operator stays, and all that it gives is above zero."""
+    graph = graph.replace("ONE", ONE)
+    path = written(f"(float[n, 3, h, w] x) => (float[n, 1, q, r] y) {graph}", tmp_path / "m.onnx")
+    images = IMAGES.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    expected = ReferenceEvaluator(onnx.load(str(path))).run(None, {"x": images})[0][:, 0] > 0.5
+    assert 0.2 < expected.mean() < 0.8
+    adopted = adopted_from(path, OnnxSettings())
+    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
+
+
+@pytest.mark.parametrize(
+    ("graph", "made", "instead"),
+    [
+        (f"<{ONE}, float k = {{255}}> {{ c = Conv(x, w) p = Sigmoid(c) y = Mul(p, k) }}", "Sigmoid, changed by Mul", 1),
+        (f"<{ONE}> {{ c = Conv(x, w) p = Sigmoid(c) y = Log(p) }}", "Sigmoid, changed by Log", 1),
+        (
+            f"""<{ONE}, int64[1] a = {{1}}, int64[1] b = {{2}}, float[1, 3, 1, 1] v = {{0.1, 0.2, 0.1}}> {{
+                one = Conv(x, w) other = Conv(x, v) c = Concat <axis = 1> (other, one)
+                p = Softmax <axis = 1> (c) y = Slice(p, a, b, a)
+            }}""",
+            "Softmax",
+            2,
+        ),
+    ],
+    ids=["scaled", "logarithm", "one of two"],
+)
+def test_one_probability_whose_middle_is_unclear_is_refused(
+    graph: str, made: str, instead: int, tmp_path: Path
+) -> None:
+    """And what the message proposes is accepted."""
+    path = written(f"(float[n, 3, h, w] x) => (float[n, 1, h, w] y) {graph}", tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=f"its only logit y is a probability, made by {made}, .* with --output c, or"):
+        adopted_from(path, OnnxSettings())
+    model = onnx.load(str(path))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, None))
+    images = IMAGES.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    logits = np.asarray(ReferenceEvaluator(model).run(["c"], {"x": images})[0])
+    assert logits.shape[1] == instead
+    expected = logits[:, 0] > 0 if instead == 1 else logits.argmax(1)
+    adopted = adopted_from(path, OnnxSettings(output="c"))
+    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
+
+
+def test_gates_inside_it_are_no_probabilities(tmp_path: Path) -> None:
+    """A Sigmoid that a logit is multiplied with, or that a layer reads, does not move its middle."""
+    path = written(
+        f"(float[n, 3, h, w] x) => (float[n, 1, h, w] y) <{ONE}, float k = {{2}}, float[1, 1, 1, 1] v = {{1}}> "
+        "{ a = Conv(x, w) g = Sigmoid(a) b = Mul(a, g) s = Sigmoid(b) d = Sub(s, g) c = Conv(d, v) y = Mul(c, k) }",
+        tmp_path / "m.onnx",
+    )
+    images = IMAGES.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    expected = ReferenceEvaluator(onnx.load(str(path))).run(None, {"x": images})[0][:, 0] > 0
+    assert 0 < expected.mean() < 1
+    adopted = adopted_from(path, OnnxSettings())
+    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
+
+
 def test_its_classes_may_be_others(tmp_path: Path) -> None:
     """In another order, and more of them than the dataset has."""
     torch.manual_seed(1)
@@ -309,11 +402,26 @@ def test_grey_images_are_given_in_as_many_channels_as_it_takes(theirs: Path, dis
     assert open_dataset(discs).channels == 1
 
 
-def test_its_layers_are_analysed(theirs: Path, colours: Path, tmp_path: Path) -> None:
-    found = analyze(theirs, colours, tmp_path / "out", NORMAL)
+def test_its_layers_are_analysed(
+    theirs: Path, colours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Trained it cannot be, but no analysis trains."""
+    found = analyze(theirs, colours, tmp_path / "out", normal("quantize.mode=qat"))
     assert [effect.operator for effect in found.layers] == ["Conv", "Conv", "Conv", "Concat", "Conv"]
     assert {"first.0", "deep.1", "head"} < {effect.layer for effect in found.layers}
     assert found.miou_float > 0.8
+    assert "warning: mIoU of" not in capfd.readouterr().err
+
+
+def test_one_no_better_than_no_model_is_told(
+    theirs: Path, colours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With its classes swapped, to answer background everywhere would be better."""
+    swapped = normal('quantize.onnx.classes=["disc", "background"]')
+    found = analyze(theirs, colours, tmp_path / "out", swapped)
+    assert found.miou_float < 0.3
+    warning = f"warning: mIoU of {theirs} is {found.miou_float:.4f} on the validation split, and answering background "
+    assert warning in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -352,8 +460,12 @@ def test_what_is_no_segmentation_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"it gives masks of .* they must be equal"):
         adopted_from(path, OnnxSettings())
     above = write(nn.Sequential(nn.Conv2d(3, 1, 1), Above()), tmp_path / "above.onnx", (2, 3, 32, 40))
-    with pytest.raises(ModelError, match=r"is bool, made by Greater, not float logits; .* with --output"):
+    with pytest.raises(
+        ModelError, match=r"is bool, made by Greater, not float logits; .* with --output, such as (\w+)"
+    ) as at:
         adopted_from(above, OnnxSettings())
+    named = str(at.value).rpartition(" ")[2]
+    assert adopted_from(above, OnnxSettings(output=named)).size_multiple == 1
     model = onnx.load(str(path))
     model.opset_import[0].version = 99
     onnx.save(model, str(tmp_path / "new.onnx"))
@@ -394,6 +506,85 @@ def test_what_is_no_float32_model_any_more_is_refused(graph: str, message: str, 
         adopted_from(tmp_path / "m.onnx", OnnxSettings())
 
 
+THREE = "float[2, 3, 1, 1] w = {1, 2, 3, 4, 5, 6}"
+"""The weights of a layer with two logits."""
+
+
+@pytest.mark.parametrize(
+    ("graph", "more", "message"),
+    [
+        (
+            f"(float[n,3,h,w] x) => (float[n,2,h,w] y) <{THREE}> "
+            '{ c = com.microsoft.FusedConv <activation = "Relu"> (x, w) y = com.microsoft.Gelu(c) }',
+            ', "com.microsoft": 1',
+            "- FusedConv of the domain com.microsoft is no standard ONNX operator\n"
+            "  - Gelu of the domain com.microsoft is no standard ONNX operator; export the model as standard ONNX",
+        ),
+        (
+            f"(float[1,3,32,32] x) => (float[1,2,32,32] y) <{THREE}, int64[4] s = {{1, 2, 32, 32}}> "
+            "{ c = Conv(x, w) y = Reshape(c, s) }",
+            "",
+            "- it runs on one image of 32x32 and not on two: its batch is fixed inside; export it with a dynamic "
+            "batch: [ONNXRuntimeError]",
+        ),
+        (
+            f"(float[n,3,32,32] x) => (float[n,2,32,32] y) <{THREE}, int64[3] s = {{1, 2, 3}}> "
+            "{ c = Conv(x, w) y = Reshape(c, s) }",
+            "",
+            "- it does not run on two images of 32x32: [ONNXRuntimeError]",
+        ),
+        (
+            f"(float[n,3,h,w] x) => (float[n,2,h,w] y) <{THREE}> "
+            "{ a = Cast <to = 10> (x) v = Cast <to = 10> (w) c = Conv(a, v) y = Cast <to = 1> (c) }",
+            "",
+            "- c is float16, made by Conv, not float32 logits; export the model in float32",
+        ),
+        (
+            f"(float[n,3,h,w] x) => (int64[n,h,w] y) <{THREE}> {{ c = Conv(x, w) y = ArgMin <axis = 1> (c) }}",
+            "",
+            "- y is int64, made by ArgMin, not float logits; name the tensor that holds these with --output, such as c",
+        ),
+    ],
+    ids=["domain", "batch", "shape", "half", "index"],
+)
+def test_what_an_exporter_did_wrong_is_said_without_the_runtimes_own_words(
+    graph: str, more: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError) as refused:
+        adopted_from(written(graph, tmp_path / "m.onnx", more=more), OnnxSettings())
+    assert message in str(refused.value)
+    assert "onnxruntime_src" not in str(refused.value)
+
+
+def test_operators_of_another_domain_behind_the_logits_are_cut_off(tmp_path: Path) -> None:
+    graph = f"(float[n,3,h,w] x) => (float[n,2,h,w] y) <{THREE}> {{ c = Conv(x, w) y = com.microsoft.Gelu(c) }}"
+    path = written(graph, tmp_path / "m.onnx", more=', "com.microsoft": 1')
+    assert adopted_from(path, OnnxSettings(output="c")).size_multiple == 1
+
+
+def test_what_is_not_beside_it_or_is_no_model_from_elsewhere_is_named(
+    theirs: Path, float_bundle: Bundle, colours: Path, tmp_path: Path
+) -> None:
+    beside = tmp_path / "beside.onnx"
+    onnx.save(onnx.load(str(theirs)), str(beside), save_as_external_data=True, location="b.data", size_threshold=0)
+    content = (tmp_path / "b.data").read_bytes()
+    (tmp_path / "b.data").write_bytes(content[:8])
+    with pytest.raises(ModelError, match="its weights cannot be read from the files beside it: "):
+        read(beside, OnnxSettings())
+    (tmp_path / "b.data").unlink()
+    with pytest.raises(ModelError, match=r"1 problem\n  - its weights are in b.data, which is missing beside it"):
+        read(beside, OnnxSettings())
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ModelError, match="it is a folder; give the ONNX file itself"):
+        quantize(tmp_path / "folder.onnx", colours, tmp_path / "out", NORMAL)
+    copy = shutil.copytree(float_bundle.path, tmp_path / "bundle.onnx")
+    made_from = "; give the checkpoint or the ONNX file that it was made from"
+    with pytest.raises(ModelError, match=f"it is a bundle{made_from}"):
+        quantize(copy, colours, tmp_path / "out", NORMAL)
+    with pytest.raises(ModelError, match=f"it is the graph of a bundle{made_from}"):
+        quantize(float_bundle.path / "model.onnx", colours, tmp_path / "out", NORMAL)
+
+
 def test_the_command(
     theirs: Path,
     colours: Path,
@@ -403,6 +594,9 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    # A narrower terminal would break the lines of a message.
+    monkeypatch.setenv("COLUMNS", "160")
+
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["compress", "quantize", *map(str, words)])
         with pytest.raises(SystemExit) as leaving:
@@ -433,9 +627,18 @@ def test_the_command(
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")
     assert status == 2
     assert "quantize.onnx.layout = 'chwn'" in " ".join(err.split())
-    status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--std", "0.2,0,1")
+    for wrong in (
+        "--std 0.2,0,1",
+        "--std inf",
+        "--mean nan",
+        "--mean ",
+        "--class-map ",
+        "--class-map disc,,background",
+    ):
+        option, value = wrong.split(" ")
+        status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", option, value)
+        assert status == 2
+        assert f"Invalid value for {option}: {value!r} is not a list of " in err
+    status, _, err = call(trained.path, "--data", discs, "--out", tmp_path / "x", "--mean", "0.5", "--class-map", "a,b")
     assert status == 2
-    assert "quantize.onnx.std" in err
-    status, _, err = call(trained.path, "--data", discs, "--out", tmp_path / "x", "--mean", "0.5")
-    assert status == 2
-    assert "is a checkpoint, which needs no --layout, --mean" in " ".join(err.split())
+    assert "is no file MODEL.onnx, which alone needs --mean and --class-map; leave that out" in " ".join(err.split())
