@@ -60,9 +60,18 @@ WindowOption = Annotated[
 ]
 
 
+def share(value: float | None) -> float | None:
+    """The value of an option that takes a share; Typer adds the option's name to what is wrong."""
+    if value is None or 0 <= value <= 1:
+        return value
+    raise typer.BadParameter(f"{value:g} is not from 0 to 1")
+
+
 MaxDropOption = Annotated[
     float | None,
-    typer.Option("--max-drop", help="mIoU that may be lost on the validation split, 0 to 1; 0.01 is one point."),
+    typer.Option(
+        "--max-drop", callback=share, help="mIoU that may be lost on the validation split, 0 to 1; 0.01 is one point."
+    ),
 ]
 MinIouOption = Annotated[
     list[str] | None,
@@ -101,13 +110,6 @@ def _floor(text: str) -> tuple[str, float]:
     raise typer.BadParameter(
         f"{text!r} is not CLASS=IOU with an IoU from 0 to 1, such as road=0.9", param_hint="--min-iou"
     )
-
-
-def share(value: float | None) -> float | None:
-    """The value of an option that takes a share; Typer adds the option's name to what is wrong."""
-    if value is None or 0 <= value <= 1:
-        return value
-    raise typer.BadParameter(f"{value:g} is not from 0 to 1")
 
 
 def typed() -> str:

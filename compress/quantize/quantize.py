@@ -124,6 +124,8 @@ def _quantize(
     must_gain = bench.is_here and not settings.force
     if budget.min_iou:
         budget.look_at_floors(judge.parent_score.iou_per_class)
+    if source.checkpoint is None:
+        source.look_at_score(judge.parent_score)
     if not bench.is_here:
         say(
             f"made for {settings.target}, and this machine ({instruction_set()}) is not what will serve: no form of a "

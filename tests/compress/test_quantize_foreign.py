@@ -619,10 +619,11 @@ def test_the_command(
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--mean", "grey")
     assert (status, "'grey' is not a list of numbers" in " ".join(err.split())) == (2, True)
     swapped = ("--class-map", "disc, background", "--max-drop", 1)
-    status, out, _ = call(
+    status, out, err = call(
         theirs, "--data", colours, "--out", tmp_path / "swapped", *declared, *small, *swapped, "--json"
     )
     assert status == 0
+    assert "warning: mIoU of" in err
     assert json.loads(out)["miou_parent"] < 0.2
     status, _, err = call(theirs, "--data", colours, "--out", tmp_path / "x", "--layout", "chwn")
     assert status == 2
