@@ -252,7 +252,7 @@ def test_levels_on_the_command_line(
     assert call("--set", "prune.ratio=0.5") == 0
     assert "on the validation split, cut to depth 1" in capfd.readouterr().out
     assert call("--ratio", "0.5") == 2
-    assert "--levels, --unstructured exclude each other" in capfd.readouterr().err
+    assert "--ratio and --levels exclude each other; give one" in capfd.readouterr().err
 
 
 def test_without_a_goal_nothing_is_pruned(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:
