@@ -126,10 +126,10 @@ def test_all_malformed_overrides_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "override", "where"),
     [
-        ("[train]\nepochs = 3\n", "train.epochs=0", "--set"),
+        ("[train]\nepochs = 3\n", "train.epochs=0", "on the command line"),
         ("[train]\nepochs = 0\n", "train.seed=1", "{file}"),
-        ("[train]\nepochs = 0\n", "train.batch_size=0", "{file} and --set"),
-        ("[train]\nbatch_size = 1\n", "train.augment.mixup=0.2", "--set"),
+        ("[train]\nepochs = 0\n", "train.batch_size=0", "{file} and on the command line"),
+        ("[train]\nbatch_size = 1\n", "train.augment.mixup=0.2", "on the command line"),
     ],
     ids=["the line", "the file", "both", "the line, beside a setting of the file"],
 )

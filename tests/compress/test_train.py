@@ -379,12 +379,12 @@ def test_a_killed_training_goes_on_with_the_precision_that_it_chose(
     from compress.train import precision
 
     times = {"float32": 30.0, "bfloat16": 1.0}
-    monkeypatch.setattr(precision, "_probe_ms", times.__getitem__)
+    monkeypatch.setattr(precision, "_timed_pass", lambda name: lambda: times[name])
     monkeypatch.setattr("compress.train.loop.Fit.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "out", recipe("train.precision=auto"))
     monkeypatch.undo()
-    monkeypatch.setattr(precision, "_probe_ms", lambda _: pytest.fail("it was probed again"))
+    monkeypatch.setattr(precision, "_timed_pass", lambda _: pytest.fail("it was probed again"))
     made = train(data, tmp_path / "out", recipe("train.precision=auto"))
     assert '"bfloat16"' in (made.path / "precision.json").read_text()
 
@@ -392,7 +392,8 @@ def test_a_killed_training_goes_on_with_the_precision_that_it_chose(
 def test_a_training_says_why_it_has_its_precision_and_how_its_time_was_shared(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("compress.train.precision._probe_ms", {"float32": 10.0, "bfloat16": 30.0}.__getitem__)
+    times = {"float32": 10.0, "bfloat16": 30.0}
+    monkeypatch.setattr("compress.train.precision._timed_pass", lambda name: lambda: times[name])
     made = train(data, tmp_path / "out", recipe("train.precision=auto", "train.device=cpu"))
     said = capfd.readouterr().err
     assert "training on cpu in float32 (probe: float32 10.0 ms, bfloat16 30.0 ms)\n" in said
