@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,30 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
 from support.datasets import write_dataset
+from support.foreign import (
+    IMAGES,
+    MEAN,
+    STD,
+    Above,
+    Masked,
+    Nhwc,
+    NhwcLogits,
+    Probabilities,
+    Theirs,
+    adopted_from,
+    answers,
+    normalised,
+    write,
+    written,
+)
 from support.recipes import TINY_SETTINGS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from compress.cli.main import main
 from compress.data.folder import open_dataset
 from compress.quantize import analyze, quantize
-from compress.quantize.adopt import Adopted, adopt
 from compress.quantize.foreign import read
 from compress.quantize.workbench import inputs, opened
 from compress.recipe import Recipe
@@ -31,7 +44,6 @@ from export.errors import ModelError, UsageError
 from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETTINGS = [*TINY_SETTINGS, "quantize.calibration=minmax", "quantize.max_drop=0.1"]
 
 
@@ -42,86 +54,6 @@ def normal(*settings: str) -> Recipe:
 
 
 NORMAL = normal()
-
-
-class Theirs(nn.Module):
-    """Two scales, padded convolutions, normalised as torchvision does; knows nothing of this project."""
-
-    def __init__(self, *, logits: int = 2, channels: int = 3) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU())
-        self.deep = nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
-        self.head = nn.Conv2d(32, logits, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        fine = self.first(x)
-        coarse = F.interpolate(self.deep(fine), scale_factor=4.0, mode="nearest")
-        out: Tensor = self.head(torch.cat([coarse, fine], 1))
-        return out
-
-
-class Nhwc(nn.Module):
-    """The same, channels last."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.network(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return out
-
-
-class NhwcLogits(Nhwc):
-    """Channels first in, classes last out, as converters that transpose only the input leave it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.network(x).permute(0, 2, 3, 1)
-        return out
-
-
-class Probabilities(Nhwc):
-    """Channels last, and probabilities in place of logits."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.network(x.permute(0, 3, 1, 2))
-        shares = torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, 1)
-        return shares.permute(0, 2, 3, 1)
-
-
-class Above(nn.Module):
-    """Only which pixels belong to the class, not with what probability."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(x) > 0.5
-
-
-class Masked(Nhwc):
-    """The same, with ArgMax at its end."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.network(x).argmax(1)
-        return out
-
-
-def normalised(images_NHWC: np.ndarray[Any, Any]) -> Tensor:
-    """Normalised as their data loader does it."""
-    pixels = torch.from_numpy(images_NHWC.copy()).permute(0, 3, 1, 2).float() / 255
-    return (pixels - torch.tensor(MEAN).reshape(1, 3, 1, 1)) / torch.tensor(STD).reshape(1, 3, 1, 1)
-
-
-def write(network: nn.Module, path: Path, shape: tuple[int, ...], *, free: bool = True) -> Path:
-    """Export with torch's exporter alone."""
-    batch, other = torch.export.Dim("n", min=1, max=64), torch.export.Dim.AUTO
-    dims = {i: batch if i == 0 else (other if size > 4 else torch.export.Dim.STATIC) for i, size in enumerate(shape)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about itself
-        program = torch.onnx.export(
-            network.eval(), (torch.zeros(shape),), dynamic_shapes=(dims,) if free else None, dynamo=True, verbose=False
-        )
-    assert program is not None
-    program.save(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -148,17 +80,6 @@ def taught(colours: Path) -> Theirs:
     return network
 
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), dtype=np.uint8)
-
-
-def answers(adopted: Adopted, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return OnnxModel(adopted.model.SerializeToString()).logits(images)
-
-
-def adopted_from(path: Path, declared: OnnxSettings, *classes: str) -> Adopted:
-    return adopt(read(path, declared), declared, classes or ("background", "disc"))
-
-
 @pytest.mark.parametrize("form", ["nchw", "nhwc", "nhwc out", "argmax", "softmax", "fixed"])
 def test_it_gives_the_answers_that_it_gave(form: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
@@ -180,113 +101,6 @@ def test_it_gives_the_answers_that_it_gave(form: str, tmp_path: Path) -> None:
     assert adopted.size_multiple == (1 if form == "fixed" else 4)
     masks = OnnxModel(with_outputs(adopted.model, "mask").SerializeToString()).masks(IMAGES)
     np.testing.assert_array_equal(masks, expected.argmax(1))
-
-
-@pytest.mark.parametrize("form", ["logit", "probability"])
-def test_one_logit_means_the_second_of_two_classes(form: str, tmp_path: Path) -> None:
-    """Also after a Sigmoid, where all values are above zero."""
-    torch.manual_seed(1)
-    network = Theirs(logits=1)
-    if form == "logit":
-        path = write(network, tmp_path / "m.onnx", (2, 3, 32, 40))
-    else:
-        path = write(Probabilities(network), tmp_path / "m.onnx", (2, 32, 40, 3))
-    adopted = adopted_from(path, OnnxSettings(mean=MEAN, std=STD))
-    with torch.inference_mode():
-        expected = network(normalised(IMAGES)).numpy()[:, 0] > 0
-    assert 0 < expected.mean() < 1
-    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
-
-
-def written(text: str, path: Path, *, opset: int = 17, more: str = "") -> Path:
-    """The graph `text`, in ONNX's own notation; `more` is other opsets."""
-    head = f'<ir_version: 8, opset_import: ["": {opset}{more}]> m '
-    onnx.save(onnx.parser.parse_model(head + text), str(path))
-    return path
-
-
-ONE = "float[1,3,1,1] w = {1.0, -0.4, -0.6}"
-"""The weights of a layer with one logit."""
-
-
-@pytest.mark.parametrize(
-    "graph",
-    [
-        """<ONE, float[4] s = {1, 1, 2, 2}> {
-            d = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)
-            c = Conv(d, w) p = Sigmoid(c) y = Resize <mode = "nearest"> (p, , s)
-        }""",
-        """<ONE, float[4] s = {1, 1, 2, 2}> {
-            d = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)
-            c = Conv(d, w) p = Sigmoid(c) y = Resize <mode = "linear"> (p, , s)
-        }""",
-        """<ONE, float[4] s = {1, 1, 2, 2}> {
-            d = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)
-            c = Conv(d, w) p = Sigmoid(c) r = Resize <mode = "linear"> (p, , s) y = Round(r)
-        }""",
-        "<ONE> { c = Conv(x, w) y = HardSigmoid(c) }",
-        """<ONE, int64[2] a = {0, 0}, int64[2] b = {32, 40}, int64[2] axes = {2, 3}> {
-            c = Conv(x, w) p = Sigmoid(c) y = Slice(p, a, b, axes)
-        }""",
-    ],
-    ids=["nearest", "linear", "rounded", "hard", "cropped"],
-)
-def test_one_probability_has_its_middle_at_a_half(graph: str, tmp_path: Path) -> None:
-    """A Sigmoid that is not the last operator stays, and all that it gives is above zero."""
-    graph = graph.replace("ONE", ONE)
-    path = written(f"(float[n, 3, h, w] x) => (float[n, 1, q, r] y) {graph}", tmp_path / "m.onnx")
-    images = IMAGES.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    expected = ReferenceEvaluator(onnx.load(str(path))).run(None, {"x": images})[0][:, 0] > 0.5
-    assert 0.2 < expected.mean() < 0.8
-    adopted = adopted_from(path, OnnxSettings())
-    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
-
-
-@pytest.mark.parametrize(
-    ("graph", "made", "instead"),
-    [
-        (f"<{ONE}, float k = {{255}}> {{ c = Conv(x, w) p = Sigmoid(c) y = Mul(p, k) }}", "Sigmoid, changed by Mul", 1),
-        (f"<{ONE}> {{ c = Conv(x, w) p = Sigmoid(c) y = Log(p) }}", "Sigmoid, changed by Log", 1),
-        (
-            f"""<{ONE}, int64[1] a = {{1}}, int64[1] b = {{2}}, float[1, 3, 1, 1] v = {{0.1, 0.2, 0.1}}> {{
-                one = Conv(x, w) other = Conv(x, v) c = Concat <axis = 1> (other, one)
-                p = Softmax <axis = 1> (c) y = Slice(p, a, b, a)
-            }}""",
-            "Softmax",
-            2,
-        ),
-    ],
-    ids=["scaled", "logarithm", "one of two"],
-)
-def test_one_probability_whose_middle_is_unclear_is_refused(
-    graph: str, made: str, instead: int, tmp_path: Path
-) -> None:
-    """And what the message proposes is accepted."""
-    path = written(f"(float[n, 3, h, w] x) => (float[n, 1, h, w] y) {graph}", tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match=f"its only logit y is a probability, made by {made}, .* with --output c, or"):
-        adopted_from(path, OnnxSettings())
-    model = onnx.load(str(path))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, None))
-    images = IMAGES.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    logits = np.asarray(ReferenceEvaluator(model).run(["c"], {"x": images})[0])
-    assert logits.shape[1] == instead
-    expected = logits[:, 0] > 0 if instead == 1 else logits.argmax(1)
-    adopted = adopted_from(path, OnnxSettings(output="c"))
-    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
-
-
-def test_gates_inside_it_are_no_probabilities(tmp_path: Path) -> None:
-    """A Sigmoid that a logit is multiplied with, or that a layer reads, does not move its middle."""
-    path = written(
-        f"(float[n, 3, h, w] x) => (float[n, 1, h, w] y) <{ONE}, float k = {{2}}, float[1, 1, 1, 1] v = {{1}}> "
-        "{ a = Conv(x, w) g = Sigmoid(a) b = Mul(a, g) s = Sigmoid(b) d = Sub(s, g) c = Conv(d, v) y = Mul(c, k) }",
-        tmp_path / "m.onnx",
-    )
-    images = IMAGES.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    expected = ReferenceEvaluator(onnx.load(str(path))).run(None, {"x": images})[0][:, 0] > 0
-    assert 0 < expected.mean() < 1
-    adopted = adopted_from(path, OnnxSettings())
-    np.testing.assert_array_equal(OnnxModel(adopted.model.SerializeToString()).masks(IMAGES), expected)
 
 
 def test_its_classes_may_be_others(tmp_path: Path) -> None:
