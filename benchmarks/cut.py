@@ -6,6 +6,7 @@ import onnx
 
 from benchmarks.report.results import GroupWidth
 from export.bundle import Bundle
+from export.latency.graph import attributes
 
 
 def cut_from(reference: Bundle, bundles: Mapping[str, Bundle]) -> tuple[str | None, tuple[GroupWidth, ...]]:
@@ -33,7 +34,8 @@ def _outputs(bundle: Bundle) -> dict[str, int]:
     for node in graph.node:
         kernel = node.input[1] if node.op_type in ("Conv", "ConvTranspose") else ""
         if kernel in kernels and kernel.startswith("model.") and kernel.endswith(".weight"):
-            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-            outputs = kernels[kernel][0] if node.op_type == "Conv" else kernels[kernel][1] * groups
-            found[kernel.removeprefix("model.").removesuffix(".weight")] = outputs
+            made = (
+                kernels[kernel][0] if node.op_type == "Conv" else kernels[kernel][1] * attributes(node).get("group", 1)
+            )
+            found[kernel.removeprefix("model.").removesuffix(".weight")] = made
     return found

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.progress import say
+from compress.settings.prune import PruneSettings
+from compress.settings.quantize import QuantizeSettings
 from export.errors import BudgetMissedError, UsageError
 from export.scoring import Score
 
@@ -74,6 +76,11 @@ class Budget:
     """mIoU that may be lost, absolute: 0.01 is one point."""
     min_iou: Mapping[str, float] = field(default_factory=dict)
     """The floor of a class, by its name."""
+
+    @classmethod
+    def of(cls, settings: PruneSettings | QuantizeSettings) -> "Budget":
+        """The limits that a section of a recipe sets."""
+        return cls(settings.max_drop, settings.min_iou)
 
     def require_classes(self, classes: tuple[str, ...]) -> None:
         """Raises UsageError for the floor of a class that does not exist."""

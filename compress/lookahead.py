@@ -18,6 +18,7 @@ from compress.train import own
 from compress.train.freeze import require_encoder
 from compress.train.losses import class_weights
 from compress.train.precision import pick_device
+from compress.train.room import require_room
 from export.images import padded_size
 from export.latency.table import LatencyTable
 
@@ -25,11 +26,11 @@ from export.latency.table import LatencyTable
 def look_ahead(recipe: Recipe, data: Path) -> Dataset:
     """The dataset, if nothing is wrong with it or with what `recipe` asks of pruning and quantization on it.
 
-    Raises DatasetError, UsageError.
+    Raises DatasetError, RecipeError, UsageError.
     """
     dataset = require_sound(data, recipe.data.channels)
     for settings in (recipe.prune, recipe.quantize):
-        Budget(min_iou=settings.min_iou).require_classes(dataset.classes)
+        Budget.of(settings).require_classes(dataset.classes)
     pick_device(recipe.train.device)
     _require_fit(recipe.prune.finetune, dataset)
     if recipe.quantize.mode == "qat":
@@ -56,6 +57,8 @@ def _require_network(recipe: Recipe, dataset: Dataset) -> None:
     require_encoder(network, recipe.prune.finetune)
     if levels is not None:
         require_levels(network, levels, "the recipe's network")
+    else:
+        require_room(recipe.data, recipe.prune.finetune, dataset, models.size_multiple(network))
     if table is not None:
         size = recipe.prune.latency_size or recipe.data.size or usual_size(dataset)
         padded = padded_size(*size, models.size_multiple(network))

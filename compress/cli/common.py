@@ -60,7 +60,7 @@ WindowOption = Annotated[
 ]
 
 
-def share(value: float | None) -> float | None:
+def _share(value: float | None) -> float | None:
     """The value of an option that takes a share; Typer adds the option's name to what is wrong."""
     if value is None or 0 <= value <= 1:
         return value
@@ -70,7 +70,10 @@ def share(value: float | None) -> float | None:
 MaxDropOption = Annotated[
     float | None,
     typer.Option(
-        "--max-drop", callback=share, help="mIoU that may be lost on the validation split, 0 to 1; 0.01 is one point."
+        "--max-drop",
+        callback=_share,
+        help="mIoU that may be lost on the validation split, 0 to 1; 0.01 is one point, and what quantize allows by "
+        "default.",
     ),
 ]
 MinIouOption = Annotated[

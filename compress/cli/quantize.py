@@ -10,6 +10,7 @@ import typer
 from compress.cli.common import (
     DataOption,
     JsonOption,
+    MaxDropOption,
     MinIouOption,
     Missed,
     NameOption,
@@ -20,7 +21,6 @@ from compress.cli.common import (
     emit,
     floors,
     recipe_of,
-    share,
     typed,
 )
 from compress.recipe import Recipe
@@ -40,14 +40,7 @@ def command(
             "--mode", help="ptq (default): calibrate only; qat: then train, with the float parent as teacher."
         ),
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            "--max-drop",
-            callback=share,
-            help="mIoU that may be lost on the validation split, 0 to 1; default: 0.01, which is one point.",
-        ),
-    ] = None,
+    max_drop: MaxDropOption = None,
     min_iou: MinIouOption = None,
     name: NameOption = None,
     version: VersionOption = None,

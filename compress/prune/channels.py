@@ -103,7 +103,7 @@ class _Way:
     def __init__(self, rounds: Rounds, settings: PruneSettings, asked: float | None) -> None:
         self._rounds = rounds
         self._settings = settings
-        self._budget = Budget(settings.max_drop, settings.min_iou)
+        self._budget = Budget.of(settings)
         self.asked = asked
         self.taken: list[Stage] = []
         if self._budget.min_iou:

@@ -89,7 +89,7 @@ class Decider:
         if costs is not None and costs.foreign:
             whole = costs.milliseconds(costs.widest)
             say(
-                f"warning: a table of another machine holds times of layers, without what lies between them, so "
+                f"warning: a latency table {costs.foreign} holds times of layers, without what lies between them, so "
                 f"{milliseconds:g} ms will be exceeded there; time the result there with compress bench latency, and "
                 "ask for less if it is too slow"
             )

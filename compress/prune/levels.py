@@ -37,9 +37,9 @@ def cut_levels(step: PruneStep) -> dict[str, Any]:
         cache_gb=step.recipe.data.cache_gb,
     )
     probe = step.probe(network)
-    device, settings = pick_device(step.recipe.train.device), step.recipe.prune
+    device = pick_device(step.recipe.train.device)
     before = validate(network.to(device), validation, device)
-    Budget(settings.max_drop, settings.min_iou).look_at_floors(before.iou_per_class)
+    Budget.of(step.recipe.prune).look_at_floors(before.iou_per_class)
     measured = probe.measure(step.graph(child))
     measured.doubt()
     say(f"cut to depth {levels}: {measured.speedup:.2f}x faster than its parent")

@@ -38,7 +38,7 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     """
     recipe = recipe or Recipe()
     settings = recipe.prune
-    budget = Budget(settings.max_drop, settings.min_iou)
+    budget = Budget.of(settings)
     if not settings.says_how_much:
         raise UsageError("nothing says how much to prune; give --speedup 4, --ratio 0.5 or --max-drop 0.01")
     source, dataset = opened(parent, data, out)

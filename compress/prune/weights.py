@@ -20,10 +20,9 @@ def cut_weights(step: PruneStep) -> dict[str, Any]:
     """Set the share `prune.sparsity` of the weights to zero and fine-tune the others. Returns the step's result."""
     card, network = step.parent.card, step.parent.network()
     recovery = Recovery(step, network)
-    settings = step.recipe.prune
-    sparsity = settings.sparsity
+    sparsity = step.recipe.prune.sparsity
     assert sparsity is not None
-    Budget(settings.max_drop, settings.min_iou).look_at_floors(recovery.parent_score.iou_per_class)
+    Budget.of(step.recipe.prune).look_at_floors(recovery.parent_score.iou_per_class)
     child = step.parent.network().to(recovery.device)
     hold_at_zero(child, smallest_weights(child, sparsity))
     figures = recovery.run(child, step.card(pruning=card.pruning), step.folder.path)

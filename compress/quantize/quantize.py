@@ -68,10 +68,9 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     """
     recipe = recipe or Recipe()
     source, dataset = opened(parent, data, recipe)
-    budget = Budget(recipe.quantize.max_drop, recipe.quantize.min_iou)
-    budget.require_classes(source.card.classes)
+    budget = Budget.of(recipe.quantize)
     settings = {
-        # Force decides whether a bundle leaves, not what is in it: with it, a step that was refused continues.
+        # A step that was refused for want of gain continues with force; `_stands` tells when a bundle is made anew.
         "quantize": recipe.quantize.model_dump(mode="json") | {"force": False},
         "export": recipe.export.model_dump(mode="json"),
         "name": model_name(recipe.export, out),
@@ -84,19 +83,26 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     parts = own.sources(recipe.quantize.finetune, recipe.train.augment) if learned else {}
     plan = StepPlan("quantize", {**inputs(source, dataset), **parts}, settings)
     record = up_to_date(out, plan, recipe.quantize.target)
-    if record is not None and not recipe.quantize.force and _left_by_force(record["result"]):
+    if record is not None and not _stands(record["result"], budget, force=recipe.quantize.force):
         record = None
     if record is not None:
         say(f"{out} is up to date")
     else:
         with running(out, plan) as step:
-            record = {"result": _quantize(step, plan, source, dataset, recipe, budget)}
+            record = {"result": _quantize(step, plan, source, dataset, recipe)}
     require_kept(budget, Accuracy.from_result(record["result"]), out)
     return bundle.load(out)
 
 
-def _left_by_force(result: Mapping[str, Any]) -> bool:
-    return bool(result.get(TIMED)) and result["speedup"] <= 1
+def _stands(result: Mapping[str, Any], budget: Budget, *, force: bool) -> bool:
+    """Whether a bundle that may have been made with the other choice of `force` is what this choice would make.
+
+    Without it, the bundle has to gain. With it, layers that cost all that INT8 gains may stay in float, too, for a
+    budget that was missed without them.
+    """
+    if force:
+        return bool(result.get("forced")) or not budget.missed(Accuracy.from_result(result))
+    return not (result.get(TIMED) and result["speedup"] <= 1)
 
 
 @dataclass(frozen=True)
@@ -116,14 +122,12 @@ class _Candidate:
         return cls(quantized, score, judge.kept(score), figures)
 
 
-def _quantize(
-    step: StepFolder, plan: StepPlan, source: Source, dataset: Dataset, recipe: Recipe, budget: Budget
-) -> dict[str, Any]:
+def _quantize(step: StepFolder, plan: StepPlan, source: Source, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
     bench = Workbench(step, source, dataset, recipe)
     judge, settings = bench.judge, recipe.quantize
     must_gain = bench.is_here and not settings.force
-    if budget.min_iou:
-        budget.look_at_floors(judge.parent_score.iou_per_class)
+    if judge.budget.min_iou:
+        judge.budget.look_at_floors(judge.parent_score.iou_per_class)
     if source.checkpoint is None:
         source.look_at_score(judge.parent_score)
     if not bench.is_here:
@@ -139,7 +143,7 @@ def _quantize(
     made = _corrected(bench, calibrated)
     if settings.mode == "qat":
         made = _trained(bench, calibrated, made)
-    made = _within(budget, bench, made, calibrated)
+    made = _within(bench, made, calibrated)
     graph = bench.shipped(made.quantized.graph)
     onnx.save(graph, str(step.path / bundle.MODEL))
     child = OnnxModel(step.path / bundle.MODEL)
@@ -177,6 +181,7 @@ def _quantize(
         "calibration_images": min(settings.calibration_images, len(dataset.train)),
         "target": settings.target,
         TIMED: bench.is_here,
+        "forced": settings.force,
         "seven_bit_weights": made.quantized.seven_bit_weights,
         "float_layers": [layer.model_dump() for layer in made.quantized.float_layers],
     }
@@ -256,10 +261,10 @@ def _trained_latency(bench: Workbench, calibrated: onnx.ModelProto, trained: onn
     return saved
 
 
-def _within(budget: Budget, bench: Workbench, made: _Candidate, calibrated: _Candidate) -> _Candidate:
-    """`made` if it holds `budget`, else `calibrated` with some layers in float, if that comes nearer to it."""
+def _within(bench: Workbench, made: _Candidate, calibrated: _Candidate) -> _Candidate:
+    """`made` if it holds the budget, else `calibrated` with some layers in float, if that comes nearer to it."""
     judge = bench.judge
-    if not budget.missed(Accuracy.of(judge.parent_score, made.score)):
+    if not made.kept.missing:
         return made
     quantizer, calibration = bench.chosen
     effects = Effects(bench.step, judge, quantizer, calibration, str(bench.source.path))

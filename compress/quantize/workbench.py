@@ -48,7 +48,7 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
     """Open what is to be quantized, a checkpoint folder or a float ONNX file, and the dataset, which has its classes.
 
     Raises CheckpointError, ModelError, DatasetError; UsageError when something is declared for a checkpoint, and when a
-    model from elsewhere, or one with signed activations, is to be trained.
+    model from elsewhere, or one with signed activations, is to be trained, or a floor is that of no class.
     """
     declared = recipe.quantize.onnx
     if recipe.quantize.mode == "qat":
@@ -60,13 +60,16 @@ def opened(parent: Path, data: Path, recipe: Recipe) -> tuple[Source, Dataset]:
             raise UsageError("with --class-map a bundle gives masks alone; leave out export.outputs")
         foreign = read(parent, declared)
         dataset = require_sound(data, foreign.channels)
-        return of_onnx(foreign, declared, dataset), dataset
-    if declared != OnnxSettings():
-        raise UsageError(f"{parent} is a checkpoint, which needs no --layout, --mean and the like; leave them out")
-    source = checkpoint.load(parent)
-    dataset = require_sound(data, source.card.channels)
-    require_classes(dataset, source.card.classes, parent)
-    return of_checkpoint(source), dataset
+        source = of_onnx(foreign, declared, dataset)
+    else:
+        if declared != OnnxSettings():
+            raise UsageError(f"{parent} is a checkpoint, which needs no --layout, --mean and the like; leave them out")
+        loaded = checkpoint.load(parent)
+        dataset = require_sound(data, loaded.card.channels)
+        require_classes(dataset, loaded.card.classes, parent)
+        source = of_checkpoint(loaded)
+    Budget.of(recipe.quantize).require_classes(source.card.classes)
+    return source, dataset
 
 
 def require_unsigned(settings: QuantizeSettings) -> None:
@@ -171,8 +174,7 @@ class Workbench:
         """Scores on the validation split, beside the float parent."""
         parent = model_of(with_outputs(self._exported, "mask"))
         size = self.source.card.size or usual_size(self.dataset)
-        settings = self.recipe.quantize
-        return Judge(self.dataset, self.source.card, parent, size, Budget(settings.max_drop, settings.min_iou))
+        return Judge(self.dataset, self.source.card, parent, size, Budget.of(self.recipe.quantize))
 
     def calibration(self) -> Calibration:
         """The method that the recipe names, or the one that keeps most; decided once, ties go to the simpler."""

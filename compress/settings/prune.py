@@ -80,12 +80,13 @@ class PruneSettings(Settings):
     finetune: DistillSettings = DistillSettings()
 
     GOALS: ClassVar[tuple[str, ...]] = ("speedup", "latency_ms", "ratio", "levels", "sparsity")
+    SEARCH: ClassVar = ("search", "whole_parts")
+    CHANNELS: ClassVar = ("rounds", "tries", "channel_multiple", "importance", "scope")
     IDLE: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "ratio": ("search", "whole_parts"),
-        "levels": ("rounds", "tries", "search", "whole_parts", "channel_multiple", "importance", "scope"),
-        "sparsity": ("rounds", "tries", "search", "whole_parts", "channel_multiple", "importance", "scope"),
+        "ratio": SEARCH,
+        **dict.fromkeys(("levels", "sparsity"), SEARCH + CHANNELS),
     }
-    """Settings that have no effect beside a goal."""
+    """Settings that have no effect beside a goal: they are for a search of widths, or for cutting channels at all."""
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
