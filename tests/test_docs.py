@@ -16,7 +16,7 @@ from compress.recipe import Recipe
 from serve.settings import ServeSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "compress/README.md", "serve/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "compress/README.md", "serve/README.md", "benchmarks/README.md")
 SHELLS = ("sh", "bash", "console")
 
 # Click's groups and commands, as Any: typer brings its own copy of click and does not export its types.
@@ -144,6 +144,27 @@ def test_what_a_document_points_at_exists(document: str) -> None:
     assert not [file for file in files if not (ROOT / file).exists()]
     names = re.findall(r"`((?:compress|benchmarks|serve|export)(?:\.\w+)+)(?:\([^`]*)?`", text)
     assert not [name for name in names if not resolves(name)]
+
+
+def anchors(text: str) -> set[str]:
+    """What a link may name behind its `#`: the headings, in lower case, with hyphens and without punctuation."""
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_link_to_a_section_finds_it(document: str) -> None:
+    links = re.findall(r"\]\(((?:[^)#\s]+\.md)?)#([^)\s]+)\)", text_of(document))
+    places = [((ROOT / document).parent / file if file else ROOT / document, anchor) for file, anchor in links]
+    assert not [(place, anchor) for place, anchor in places if anchor not in anchors(place.read_text(encoding="utf-8"))]
+
+
+def test_every_committed_report_is_told_of() -> None:
+    told = "".join(text_of(document) for document in DOCUMENTS)
+    reports = [path.parent.name for path in (ROOT / "benchmarks" / "results").glob("*/report.md")]
+    assert reports
+    assert not [name for name in reports if f"results/{name}/report.md" not in told]
 
 
 def resolves(name: str) -> bool:
