@@ -6,6 +6,7 @@ group can be removed only where that removes a whole part of the network (`compr
 """
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,7 +134,9 @@ class Dependencies:
         self._names = {module: name for name, module in self._modules.items()}
         network.eval()
         # Tracing the graph needs gradients, even where the caller has turned them off.
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            # Parameters outside layers are cut along their only axis, or their channels stay (`_ties_channels`).
+            warnings.filterwarnings("ignore", "Unwrapped parameters detected")
             for parameter in network.parameters():
                 parameter.requires_grad_(True)
             self._graph = tp.DependencyGraph().build_dependency(network, image, forward_fn=models.all_logits)
@@ -204,11 +207,13 @@ def _image(network: nn.Module, channels: int) -> Tensor:
     return torch.zeros(1, channels, side, side)
 
 
-def _ties_channels(module: nn.Module) -> bool:
+def _ties_channels(module: nn.Module | nn.Parameter) -> bool:
     """Whether channels of `module` cannot be cut one by one: it reads them in blocks, or normalises several together,
-    which changes the others when one goes."""
+    which changes the others when one goes, or is a parameter without a layer that may mix them."""
     if isinstance(module, nn.GroupNorm | nn.LayerNorm):
         return True
+    if isinstance(module, nn.Parameter):
+        return sum(side > 1 for side in module.shape) > 1
     return isinstance(module, _CONVOLUTIONS) and not (
         module.groups == 1 or module.groups == module.in_channels == module.out_channels
     )

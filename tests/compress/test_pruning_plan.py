@@ -141,6 +141,42 @@ def test_a_users_own_names_mean_nothing_here() -> None:
     torch.testing.assert_close(logits(plan.apply(network, channels=1), 1), logits(masked(network, plan, channels=1), 1))
 
 
+class Free(nn.Module):
+    """A network with a parameter that belongs to no layer, used between its convolutions in a way `formula` says."""
+
+    def __init__(self, shape: tuple[int, ...], formula: str) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3, padding=1)
+        self.free = nn.Parameter(torch.randn(shape))
+        self.second = nn.Conv2d(16, 24, 3, padding=1)
+        self.head = nn.Conv2d(24, 3, 1)
+        self.formula = formula
+        self.size_multiple = 4
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        mixed = torch.einsum(self.formula, self.first(x_NCHW).relu(), self.free)
+        logits: torch.Tensor = self.head(self.second(mixed).relu())
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("shape", "formula", "kept"),
+    [
+        pytest.param((16,), "nchw,c->nchw", {"first": 8, "second": 12}, id="one for each channel"),
+        pytest.param((1, 16, 1, 1), "nchw,acbd->nchw", {"first": 8, "second": 12}, id="the same, shaped to broadcast"),
+        pytest.param((16, 16), "nchw,oc->nohw", {"second": 12}, id="a matrix over channels"),
+        pytest.param((16, 16), "nchw,co->nohw", {"second": 12}, id="its transpose"),
+    ],
+)
+def test_a_parameter_without_a_layer_is_cut_only_along_its_one_axis(
+    shape: tuple[int, ...], formula: str, kept: dict[str, int]
+) -> None:
+    network = randomised(Free(shape, formula))
+    plan = scores_of(network, channels=1).plan(0.5, 4)
+    assert plan.kept() == kept
+    torch.testing.assert_close(logits(plan.apply(network, channels=1), 1), logits(masked(network, plan, channels=1), 1))
+
+
 def test_what_is_dealt_out_in_another_order_is_left_whole() -> None:
     network = nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.PixelShuffle(2)),
