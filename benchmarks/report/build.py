@@ -115,6 +115,8 @@ def _result(
         bundle=bundle.path.resolve().name,
         precision=manifest.precision,
         recipe=(*unusual(manifest.recipe), *origin),
+        weights=manifest.parents.get("checkpoint"),
+        cut_from=manifest.parents.get("parent"),
         params=manifest.params,
         macs=manifest.macs,
         size_bytes=bundle.size_bytes,

@@ -43,6 +43,10 @@ class ModelResult(Part):
     precision: Precision
     recipe: tuple[str, ...] = ()
     """How it was made: the settings that differ from the defaults, as `--set` takes them."""
+    weights: str | None = None
+    """SHA-256 of the checkpoint's weights; None for a model from elsewhere."""
+    cut_from: str | None = None
+    """SHA-256 of the weights that pruning started from; None if the network was trained as it is."""
     params: int
     macs: int
     """Multiply-accumulates of one image, as the manifest counts them."""

@@ -31,7 +31,7 @@ def _convergence(models: Sequence[ModelResult]) -> Iterable[Verdict]:
     scored = [
         (model.miou, model)
         for model in models[1:]
-        if model.miou is not None and model.miou_split == reference.miou_split and _is_compressed(model, reference)
+        if model.miou is not None and model.miou_split == reference.miou_split and _is_compressed(model, models)
     ]
     if reference.miou is None or not scored:
         return
@@ -52,15 +52,29 @@ def _convergence(models: Sequence[ModelResult]) -> Iterable[Verdict]:
         )
 
 
-def _is_compressed(model: ModelResult, reference: ModelResult) -> bool:
-    """Made smaller or coarser than the reference, as far as its figures tell."""
-    return model.macs < reference.macs or (model.precision == "int8" and reference.precision == "fp32")
+def _is_compressed(model: ModelResult, models: Sequence[ModelResult]) -> bool:
+    """Made smaller or coarser than the reference, and from it, as far as that is known."""
+    reference = models[0]
+    smaller = model.macs < reference.macs or (model.precision == "int8" and reference.precision == "fp32")
+    return smaller and _may_stem_from(reference, model, models)
+
+
+def _may_stem_from(reference: ModelResult, model: ModelResult, models: Sequence[ModelResult]) -> bool:
+    """Whether `model` has the weights of `reference`, or was cut from them, or nothing tells what it was made from."""
+    if model.weights == reference.weights or model.weights is None or reference.weights is None:
+        return True
+    if model.cut_from is None or model.cut_from == reference.weights:
+        return model.cut_from is not None
+    parents = [other for other in models if other.weights == model.cut_from]
+    return all(_may_stem_from(reference, parent, models) for parent in parents)
 
 
 def _int8_against_float(models: Sequence[ModelResult]) -> Iterable[Verdict]:
     for model in models:
-        # The same network in both precisions has the same number of multiplications.
-        parent = next((m for m in models if m.precision == "fp32" and m.macs == model.macs), None)
+        # The same network in both precisions has the same number of multiplications; so may another network.
+        parent = next(
+            (m for m in models if m.precision == "fp32" and m.macs == model.macs and m.weights == model.weights), None
+        )
         if model.precision != "int8" or parent is None:
             continue
         ok = model.latency_ms.p50 < parent.latency_ms.p50

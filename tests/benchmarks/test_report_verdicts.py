@@ -49,6 +49,47 @@ def test_a_larger_model_that_scores_more_says_nothing_about_the_baseline(tmp_pat
     assert report.verdicts == ()
 
 
+def made_of(weights: str, parent: str | None = None, **fields: Any) -> dict[str, Any]:
+    """Fields of the manifest of a bundle of the checkpoint `weights`, cut from `parent`."""
+    cut = {"parent": parent * 64} if parent else {}
+    return {"parents": {"checkpoint": weights * 64, **cut}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("last", "judged"),
+    [
+        pytest.param(made_of("a", precision="int8", macs=1000), True, id="the same weights in INT8"),
+        pytest.param(made_of("b", "a", macs=10), True, id="cut from it"),
+        pytest.param(made_of("c", "b", macs=10), True, id="cut from what was cut from it"),
+        pytest.param(made_of("c", "e", macs=10), True, id="cut from what is not in the comparison"),
+        pytest.param(made_of("d", macs=10), False, id="trained by itself"),
+        pytest.param(made_of("c", "d", macs=10), False, id="cut from what was trained by itself"),
+    ],
+)
+def test_only_what_was_made_of_the_baseline_says_whether_it_converged(
+    tmp_path: Path, last: dict[str, Any], judged: bool
+) -> None:
+    models = {
+        "dense": made_of("a", macs=1000),
+        "cut": made_of("b", "a", macs=500),
+        "narrow": made_of("d", macs=20),
+        "last": last,
+    }
+    report = make_report(tmp_path, models=models, milliseconds=(9, 5, 3, 2), hits=((80,), (80,), (80,), (95,)))
+    assert report.ok is not judged
+    assert ("last scores" in about(report, "converged" if judged else "above the baseline").detail) is judged
+
+
+def test_int8_is_compared_with_the_float_form_of_its_own_network(tmp_path: Path) -> None:
+    models = {
+        "one": made_of("a", macs=1000),
+        "two": made_of("b", macs=1000),
+        "two-int8": made_of("b", macs=1000, precision="int8"),
+    }
+    report = make_report(tmp_path, models=models, milliseconds=(9, 5, 3), hits=None)
+    assert "of two" in about(report, "INT8 faster").detail
+
+
 def test_int8_slower_than_float_is_a_failure(tmp_path: Path) -> None:
     report = make_report(tmp_path, milliseconds=(60, 20, 61, 9))
     slow, fast = about(report, "dense-int8"), about(report, "pruned-int8")
