@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.measure import DEFAULT_ROUNDS, TIMED_IMAGES, measure
 from benchmarks.progress import Progress, silent
 from benchmarks.report.build import build
+from benchmarks.report.folder import report_folder
 from benchmarks.report.results import DataUsed, Goals, GroupWidth, Report
 from benchmarks.report.strip import Strip, choose, strip_of
 from benchmarks.report.write import write
@@ -57,28 +58,34 @@ def bench(
     if not bundles:
         raise UsageError("no bundle to measure; name at least one")
     dataset = None if data is None else _dataset_for(bundles, data)
+    with report_folder(out):
+        return report_on(
+            bundles,
+            {} if dataset is None else _scores(bundles, dataset, split, threads, progress),
+            dataset=dataset,
+            split=split,
+            size=size,
+            threads=threads,
+            rounds=rounds,
+            pictures=pictures,
+            out=out,
+            title=f"Bundles compared: {', '.join(bundles)}",
+            command=command,
+            progress=progress,
+        )
+
+
+def _scores(
+    bundles: Mapping[str, Bundle], dataset: Dataset, split: Split, threads: int | None, progress: Progress
+) -> dict[str, Score]:
     scores = {}
-    if dataset is not None:
-        samples = _samples(dataset, split)
-        for name, bundle in bundles.items():
-            segmenter = bundle.segmenter(threads=threads)
-            with progress(f"scoring {name}", len(samples)) as bar:
-                triples = ((s.name, dataset.read_image(s), dataset.read_mask(s)) for s in samples)
-                scores[name] = score(segmenter.segment, triples, dataset.classes, on_image=bar.advance)
-    return report_on(
-        bundles,
-        scores,
-        dataset=dataset,
-        split=split,
-        size=size,
-        threads=threads,
-        rounds=rounds,
-        pictures=pictures,
-        out=out,
-        title=f"Bundles compared: {', '.join(bundles)}",
-        command=command,
-        progress=progress,
-    )
+    samples = _samples(dataset, split)
+    for name, bundle in bundles.items():
+        segmenter = bundle.segmenter(threads=threads)
+        with progress(f"scoring {name}", len(samples)) as bar:
+            triples = ((s.name, dataset.read_image(s), dataset.read_mask(s)) for s in samples)
+            scores[name] = score(segmenter.segment, triples, dataset.classes, on_image=bar.advance)
+    return scores
 
 
 def report_on(
@@ -103,15 +110,15 @@ def report_on(
     """Time `bundles` and write a report of that and their `scores` on `split` of `dataset` into `out`.
 
     The first is the reference, the last the most compressed. Without `widths`, the widths shown are those of the last
-    float bundle that was cut from the reference. `size` (height, width) defaults to what the
-    reference was made for, else that of most images, else 256x256. Raises what `measure` raises, and
-    DatasetError for a split without images.
+    float bundle that was cut from the reference. `size` (height, width) defaults to what each model resizes images to;
+    for those that do not, to that of most images, else what the reference was made for, else 256x256. Raises what
+    `measure` raises, and DatasetError for a split without images.
     """
     samples = () if dataset is None else _samples(dataset, split)
     images = None if dataset is None else [dataset.read_image(sample) for sample in _spread(samples, TIMED_IMAGES)]
     latencies = measure(
         bundles,
-        size=size or _size_of(next(iter(bundles.values())), dataset),
+        sizes=dict.fromkeys(bundles, size) if size else _sizes_of(bundles, dataset),
         threads=threads,
         rounds=rounds,
         images=images,
@@ -208,11 +215,11 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[position] for position in positions]
 
 
-def _size_of(reference: Bundle, dataset: Dataset | None) -> tuple[int, int]:
-    manifest = reference.manifest
-    if manifest.size is None and dataset is not None:
-        return usual_size(dataset)
-    return manifest.own_size or DEFAULT_SIZE
+def _sizes_of(bundles: Mapping[str, Bundle], dataset: Dataset | None) -> dict[str, tuple[int, int]]:
+    """The size at which each model would run: what it resizes images to, or one for all that take them as they are."""
+    reference = next(iter(bundles.values())).manifest
+    shared = reference.own_size or DEFAULT_SIZE if dataset is None else usual_size(dataset)
+    return {name: bundle.manifest.size or shared for name, bundle in bundles.items()}
 
 
 def _strip(

@@ -57,7 +57,7 @@ class LatencyResult:
 def measure(
     bundles: Mapping[str, Bundle],
     *,
-    size: tuple[int, int],
+    sizes: Mapping[str, tuple[int, int]],
     threads: int | None = None,
     rounds: int = DEFAULT_ROUNDS,
     images: Sequence[U8] | None = None,
@@ -65,18 +65,17 @@ def measure(
 ) -> dict[str, LatencyResult]:
     """Time each of `bundles` on the same inputs.
 
-    `size` is (height, width), padded up to a multiple that all of the models take. `threads` is for one run: all
-    usable cores by default. `images` are uint8 HWC and are fitted to `size`; without them, seeded noise is used. Every
-    model gets the same image in the same round. Raises UsageError without a bundle, round or thread, ShapeError
-    for images with other channels than a model's, WorkFailedError for a provider that does not start.
+    `sizes` has the (height, width) of each, padded up to a multiple that all of the models take. `threads` is for one
+    run: all usable cores by default. `images` are uint8 HWC and are fitted to the size; without them, seeded noise is
+    used. Every model gets the same image in the same round. Raises UsageError without a bundle, round or thread,
+    ShapeError for images with other channels than a model's, WorkFailedError for a provider that does not start.
     """
     if not bundles:
         raise UsageError("no bundle to measure; name at least one")
     threads = usable_cores() if threads is None else threads
     if threads < 1 or rounds < 1:
         raise UsageError(f"threads and rounds must be at least 1, got {threads} and {rounds}")
-    inputs = _inputs(bundles, size, images)
-    height, width = next(iter(inputs.values()))[0].shape[1:3]
+    inputs = _inputs(bundles, sizes, images)
     concurrency = usable_cores()
     one_thread_models = {name: _opened(bundle, 1, concurrency) for name, bundle in bundles.items()}
     one_thread = _latency("latency, 1 thread", one_thread_models, inputs, rounds, progress)
@@ -90,6 +89,7 @@ def measure(
     results = {}
     with progress("memory", len(bundles)) as bar:
         for name, bundle in bundles.items():
+            height, width = inputs[name][0].shape[1:3]
             found, failure = _footprint(bundle, height, width, threads)
             results[name] = LatencyResult(
                 height, width, threads, several[name], one_thread[name], throughput[name], concurrency, found, failure
@@ -106,13 +106,15 @@ def _opened(bundle: Bundle, threads: int, runs_at_once: int = 1) -> OnnxModel:
     return model
 
 
-def _inputs(bundles: Mapping[str, Bundle], size: tuple[int, int], images: Sequence[U8] | None) -> dict[str, list[U8]]:
-    """Batches of one, NHWC, for each model: the same pixels wherever the channels are the same."""
+def _inputs(
+    bundles: Mapping[str, Bundle], sizes: Mapping[str, tuple[int, int]], images: Sequence[U8] | None
+) -> dict[str, list[U8]]:
+    """Batches of one, NHWC, for each model: the same pixels wherever channels and size are the same."""
     multiple = math.lcm(*(bundle.manifest.size_multiple for bundle in bundles.values()))
-    by_channels: dict[int, list[U8]] = {}
+    found: dict[tuple[int, tuple[int, int]], list[U8]] = {}
     for name, bundle in bundles.items():
-        channels = bundle.manifest.channels
-        if channels in by_channels:
+        channels, size = bundle.manifest.channels, sizes[name]
+        if (channels, size) in found:
             continue
         if images is None:
             noise = np.random.default_rng(0)
@@ -124,8 +126,8 @@ def _inputs(bundles: Mapping[str, Bundle], size: tuple[int, int], images: Sequen
         if odd is not None:
             raise ShapeError(f"{name} takes images of {channels} channels, got one of shape {odd}")
         fitted = (Geometry.plan(*i.shape[:2], size=size, multiple=multiple).fit(i) for i in chosen)
-        by_channels[channels] = [np.ascontiguousarray(image[None]) for image in fitted]
-    return {name: by_channels[bundle.manifest.channels] for name, bundle in bundles.items()}
+        found[channels, size] = [np.ascontiguousarray(image[None]) for image in fitted]
+    return {name: found[bundle.manifest.channels, sizes[name]] for name, bundle in bundles.items()}
 
 
 def _latency(

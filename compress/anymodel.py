@@ -36,6 +36,9 @@ class AnyModel:
     segment: Callable[[U8], U8]
     probabilities: Probabilities | None = None
     """None where the model gives masks alone."""
+    masks_are_argmax: bool = True
+    """Whether a mask is the argmax of the probabilities. Where images are resized, masks come back without
+    interpolation, and probabilities with it."""
 
 
 def load_model(path: Path, *, threads: int | None = None, refine: Refinement = ONE_LOOK) -> AnyModel:
@@ -54,7 +57,9 @@ def load_model(path: Path, *, threads: int | None = None, refine: Refinement = O
         if refine:
             _require_refinable(path, refine, manifest.size)
             segment = best_of(_required(path, probabilities))
-        return AnyModel(path, "bundle", manifest.channels, manifest.classes, manifest.colours, segment, probabilities)
+        masks_are_argmax = bool(refine) or manifest.size is None
+        facts = (manifest.channels, manifest.classes, manifest.colours)
+        return AnyModel(path, "bundle", *facts, segment, probabilities, masks_are_argmax)
     if (path / "model.json").is_file():
         torch = require("torch", extra="train", purpose=f"{path} is a checkpoint; running it")
         from compress import checkpoint
@@ -68,7 +73,9 @@ def load_model(path: Path, *, threads: int | None = None, refine: Refinement = O
         segment = best_of(probabilities) if refine else checkpoint.torch_segmenter(network, card.size)
         if threads is not None:
             torch.set_num_threads(threads)
-        return AnyModel(path, "checkpoint", card.channels, card.classes, card.colours, segment, probabilities)
+        masks_are_argmax = bool(refine) or card.size is None
+        facts = (card.channels, card.classes, card.colours)
+        return AnyModel(path, "checkpoint", *facts, segment, probabilities, masks_are_argmax)
     raise UsageError(f"{path} is neither a bundle (manifest.json) nor a checkpoint (model.json)")
 
 
@@ -111,7 +118,8 @@ def evaluate(
         raise UsageError(f"{data} has no images in its {split} split")
     segment = model.segment
     if ranking is not None:
-        segment, on_answer = _ranked(ranking, _required(path, model.probabilities), on_answer)
+        probabilities = _required(path, model.probabilities)
+        segment, on_answer = _ranked(ranking, model, probabilities, on_answer)
     with task(f"score {split}", len(images)) as bar:
         result = score(segment, images, model.classes, on_image=bar.advance, on_answer=on_answer)
     if not result.counts.any():
@@ -120,9 +128,10 @@ def evaluate(
 
 
 def _ranked(
-    ranking: RankingScore, probabilities: Probabilities, on_answer: Callable[[U8, U8], None]
+    ranking: RankingScore, model: AnyModel, probabilities: Probabilities, on_answer: Callable[[U8, U8], None]
 ) -> tuple[Callable[[U8], U8], Callable[[U8, U8], None]]:
-    """A `segment` and an `on_answer` for which one run of the model serves both the mask and the ranking."""
+    """A `segment` that gives the model's masks, and an `on_answer` that ranks the probabilities of the same image; one
+    run of the model serves both where the mask is their argmax."""
     latest: list[Figures] = []
 
     def remembered(image_HWC: U8) -> Figures:
@@ -133,4 +142,8 @@ def _ranked(
         ranking.update(truth_HW, latest[0])
         on_answer(truth_HW, answer_HW)
 
-    return best_of(remembered), ranked
+    def segment(image_HWC: U8) -> U8:
+        remembered(image_HWC)
+        return model.segment(image_HWC)
+
+    return best_of(remembered) if model.masks_are_argmax else segment, ranked

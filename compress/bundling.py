@@ -1,5 +1,6 @@
 """Turn a step's folder with a `model.onnx` into a bundle: the only place that writes bundles."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from export.runtime import OnnxModel, Segmenter
 from export.scoring import Score, score
 
 PARITY = "parity.json"
+_SYNTHETIC_SIDE = 32
+"""Least height and width of a synthetic image, unless the network takes images of another size alone."""
 OWN_SECTIONS = ("quantize", "export")
 """Sections of the recipe that the step itself used; those that trained and pruned the network are on its card."""
 
@@ -142,12 +145,15 @@ def parity_images(dataset: Dataset | None, card: Subject) -> tuple[list[U8], str
 def synthetic_images(card: Subject, count: int) -> Iterator[tuple[str, U8]]:
     """Smooth blobs of light: no picture of anything, but structure at every scale that a network looks at."""
     rng = np.random.default_rng(0)
-    height, width = card.size or (8 * card.size_multiple, 8 * card.size_multiple)
+    side = card.size_multiple * max(8, math.ceil(_SYNTHETIC_SIDE / card.size_multiple))
+    height, width = card.size or (side, side)
     rows, columns = np.mgrid[0:height, 0:width]
+    widest = max(height, width) / 3
     for i in range(count):
         image = np.zeros((height, width, card.channels))
         for _ in range(24):
-            y, x, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(4, max(height, width) / 3)
+            y, x = rng.uniform(0, height), rng.uniform(0, width)
+            radius = rng.uniform(min(4, widest / 2), widest)
             blob = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / radius**2)
             image += blob[..., None] * rng.uniform(-90, 90, card.channels)
         image += 128 + rng.normal(0, 6, image.shape)

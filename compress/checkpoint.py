@@ -6,6 +6,7 @@ network is rebuilt from these and the weights are put in.
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -90,6 +91,14 @@ class Checkpoint:
     @cached_property
     def card_sha256(self) -> str:
         return sha256_file(self.path / MODEL)
+
+    def inputs(self, role: str) -> dict[str, str]:
+        """The hashes that say what a step makes of this checkpoint, by role: its weights as `role`, its card, and the
+        file of a user's own network as it is now (as it was in training where it is missing)."""
+        factory = self.card.factory_sha256
+        with suppress(ModelError):
+            factory = factory and models.source_sha256(self.card.factory)
+        return {role: self.weights_sha256, "card": self.card_sha256, **({"factory": factory} if factory else {})}
 
     def network(self) -> nn.Module:
         """The network with its weights, on the CPU, in eval mode. For a user's own network, their code is run.

@@ -26,6 +26,7 @@ from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, finished, running
 from export import bundle
 from export.bundle import Bundle
+from export.images import padded_size
 from export.parity import Parity, batches, float_parity, sizes_to_prove
 from export.runtime import OnnxModel
 from export.scoring import Score, score
@@ -47,11 +48,7 @@ def export(parent: Path, out: Path, recipe: Recipe | None = None, *, data: Path 
         require_classes(dataset, source.card.classes, parent)
     plan = StepPlan(
         "export",
-        {
-            "checkpoint": source.weights_sha256,
-            "card": source.card_sha256,
-            **({"data": dataset.fingerprint} if dataset else {}),
-        },
+        {**source.inputs("checkpoint"), **({"data": dataset.fingerprint} if dataset else {})},
         {"export": recipe.export.model_dump(mode="json"), "name": model_name(recipe.export, out)},
     )
     if finished(out, plan):
@@ -68,6 +65,7 @@ def _export(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Datas
     graph = export_onnx(network, path, channels=card.channels, size_multiple=card.size_multiple)
     onnx.save(with_outputs(graph, recipe.export.outputs), str(path))
     shipped, with_logits = OnnxModel(path), OnnxModel(graph.SerializeToString())
+    usual = usual_size(dataset) if dataset is not None and card.size is None else None
     images, whence = parity_images(dataset, card)
     size = segmenter_of(card, shipped).geometry(images[0]).padded
     inputs = batches(images, card.size_multiple, sizes_to_prove(size, card.size_multiple))
@@ -86,8 +84,8 @@ def _export(step: StepFolder, plan: StepPlan, source: Checkpoint, dataset: Datas
         precision="fp32",
         result={"miou": scored.miou if scored else None, "split": "val"},
         params=parameters(network),
-        macs=macs(network, card.channels, size),
-        usual_size=usual_size(dataset) if dataset is not None and card.size is None else None,
+        macs=macs(network, card.channels, padded_size(*(usual or size), card.size_multiple)),
+        usual_size=usual,
     )
 
 

@@ -59,9 +59,9 @@ def bench(
 
     `changes` is a TOML file, by default the list that comes with the program; only its `groups` are tried where any are
     named. Each is trained from seeds 0, 1, ...: `seeds` of them, or as many as `seeds_by_group` says. Trainings are
-    kept in `out` and never repeated; an interrupted one goes on. `data` defaults to the built-in sample set, which is
-    then written into `out`. A change that fails is a row of the report, and is tried again the next time. Raises
-    UsageError for bad input, and what the training of the base raises.
+    kept in `out` and never repeated; an interrupted one goes on. `data` defaults to the recipe's, else to the built-in
+    sample set, which is then written into `out`. A change that fails is a row of the report, and is tried again the
+    next time. Raises UsageError for bad input, and what the training of the base raises.
     """
     tried = read_changes(changes, groups=groups)
     by_group = seeds_by_group or {}
@@ -76,6 +76,7 @@ def bench(
         for change, chosen in zip(tried, changed(recipe, settings, tried, named=named), strict=True)
     ]
     base = _Trial(Change(BASE, "", ()), plain, max((trial.seeds for trial in trials), default=1), [])
+    data = data or plain.data.path
     dataset = write_sample(out / "data") if data is None else open_dataset(data, channels=plain.data.channels)
     _train_all(base, [trial for trial in trials if trial.recipe != plain], out / WORK, dataset)
     report = AblationReport.of(

@@ -47,9 +47,10 @@ def compare(
 ) -> Accuracy:
     """Train in float32 and in `precision` from each of `seeds`, and score both on the test split.
 
-    `data` defaults to the built-in sample set, which is then written into `folder`. Raises what
+    `data` defaults to the recipe's, else to the built-in sample set, which is then written into `folder`. Raises what
     `compress.train.train` and `compress.anymodel.evaluate` raise.
     """
+    data = data or recipe.data.path
     dataset = write_sample(folder / "data") if data is None else open_dataset(data, channels=recipe.data.channels)
     scores, supplies = [], []
     for seed in seeds:

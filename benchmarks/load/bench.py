@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.ending import sigterm_unwinds
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.client import Target
 from benchmarks.load.drive import OK, Outcome, closed_loop, open_loop
@@ -74,6 +75,7 @@ def bench(
     connections = connections or 4 * settings.concurrency
     total = 4 * turns + len(loads)
     with (
+        sigterm_unwinds(),
         report_folder(out),
         serving(bundle, settings) as server,
         limit(bundle, settings, sent) as without,

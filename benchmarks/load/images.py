@@ -11,6 +11,7 @@ from PIL import Image
 from benchmarks.report.load.results import Requests
 from compress.data.folder import open_dataset
 from compress.data.layout import Split
+from export.bands import lossless_format
 from export.errors import UsageError
 from export.images import FORMATS, U8, encode_image, resize_image
 
@@ -48,15 +49,13 @@ class Payload:
 def payload(size: tuple[int, int], channels: int, data: Path | None = None) -> Payload:
     """Images of `size` (height, width), from the test split of the dataset in the folder `data`, else generated.
 
-    Raises DatasetError, ImageError, and UsageError for a dataset with other channels or without test images.
+    Raises DatasetError, ImageError, and UsageError for a dataset without test images.
     """
     pictures: Sequence[U8]
     if data is None:
         pictures, source = [picture(size, channels, seed=seed) for seed in range(IMAGES)], "seeded smooth pictures"
     else:
-        dataset = open_dataset(data)
-        if dataset.channels != channels:
-            raise UsageError(f"{data} has images of {dataset.channels} channels, the model takes {channels}")
+        dataset = open_dataset(data, channels=channels)
         samples = dataset.split(_SPLIT)[:IMAGES]
         if not samples:
             raise UsageError(f"{data} has no image in its {_SPLIT} split to send")
@@ -77,11 +76,11 @@ def picture(size: tuple[int, int], channels: int, *, seed: int) -> U8:
 
 def media_type(channels: int) -> str:
     """The media type of what `encoded` gives."""
-    return FORMATS["JPEG" if channels in _JPEG_CHANNELS else "PNG"]
+    return FORMATS["JPEG" if channels in _JPEG_CHANNELS else lossless_format(channels)]
 
 
 def encoded(image_HWC: U8) -> bytes:
-    """JPEG for 1 and 3 channels, as cameras send them; PNG for others."""
+    """JPEG for 1 and 3 channels, as cameras send them; lossless for others."""
     channels = image_HWC.shape[2]
     if channels not in _JPEG_CHANNELS:
         return encode_image(image_HWC)

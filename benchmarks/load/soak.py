@@ -10,6 +10,7 @@ from typing import overload
 
 import numpy as np
 
+from benchmarks.ending import sigterm_unwinds
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.client import Target
 from benchmarks.load.drive import Outcome, closed_loop, open_loop
@@ -67,7 +68,12 @@ def soak(
     settings = settings or ServeSettings()
     manifest = load(bundle).manifest
     seconds = 60 * minutes
-    with report_folder(out), serving(bundle, settings) as server, progress("soak", _SAMPLES) as bar:
+    with (
+        sigterm_unwinds(),
+        report_folder(out),
+        serving(bundle, settings) as server,
+        progress("soak", _SAMPLES) as bar,
+    ):
         target = Target.of(f"{server.url}/v1/models/{manifest.name}/segment")
         requests = _Varied(target, manifest.channels)
         capacity = asyncio.run(_capacity(target, requests, 2 * settings.concurrency))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,7 @@ from benchmarks.ops.graph import Written, run_nodes
 from benchmarks.ops.nodes import by_operator, node_times, speed
 from benchmarks.ops.peak import PeakProbe
 from benchmarks.progress import Progress, silent
+from benchmarks.report.folder import report_folder
 from benchmarks.report.ops.results import BundleOps, OpsReport, Peak
 from benchmarks.report.ops.write import write
 from benchmarks.report.plots import shortcomings
@@ -69,25 +71,26 @@ def bench(
     }
     precisions = sorted({bundle.manifest.precision for bundle in bundles.values()}, reverse=True)
     probes = [PeakProbe(precision, threads) for precision in precisions] if peak else []
-    _measure(subjects, probes, runs, progress)
-    peaks = tuple(probe.peak() for probe in probes)
-    results = tuple(subject.result(name, peaks) for name, subject in subjects.items())
-    report = OpsReport(
-        title=f"Time by operator: {', '.join(bundles)}",
-        command=command,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=Machine.here(),
-        threads=threads,
-        batch=batch,
-        height=height,
-        width=width,
-        runs=runs,
-        peaks=peaks,
-        bundles=results,
-        notes=(*_busy(results), *(() if out is None else shortcomings())),
-    )
-    if out is not None:
-        write(report, out)
+    with nullcontext() if out is None else report_folder(out):
+        _measure(subjects, probes, runs, progress)
+        peaks = tuple(probe.peak() for probe in probes)
+        results = tuple(subject.result(name, peaks) for name, subject in subjects.items())
+        report = OpsReport(
+            title=f"Time by operator: {', '.join(bundles)}",
+            command=command,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=Machine.here(),
+            threads=threads,
+            batch=batch,
+            height=height,
+            width=width,
+            runs=runs,
+            peaks=peaks,
+            bundles=results,
+            notes=(*_busy(results), *(() if out is None else shortcomings())),
+        )
+        if out is not None:
+            write(report, out)
     return report
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
+from benchmarks.ending import sigterm_unwinds
 from benchmarks.load.arrivals import poisson
 from benchmarks.load.bench import DEFAULT_SIZE
 from benchmarks.load.drive import Outcome, closed_loop, open_loop
@@ -65,7 +66,7 @@ def bench(
         )
     sent = payload((height, width), bundle.manifest.channels, data)
     workers = usable_cores()
-    with report_folder(out), ExitStack() as stack:
+    with sigterm_unwinds(), report_folder(out), ExitStack() as stack:
         servers, failures = _started(pythons, bundle, workers, stack, progress)
         round_robin = _RoundRobin(servers, sent, 4 * workers, seconds)
         with progress("load", len(servers) * (2 * turns + 1)) as bar:

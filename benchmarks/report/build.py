@@ -8,7 +8,7 @@ from benchmarks.measure import WARMUP, LatencyResult
 from benchmarks.report import plots
 from benchmarks.report.results import DataUsed, Goals, GroupWidth, Latency, ModelResult, Report, Settings
 from benchmarks.report.verdicts import verdicts
-from benchmarks.report.words import interval, number, size
+from benchmarks.report.words import interval, number
 from compress.recipe import unusual
 from export.bundle import Bundle
 from export.images import Geometry
@@ -48,7 +48,7 @@ def build(
             bundles[name],
             latencies[name],
             scores.get(name),
-            data.split if data else None,
+            data,
             reference_ms,
             _origin(bundles[name], bundles),
         )
@@ -98,18 +98,20 @@ def _result(
     bundle: Bundle,
     latency: LatencyResult,
     score: Score | None,
-    split: str | None,
+    data: DataUsed | None,
     reference_ms: float,
     origin: Iterable[str],
 ) -> ModelResult:
     manifest = bundle.manifest
     accuracy = manifest.accuracy
     miou, bounds, per_class = None, None, {}
+    split, fingerprint = (data.split, data.fingerprint) if data else (None, None)
     if score is not None:
         miou, per_class = None if math.isnan(score.miou) else score.miou, score.iou_per_class
         bounds = score.interval() if len(score.images) > 1 and miou is not None else None
     elif accuracy is not None:
         miou, bounds, per_class, split = accuracy.miou, accuracy.miou_interval, accuracy.iou_per_class, accuracy.split
+        fingerprint = manifest.parents.get("data")
     return ModelResult(
         name=name,
         bundle=bundle.path.resolve().name,
@@ -123,7 +125,9 @@ def _result(
         miou=miou,
         miou_interval=bounds,
         miou_split=None if miou is None else split,
+        miou_data=None if miou is None else fingerprint,
         iou_per_class=per_class,
+        timed_at=(latency.height, latency.width),
         latency_ms=Latency.of(latency.samples),
         latency_one_thread_ms=Latency.of(latency.one_thread),
         gain=reference_ms / latency.samples.median,
@@ -146,7 +150,7 @@ def _drop(
     models: Sequence[ModelResult], scores: Mapping[str, Score]
 ) -> tuple[float | None, tuple[float, float] | None]:
     before, after = models[0], models[-1]
-    if before.miou is None or after.miou is None or before.miou_split != after.miou_split:
+    if before.miou is None or after.miou is None or not after.scored_like(before):
         return None, None
     drop = before.miou - after.miou
     parent, child = scores.get(before.name), scores.get(after.name)
@@ -164,6 +168,8 @@ def _accuracy_notes(
     splits = {model.miou_split for model in models if model.miou is not None}
     if len(splits) > 1:
         yield f"The models' mIoU is of different splits ({', '.join(sorted(map(str, splits)))}), so no drop is given."
+    elif not models[-1].scored_like(models[0]) and models[0].miou is not None and models[-1].miou is not None:
+        yield "The models' mIoU is of different datasets or classes, so no drop is given."
     if drop_interval is not None and drop_interval[1] - drop_interval[0] > COARSE and len(models) > 1:
         yield (
             f"The split is small: the drop lies anywhere from {interval(drop_interval)} (95 %). "
@@ -182,17 +188,26 @@ def _latency_notes(models: Sequence[ModelResult], bundles: Mapping[str, Bundle],
             f"{number(worst.latency_ms.p95 / worst.latency_ms.p50)} times its median. Trust the medians more than the "
             "tails, or run it again with nothing else running."
         )
-    elsewhere = {counted for bundle in bundles.values() if (counted := _counted_at(bundle)) is not None}
-    elsewhere -= {(settings.height, settings.width)}
+    timed = {model.name: model.timed_at for model in models}
+    if len(set(timed.values())) > 1:
+        each = ", ".join(f"{name} at {_spelt(size)}" for name, size in timed.items())
+        yield f"Each model was timed at the size that it resizes images to: {each}. --size times all at one."
+    counted = {name: _counted_at(bundle) for name, bundle in bundles.items()}
+    elsewhere = {name: size for name, size in counted.items() if size is not None and size != timed[name]}
     if elsewhere:
-        sizes = ", ".join(f"{height}x{width}" for height, width in sorted(elsewhere))
-        yield f"MMACs are those of the manifests, counted at {sizes}; latency was measured at {size(settings)}."
+        sizes = ", ".join(_spelt(size) for size in sorted(set(elsewhere.values())))
+        timed_at = ", ".join(sorted({_spelt(timed[name]) for name in elsewhere}))
+        yield f"MMACs are those of the manifests, counted at {sizes}; latency was measured at {timed_at}."
+
+
+def _spelt(size: tuple[int, int] | None) -> str:
+    return "an unknown size" if size is None else f"{size[0]}x{size[1]}"
 
 
 def _counted_at(bundle: Bundle) -> tuple[int, int] | None:
     """Height and width, padding included, at which the manifest's MACs were counted."""
-    latency, multiple = bundle.manifest.latency, bundle.manifest.size_multiple
-    if latency is None:
+    own_size, multiple = bundle.manifest.own_size, bundle.manifest.size_multiple
+    if own_size is None:
         return None
-    geometry = Geometry.plan(latency.height, latency.width, size=None, multiple=multiple)
+    geometry = Geometry.plan(*own_size, size=None, multiple=multiple)
     return geometry.padded_height, geometry.padded_width

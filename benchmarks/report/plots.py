@@ -187,7 +187,7 @@ def _tradeoff(axes: "Axes", report: Report) -> None:
     if report.lookup_table_miou is not None:
         _lookup_table(axes, report.lookup_table_miou)
     axes.grid(visible=True)
-    axes.set_xlabel(f"median ms ({threads(report.settings.threads)}, {size(report.settings)}); left is better")
+    axes.set_xlabel(f"median ms ({threads(report.settings.threads)}, {size(report)}); left is better")
     interval = " with 95 % interval" if any(model.miou_interval for model in report.models) else ""
     axes.set_ylabel(f"{miou_header(report)}{interval}")
     _label(axes, bars)
@@ -275,7 +275,7 @@ def _distribution(axes: "Axes", report: Report) -> None:
     axes.set_ylim(len(report.models) - 0.45, -0.7)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=True, axis="x")
-    axes.set_xlabel(f"ms ({threads(report.settings.threads)}, {size(report.settings)}); ticks: p50, p95, p99")
+    axes.set_xlabel(f"ms ({threads(report.settings.threads)}, {size(report)}); ticks: p50, p95, p99")
 
 
 def _thinned(samples: Sequence[float]) -> Sequence[float]:

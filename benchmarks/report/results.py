@@ -58,8 +58,13 @@ class ModelResult(Part):
     """95 % bootstrap over images."""
     miou_split: str | None
     """The split that `miou` is of."""
+    miou_data: str | None = None
+    """Fingerprint of the dataset that `miou` is of; None where that is not known."""
     iou_per_class: dict[str, float | None]
     """None for a class that occurs neither in truth nor in prediction; empty where nothing was scored."""
+    timed_at: tuple[int, int] | None = None
+    """Height and width of the image that the graph was given, padding included; None in earlier reports, where it was
+    that of the settings."""
     latency_ms: Latency
     """With `Settings.threads`."""
     latency_one_thread_ms: Latency
@@ -72,6 +77,14 @@ class ModelResult(Part):
     """To create the session in a fresh process; None if that process failed."""
     peak_memory_mib: float | None
     """Largest resident set of a fresh process that holds this model and the runtime; None if it failed."""
+
+    def scored_like(self, other: "ModelResult") -> bool:
+        """Whether both were scored, on the same split of the same data, as far as that is known."""
+        if self.miou is None or other.miou is None or self.miou_split != other.miou_split:
+            return False
+        data = {self.miou_data, other.miou_data} - {None}
+        classes = {tuple(one.iou_per_class) for one in (self, other) if one.iou_per_class}
+        return len(data) <= 1 and len(classes) <= 1
 
 
 class DataUsed(Part):
@@ -94,7 +107,7 @@ class Settings(Part):
     threads: int
     height: int
     width: int
-    """Of the image that the graphs were given, padding included."""
+    """Of the image that the reference was given, padding included."""
     rounds: int
     warmup: int
     concurrency: int

@@ -48,7 +48,7 @@ def summary(report: Report) -> Table:
         )
 
     settings = report.settings
-    caption = f"Latency with {threads(settings.threads)}, batch 1, {size(settings)}; gain over {report.reference}"
+    caption = f"Latency with {threads(settings.threads)}, batch 1, {size(report)}; gain over {report.reference}"
     return Table(caption, headers, tuple(map(row, report.models)))
 
 

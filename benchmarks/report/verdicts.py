@@ -31,7 +31,7 @@ def _convergence(models: Sequence[ModelResult]) -> Iterable[Verdict]:
     scored = [
         (model.miou, model)
         for model in models[1:]
-        if model.miou is not None and model.miou_split == reference.miou_split and _is_compressed(model, models)
+        if model.miou is not None and model.scored_like(reference) and _is_compressed(model, models)
     ]
     if reference.miou is None or not scored:
         return
@@ -69,12 +69,16 @@ def _may_stem_from(reference: ModelResult, model: ModelResult, models: Sequence[
     return all(_may_stem_from(reference, parent, models) for parent in parents)
 
 
+def _is_same_network(one: ModelResult, other: ModelResult) -> bool:
+    """Of the same checkpoint; of models from elsewhere, with as many multiplications."""
+    if one.weights is None or other.weights is None:
+        return one.macs == other.macs
+    return one.weights == other.weights
+
+
 def _int8_against_float(models: Sequence[ModelResult]) -> Iterable[Verdict]:
     for model in models:
-        # The same network in both precisions has the same number of multiplications; so may another network.
-        parent = next(
-            (m for m in models if m.precision == "fp32" and m.macs == model.macs and m.weights == model.weights), None
-        )
+        parent = next((m for m in models if m.precision == "fp32" and _is_same_network(m, model)), None)
         if model.precision != "int8" or parent is None:
             continue
         ok = model.latency_ms.p50 < parent.latency_ms.p50
@@ -104,8 +108,8 @@ def _drop(models: Sequence[ModelResult], goal: float | None) -> Iterable[Verdict
     if goal is None:
         return
     before, after = models[0].miou, models[-1].miou
-    if before is None or after is None or models[0].miou_split != models[-1].miou_split:
-        detail = f"{models[0].name} and {models[-1].name} have not been scored on the same split"
+    if before is None or after is None or not models[-1].scored_like(models[0]):
+        detail = f"{models[0].name} and {models[-1].name} have not been scored on the same split of the same data"
         yield Verdict(ok=False, text="accuracy goal not checked", detail=detail)
         return
     ok = before - after <= goal

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from benchmarks.report.results import Report, Settings, Verdict
+from benchmarks.report.results import Report, Verdict
 from benchmarks.report.spread import Spread
 from export.machine import Machine
 
@@ -74,9 +74,11 @@ def threads(count: int) -> str:
     return f"{count} thread{'s' if count != 1 else ''}"
 
 
-def size(settings: Settings) -> str:
-    """Height and width, as `--size` takes them."""
-    return f"{settings.height}x{settings.width}"
+def size(report: Report) -> str:
+    """Height and width at which the models were timed, as `--size` takes them; all of them, where they differ."""
+    settings = report.settings
+    sizes = {model.timed_at or (settings.height, settings.width) for model in report.models}
+    return " or ".join(f"{height}x{width}" for height, width in sorted(sizes))
 
 
 def miou_header(report: Report) -> str:
@@ -128,7 +130,7 @@ def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
         ("Date", report.date),
         (
             "Latency",
-            f"uint8 image to uint8 mask through ONNX Runtime, batch 1, {size(settings)}, {threads(settings.threads)}, "
+            f"uint8 image to uint8 mask through ONNX Runtime, batch 1, {size(report)}, {threads(settings.threads)}, "
             f"spinning off; {settings.rounds} rounds after {settings.warmup} to warm up, with the models taking turns "
             f"in one process, on {inputs}",
         ),

@@ -12,6 +12,7 @@ import onnx
 from torch import nn
 
 from benchmarks.progress import Progress, silent
+from benchmarks.report.folder import report_folder
 from benchmarks.report.results import DataUsed, Latency
 from benchmarks.report.widths.results import Choice, WidthsReport
 from benchmarks.report.widths.write import write
@@ -54,7 +55,7 @@ def bench(
         raise UsageError(f"--speedup must be larger than 1, got {speedup:g}")
     source, dataset = opened(checkpoint, data, out)
     sized = recipe.data.model_copy(update={"size": source.card.size})
-    with tempfile.TemporaryDirectory() as scratch:
+    with report_folder(out), tempfile.TemporaryDirectory() as scratch:
         folder = StepFolder(Path(scratch), time.monotonic())
         step = PruneStep(folder, StepPlan("widths", {}, {}), source, dataset, recipe.model_copy(update={"data": sized}))
         comparison = _Comparison(step, speedup, rounds, progress)

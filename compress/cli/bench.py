@@ -23,10 +23,11 @@ from compress.cli.common import (
     emit,
     parse_size,
     recipe_of,
-    require_no_run,
+    require_for_report,
     typed,
+    usual_recipe,
 )
-from export.errors import require
+from export.errors import UsageError, require
 from export.sessions import Provider
 
 app = typer.Typer(help="Compare models, servers and training recipes side by side.", no_args_is_help=True)
@@ -73,7 +74,7 @@ def latency_command(
     as_json: JsonOption = False,
 ) -> None:
     """Time bundles interleaved in one process, and write JSON, Markdown and one HTML page with plots."""
-    require_no_run(out)
+    require_for_report(out)
     from benchmarks.latency import bench
     from benchmarks.report.table import terminal_table
     from compress.progress import show_table, task
@@ -142,7 +143,7 @@ def amp_command(
     continues with the trainings.
     """
     require("torch", extra="train", purpose="compress bench amp")
-    require_no_run(out)
+    require_for_report(out)
     from benchmarks.amp.bench import bench
     from benchmarks.report.amp.markdown import failures
     from benchmarks.report.amp.results import Workload
@@ -150,6 +151,11 @@ def amp_command(
     from benchmarks.report.table import for_terminal
     from compress.progress import show_table, task
 
+    unused = {"--data": data, "--epochs": epochs, "--recipe": recipe, "--set": settings}
+    if part == "grid" and (given := [name for name, value in unused.items() if value]):
+        raise UsageError(
+            f"the grid trains nothing, so {', '.join(given)} would do nothing; add --part accuracy or both"
+        )
     height, width = parse_size(size) or (256, 256)
     workload = Workload(
         base=base,
@@ -162,8 +168,7 @@ def amp_command(
         cell_seconds=cell_seconds,
     )
     usual = [] if recipe else ["model.base=16"]
-    name = recipe or ("demo" if data is None else "default")
-    chosen = recipe_of(name, [*usual, *(settings or [])], train__epochs=epochs)
+    chosen = recipe_of(recipe or usual_recipe(data, settings), [*usual, *(settings or [])], train__epochs=epochs)
     report = bench(
         out,
         workload=None if part == "accuracy" else workload,

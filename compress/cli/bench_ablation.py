@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, OutOption, RecipeOption, SetOption, emit, require_no_run, typed
+from compress.cli.common import (
+    JsonOption,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    emit,
+    require_for_report,
+    typed,
+    usual_recipe,
+)
 from export.errors import WorkFailedError, require
 
 
@@ -42,7 +51,7 @@ def command(
     the others go on.
     """
     require("torch", extra="train", purpose="compress bench ablation")
-    require_no_run(out)
+    require_for_report(out)
     from benchmarks.ablation.bench import bench
     from benchmarks.report.ablation.table import of_group
     from benchmarks.report.ablation.write import headlines
@@ -52,7 +61,7 @@ def command(
     usual, by_group = _seeds(seeds or [])
     report = bench(
         out,
-        recipe=recipe or ("demo" if data is None else "default"),
+        recipe=recipe or usual_recipe(data, settings),
         settings=settings or (),
         changes=changes,
         groups=groups or (),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, emit, parse_size, require_no_run, typed
+from compress.cli.common import JsonOption, emit, parse_size, require_for_report, typed
 from export.errors import require
 
 
@@ -60,7 +60,7 @@ def command(
     Anything that is not as it should be is NOT OK in the report, and the exit status is 1.
     """
     require("fastapi", extra="serve", purpose="compress bench load")
-    require_no_run(out)
+    require_for_report(out)
     from benchmarks.load.bench import DEFAULT_LOADS, bench
     from benchmarks.load.server import settings_of
     from benchmarks.report.load.table import ceiling, costs, runs, stages

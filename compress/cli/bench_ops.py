@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, ThreadsOption, emit, parse_size, require_no_run, typed
+from compress.cli.common import JsonOption, ThreadsOption, emit, parse_size, require_for_report, typed
 from export.errors import require
 
 
@@ -36,7 +36,7 @@ def command(
     """
     require("onnx", extra="bench", purpose="compress bench ops")
     if out is not None:
-        require_no_run(out)
+        require_for_report(out)
     from benchmarks.ops.bench import bench
     from benchmarks.report.ops.table import nodes, operators, peaks, summary
     from benchmarks.report.ops.words import float_lines, headline, in_float

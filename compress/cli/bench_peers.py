@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, emit, parse_size, require_no_run, typed
+from compress.cli.common import JsonOption, emit, parse_size, require_for_report, typed
 from export.errors import require
 
 
@@ -38,7 +38,7 @@ def command(
     our server misbehaves in a hard case. That another is faster is a result, and the status stays 0.
     """
     require("fastapi", extra="serve", purpose="compress bench peers")
-    require_no_run(out)
+    require_for_report(out)
     from benchmarks.peers.bench import bench
     from benchmarks.report.met import require_met
     from benchmarks.report.peers.write import behaves, behaviours, speeds

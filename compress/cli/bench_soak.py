@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, emit, require_no_run, typed
+from compress.cli.common import JsonOption, emit, require_for_report, typed
 from export.errors import require
 
 
@@ -34,7 +34,7 @@ def command(
     and the exit status is 1.
     """
     require("fastapi", extra="serve", purpose="compress bench soak")
-    require_no_run(out)
+    require_for_report(out)
     from benchmarks.load.server import settings_of
     from benchmarks.load.soak import soak
     from benchmarks.report.load.soak import headline, hostile_table

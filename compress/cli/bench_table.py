@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, ThreadsOption, emit, parse_size
+from compress.cli.common import JsonOption, ThreadsOption, emit, parse_size, require_outside_bundles
 from export.bundle import load
 from export.errors import UsageError, require
 from export.images import padded_size
@@ -29,6 +29,7 @@ def command(
     continues.
     """
     require("onnx", extra="bench", purpose="compress bench table")
+    require_outside_bundles(out)
     from compress.progress import counter
     from export.latency.dense import measure_dense
 

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import DataOption, JsonOption, OutOption, RecipeOption, SetOption, emit, recipe_of, typed
+from compress.cli.common import (
+    DataOption,
+    JsonOption,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    emit,
+    recipe_of,
+    require_for_report,
+    typed,
+)
 from export.errors import require
 
 
@@ -24,6 +34,7 @@ def command(
     Shows what choosing widths by measured milliseconds is worth here, and how well the table predicts the whole graph.
     """
     require("torch", extra="train", purpose="compress bench widths")
+    require_for_report(out)
     from benchmarks.report.table import for_terminal
     from benchmarks.report.widths.write import summary
     from benchmarks.widths.bench import bench

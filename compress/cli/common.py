@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 
 from compress.progress import say
 from compress.recipe import Recipe, on_one_line
+from export.bundle import is_bundle
 from export.errors import BudgetMissedError, UsageError
 
 DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder.")]
@@ -98,6 +99,16 @@ def recipe_of(source: str | None, settings: list[str] | None, **options: Any) ->
     return recipe
 
 
+def names_data(settings: Sequence[str] | None) -> bool:
+    """Whether `--set` says where the dataset is."""
+    return any(setting.replace(" ", "").startswith("data.path=") for setting in settings or [])
+
+
+def usual_recipe(data: Path | None, settings: Sequence[str] | None) -> str:
+    """The recipe where none is given: the demo's on the sample set, the defaults on other data."""
+    return "demo" if data is None and not names_data(settings) else "default"
+
+
 def floors(given: list[str] | None) -> dict[str, float] | None:
     """What `--min-iou` says, by class; None where it is not given."""
     return dict(map(_floor, given)) if given else None
@@ -132,6 +143,33 @@ def require_no_run(out: Path) -> None:
     """
     if (out / "step.json").exists():
         raise UsageError(f"{out} belongs to a run, whose report would be overwritten; give another --out")
+
+
+def require_for_report(out: Path) -> None:
+    """Refuse to write a report over anything but an earlier report: one of a run, a bundle, other files.
+
+    Raises UsageError.
+    """
+    require_outside_bundles(out)
+    require_no_run(out)
+    named = {"report.md", "report.html"}
+    if out.is_dir() and not (out / "report.json").exists():
+        others = [path.name for path in out.iterdir() if path.name in named or path.suffix == ".png"]
+        if others:
+            raise UsageError(
+                f"{out} holds {', '.join(sorted(others))} but no report.json, so it is no report that could be "
+                "replaced; give another --out"
+            )
+
+
+def require_outside_bundles(out: Path) -> None:
+    """Refuse to write into a bundle, whose manifest names every file in it.
+
+    Raises UsageError.
+    """
+    bundle = next((folder for folder in (out, *out.absolute().parents) if is_bundle(folder)), None)
+    if bundle is not None:
+        raise UsageError(f"{out} lies in the bundle {bundle}, which would no longer verify; give another --out")
 
 
 class Missed:

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, MirrorOption, OutOption, ThreadsOption, WindowOption, emit, parse_size
+from compress.cli.common import (
+    JsonOption,
+    MirrorOption,
+    OutOption,
+    ThreadsOption,
+    WindowOption,
+    emit,
+    parse_size,
+    require_outside_bundles,
+)
 
 
 def command(
@@ -21,6 +30,7 @@ def command(
     from compress.predict import predict
     from export.refine import Refinement
 
+    require_outside_bundles(out)
     written = predict(model, images, out, threads=threads, refine=Refinement(mirror, parse_size(window)))
     emit(
         {

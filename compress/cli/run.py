@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.common import JsonOption, SetOption, emit, recipe_of, typed
+from compress.cli.common import JsonOption, SetOption, emit, names_data, recipe_of, typed, usual_recipe
 from export.errors import UsageError, require
 
 
@@ -32,9 +32,8 @@ def command(
     from compress.pipeline import run
     from compress.progress import show_table
 
-    on_own_data = any(setting.replace(" ", "").startswith("data.path=") for setting in settings or [])
-    chosen = recipe_of(recipe or ("default" if on_own_data else "demo"), settings)
-    if out is None and (recipe or on_own_data):
+    chosen = recipe_of(recipe or usual_recipe(None, settings), settings)
+    if out is None and (recipe or names_data(settings)):
         raise UsageError("give the folder for the run: --out runs/NAME")
     finished = run(chosen, out or Path("runs/demo"), command=typed())
     if not as_json:

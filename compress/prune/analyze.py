@@ -14,6 +14,7 @@ from compress.prune.step import PruneStep, inputs, opened
 from compress.recipe import Recipe
 from compress.sensitivity import Analysis, GroupSensitivity, SingleCut
 from compress.steps import StepPlan, finished, running
+from compress.train import own
 from compress.train.batchnorm import reestimate
 from compress.train.precision import pick_device
 from compress.train.train import decoded, shown
@@ -43,7 +44,7 @@ def analyze(
     settings = recipe.prune
     plan = StepPlan(
         "analysis",
-        inputs(source, dataset),
+        {**inputs(source, dataset), **own.sources(settings.finetune, recipe.train.augment)},
         {
             "shares": SHARES,
             "importance": settings.importance,

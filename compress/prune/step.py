@@ -41,7 +41,7 @@ def opened(parent: Path, data: Path, out: Path) -> tuple[Checkpoint, Dataset]:
 
 def inputs(source: Checkpoint, dataset: Dataset) -> dict[str, str]:
     """Hashes of what a step is made from, by role."""
-    return {"data": dataset.fingerprint, "parent": source.weights_sha256, "card": source.card_sha256}
+    return {"data": dataset.fingerprint, **source.inputs("parent")}
 
 
 @dataclass(frozen=True)

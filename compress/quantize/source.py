@@ -65,7 +65,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Source:
     return Source(
         checkpoint.path,
         card,
-        {"checkpoint": checkpoint.weights_sha256, "card": checkpoint.card_sha256},
+        checkpoint.inputs("checkpoint"),
         graph,
         lambda: parameters(checkpoint.network()),
         lambda size: macs(checkpoint.network(), card.channels, size),

@@ -20,6 +20,7 @@ from benchmarks.report.ablation.results import AblationReport
 from compress.anymodel import evaluate
 from compress.cli.main import app
 from compress.data.augment import Augment
+from compress.data.folder import open_dataset
 from compress.recipe import Recipe, builtin_recipes
 from compress.settings.model import EncoderUNetSettings
 from compress.steps import read_record
@@ -203,6 +204,14 @@ def test_a_list_that_means_nothing_is_refused_before_any_training(
     assert done.exception.exit_status == 2
     assert problem in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_may_say_where_the_data_are(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "changes.toml").write_text('[schedules]\nslow = ["train.learning_rate=1e-9"]\n')
+    given = ["--recipe", place / "recipe.toml", "--changes", tmp_path / "changes.toml", "--out", tmp_path / "out"]
+    more = ["--seeds", "1", "--set", "train.epochs=1", "--set", f"data.path={place / 'discs'}", "--json"]
+    done = CliRunner().invoke(app, ["bench", "ablation", *map(str, given), *more])
+    assert json.loads(done.stdout)["data"]["fingerprint"] == open_dataset(place / "discs").fingerprint
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from support.datasets import write_dataset
 from support.recipes import TINY_RECIPE
 from typer.testing import CliRunner
 
+from benchmarks.amp.accuracy import compare
 from benchmarks.amp.bench import bench
 from benchmarks.amp.grid import WARMUP, CellProcess, cells, measure
 from benchmarks.report.amp.results import AmpReport, Cell, Workload
 from benchmarks.report.words import TIMES
 from compress.anymodel import evaluate
 from compress.cli.main import app
+from compress.data.folder import open_dataset
 from compress.models.unet import UNet
 from compress.recipe import Recipe
 from compress.steps import read_record
@@ -262,6 +264,22 @@ def test_trainings_are_compared_in_pairs_and_kept(tmp_path: Path, discs: Path) -
     assert len(weights) == 4
     assert accuracy_of(out, discs).accuracy == report.accuracy
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
+
+
+@pytest.mark.parametrize(
+    "words", [["--data", "d"], ["--epochs", "3"], ["--recipe", "demo"], ["--set", "train.epochs=3"]]
+)
+def test_the_grid_refuses_what_only_trainings_use(words: list[str]) -> None:
+    done = CliRunner().invoke(app, ["bench", "amp", *words])
+    assert isinstance(done.exception, UsageError)
+    assert f"{words[0]} would do nothing" in str(done.exception)
+
+
+def test_the_recipe_may_say_where_the_data_are(tmp_path: Path, discs: Path) -> None:
+    recipe = tiny("float32")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": discs})})
+    accuracy = compare(tmp_path, recipe, precision="bfloat16", seeds=[0])
+    assert accuracy.data.fingerprint == open_dataset(discs).fingerprint
 
 
 def test_where_float32_is_chosen_there_is_nothing_to_compare(tmp_path: Path, discs: Path) -> None:

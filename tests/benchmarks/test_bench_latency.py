@@ -136,6 +136,36 @@ def test_size_is_asked_for_or_the_models_own(
     assert (report.settings.height, report.settings.width) == timed
 
 
+def test_models_that_resize_are_each_timed_at_their_own_size(tmp_path: Path, data: Path) -> None:
+    sizes: dict[str, tuple[int, int] | None] = {"small": (16, 32), "large": (160, 160), "any": None}
+    paths = [tiny_bundle(tmp_path / name, name=name, size=size).path for name, size in sizes.items()]
+    report = bench(paths, data=data, out=tmp_path / "own", **FAST)
+    assert [model.timed_at for model in report.models] == [(16, 32), (160, 160), (48, 64)]
+    small, large, _ = report.models
+    assert large.latency_ms.p50 > small.latency_ms.p50
+    assert any("small at 16x32, large at 160x160, any at 48x64" in note for note in report.notes)
+    assert "batch 1, 16x32 or 48x64 or 160x160" in (tmp_path / "own" / "report.md").read_text()
+    same = bench(paths, size=(32, 32), out=tmp_path / "same", **FAST)
+    assert {model.timed_at for model in same.models} == {(32, 32)}
+
+
+@pytest.mark.parametrize(
+    ("classes", "fingerprint", "lost"), [(3, "a", 0.5), (3, "b", None), (2, "a", None), (2, "b", None)]
+)
+def test_scores_of_other_data_or_classes_are_not_subtracted(
+    tmp_path: Path, classes: int, fingerprint: str, lost: float | None
+) -> None:
+    def made(name: str, classes: int, data: str, miou: float) -> Path:
+        per_class = {f"class-{k}": miou for k in range(classes)}
+        accuracy = {"split": "val", "miou": miou, "miou_interval": (0.3, 1.0), "iou_per_class": per_class, "images": 4}
+        parents = {"data": data * 64}
+        return tiny_bundle(tmp_path / name, name=name, classes=classes, accuracy=accuracy, parents=parents).path
+
+    report = bench([made("a", 3, "a", 0.9), made("b", classes, fingerprint, 0.4)], out=tmp_path / "out", **FAST)
+    assert report.miou_drop == (None if lost is None else pytest.approx(lost))
+    assert any("different datasets or classes" in note for note in report.notes) is (lost is None)
+
+
 @pytest.mark.parametrize(
     ("names", "folders", "shown"),
     [

@@ -3,6 +3,10 @@
 import io
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +23,10 @@ from benchmarks.report.load.table import STAGES
 from benchmarks.report.load.verdicts import verdicts
 from compress.cli.main import main
 from export.errors import WorkFailedError
+from export.images import decode
 from serve.settings import ServeSettings
 
+ROOT = Path(__file__).resolve().parents[2]
 OVERLOAD = 8.0
 
 
@@ -156,6 +162,46 @@ def test_images_of_a_dataset_are_brought_to_the_size_that_was_asked_for(tmp_path
     for file in payload((360, 480), 3, dataset).files:
         with Image.open(io.BytesIO(file)) as image:
             assert (image.format, image.size) == ("JPEG", (480, 360))
+
+
+@pytest.mark.parametrize(("stored", "taken", "kind"), [(1, 3, "jpeg"), (3, 1, "jpeg"), (4, 4, "png"), (6, 6, "tiff")])
+def test_images_of_a_dataset_are_read_with_the_channels_of_the_model(
+    stored: int, taken: int, kind: str, tmp_path: Path
+) -> None:
+    sent = payload((24, 32), taken, write_dataset(tmp_path / "data", size=(32, 32), channels=stored))
+    assert sent.media_type == f"image/{kind}"
+    for file in sent.files:
+        with Image.open(io.BytesIO(file)) as image:
+            assert (image.format, image.size) == (kind.upper(), (32, 24))
+        assert decode(file, taken).shape == (24, 32, taken)
+
+
+def test_sigterm_ends_the_server_too(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny").path
+    words = [
+        "bench",
+        "load",
+        bundle,
+        "--size",
+        "16x16",
+        "--seconds",
+        "0.1",
+        "--turns",
+        "9999",
+        "--out",
+        tmp_path / "new",
+    ]
+    command = [sys.executable, "-m", "compress.cli.main", *map(str, words)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stderr is not None
+        assert next((line for line in bench.stderr if line.startswith("load: ")), None)
+        children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text().split()
+        bench.terminate()
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    assert len(children) >= 2  # the server, and what does the same work without HTTP
+    while any(Path(f"/proc/{child}").exists() for child in children):  # the test's time limit bounds this
+        time.sleep(0.05)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:

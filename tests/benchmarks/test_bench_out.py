@@ -31,6 +31,32 @@ def test_a_file_as_out_is_said_before_anything_starts(
     assert out.read_text() == "kept"
 
 
+@pytest.mark.parametrize("command", ["latency", "ops"])
+def test_what_would_be_overwritten_or_spoilt_is_said_before_anything_is_measured(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny").path
+    mine, file = tmp_path / "mine", tmp_path / "a-file"
+    mine.mkdir()
+    for path in (mine / "report.md", mine / "widths.png", file):
+        path.write_text("kept")
+    refused = {
+        mine: "mine holds report.md, widths.png but no report.json",
+        file: "a-file cannot be written",
+        bundle / "report": "lies in the bundle",
+        bundle: "lies in the bundle",
+    }
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for out, says in refused.items():
+        words = [command, str(bundle), "--size", "16x16", "--out", str(out)]
+        monkeypatch.setattr("sys.argv", ["compress", "bench", *words])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        assert leaving.value.code == 2
+        assert says in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_a_folder_that_takes_no_files_is_said() -> None:
     with pytest.raises(UsageError, match="/proc cannot be written"), report_folder(Path("/proc")):
         raise AssertionError("its block was entered")

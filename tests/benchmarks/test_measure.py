@@ -42,7 +42,7 @@ class RecordedBundle(Bundle):
 def test_every_model_has_its_samples_and_a_footprint_of_its_own(tmp_path: Path) -> None:
     bundles = make_bundles(tmp_path, {"first": {}, "second": {"precision": "int8"}})
     watched = Watched()
-    results = measure(bundles, size=(40, 33), threads=2, rounds=4, progress=watched)
+    results = measure(bundles, sizes=dict.fromkeys(bundles, (40, 33)), threads=2, rounds=4, progress=watched)
     assert list(results) == ["first", "second"]
     for result in results.values():
         assert (result.height, result.width, result.threads) == (48, 48, 2)
@@ -58,7 +58,9 @@ def test_every_model_has_its_samples_and_a_footprint_of_its_own(tmp_path: Path) 
 
 def test_one_thread_is_measured_once(tmp_path: Path) -> None:
     watched = Watched()
-    results = measure({"only": tiny_bundle(tmp_path / "a")}, size=(16, 16), threads=1, rounds=3, progress=watched)
+    results = measure(
+        {"only": tiny_bundle(tmp_path / "a")}, sizes={"only": (16, 16)}, threads=1, rounds=3, progress=watched
+    )
     assert results["only"].samples == results["only"].one_thread
     assert "latency, 1 thread" in watched.steps
     assert not any("threads" in title for title in watched.steps)
@@ -71,7 +73,7 @@ def test_all_models_see_the_same_padded_images_in_the_same_order(tmp_path: Path)
         for tiny in [tiny_bundle(tmp_path / name, size_multiple=multiple)]
     }
     images = [np.full((20, 30, 3), shade, dtype=np.uint8) for shade in (10, 200, 90)]
-    measure(bundles, size=(20, 30), threads=2, rounds=3, images=images)
+    measure(bundles, sizes=dict.fromkeys(bundles, (20, 30)), threads=2, rounds=3, images=images)
     timed = WARMUP + 3
     for threads in (1, 2):
         first, second = bundles["a"].given[threads][:timed], bundles["b"].given[threads][:timed]
@@ -87,7 +89,7 @@ def test_all_models_see_the_same_padded_images_in_the_same_order(tmp_path: Path)
 def test_images_are_brought_to_the_size_that_is_asked_for(tmp_path: Path) -> None:
     tiny = tiny_bundle(tmp_path / "a", channels=1)
     bundle = RecordedBundle(tiny.path, tiny.manifest)
-    measure({"a": bundle}, size=(32, 64), threads=1, rounds=1, images=[np.full((70, 51, 1), 7, dtype=np.uint8)])
+    measure({"a": bundle}, sizes={"a": (32, 64)}, threads=1, rounds=1, images=[np.full((70, 51, 1), 7, dtype=np.uint8)])
     assert {image.shape for image in bundle.given[1]} == {(1, 32, 64, 1)}
     assert all((image == 7).all() for image in bundle.given[1])
 
@@ -97,7 +99,7 @@ def test_noise_is_the_same_in_every_run(tmp_path: Path) -> None:
     for name in ("a", "b"):
         tiny = tiny_bundle(tmp_path / name)
         bundle = RecordedBundle(tiny.path, tiny.manifest)
-        measure({name: bundle}, size=(16, 32), threads=1, rounds=TIMED_IMAGES)
+        measure({name: bundle}, sizes={name: (16, 32)}, threads=1, rounds=TIMED_IMAGES)
         seen.append(np.stack(bundle.given[1][:TIMED_IMAGES]))
     np.testing.assert_array_equal(seen[0], seen[1])
     assert len({image.tobytes() for image in seen[0]}) == TIMED_IMAGES
@@ -108,9 +110,16 @@ def test_models_of_different_channels_can_be_timed_on_noise(tmp_path: Path) -> N
         "grey": tiny_bundle(tmp_path / "grey", channels=1),
         "colour": tiny_bundle(tmp_path / "colour", channels=3),
     }
-    assert measure(bundles, size=(16, 16), threads=1, rounds=1).keys() == {"grey", "colour"}
+    sizes = dict.fromkeys(bundles, (16, 16))
+    assert measure(bundles, sizes=sizes, threads=1, rounds=1).keys() == {"grey", "colour"}
     with pytest.raises(ShapeError, match=r"colour takes images of 3 channels.*\(16, 16, 1\)"):
-        measure(bundles, size=(16, 16), threads=1, rounds=1, images=[np.zeros((16, 16, 1), dtype=np.uint8)])
+        measure(
+            bundles,
+            sizes=dict.fromkeys(bundles, (16, 16)),
+            threads=1,
+            rounds=1,
+            images=[np.zeros((16, 16, 1), dtype=np.uint8)],
+        )
 
 
 @pytest.mark.parametrize(
@@ -118,12 +127,12 @@ def test_models_of_different_channels_can_be_timed_on_noise(tmp_path: Path) -> N
 )
 def test_nonsense_is_refused(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        measure({"only": tiny_bundle(tmp_path / "a")}, size=(16, 16), **settings)
+        measure({"only": tiny_bundle(tmp_path / "a")}, sizes={"only": (16, 16)}, **settings)
 
 
 def test_no_bundle_is_refused() -> None:
     with pytest.raises(UsageError, match="name at least one"):
-        measure({}, size=(16, 16))
+        measure({}, sizes={})
 
 
 def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:
@@ -153,7 +162,7 @@ def test_memory_is_lost_alone_when_its_process_fails(tmp_path: Path, monkeypatch
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('shadowed')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = measure({"only": tiny_bundle(tmp_path / "a")}, size=(16, 16), threads=1, rounds=2)["only"]
+    result = measure({"only": tiny_bundle(tmp_path / "a")}, sizes={"only": (16, 16)}, threads=1, rounds=2)["only"]
     assert result.footprint is None
     assert result.failure is not None
     assert "shadowed" in result.failure

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from support.checkpoints import write_checkpoint
+from support.datasets import write_dataset
 from support.networks import export_once, random_unet
 from support.recipes import TINY_SETTINGS
 
@@ -97,6 +98,23 @@ def test_synthetic_images_are_the_same_everywhere_and_not_flat(trained: Checkpoi
     # As measured once; other libraries may round a few pixels differently.
     figures = [(image.mean(), image.std()) for image in images]
     np.testing.assert_allclose(figures, [(167.6, 57.3), (148.2, 45.8), (171.8, 49.5)], atol=0.2)
+
+
+@pytest.mark.parametrize("size", [None, (2, 3)])
+def test_synthetic_images_suit_a_network_that_takes_any_size(trained: Checkpoint, size: tuple[int, int] | None) -> None:
+    card = trained.card.model_copy(update={"size_multiple": 1, "size": size})
+    shapes = {image.shape[:2] for _, image in synthetic_images(card, 2)}
+    assert shapes == {size or (32, 32)}
+
+
+def test_work_is_counted_at_the_size_of_most_images(trained: Checkpoint, tmp_path: Path) -> None:
+    """Latency is measured there, too, whatever images prove the parity."""
+    counts, sizes = {"train": 3, "val": 3, "test": 3}, [(96, 96), (32, 48), (32, 48)]
+    data = write_dataset(tmp_path / "mixed", counts=counts, size=sizes, classes=trained.card.classes)
+    made = export(trained.path, tmp_path / "out", recipe(), data=data)
+    assert made.manifest.usual_size == (32, 48)
+    whole = export(trained.path, tmp_path / "whole", recipe(), data=write_dataset(tmp_path / "d", size=(32, 48)))
+    assert made.manifest.macs == whole.manifest.macs
 
 
 def test_pixels_can_stay_in_the_house(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:

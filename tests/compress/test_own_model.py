@@ -5,23 +5,27 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
 import torch
+from support.checkpoints import write_checkpoint
 from support.datasets import write_dataset
 from support.networks import randomised
 from torch import nn
 
 from compress import checkpoint
 from compress.checkpoint import Checkpoint, ModelCard
+from compress.export_fp32 import export
 from compress.models import build, size_multiple, source_sha256
 from compress.prune.importance import scores_of
 from compress.recipe import Recipe
 from compress.train import train
 from compress.train.rehearsal import rehearse
+from export import bundle
 from export.errors import CheckpointError, ModelError, RecipeError, UsageError
 from export.files import sha256_file
 
@@ -321,6 +325,23 @@ def test_an_edited_file_is_trained_again(write: Write, tmp_path: Path) -> None:
     assert train(data, tmp_path / "out", recipe).weights_sha256 == first.weights_sha256
     write(forward("return self.b(self.a(x))"))
     assert train(data, tmp_path / "out", recipe).weights_sha256 != first.weights_sha256
+
+
+def test_an_edited_file_is_exported_again(write: Write, tmp_path: Path) -> None:
+    network = build(write(), {"channels": 1, "classes": 2})
+    made = write_checkpoint(tmp_path / "ckpt", network, factory="net.py:Net", channels=1, classes=2)
+    made = replace(made, card=made.card.model_copy(update={"factory_sha256": source_sha256("net.py:Net")}))
+    (made.path / "model.json").write_text(made.card.model_dump_json())
+    before = export(made.path, tmp_path / "out").manifest.digest
+    assert export(made.path, tmp_path / "out").manifest.digest == before
+    Path("net.py").unlink()  # a file that has gone has changed nothing that was made
+    assert export(made.path, tmp_path / "out").manifest.digest == before
+    write(forward("return -self.b(self.a(x).relu())"))
+    # In a process of its own: torch.export knows the code that it has seen in this one.
+    subprocess.run([Path(sys.executable).with_name("compress"), "export", "ckpt", "--out", "out"], check=True)
+    after = bundle.load(tmp_path / "out").manifest
+    assert after.digest != before
+    assert after.parents["factory"] == source_sha256("net.py:Net")
 
 
 # The worked example, with the commands that the documents name.

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.checkpoints import write_checkpoint
+from support.networks import random_unet
 
 from compress.anymodel import evaluate, load_model
 from compress.checkpoint import Checkpoint
@@ -20,6 +22,7 @@ from compress.recipe import Recipe
 from export.bundle import Bundle
 from export.errors import UsageError
 from export.images import U8, Geometry
+from export.ranking import RankingScore
 from export.refine import LEAST_OVERLAP, Refinement, best_of, mirrored, places, windowed
 
 Figures = NDArray[np.float32]
@@ -126,6 +129,21 @@ def test_the_command_looks_as_it_is_told(
             main()
         found.append(json.dumps(json.loads(capfd.readouterr().out)["confusion"]))
     assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
+def test_ranking_changes_no_mask(kind: str, discs: Path, tmp_path: Path) -> None:
+    """Where images are resized, a mask is not the argmax of the probabilities as they come back."""
+    made = write_checkpoint(
+        tmp_path / "ckpt", random_unet(classes=2), size=(16, 32), class_names=("background", "disc"), classes=2
+    )
+    if kind == "bundle":
+        settings = ["export.outputs=both", "export.golden=synthetic"]
+        path = export(made.path, tmp_path / "out", Recipe.load(None, settings)).path
+    else:
+        path = made.path
+    plain, ranked = evaluate(path, discs), evaluate(path, discs, ranking=RankingScore())
+    np.testing.assert_array_equal(plain.counts, ranked.counts)
 
 
 def test_the_command_ranks_by_probabilities(
