@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.latency import report_on
 from benchmarks.report.results import Goals, GroupWidth, Report
+from benchmarks.report.write import shown
 from compress.anymodel import evaluate
 from compress.data.folder import Dataset
 from compress.data.lookup import lookup_table_miou
@@ -27,7 +28,6 @@ from export.errors import BudgetMissedError, ParityError, UsageError
 from export.files import make_folder, write_atomic
 
 REPORT = "report.json"
-PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     cut = (read_record(out / "pruned") or {})["result"].get("groups", {})
     widths = [GroupWidth(layer=layer, **figures) for layer, figures in cut.items()]
     report = _report(out / "report", bundles, dataset, recipe, command, widths, without)
-    return Finished(report, out / "report" / PAGE, out / "int8", tuple(missed))
+    return Finished(report, shown(out / "report"), out / "int8", tuple(missed))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Progress of long steps: a bar on a terminal, lines in a log. Always on standard error."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
+_UNLIMITED = 10_000
+"""Characters in a line."""
 
 
 class Task:
@@ -81,5 +84,5 @@ def counter(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_table(table: Table) -> None:
-    """Print the table that a command ends with, on standard output."""
-    Console().print(table)
+    """Print the table that a command ends with, on standard output; in a file it is as wide as it has to be."""
+    Console(width=None if sys.stdout.isatty() else _UNLIMITED).print(table)

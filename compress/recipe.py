@@ -12,11 +12,12 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
 
+from compress.own import is_own
 from compress.settings.common import Settings
 from compress.settings.data import DataSettings
 from compress.settings.model import MODELS, ModelSettings, UNetSettings
@@ -99,7 +100,10 @@ def unusual(tree: Mapping[str, Any]) -> tuple[str, ...]:
     A tree from another version is taken as it is: settings that no longer exist are unusual, too.
     """
     factory = tree.get("model", {}).get("factory", "unet")
-    usual = dict(leaves(Recipe.model_validate({"model": {"factory": factory}}).model_dump(mode="json")))
+    known = factory in MODELS or is_own(factory)
+    usual = dict(
+        leaves(Recipe.model_validate({"model": {"factory": factory} if known else {}}).model_dump(mode="json"))
+    )
     found = {name: value for name, value in leaves(tree) if name not in usual or usual[name] != value}
     if factory != "unet":
         found = {"model.factory": factory, **found}
@@ -157,10 +161,35 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
         if not isinstance(branch, dict):
             return f"{text!r}: {name} is a value, not a section"
     try:
-        branch[names[-1]] = tomllib.loads(f"value = {value}")["value"]
+        read = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        branch[names[-1]] = None if value.strip() == "none" else value.strip()
+        read = None if value.strip() == "none" else value.strip()
+    # A name may look like a number or a date: version 1.10 is not 1.1.
+    branch[names[-1]] = value.strip() if not isinstance(read, _TEXT) and _is_text(names) else read
     return None
+
+
+_TEXT = (str, list, dict, type(None))
+
+
+def _is_text(names: list[str]) -> bool:
+    """Whether the setting is a text or a path, and nothing that TOML would write without quotes."""
+    branch: Any = Recipe
+    for name in names[:-1]:
+        field = getattr(branch, "model_fields", {}).get(name)
+        branch = field.annotation if field else None
+    field = getattr(branch, "model_fields", {}).get(names[-1])
+    kinds = set(_kinds(field.annotation)) if field else set()
+    return bool(kinds & {str, Path}) and not kinds & {bool, int, float}
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The annotation itself, or what it is made of."""
+    parts = get_args(annotation)
+    if not parts:
+        yield annotation
+    for part in parts:
+        yield from _kinds(part)
 
 
 def _explain(item: Any) -> str:

@@ -14,6 +14,11 @@ from export.images import encode_image
 JSON, MARKDOWN, PAGE, STRIP = "report.json", "report.md", "report.html", "strip.png"
 
 
+def shown(out: Path) -> Path:
+    """The page of the report in `out`; the Markdown where there is no page, for want of matplotlib."""
+    return out / PAGE if (out / PAGE).exists() else out / MARKDOWN
+
+
 def write(report: Report, out: Path, strip: Strip | None = None) -> tuple[Path, ...]:
     """Write `report` into the folder `out` and return the files, report.json first.
 

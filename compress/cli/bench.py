@@ -77,6 +77,7 @@ def latency_command(
     require_for_report(out)
     from benchmarks.latency import bench
     from benchmarks.report.table import terminal_table
+    from benchmarks.report.write import shown
     from compress.progress import show_table, task
 
     report = bench(
@@ -94,8 +95,7 @@ def latency_command(
     )
     if not as_json:
         show_table(terminal_table(report))
-    page = next(path for path in (out / "report.html", out / "report.md") if path.exists())
-    emit(report.model_dump(mode="json"), f"report: {page}", as_json=as_json)
+    emit(report.model_dump(mode="json"), f"report: {shown(out)}", as_json=as_json)
 
 
 @app.command("amp")

@@ -122,6 +122,7 @@ def changed(report: LoadReport, **figures: object) -> LoadReport:
         (lambda report: changed(report, added_ms=3.1), "HTTP adds"),
         (lambda report: with_first(report, health={"p99_ms": 50.1}), "health answers"),
         (lambda report: with_first(report, health={"failed": 1}), "health answers"),
+        (lambda report: with_first(report, health={"p99_ms": None, "failed": 9}, everywhere=True), "health answers"),
         (lambda report: with_first(report, client={"errors": {"500": 1}}), "no request failed"),
         (lambda report: with_first(report, client={"ok": 1}), "exactly one answer"),
     ],

@@ -127,6 +127,13 @@ def test_a_single_image_and_every_suffix(tiny: Bundle, tmp_path: Path) -> None:
     assert single.mask == tmp_path / "one" / "masks" / "a.png"
 
 
+def test_hidden_files_are_passed_over(tiny: Bundle, mixed: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(mixed / "test" / "images", images)
+    (images / "._0004.png").write_bytes(b"what another system keeps beside a file")
+    assert len(predict(tiny.path, images, tmp_path / "out")) == 4
+
+
 def test_every_file_that_is_no_image_is_named_and_nothing_is_written(tiny: Bundle, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -106,6 +106,12 @@ def test_an_override_has_the_type_of_its_setting(text: str, place: tuple[str, ..
     assert type(found) is type(value) or isinstance(value, Path)
 
 
+@pytest.mark.parametrize("name", ["1.10", "2024", "2024-01-31", "1e3", "true"])
+def test_a_name_that_looks_like_something_else_stays_as_it_was_typed(name: str) -> None:
+    recipe = Recipe.load(None, [f"export.version={name}", f"export.name= {name}", f"data.path={name}"])
+    assert (recipe.export.version, recipe.export.name, recipe.data.path) == (name, name, Path(name))
+
+
 def test_overrides_win_over_the_file_and_the_last_over_the_first(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[train]\nepochs = 5\nbatch_size = 2\n[train.augment]\nbrightness = 0.5\n")
@@ -167,6 +173,10 @@ def test_what_is_unusual_makes_the_same_recipe(settings: tuple[str, ...]) -> Non
     found = unusual(recipe.model_dump(mode="json"))
     assert len(found) == len(settings)
     assert Recipe.load(None, list(found)) == recipe
+
+
+def test_a_model_of_another_version_is_unusual() -> None:
+    assert unusual({"model": {"factory": "vnet", "base": 32}}) == ('model.factory="vnet"',)
 
 
 def test_a_setting_of_another_version_is_unusual() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from benchmarks.report.load.results import LoadReport, Run
 from benchmarks.report.load.words import conditions
 from benchmarks.report.results import Verdict
-from benchmarks.report.words import number, percent
+from benchmarks.report.words import number, optional, percent
 
 KEPT = 0.92
 """Share of the throughput of the same work without HTTP."""
@@ -39,13 +39,13 @@ def _all(report: LoadReport) -> Iterable[Verdict]:
         )
     probed = [run.health for run in report.runs if run.health is not None]
     if probed:
-        slowest = max((health.p99_ms for health in probed if health.p99_ms is not None), default=float("inf"))
+        slowest = max((health.p99_ms for health in probed if health.p99_ms is not None), default=None)
         failed = sum(health.failed for health in probed)
         asked = sum(health.asked for health in probed)
         yield Verdict(
-            ok=not failed and slowest < HEALTH_MS,
+            ok=not failed and slowest is not None and slowest < HEALTH_MS,
             text=f"health answers within {number(HEALTH_MS)} ms at every load",
-            detail=f"{asked} probes, {failed} failed, the largest p99 of a run {number(slowest)} ms",
+            detail=f"{asked} probes, {failed} failed, the largest p99 of a run {optional(slowest)} ms",
         )
     odd = [error for run in report.runs for error in run.client.errors if error not in _REFUSALS]
     yield Verdict(
