@@ -160,9 +160,9 @@ class _Comparison:
     def _of_fewest_macs(self, other: PruningPlan) -> PruningPlan:
         """Among the plans that do no more damage than `other`, the one with the fewest multiply-accumulates."""
         choices = self._by_macs
-        lost = choices.loss(other.kept())
-        low, high = choices.time(choices.narrowest), choices.time(choices.widest)
-        best = choices.widest
+        best: Mapping[str, int] = other.kept()
+        lost = choices.loss(best)
+        low, high = choices.time(choices.narrowest), choices.time(best)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             found = choices.within(middle)

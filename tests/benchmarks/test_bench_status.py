@@ -24,7 +24,8 @@ def ended(
 ) -> int:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "report.md").write_text("written")
+    for name in ("report.json", "report.md"):
+        (out / name).write_text("written")
     measured = {"load": "load.bench.bench", "soak": "load.soak.soak", "peers": "peers.bench.bench"}[command]
     monkeypatch.setattr(f"benchmarks.{measured}", lambda *_, **__: report)
     monkeypatch.setattr("sys.argv", ["compress", "bench", command, "bundle", "--out", str(out), "--json"])
