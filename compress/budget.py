@@ -40,7 +40,7 @@ class Accuracy:
             iou_per_class=child.iou_per_class,
             iou_interval_per_class=child.interval_per_class(),
             split=split,
-            images=len(child.images),
+            images=child.images_counted,
         )
 
     @classmethod

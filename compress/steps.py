@@ -169,9 +169,12 @@ def in_short(lines: Sequence[str], at_most: int = 6) -> str:
 
 
 def require_apart(out: Path, source: Path) -> None:
-    """Raises UsageError when a step would replace what it is made from with its result."""
-    if out.resolve() == source.resolve():
-        raise UsageError(f"{out} is what the step starts from, and would be replaced by its result; give another --out")
+    """Raises UsageError when a step would replace what it is made from, or the folder around that, with its result."""
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        what = "is" if out.resolve() == source.resolve() else "holds"
+        raise UsageError(
+            f"{out} {what} what the step starts from, and would be replaced by its result; give another --out"
+        )
 
 
 _KEY = ".key"

@@ -54,6 +54,11 @@ class Score:
     """[images, K, K]"""
 
     @property
+    def images_counted(self) -> int:
+        """How many images are not void everywhere."""
+        return int(self.counts.any(axis=(1, 2)).sum())
+
+    @property
     def metrics(self) -> Metrics:
         """Metrics of the whole split."""
         return Metrics(self.classes, self.counts.sum(axis=0))
@@ -103,10 +108,11 @@ class Score:
         return mean_iou(self._draws(resamples, seed))
 
     def _draws(self, resamples: int, seed: int) -> NDArray[np.int64]:
-        """Confusion matrices [resamples, K, K] of as many images as there are, drawn with replacement."""
-        count, classes = len(self.images), len(self.classes)
+        """Confusion matrices [resamples, K, K] of as many images as are counted, drawn with replacement."""
+        counts, classes = self.counts[self.counts.any(axis=(1, 2))], len(self.classes)
+        count = max(len(counts), 1)
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-        return (draws @ self.counts.reshape(count, -1)).reshape(resamples, classes, classes)
+        return (draws[:, : len(counts)] @ counts.reshape(len(counts), -1)).reshape(resamples, classes, classes)
 
 
 def score(

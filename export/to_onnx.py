@@ -31,6 +31,10 @@ STD = 128.0
 """(x - 128) / 128: the raw bytes are then the quantized input, scale 1/128 and zero point 128, exactly."""
 
 
+_FUSED = ("BatchNormalization", "Relu", "Clip", "LeakyRelu")
+"""What a runtime computes together with the convolution before it; the size stays."""
+
+
 def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: int) -> onnx.ModelProto:
     """Write `model` (normalised NCHW to logits NKHW) as a graph to mask and logits, normalisation and ArgMax inside.
 
@@ -65,6 +69,7 @@ def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: i
     except Exception as error:  # the exporter's failures have no common base but Exception
         raise WorkFailedError(f"torch.onnx.export cannot export {type(model).__name__}: {_why(error)}") from error
     proto = onnx.load(str(path))
+    _measure_what_is_fused(proto)
     _name_dimensions(proto)
     _forget_where_it_was_made(proto)
     try:
@@ -103,6 +108,22 @@ def _deployable(model: nn.Module) -> nn.Module:
             return logits.argmax(1).to(torch.uint8), logits
 
     return Deployable()
+
+
+def _measure_what_is_fused(proto: onnx.ModelProto) -> None:
+    """Take the size of a map behind the BatchNorm and the activation that follow a convolution, where the exporter
+    takes it before them (`F.interpolate(x, size=...)`): with a second reader the runtime could not fuse the three."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    asking = [node for node in proto.graph.node if node.op_type == "Shape"]
+    for node in proto.graph.node:
+        for name in node.input if node not in asking else ():
+            readers.setdefault(name, []).append(node)
+    for node in asking:
+        while len(found := readers.get(node.input[0], [])) == 1 and found[0].op_type in _FUSED:
+            node.input[0] = found[0].output[0]
+    ONNXModel(proto).topological_sort()
 
 
 def _name_dimensions(proto: onnx.ModelProto) -> None:

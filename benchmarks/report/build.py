@@ -108,7 +108,7 @@ def _result(
     split, fingerprint = (data.split, data.fingerprint) if data else (None, None)
     if score is not None:
         miou, per_class = None if math.isnan(score.miou) else score.miou, score.iou_per_class
-        bounds = score.interval() if len(score.images) > 1 and miou is not None else None
+        bounds = score.interval() if score.images_counted > 1 and miou is not None else None
     elif accuracy is not None:
         miou, bounds, per_class, split = accuracy.miou, accuracy.miou_interval, accuracy.iou_per_class, accuracy.split
         fingerprint = manifest.parents.get("data")
@@ -154,7 +154,7 @@ def _drop(
         return None, None
     drop = before.miou - after.miou
     parent, child = scores.get(before.name), scores.get(after.name)
-    if parent is None or child is None or len(parent.images) < 2 or parent.images != child.images:
+    if parent is None or child is None or parent.images_counted < 2 or parent.images != child.images:
         return drop, None
     return drop, parent.drop_interval(child)
 

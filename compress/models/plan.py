@@ -7,7 +7,8 @@ group can be removed only where that removes a whole part of the network (`compr
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.models import parts
+from compress.models.followed import Trial
 from compress.models.places import ChannelGroup, Place, is_weighed
+from compress.progress import say
 from export.blame import told
 from export.errors import UsageError
 
@@ -64,10 +67,13 @@ class PruningPlan(BaseModel):
         if gone:
             parts.drop(pruned, graph.channel_groups(), gone)
             graph = Dependencies(pruned, channels)
+        frozen = {name for name, parameter in pruned.named_parameters() if not parameter.requires_grad}
         try:
             for cut in self.cuts:
                 if cut.remove and cut.kept:
                     graph.group(cut.layer, list(cut.remove)).prune()
+            for name, parameter in pruned.named_parameters():  # what is cut is a new parameter
+                parameter.requires_grad_(name not in frozen)
             with torch.no_grad():
                 models.all_logits(pruned, _image(pruned, channels))
         except Exception as error:  # a user's own network may raise anything
@@ -129,7 +135,7 @@ class Dependencies:
 
     def __init__(self, network: nn.Module, channels: int) -> None:
         image = _image(network, channels)
-        self._kind = type(network).__name__
+        self._network, self._image = network, image
         self._modules = dict(network.named_modules())
         self._names = {module: name for name, module in self._modules.items()}
         network.eval()
@@ -137,10 +143,15 @@ class Dependencies:
         with torch.enable_grad(), warnings.catch_warnings():
             # Parameters outside layers are cut along their only axis, or their channels stay (`_ties_channels`).
             warnings.filterwarnings("ignore", "Unwrapped parameters detected")
-            for parameter in network.parameters():
+            frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+            for parameter in frozen:
                 parameter.requires_grad_(True)
-            self._graph = tp.DependencyGraph().build_dependency(network, image, forward_fn=models.all_logits)
-            self._outputs = _output_layers(network, image)
+            try:
+                self._graph = tp.DependencyGraph().build_dependency(network, image, forward_fn=models.all_logits)
+                self._outputs = _output_layers(network, image)
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
 
     def groups(self) -> dict[str, Any]:
         """Every prunable group by the name of its root layer, in the order of the network's modules.
@@ -152,12 +163,46 @@ class Dependencies:
             if all(self._can_be_cut(dependency, indices) for dependency, indices in group):
                 root = self._root(group)
                 found[root] = self.group(root, group[0].idxs)
+        for name in self._not_followed(found):
+            del found[name]
         if not found:
             raise UsageError(
-                f"{self._kind} has no channels that can be removed: no nn.Conv2d or nn.ConvTranspose2d between image "
-                "and logits whose channels torch-pruning can follow; quantize it as it is"
+                f"{type(self._network).__name__} has no channels that can be removed: no nn.Conv2d or "
+                "nn.ConvTranspose2d between image and logits whose channels torch-pruning can follow (layers with "
+                "weight_norm or spectral_norm have to be made plain before they are saved); quantize it as it is"
             )
         return {name: found[name] for name in self._modules if name in found}
+
+    def _not_followed(self, groups: Mapping[str, Any]) -> frozenset[str]:
+        """Those of `groups` whose readers are not the layers that torch-pruning names; tried once for each structure,
+        because a cut network is followed as the whole one is."""
+        structure = _structure_of(self._network)
+        if structure not in _NOT_FOLLOWED:
+            trial = Trial(self._network, self._image)
+            halves = {name: group[0].idxs[: len(group[0].idxs) // 2] for name, group in groups.items()}
+            places = {name: tuple(self._places(self.group(name, half))) for name, half in halves.items() if half}
+            _NOT_FOLLOWED[structure] = frozenset(
+                name
+                for name, found in places.items()
+                if not trial.are_all_readers(found)
+                and not (trial.read_nothing_else(found) and self._runs_without(name, halves[name]))
+            )
+            if _NOT_FOLLOWED[structure]:
+                say(
+                    f"the channels of {', '.join(sorted(_NOT_FOLLOWED[structure]))} stay: it is not certain what reads "
+                    "them (behind a concatenation that begins with the image, a shuffle, a flip or a slice)"
+                )
+        return _NOT_FOLLOWED[structure] & groups.keys()
+
+    def _runs_without(self, layer: str, remove: list[int]) -> bool:
+        twin = copy.deepcopy(self._network)
+        try:
+            Dependencies(twin, self._image.shape[1]).group(layer, remove).prune()
+            with torch.no_grad():
+                models.all_logits(twin, self._image)
+        except Exception:  # layers that no longer fit together, or a user's own network
+            return False
+        return True
 
     def widths(self) -> dict[str, int]:
         return {name: len(group[0].idxs) for name, group in self.groups().items()}
@@ -184,6 +229,8 @@ class Dependencies:
     def _can_be_cut(self, dependency: Any, indices: list[int]) -> bool:
         module, cut_output = dependency.target.module, self._graph.is_out_channel_pruning_fn(dependency.handler)
         width = (self._graph.get_out_channels if cut_output else self._graph.get_in_channels)(dependency.target)
+        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) and not isinstance(module.weight, nn.Parameter):
+            return False  # a parametrization computes it
         return not _ties_channels(module) and (width is None or max(indices) < width)
 
     def _root(self, group: Any) -> str:
@@ -199,6 +246,25 @@ class Dependencies:
 
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+_NOT_FOLLOWED: dict[Hashable, frozenset[str]] = {}
+"""By structure, the groups whose channels torch-pruning does not follow to what reads them."""
+
+
+def _structure_of(network: nn.Module) -> Hashable:
+    """What decides how channels go through `network`, and stays as it is when channels are cut."""
+
+    def settings(module: nn.Module) -> Hashable:
+        if type(module).__module__.startswith("torch."):
+            return None
+        kinds = (int, float, str, tuple, FunctionType)
+        return tuple(
+            (name, value)
+            for name, value in vars(module).items()
+            if isinstance(value, kinds) and isinstance(value, Hashable)
+        )
+
+    return tuple((name, type(module), settings(module)) for name, module in network.named_modules())
 
 
 def _image(network: nn.Module, channels: int) -> Tensor:

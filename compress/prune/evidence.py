@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compress import models
 from compress.checkpoint import normalised
 from compress.data.loader import TrainingImages
 from compress.models.places import ChannelGroup, Place
@@ -66,15 +67,17 @@ class Evidence:
         def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 axis = -1 if isinstance(module, nn.Linear) else 1
-                seen[name] = inputs[0].abs().movedim(axis, 0).flatten(1).mean(1)
+                found = inputs[0].abs().movedim(axis, 0).flatten(1).mean(1)
+                seen[name] = seen[name] + found if name in seen else found  # a module may be used more than once
 
             return hook
 
         hooks = [network.get_submodule(name).register_forward_pre_hook(remember(name)) for name in sorted(names)]
         means = _Means(groups)
         for images_NCHW, _ in self._batches(network):
+            seen.clear()
             with torch.no_grad():
-                network(images_NCHW)
+                models.all_logits(network, images_NCHW)
                 means.add(lambda group: group.total(lambda place: seen[place.layer][place.at], roles=["reads"]))
         for handle in hooks:
             handle.remove()

@@ -55,6 +55,11 @@ def is_of_a_norm(node: onnx.NodeProto) -> bool:
     return any(_OF_A_NORM.match(name) for name in (*node.input, *node.output))
 
 
+def is_transposed_in_groups(node: onnx.NodeProto) -> bool:
+    """Whether `node` is a transposed convolution whose channels are in groups."""
+    return node.op_type == "ConvTranspose" and bool(attributes(node).get("group", 1) > 1)
+
+
 def channels_of(model: onnx.ModelProto) -> dict[str, int]:
     """How many channels every map of `model` has, NCHW; 0 where that is not known."""
     inferred = onnx.shape_inference.infer_shapes(model).graph

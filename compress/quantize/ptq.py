@@ -17,7 +17,7 @@ from compress.quantize.biases import RoomyQuantizer
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
 from compress.quantize.equalise import equalised
-from compress.quantize.graph import copied, has_classes_last, is_of_a_norm, logits_of
+from compress.quantize.graph import copied, has_classes_last, is_of_a_norm, is_transposed_in_groups, logits_of
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
@@ -58,6 +58,8 @@ OP_TYPES = (
 QDQRegistry["DepthToSpace"] = QDQDirect8BitOp
 
 _LAYOUT = frozenset({"Transpose", "Cast", "Identity", "ReorderInput", "ReorderOutput"})
+_SIZES = frozenset({"Shape", "Size"})
+"""They read no value, whatever the tensor holds."""
 _BLOCKED = "_nchwc"
 """A convolution that works on blocks of channels is named after its output, with this suffix."""
 
@@ -101,8 +103,11 @@ class Quantizer:
         self._always_float = in_float or {}
         layers = layers_of(self.parent)
         self._fixed = [layer for layer in layers if layer.name in self._always_float]
-        # A variance is a small difference of large squares: in 8 bits it may be negative, and then has no root.
-        self._norms = [node.name for node in self.parent.graph.node if is_of_a_norm(node)]
+        # A variance is a small difference of large squares: in 8 bits it may be negative, and then has no root. For a
+        # transposed convolution in groups there is no integer kernel, and the library counts its channels wrongly.
+        self._excluded = [
+            node.name for node in self.parent.graph.node if is_of_a_norm(node) or is_transposed_in_groups(node)
+        ]
         self.layers = tuple(layer for layer in layers if layer not in self._fixed)
         """Those that can be quantized, or left in float."""
         self._statistics = observe(self.parent, images_HWC, OP_TYPES)
@@ -122,7 +127,7 @@ class Quantizer:
             activation_qType=scheme.activations,
             tensors_range=self._statistics.ranges(calibration),
             nodes_to_quantize=[],
-            nodes_to_exclude=[*self._norms, *(node for layer in left for node in layer.nodes)],
+            nodes_to_exclude=[*self._excluded, *(node for layer in left for node in layer.nodes)],
             op_types_to_quantize=list(OP_TYPES),
             extra_options={
                 "ActivationSymmetric": scheme.signed,
@@ -134,6 +139,7 @@ class Quantizer:
         graph: onnx.ModelProto = quantizer.model.model
         if not scheme.signed:
             remove_door(graph)
+        _measure_integers(graph)
         quantizer.model.topological_sort()
         if scheme.signed:
             graph = with_float_ends(without_needless_pairs(graph))
@@ -196,6 +202,14 @@ def _prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
     return prepared
 
 
+def _measure_integers(model: onnx.ModelProto) -> None:
+    """Take the size of a map from its integers: the runtime would dequantize a whole map to ask for its size."""
+    integers = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    for node in model.graph.node:
+        if node.op_type in _SIZES and node.input[0] in integers:
+            node.input[0] = integers[node.input[0]]
+
+
 def _first_weights(model: onnx.ModelProto) -> Iterator[str]:
     """The weight of the first convolution; if that only scales each channel, as the normalisation of a model from
     elsewhere does, also those of the convolutions that read it.
@@ -226,7 +240,7 @@ def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[Fl
     for node in onnx.load_from_string(optimised_graph(model.SerializeToString())).graph.node:
         if node.op_type == "DequantizeLinear":
             floating.update(node.output)
-        elif node.op_type != "QuantizeLinear" and floating.intersection(node.input):
+        elif node.op_type not in ("QuantizeLinear", *_SIZES) and floating.intersection(node.input):
             floating.update(node.output)
             if node.op_type in _LAYOUT:
                 if follows.intersection(node.input):
@@ -247,6 +261,6 @@ def _unquantized(model: onnx.ModelProto) -> Iterator[FloatLayer]:
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear":
             floating.update(node.output)
-        elif node.op_type not in (*OP_TYPES, "QuantizeLinear", *_LAYOUT) and floating.intersection(node.input):
+        elif node.op_type not in (*OP_TYPES, "QuantizeLinear", *_LAYOUT, *_SIZES) and floating.intersection(node.input):
             floating.update(node.output)
             yield FloatLayer(layer=node.name or node.output[0], reason=f"{node.op_type} is not quantized")

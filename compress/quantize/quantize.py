@@ -33,7 +33,7 @@ from compress.quantize.workbench import (
     up_to_date,
 )
 from compress.recipe import Recipe
-from compress.steps import StepFolder, StepPlan, running
+from compress.steps import StepFolder, StepPlan, require_apart, running
 from compress.train import own
 from compress.train.train import shown
 from export import bundle
@@ -67,6 +67,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     ParityError when the optimised graph does not give the answers of the graph as written.
     """
     recipe = recipe or Recipe()
+    require_apart(out, parent)
     source, dataset = opened(parent, data, recipe)
     budget = Budget.of(recipe.quantize)
     settings = {

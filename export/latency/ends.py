@@ -65,6 +65,10 @@ class Ends(ABC):
     def parameters(self, x: str, shape: tuple[int, ...], *, axis: int) -> tuple[str, str]:
         """Weight and bias of a convolution that reads `x`; `axis` of the weight is that of its output channels."""
 
+    def in_float(self, shape: tuple[int, ...], channels_out: int) -> tuple[str, str]:
+        """Weight and bias of a convolution that is never quantized."""
+        return self.constant(self._values(shape)), self.constant(self._values((channels_out,)))
+
     @abstractmethod
     def activation(self, tensor: str, op: str) -> str:
         """The activation `op` of a tensor."""

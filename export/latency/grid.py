@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
+from export.errors import ShapeError
 from export.latency.kinds import OTHER, LayerKey
 from export.latency.layers import Layer
 from export.latency.linear import Linear
@@ -22,14 +23,17 @@ def keys_needed(layers: Sequence[Layer], choices: Mapping[str, Sequence[int]]) -
 
     A layer without channels is not measured, so 0 among the choices asks for layers as narrow as they can get.
 
-    Raises UsageError for a group without choices.
+    Raises UsageError for a group without choices, ShapeError for layers whose channels are not known.
     """
     low = {group: min(widths) for group, widths in choices.items()}
     high = {group: max(widths) for group, widths in choices.items()}
 
     def between(channels: Linear) -> tuple[int, ...]:
         alone = (channels.at({**low, group: min(filter(None, choices[group]))}) for group, _ in channels.terms)
-        return grid(channels.at(high), least=channels.at(low) or min(alone))
+        least = channels.at(low) or min(alone, default=0)
+        if not least:
+            raise ShapeError("ONNX does not infer how many channels one of its maps has (tokens that become a map?)")
+        return grid(channels.at(high), least=least)
 
     keys: dict[LayerKey, None] = {}
     for layer in layers:

@@ -57,4 +57,4 @@ def _convolves_blocks(graph: SizedGraph, node: onnx.NodeProto) -> bool:
 
 def _by_whole_factors(graph: SizedGraph, node: onnx.NodeProto) -> bool:
     pairs = zip(graph.size(node.output[0]), graph.size(node.input[0]), strict=True)
-    return all(out % into == 0 for out, into in pairs) and attributes(node).get("mode") != "cubic"
+    return all(into and out % into == 0 for out, into in pairs) and attributes(node).get("mode") != "cubic"

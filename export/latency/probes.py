@@ -101,7 +101,10 @@ def _convolution(ends: Ends, key: LayerKey) -> None:
     transposed = kind.op == "ConvTranspose"
     shape = (into, out // groups) if transposed else (out, into // groups)
     x = ends.source(into, kind.size)
-    parameters = ends.parameters(x, (*shape, *kind.kernel), axis=1 if transposed else 0)
+    if transposed and groups > 1:  # in float even in an INT8 graph
+        parameters = ends.in_float((*shape, *kind.kernel), out)
+    else:
+        parameters = ends.parameters(x, (*shape, *kind.kernel), axis=1 if transposed else 0)
     result = ends.node(kind.op, x, *parameters, group=groups, **_window(kind))
     if kind.sum:
         result = ends.node("Add", ends.between(result), ends.source(out, kind.size_out, apart=True))

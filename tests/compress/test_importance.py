@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compress.checkpoint import Checkpoint, normalised
 from compress.data.folder import open_dataset
 from compress.data.loader import TrainingImages
+from compress.models import all_logits
 from compress.models.plan import Dependencies
 from compress.prune import prune
 from compress.prune.evidence import IMAGES, Evidence
@@ -173,6 +174,41 @@ def test_activation_is_what_the_readers_see(evidence: Evidence) -> None:
         torch.testing.assert_close(scores.raw[name], torch.stack(means[name]).mean(0), rtol=1e-4, atol=1e-6)
     # The skip is read in two places: as it is, and pooled, where the largest of four pixels is left.
     assert (scores.raw["stem.3"] >= 2 * torch.stack(means["stem.3"]).mean(0)).all()
+
+
+class TwoHeads(nn.Module):
+    """A head that only the loss sees, and a convolution that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.mid = nn.Conv2d(16, 16, 3, padding=1)
+        self.aside = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 1))
+        self.head = nn.Conv2d(16, 3, 1)
+        self.size_multiple = 2
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.all_logits(x_NCHW)[-1]
+
+    def all_logits(self, x_NCHW: Tensor) -> list[Tensor]:
+        first = self.mid(self.stem(x_NCHW).relu()).relu()
+        return [self.aside(first), self.head(self.mid(first).relu())]
+
+
+def test_activation_sees_every_head_and_every_use(evidence: Evidence) -> None:
+    network = randomised(TwoHeads())
+    seen: list[Tensor] = []
+    for layer in ("mid", "head", "aside.0"):
+        network.get_submodule(layer).register_forward_pre_hook(
+            lambda _, given: seen.append(given[0].abs().mean((0, 2, 3)))
+        )
+    with torch.no_grad():
+        for batch in evidence.images.drawn(IMAGES // FIT.batch_size, FIT.batch_size):
+            all_logits(network, normalised(batch.images_NCHW))
+    expected = torch.stack(seen).sum(0) * FIT.batch_size / IMAGES
+    scores = scores_of(network, "activation", channels=1, evidence=evidence)
+    (name,) = [name for name in scores.raw if not name.startswith("aside")]
+    torch.testing.assert_close(scores.raw[name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_channel_that_changes_nothing_is_worth_nothing(evidence: Evidence) -> None:

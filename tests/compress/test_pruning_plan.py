@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,74 @@ def test_a_parameter_without_a_layer_is_cut_only_along_its_one_axis(
     plan = scores_of(network, channels=1).plan(0.5, 4)
     assert plan.kept() == kept
     torch.testing.assert_close(logits(plan.apply(network, channels=1), 1), logits(masked(network, plan, channels=1), 1))
+
+
+class Mixed(nn.Module):
+    """A network whose first convolution is read through `mix`, a function of its output and the image."""
+
+    def __init__(self, mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3, padding=1)
+        self.second = nn.Conv2d(width, 24, 3, padding=1)
+        self.head = nn.Conv2d(24, 3, 1)
+        self.mix = mix
+        self.size_multiple = 4
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.second(self.mix(self.first(x_NCHW).relu(), x_NCHW)).relu())
+        return logits
+
+
+def shuffled(x_NCHW: torch.Tensor) -> torch.Tensor:
+    n, c, h, w = x_NCHW.shape
+    return x_NCHW.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+@pytest.mark.parametrize(
+    ("mix", "width", "first"),
+    [
+        pytest.param(lambda x, image: torch.cat([image, x], 1), 17, False, id="behind the image"),
+        pytest.param(lambda x, image: torch.cat([x, image], 1), 17, True, id="before the image"),
+        pytest.param(lambda x, _: shuffled(x), 16, False, id="shuffled"),
+        pytest.param(lambda x, _: x.flip(1), 16, False, id="in reverse order"),
+        pytest.param(lambda x, _: torch.cat([x, x * 2], 1), 32, True, id="twice"),
+        pytest.param(lambda x, _: x.sigmoid(), 16, True, id="where silence is answered"),
+    ],
+)
+def test_channels_that_are_not_followed_to_what_reads_them_are_left_whole(
+    mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], width: int, first: bool
+) -> None:
+    """torch-pruning takes the wrong weights for some of these, and says nothing."""
+    network = randomised(Mixed(mix, width))
+    plan = scores_of(network, channels=1).plan(0.5, 4)
+    assert plan.kept() == ({"first": 8} if first else {}) | {"second": 12}
+    whole = copy.deepcopy(network)
+    gone = list(next((cut.remove for cut in plan.cuts if cut.layer == "first"), ()))
+    with torch.no_grad():  # the channels may hold anything, once nothing reads them
+        for start in range(0, width - 16 + 1, 16) if first else ():
+            whole.get_parameter("second.weight")[:, [start + channel for channel in gone]] = 0
+        second = next(cut.remove for cut in plan.cuts if cut.layer == "second")
+        whole.get_parameter("head.weight")[:, list(second)] = 0
+    torch.testing.assert_close(logits(plan.apply(network, channels=1), 1), logits(whole, 1))
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    network = randomised(Own())
+    network.get_parameter("stem.weight").requires_grad_(False)
+    plan = scores_of(network, channels=1).plan(0.5, 4)
+    pruned = plan.apply(network, channels=1)
+    for made in (network, pruned):
+        assert [name for name, weight in made.named_parameters() if not weight.requires_grad] == ["stem.weight"]
+    assert pruned.get_parameter("stem.weight").shape[0] == 4
+
+
+def test_a_layer_whose_weight_is_computed_is_left_whole() -> None:
+    network = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 16, 3, padding=1)),
+        *(nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1)),
+    )
+    network.size_multiple = 4  # type: ignore[assignment]
+    assert scores_of(network, channels=1).by_group.keys() == {"2"}
 
 
 def test_what_is_dealt_out_in_another_order_is_left_whole() -> None:

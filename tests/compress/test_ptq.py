@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from support.handmade import blocks, small_unet, with_a_norm
-from support.networks import ByPixel, Mixer, exported, random_unet, randomised
+from support.networks import ByPixel, Mixer, Sized, exported, random_unet, randomised
 from torch import nn
 
 from compress.quantize import targets
@@ -90,6 +90,40 @@ def test_what_stays_in_float_is_named(architecture: dict[str, Any], operator: st
     assert [layer.reason for layer in made.float_layers] == [f"no integer kernel for {operator} here"] * count
     names = {node.name for node in made.graph.graph.node if node.op_type == operator}
     assert {layer.layer for layer in made.float_layers} == names
+
+
+def test_a_map_that_is_brought_to_the_size_of_another_stays_in_integers() -> None:
+    """The exporter takes that size before the BatchNorm, which then could not be folded; the runtime would dequantize
+    a map to measure it."""
+    torch.manual_seed(0)
+    graph = with_outputs(exported(randomised(Sized())), "mask")
+    assert operators(optimised_graph(graph.SerializeToString()))["BatchNormalization"] == 0
+    made = Quantizer(graph, pictures(4), target="vnni").quantized("minmax")
+    found = operators(optimised_graph(made.graph.SerializeToString()))
+    assert not {"BatchNormalization", "DequantizeLinear", "QuantizeLinear"} & found.keys()
+    assert found["QLinearConv"] == 4
+    assert made.float_layers == ()
+    images = np.stack(list(pictures(2)))
+    model, float_model = (OnnxModel(one.SerializeToString(), threads=1) for one in (made.graph, graph))
+    assert np.mean(model.masks(images) == float_model.masks(images)) > 0.9
+    assert model.masks(images[:1, :10, :6]).shape == (1, 10, 6)
+    normalised = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 128) / 128
+    with torch.inference_mode():
+        trained = QuantizedNetwork(made.graph, made.parent)(normalised).argmax(1).numpy()
+    assert np.mean(trained == model.masks(images)) > 0.99
+
+
+@pytest.mark.parametrize("groups", [2, 16])
+def test_a_transposed_convolution_in_groups_stays_in_float(groups: int) -> None:
+    torch.manual_seed(0)
+    graph = with_outputs(exported(randomised(Sized(groups=groups))), "mask")
+    made = Quantizer(graph, pictures(4), target="vnni").quantized("minmax")
+    assert [layer.reason for layer in made.float_layers] == ["no integer kernel for ConvTranspose here"]
+    images = np.stack(list(pictures(2)))
+    model, float_model = (OnnxModel(one.SerializeToString(), threads=1) for one in (made.graph, graph))
+    assert np.mean(model.masks(images) == float_model.masks(images)) > 0.9
+    network = QuantizedNetwork(made.graph, made.parent)
+    onnx.checker.check_model(network.graph())
 
 
 def test_matrix_products_are_in_integers() -> None:

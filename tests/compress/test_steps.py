@@ -340,7 +340,7 @@ def test_a_relative_folder_is_that_of_the_moment(tmp_path: Path, monkeypatch: py
 def test_a_result_does_not_replace_what_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     require_apart(Path("out"), Path("in"))
-    for source in (Path("out"), tmp_path / "out", Path("in/../out")):
+    for source in (Path("out"), tmp_path / "out", Path("in/../out"), Path("out/last")):
         with pytest.raises(UsageError, match="would be replaced by its result"):
             require_apart(Path("out"), source)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.errors import UsageError
+from export.errors import ShapeError, UsageError
 from export.latency.grid import grid, keys_needed
 from export.latency.kinds import LayerKey, LayerKind
 from export.latency.layers import Layer
@@ -61,6 +61,11 @@ def test_a_grid_rises_from_the_least_to_the_full_width(full: int, least: int) ->
 
 def layer(op: str, into: Linear, out: Linear) -> Layer:
     return Layer(op, LayerKind(op, (8, 8), (8, 8)), into, out)
+
+
+def test_layers_whose_channels_onnx_does_not_know_are_said() -> None:
+    with pytest.raises(ShapeError, match="does not infer how many channels"):
+        keys_needed([layer("Conv", Linear(0), Linear(16))], {})
 
 
 def test_the_keys_are_a_grid_over_both_widths_of_what_mixes_and_a_line_for_the_rest() -> None:

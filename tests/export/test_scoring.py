@@ -162,6 +162,16 @@ def test_the_interval_holds_the_estimate_and_narrows_with_more_images(seed: int)
     assert few.interval() == few.interval()
 
 
+def test_an_image_that_is_void_everywhere_is_no_image() -> None:
+    """It tells nothing, so it neither narrows an interval nor counts towards enough images."""
+    counted = random_score(6, seed=2)
+    nothing = np.zeros((3, *counted.counts.shape[1:]), np.int64)
+    names = (*counted.images, "a", "b", "c")
+    padded = Score(counted.classes, names, np.concatenate([counted.counts, nothing]))
+    assert (counted.images_counted, padded.images_counted) == (6, 6)
+    assert padded.interval() == counted.interval()
+
+
 def test_the_interval_is_as_wide_as_the_jackknife_says() -> None:
     result = random_score(200, seed=1)
     total, n = result.counts.sum(axis=0), len(result.images)

@@ -94,6 +94,27 @@ class Mixer(nn.Module):
         return nn.functional.interpolate(out, scale_factor=4.0, mode="nearest")
 
 
+class Sized(nn.Module):
+    """A UNet of one level, whose map is brought to the size of the skip, in a transposed convolution's groups if
+    `groups` says so, else by `F.interpolate`."""
+
+    def __init__(self, width: int = 16, groups: int = 0) -> None:
+        super().__init__()
+        self.size_multiple = 2
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.down = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.up = nn.ConvTranspose2d(width, width, 2, stride=2, groups=groups) if groups else None
+        self.fuse = nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.ReLU())
+        self.head = nn.Conv2d(width, 3, 1)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        skip = self.stem(image_NCHW).relu()
+        x = self.down(nn.functional.max_pool2d(skip, 2))
+        x = self.up(x) if self.up is not None else nn.functional.interpolate(x, size=skip.shape[2:])
+        out: Tensor = self.head(self.fuse(torch.cat([skip, x], 1)))
+        return out
+
+
 class ByPixel(nn.Module):
     """Linear layers over each pixel by itself, with the channels last."""
 
