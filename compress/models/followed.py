@@ -33,6 +33,11 @@ class Trial:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
 
+    def tells(self) -> bool:
+        """Whether the network gives numbers at all with such weights: the root of what may be negative does not."""
+        with torch.no_grad():
+            return all(bool(a.isfinite().all()) for a in models.all_logits(self._network, self._image_NCHW))
+
     def are_all_readers(self, places: Sequence[Place]) -> bool:
         """Whether nothing but `places` reads the channels that they make: what reads them there, with its weights for
         them at zero, no longer depends on what they hold."""

@@ -180,7 +180,8 @@ class Dependencies:
         if structure not in _NOT_FOLLOWED:
             trial = Trial(self._network, self._image)
             halves = {name: group[0].idxs[: len(group[0].idxs) // 2] for name, group in groups.items()}
-            places = {name: tuple(self._places(self.group(name, half))) for name, half in halves.items() if half}
+            tried = halves if trial.tells() else {}
+            places = {name: tuple(self._places(self.group(name, half))) for name, half in tried.items() if half}
             _NOT_FOLLOWED[structure] = frozenset(
                 name
                 for name, found in places.items()

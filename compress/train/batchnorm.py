@@ -3,7 +3,8 @@
 A pruned or averaged network keeps the statistics of the network it came from; scored with them, it is another network.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -12,7 +13,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress.checkpoint import normalised
 from compress.data.loader import Batch, TrainingImages
 from compress.train.memory import free, is_out_of_memory
-from export.errors import WorkFailedError
+from export.errors import UsageError, WorkFailedError
+
+
+@contextmanager
+def single_values_told() -> Iterator[None]:
+    """Raises UsageError where a BatchNorm behind a global pooling sees a batch of one image: one value for each
+    channel, which has no variance."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            "a BatchNorm of this network sees a single value of each channel, because one image is taken at once and "
+            "pooled before it; take two or more (batch_size, micro_batch), from two training images or more"
+        ) from error
 
 
 @torch.no_grad()
@@ -59,7 +75,8 @@ def _fits(network: nn.Module, norms: Iterable[_BatchNorm], batches: Iterable[Bat
     try:
         for batch in batches:
             for part_NCHW in torch.split(batch.images_NCHW, at_once):
-                network(normalised(part_NCHW.to(device)))
+                with single_values_told():
+                    network(normalised(part_NCHW.to(device)))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

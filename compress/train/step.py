@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compress.progress import say
 from compress.settings.fit import FitSettings
+from compress.train.batchnorm import single_values_told
 from compress.train.ema import MovingAverage
 from compress.train.feed import Fed
 from compress.train.memory import free, is_out_of_memory
@@ -125,7 +126,7 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._runtime.device)
         for part in self._objective.parts(batch.images_NCHW, batch.masks_NHW, self.at_once, batch.second):
-            with autocast(self._runtime.precision, self._runtime.device):
+            with single_values_told(), autocast(self._runtime.precision, self._runtime.device):
                 logits = self._objective.logits(self._network, part)
             loss = self._objective.loss(logits, part)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

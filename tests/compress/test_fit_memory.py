@@ -14,7 +14,7 @@ from compress.settings.fit import LossSettings
 from compress.train import state
 from compress.train.batchnorm import reestimate
 from compress.train.objective import Teacher
-from export.errors import WorkFailedError
+from export.errors import UsageError, WorkFailedError
 
 PIXELS = LossSettings(dice_weight=0.0)
 
@@ -46,6 +46,27 @@ class Hungry(nn.Module):
             torch.empty(2**55, dtype=torch.uint8)
         logits: Tensor = self.body(image)
         return logits
+
+
+class Pooled(nn.Module):
+    """A BatchNorm behind a global pooling, as in the image branch of an ASPP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1))
+        self.body = nn.Conv2d(1, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.body(image + self.pool(image))
+        return logits
+
+
+def test_a_pooled_batchnorm_takes_two_images_at_once(splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"sees a single value of each channel.*batch_size, micro_batch"):
+        fit(Pooled(), splits, tmp_path / "one", micro_batch=1)
+    with pytest.raises(UsageError, match="sees a single value of each channel"):
+        reestimate(Pooled(), splits[0], batches=1, batch_size=1)
+    fit(Pooled(), splits, tmp_path / "two", micro_batch=2)
 
 
 def first_gradient(
