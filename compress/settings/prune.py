@@ -79,6 +79,7 @@ class PruneSettings(Settings):
     """Validation images that `compress prune --analyze` scores on, chosen by the hash of their names; None: all."""
     finetune: DistillSettings = DistillSettings()
 
+    NEEDS: ClassVar = {"whole_parts": ("search", "table")}
     GOALS: ClassVar[tuple[str, ...]] = ("speedup", "latency_ms", "ratio", "levels", "sparsity")
     SEARCH: ClassVar = ("search", "whole_parts")
     CHANNELS: ClassVar = ("rounds", "tries", "channel_multiple", "importance", "scope")
@@ -110,8 +111,18 @@ class PruneSettings(Settings):
         yield from super().without_effect(above)
         for goal in self.goals.keys() & self.IDLE.keys():
             for name in self.IDLE[goal]:
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if self._is_changed(name):
                     yield f"{above}{name} has no effect beside {above}{goal}"
+        has_budget = self.max_drop is not None or bool(self.min_iou)
+        if self.goals.keys() & {"speedup", "latency_ms", "ratio"} and not has_budget and self._is_changed("tries"):
+            yield f"{above}tries has no effect without {above}max_drop or {above}min_iou"
+        if has_budget and not self.goals:
+            for name in ("rounds", "tries"):
+                if self._is_changed(name):
+                    yield f"{above}{name} has no effect without a goal: as many rounds are made as the budget allows"
+
+    def _is_changed(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     @property
     def says_how_much(self) -> bool:

@@ -1,5 +1,6 @@
 """The section `quantize`."""
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -89,3 +90,8 @@ class QuantizeSettings(Settings):
     finetune: LearnSettings = LearnSettings()
     """For qat."""
     onnx: OnnxSettings = OnnxSettings()
+
+    def without_effect(self, above: str = "") -> Iterator[str]:
+        yield from super().without_effect(above)
+        if not self.half_floats and self.target not in ("tensorrt", "openvino"):
+            yield f"{above}half_floats has no effect for {above}target = {self.target!r}: it computes in float32"

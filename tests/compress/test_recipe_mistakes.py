@@ -197,6 +197,14 @@ IDLE = {
     "train.swa.rate=0.5": "train.swa.rate has no effect without train.swa.start, which is none here",
 }
 
+IDLE_TOGETHER = {
+    ("prune.speedup=2", "prune.tries=5"): "prune.tries has no effect without prune.max_drop or prune.min_iou",
+    ("prune.max_drop=0.01", "prune.rounds=3"): "prune.rounds has no effect without a goal",
+    ("prune.max_drop=0.01", "prune.tries=3"): "prune.tries has no effect without a goal",
+    ("prune.search=ratio", "prune.whole_parts=false"): "prune.whole_parts has no effect without prune.search = 'table'",
+    ("quantize.half_floats=false",): "quantize.half_floats has no effect for quantize.target = 'auto'",
+}
+
 IDLE_BESIDE_A_GOAL = {
     "prune.sparsity=0.5": ["prune.rounds=3", "prune.importance=taylor", "prune.tries=5"],
     "prune.levels=2": ["prune.channel_multiple=8", "prune.scope=local"],
@@ -211,11 +219,23 @@ def test_a_setting_without_effect_is_told(setting: str, told: str, tmp_path: Pat
     assert told in done.stderr
 
 
+@pytest.mark.parametrize(("settings", "told"), IDLE_TOGETHER.items())
+def test_settings_that_have_no_effect_together_are_told(settings: tuple[str, ...], told: str) -> None:
+    (line,) = Recipe.load(overrides=list(settings)).without_effect()
+    assert line.startswith(told)
+
+
+def test_a_recipe_for_openvino_may_forbid_halves() -> None:
+    settings = ["quantize.target=openvino", "quantize.half_floats=false"]
+    assert not list(Recipe.load(overrides=settings).without_effect())
+
+
 @pytest.mark.parametrize(("goal", "settings"), IDLE_BESIDE_A_GOAL.items())
 def test_a_setting_that_a_goal_of_pruning_does_not_use_is_told(goal: str, settings: list[str]) -> None:
     told = [f"{name.partition('=')[0]} has no effect beside {goal.partition('=')[0]}" for name in settings]
     assert sorted(Recipe.load(overrides=[goal, *settings]).without_effect()) == sorted(told)
-    assert list(Recipe.load(overrides=["prune.speedup=2", "prune.rounds=3", "prune.tries=5"]).without_effect()) == []
+    used = ["prune.speedup=2", "prune.rounds=3", "prune.tries=5", "prune.max_drop=0.01"]
+    assert list(Recipe.load(overrides=used).without_effect()) == []
 
 
 @pytest.mark.parametrize("recipe", [*builtin_recipes(), None])
