@@ -7,7 +7,7 @@ group can be removed only where that removes a whole part of the network (`compr
 
 import copy
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -185,8 +185,11 @@ class Dependencies:
             _NOT_FOLLOWED[structure] = frozenset(
                 name
                 for name, found in places.items()
-                if not trial.are_all_readers(found)
-                and not (trial.read_nothing_else(found) and self._runs_without(name, halves[name]))
+                if _made_by(name, found) != set(halves[name])
+                or not (
+                    trial.are_all_readers(found)
+                    or (trial.read_nothing_else(found) and self._runs_without(name, halves[name]))
+                )
             )
             if _NOT_FOLLOWED[structure]:
                 say(
@@ -266,6 +269,16 @@ def _structure_of(network: nn.Module) -> Hashable:
         )
 
     return tuple((name, type(module), settings(module)) for name, module in network.named_modules())
+
+
+def _made_by(layer: str, places: Iterable[Place]) -> set[int]:
+    """The output channels of `layer` at `places`: more than were asked for, where each is tied to another."""
+    mine = (place for place in places if place.layer == layer and place.role == "makes")
+    return {channel for place in mine for channel in _indices(place.at)}
+
+
+def _indices(at: slice | Tensor) -> list[int]:
+    return list(range(at.start, at.stop)) if isinstance(at, slice) else [int(index) for index in at]
 
 
 def _image(network: nn.Module, channels: int) -> Tensor:

@@ -227,6 +227,28 @@ def test_channels_that_are_not_followed_to_what_reads_them_are_left_whole(
     torch.testing.assert_close(logits(plan.apply(network, channels=1), 1), logits(whole, 1))
 
 
+class Doubled(nn.Module):
+    """Each channel of the wide convolution is tied to another one of the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(1, 32, 3, padding=1)
+        self.mid, self.head = nn.Conv2d(32, 16, 3, padding=1), nn.Conv2d(16, 3, 1)
+        self.size_multiple = 4
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        narrow = self.narrow(x_NCHW)
+        logits: torch.Tensor = self.head(self.mid((torch.cat([narrow, narrow], 1) + self.wide(x_NCHW)).relu()).relu())
+        return logits
+
+
+def test_channels_that_are_tied_to_others_of_their_layer_are_left_whole() -> None:
+    network = randomised(Doubled())
+    plan = scores_of(network, channels=1).plan(0.5, 4)
+    assert plan.kept() == {"mid": 8}
+    assert Dependencies(plan.apply(network, channels=1), 1).widths() == {"mid": 8}
+
+
 def test_what_is_frozen_stays_frozen() -> None:
     network = randomised(Own())
     network.get_parameter("stem.weight").requires_grad_(False)
