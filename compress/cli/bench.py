@@ -56,7 +56,12 @@ def latency_command(
         typer.Option("--data", metavar="DIR", help="Dataset, to score the bundles and time real images."),
     ] = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="Split to score.")] = "test",
-    size: Annotated[str | None, typer.Option("--size", metavar="HxW", help="Image size to time at.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="HxW", help="Size to time all at; default: what each resizes to, else that of the data."
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed runs of each bundle.")] = 50,
     threads: ThreadsOption = None,
     providers: Annotated[
