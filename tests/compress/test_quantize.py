@@ -65,6 +65,6 @@ def test_a_dataset_of_other_classes_is_refused(discs: Path, tmp_path: Path) -> N
 
 
 def test_a_checkpoint_is_not_replaced_by_its_bundle(trained: Checkpoint, discs: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds the result of another step \(train\)"):
+    with pytest.raises(UsageError, match="is what the step starts from, and would be replaced by its result"):
         quantize(trained.path, discs, trained.path, recipe())
     assert (trained.path / "weights.safetensors").exists()
