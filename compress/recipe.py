@@ -169,7 +169,7 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
     return None
 
 
-_TEXT = (str, list, dict, type(None))
+_TEXT = (str, bool, list, dict, type(None))
 
 
 def _is_text(names: list[str]) -> bool:
