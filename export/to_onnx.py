@@ -12,6 +12,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -113,17 +114,29 @@ def _deployable(model: nn.Module) -> nn.Module:
 def _measure_what_is_fused(proto: onnx.ModelProto) -> None:
     """Take the size of a map behind the BatchNorm and the activation that follow a convolution, where the exporter
     takes it before them (`F.interpolate(x, size=...)`): with a second reader the runtime could not fuse the three."""
-    from onnxruntime.quantization.onnx_model import ONNXModel
-
     readers: dict[str, list[onnx.NodeProto]] = {}
-    asking = [node for node in proto.graph.node if node.op_type == "Shape"]
     for node in proto.graph.node:
-        for name in node.input if node not in asking else ():
+        for name in node.input if node.op_type != "Shape" else ():
             readers.setdefault(name, []).append(node)
-    for node in asking:
-        while len(found := readers.get(node.input[0], [])) == 1 and found[0].op_type in _FUSED:
+    moved = False
+    for node in proto.graph.node:
+        while (
+            node.op_type == "Shape" and len(found := readers.get(node.input[0], [])) == 1 and found[0].op_type in _FUSED
+        ):
             node.input[0] = found[0].output[0]
-    ONNXModel(proto).topological_sort()
+            moved = True
+    if moved:
+        _sort(proto.graph)
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put every node behind those that make what it reads."""
+    nodes = list(graph.node)
+    makers = {name: index for index, node in enumerate(nodes) for name in node.output}
+    reads = {index: [makers[name] for name in node.input if name in makers] for index, node in enumerate(nodes)}
+    order = [nodes[index] for index in TopologicalSorter(reads).static_order()]
+    del graph.node[:]
+    graph.node.extend(order)
 
 
 def _name_dimensions(proto: onnx.ModelProto) -> None:
