@@ -15,6 +15,8 @@ from export.images import Geometry
 from export.machine import Machine
 from export.scoring import Score
 
+_RUNTIMES = ("openvino", "tensorrt")
+"""Targets that are other runtimes, whose kernels are not those of the CPU provider."""
 NOISY = 1.5
 """A 95th percentile of this many times the median means that the machine was busy with something else."""
 COARSE = 0.02
@@ -119,6 +121,7 @@ def _result(
         recipe=(*unusual(manifest.recipe), *origin),
         weights=manifest.parents.get("checkpoint"),
         cut_from=manifest.parents.get("parent"),
+        made_for=_made_for(bundle),
         params=manifest.params,
         macs=manifest.macs,
         size_bytes=bundle.size_bytes,
@@ -135,6 +138,12 @@ def _result(
         load_ms=latency.footprint.load_ms if latency.footprint else None,
         peak_memory_mib=latency.footprint.peak_memory_mib if latency.footprint else None,
     )
+
+
+def _made_for(bundle: Bundle) -> str | None:
+    target = bundle.manifest.target
+    runs_there = bundle.providers[0].lower().startswith(target)
+    return target if target in _RUNTIMES and not runs_there else None
 
 
 def _origin(bundle: Bundle, bundles: Mapping[str, Bundle]) -> Iterator[str]:
@@ -188,6 +197,9 @@ def _latency_notes(models: Sequence[ModelResult], bundles: Mapping[str, Bundle],
             f"{number(worst.latency_ms.p95 / worst.latency_ms.p50)} times its median. Trust the medians more than the "
             "tails, or run it again with nothing else running."
         )
+    for model in models:
+        if model.made_for is not None:
+            yield f"{model.name} was made for {model.made_for}, and was timed elsewhere: its latency there is another."
     timed = {model.name: model.timed_at for model in models}
     if len(set(timed.values())) > 1:
         each = ", ".join(f"{name} at {_spelt(size)}" for name, size in timed.items())

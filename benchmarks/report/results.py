@@ -45,6 +45,8 @@ class ModelResult(Part):
     """How it was made: the settings that differ from the defaults, as `--set` takes them."""
     weights: str | None = None
     """SHA-256 of the checkpoint's weights; None for a model from elsewhere."""
+    made_for: str | None = None
+    """The runtime that it was made for, if that is not the one it was timed on."""
     cut_from: str | None = None
     """SHA-256 of the weights that pruning started from; None if the network was trained as it is."""
     params: int

@@ -79,7 +79,7 @@ def _is_same_network(one: ModelResult, other: ModelResult) -> bool:
 def _int8_against_float(models: Sequence[ModelResult]) -> Iterable[Verdict]:
     for model in models:
         parent = next((m for m in models if m.precision == "fp32" and _is_same_network(m, model)), None)
-        if model.precision != "int8" or parent is None:
+        if model.precision != "int8" or parent is None or model.made_for is not None:
             continue
         ok = model.latency_ms.p50 < parent.latency_ms.p50
         close = ok and model.latency_ms.p50 > parent.latency_ms.p50 * (1 - DRIFT)

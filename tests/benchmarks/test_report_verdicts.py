@@ -90,6 +90,13 @@ def test_int8_is_compared_with_the_float_form_of_its_own_network(tmp_path: Path)
     assert "of two" in about(report, "INT8 faster").detail
 
 
+def test_a_bundle_for_another_runtime_is_not_judged_by_this_one(tmp_path: Path) -> None:
+    models = {"float": made_of("a"), "int8": made_of("a", precision="int8", target="openvino")}
+    report = make_report(tmp_path, models=models, milliseconds=(9, 20), hits=((80,), (80,)))
+    assert not any("INT8" in verdict.text for verdict in report.verdicts)
+    assert any("int8 was made for openvino" in note for note in report.notes)
+
+
 def test_int8_slower_than_float_is_a_failure(tmp_path: Path) -> None:
     report = make_report(tmp_path, milliseconds=(60, 20, 61, 9))
     slow, fast = about(report, "dense-int8"), about(report, "pruned-int8")
