@@ -91,7 +91,7 @@ def test_a_mask_follows_its_image(
     sure = inside(moved)
     assert sure.float().mean() > 0.05
     # At half the size something of the source may lie between pixels that agree.
-    assert (seen(images)[sure] == moved[sure].float()).float().mean() > 0.999
+    assert (seen(images)[sure] == moved[sure].float()).float().mean() > 0.995
     # Bilinear and nearest differ only at edges; a shift of half a pixel between them would make more pixels differ.
     known = moved != VOID
     assert (seen(images)[known] == moved[known].float()).float().mean() > 0.95
