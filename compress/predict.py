@@ -1,6 +1,5 @@
 """`compress predict`: a folder of images becomes masks and overlays."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,15 +63,15 @@ def _predict_one(model: AnyModel, source: Path, out: Path) -> Prediction:
     return paths
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
-    """Hidden files are passed over, as they are in a dataset."""
-    yield from (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-
-
 def _sources(images: Path, channels: int) -> list[Path]:
     if not images.exists():
         raise UsageError(f"{images}: no such file or folder")
-    found = [images] if images.is_file() else sorted(_images_in(images))
+    # Hidden files are passed over, as they are in a dataset.
+    found = (
+        [images]
+        if images.is_file()
+        else sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    )
     if not found:
         raise UsageError(f"{images} holds no image ({', '.join(sorted(SUFFIXES))})")
     problems = []

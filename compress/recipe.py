@@ -100,10 +100,8 @@ def unusual(tree: Mapping[str, Any]) -> tuple[str, ...]:
     A tree from another version is taken as it is: settings that no longer exist are unusual, too.
     """
     factory = tree.get("model", {}).get("factory", "unet")
-    known = factory in MODELS or is_own(factory)
-    usual = dict(
-        leaves(Recipe.model_validate({"model": {"factory": factory} if known else {}}).model_dump(mode="json"))
-    )
+    model = {"factory": factory} if factory in MODELS or is_own(factory) else {}
+    usual = dict(leaves(Recipe.model_validate({"model": model}).model_dump(mode="json")))
     found = {name: value for name, value in leaves(tree) if name not in usual or usual[name] != value}
     if factory != "unet":
         found = {"model.factory": factory, **found}
@@ -174,11 +172,8 @@ _TEXT = (str, bool, list, dict, type(None))
 
 def _is_text(names: list[str]) -> bool:
     """Whether the setting is a text or a path, and nothing that TOML would write without quotes."""
-    branch: Any = Recipe
-    for name in names[:-1]:
-        field = getattr(branch, "model_fields", {}).get(name)
-        branch = field.annotation if field else None
-    field = getattr(branch, "model_fields", {}).get(names[-1])
+    section = _section_at(names[:-1], None)
+    field = section.model_fields.get(names[-1]) if section else None
     kinds = set(_kinds(field.annotation)) if field else set()
     return bool(kinds & {str, Path}) and not kinds & {bool, int, float}
 
@@ -225,11 +220,16 @@ def _setting(place: list[str], model: type[BaseModel] | None) -> list[str]:
 
 
 def _names_at(place: list[str], model: type[BaseModel] | None) -> list[str]:
+    section = _section_at(place, model)
+    return list(section.model_fields) if section else []
+
+
+def _section_at(place: list[str], model: type[BaseModel] | None) -> type[BaseModel] | None:
     branch: type[BaseModel] = Recipe
     for name in place:
         field = branch.model_fields.get(name)
         annotation = model if name == "model" else field.annotation if field else None
         if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
-            return []
+            return None
         branch = annotation
-    return list(branch.model_fields)
+    return branch

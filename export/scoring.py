@@ -112,7 +112,7 @@ class Score:
         counts, classes = self.counts[self.counts.any(axis=(1, 2))], len(self.classes)
         count = max(len(counts), 1)
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-        return (draws[:, : len(counts)] @ counts.reshape(len(counts), -1)).reshape(resamples, classes, classes)
+        return (draws[:, : len(counts)] @ counts.reshape(-1, classes * classes)).reshape(resamples, classes, classes)
 
 
 def score(

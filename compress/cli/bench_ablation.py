@@ -11,7 +11,7 @@ from compress.cli.common import (
     RecipeOption,
     SetOption,
     emit,
-    require_for_report,
+    require_no_run,
     typed,
     usual_recipe,
 )
@@ -51,7 +51,7 @@ def command(
     the others go on.
     """
     require("torch", extra="train", purpose="compress bench ablation")
-    require_for_report(out)
+    require_no_run(out)
     from benchmarks.ablation.bench import bench
     from benchmarks.report.ablation.table import of_group
     from benchmarks.report.ablation.write import headlines

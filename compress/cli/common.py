@@ -11,7 +11,7 @@ import typer
 
 from compress.progress import say
 from compress.recipe import Recipe, on_one_line
-from export.bundle import is_bundle
+from export.bundle import MODEL, is_bundle
 from export.errors import BudgetMissedError, UsageError
 
 DataOption = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset folder.")]
@@ -167,7 +167,9 @@ def require_outside_bundles(out: Path) -> None:
 
     Raises UsageError.
     """
-    bundle = next((folder for folder in (out, *out.absolute().parents) if is_bundle(folder)), None)
+    # Other programs' folders may have a manifest.json, too.
+    folders = (out, *out.absolute().parents)
+    bundle = next((folder for folder in folders if is_bundle(folder) and (folder / MODEL).is_file()), None)
     if bundle is not None:
         raise UsageError(f"{out} lies in the bundle {bundle}, which would no longer verify; give another --out")
 
