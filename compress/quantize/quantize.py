@@ -18,7 +18,7 @@ from compress.quantize.fallback import Fallback
 from compress.quantize.judge import Judge, Kept, model_of
 from compress.quantize.kernels import look_at_kernels
 from compress.quantize.ptq import Quantized, with_quantized_logits
-from compress.quantize.qat import learn
+from compress.quantize.qat import learn, require_trainable
 from compress.quantize.source import Source
 from compress.quantize.targets import scheme_of
 from compress.quantize.workbench import (
@@ -136,10 +136,12 @@ def _quantize(step: StepFolder, plan: StepPlan, source: Source, dataset: Dataset
             f"made for {settings.target}, and this machine ({instruction_set()}) is not what will serve: no form of a "
             "layer is chosen by timing, and INT8 need not be faster here"
         )
-    if must_gain:
-        # Time does not depend on ranges, so whether INT8 is faster is known before anything that takes long.
-        quick = model_of(bench.shipped(bench.quantizer.quantized("minmax").graph))
-        _require_gain(step.scratch("quick"), judge, quick)
+    # Neither operators nor time depend on ranges: what they forbid is known before anything that takes long.
+    quick = bench.quantizer.quantized("minmax") if must_gain or settings.mode == "qat" else None
+    if quick and settings.mode == "qat":
+        require_trainable(quick.graph, quick.parent)
+    if quick and must_gain:
+        _require_gain(step.scratch("quick"), judge, model_of(bench.shipped(quick.graph)))
     calibrated = _calibrated(bench)
     made = _corrected(bench, calibrated)
     if settings.mode == "qat":

@@ -9,9 +9,10 @@ from support.quantizing import recipe
 
 from compress.checkpoint import Checkpoint
 from compress.quantize import quantize
+from compress.quantize.qat.operators import OPERATORS
 from compress.steps import read_record
 from export.bundle import verify
-from export.errors import UsageError
+from export.errors import UsageError, WorkFailedError
 from export.runtime import optimised_graph
 
 
@@ -20,6 +21,15 @@ def test_signed_activations_are_not_trained(trained: Checkpoint, discs: Path, tm
     with pytest.raises(UsageError, match="--for tensorrt takes signed ones; use --mode ptq"):
         quantize(trained.path, discs, tmp_path / "out", wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is_chosen(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(OPERATORS, "MaxPool")
+    with pytest.raises(WorkFailedError, match=r"MaxPool \(.*\) cannot be trained through .* use --mode ptq"):
+        quantize(trained.path, discs, tmp_path / "out", recipe("quantize.mode=qat", "quantize.calibration=auto"))
+    assert "calibration by" not in capfd.readouterr().err
 
 
 def test_training_beats_calibration_where_that_loses(

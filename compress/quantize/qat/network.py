@@ -244,6 +244,11 @@ class QuantizedNetwork(nn.Module):
         return inputs[0]
 
 
+def require_trainable(quantized: onnx.ModelProto, parent: onnx.ModelProto) -> None:
+    """Raises WorkFailedError, naming the operator, when `quantized`, made from `parent`, cannot be trained through."""
+    QuantizedNetwork(quantized, parent)
+
+
 def _require_operator(node: onnx.NodeProto) -> None:
     is_known = node.op_type in OPERATORS
     asked = refused(node) if is_known else []
