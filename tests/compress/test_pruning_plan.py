@@ -15,6 +15,7 @@ from support.checkpoints import write_checkpoint
 from support.networks import Mobile, random_network, random_unet, randomised
 from support.pruning import logits, masked
 from torch import nn
+from torch.nn import functional as F
 
 from compress import checkpoint
 from compress.models.plan import Dependencies, GroupCut, PruningPlan
@@ -116,6 +117,11 @@ def test_what_is_normalised_together_is_left_whole(norm: nn.Module) -> None:
     assert Dependencies(network, 1).widths() == {"3": 8}
 
 
+def halved(network: nn.Module) -> PruningPlan:
+    """Half of the channels of every group goes."""
+    return scores_of(network, channels=1, scope="local").plan(0.5, 1)
+
+
 class Own(nn.Module):
     """A block of the user's own, with names that mean something else in this code."""
 
@@ -137,7 +143,7 @@ class Own(nn.Module):
 
 def test_a_users_own_names_mean_nothing_here() -> None:
     network = randomised(Own())
-    plan = scores_of(network, channels=1).plan(0.5, 4)
+    plan = halved(network)
     assert plan.kept() == {"stem": 4}
     torch.testing.assert_close(logits(plan.apply(network, channels=1), 1), logits(masked(network, plan, channels=1), 1))
 
@@ -173,7 +179,7 @@ def test_a_parameter_without_a_layer_is_cut_only_along_its_one_axis(
     shape: tuple[int, ...], formula: str, kept: dict[str, int]
 ) -> None:
     network = randomised(Free(shape, formula))
-    plan = scores_of(network, channels=1).plan(0.5, 4)
+    plan = halved(network)
     assert plan.kept() == kept
     torch.testing.assert_close(logits(plan.apply(network, channels=1), 1), logits(masked(network, plan, channels=1), 1))
 
@@ -200,27 +206,30 @@ def shuffled(x_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("mix", "width", "first"),
+    ("mix", "width", "starts"),
     [
-        pytest.param(lambda x, image: torch.cat([image, x], 1), 17, False, id="behind the image"),
-        pytest.param(lambda x, image: torch.cat([x, image], 1), 17, True, id="before the image"),
-        pytest.param(lambda x, _: shuffled(x), 16, False, id="shuffled"),
-        pytest.param(lambda x, _: x.flip(1), 16, False, id="in reverse order"),
-        pytest.param(lambda x, _: torch.cat([x, x * 2], 1), 32, True, id="twice"),
-        pytest.param(lambda x, _: x.sigmoid(), 16, True, id="where silence is answered"),
+        pytest.param(lambda x, image: torch.cat([image, x], 1), 17, [1], id="behind the image"),
+        pytest.param(lambda x, image: torch.cat([x, image], 1), 17, [0], id="before the image"),
+        pytest.param(lambda x, image: torch.cat([F.avg_pool2d(image, 3, 1, 1), x, x], 1), 33, [1, 17], id="smoothed"),
+        pytest.param(lambda x, image: x + image, 16, [], id="added to the image"),
+        pytest.param(lambda x, _: shuffled(x), 16, [], id="shuffled"),
+        pytest.param(lambda x, _: x.flip(1), 16, [], id="in reverse order"),
+        pytest.param(lambda x, _: torch.cat([x, x * 2], 1), 32, [0, 16], id="twice"),
+        pytest.param(lambda x, _: x.sigmoid(), 16, [0], id="where silence is answered"),
     ],
 )
 def test_channels_that_are_not_followed_to_what_reads_them_are_left_whole(
-    mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], width: int, first: bool
+    mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], width: int, starts: list[int]
 ) -> None:
-    """torch-pruning takes the wrong weights for some of these, and says nothing."""
+    """torch-pruning takes the wrong weights for some of these, and says nothing. `starts` is where those that can be
+    followed begin in what the second convolution reads."""
     network = randomised(Mixed(mix, width))
-    plan = scores_of(network, channels=1).plan(0.5, 4)
-    assert plan.kept() == ({"first": 8} if first else {}) | {"second": 12}
+    plan = halved(network)
+    assert plan.kept() == ({"first": 8} if starts else {}) | {"second": 12}
     whole = copy.deepcopy(network)
     gone = list(next((cut.remove for cut in plan.cuts if cut.layer == "first"), ()))
     with torch.no_grad():  # the channels may hold anything, once nothing reads them
-        for start in range(0, width - 16 + 1, 16) if first else ():
+        for start in starts:
             whole.get_parameter("second.weight")[:, [start + channel for channel in gone]] = 0
         second = next(cut.remove for cut in plan.cuts if cut.layer == "second")
         whole.get_parameter("head.weight")[:, list(second)] = 0
@@ -244,7 +253,7 @@ class Doubled(nn.Module):
 
 def test_channels_that_are_tied_to_others_of_their_layer_are_left_whole() -> None:
     network = randomised(Doubled())
-    plan = scores_of(network, channels=1).plan(0.5, 4)
+    plan = halved(network)
     assert plan.kept() == {"mid": 8}
     assert Dependencies(plan.apply(network, channels=1), 1).widths() == {"mid": 8}
 
@@ -252,7 +261,7 @@ def test_channels_that_are_tied_to_others_of_their_layer_are_left_whole() -> Non
 def test_what_is_frozen_stays_frozen() -> None:
     network = randomised(Own())
     network.get_parameter("stem.weight").requires_grad_(False)
-    plan = scores_of(network, channels=1).plan(0.5, 4)
+    plan = halved(network)
     pruned = plan.apply(network, channels=1)
     for made in (network, pruned):
         assert [name for name, weight in made.named_parameters() if not weight.requires_grad] == ["stem.weight"]
