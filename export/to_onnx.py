@@ -54,7 +54,7 @@ def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: i
     width = size_multiple * torch.export.Dim("w", min=1, max=4096)
     dynamic = {0: torch.export.Dim("batch", min=1, max=4096), 1: height, 2: width, 3: torch.export.Dim.STATIC}
     try:
-        with _quiet():
+        with _quiet(), _out_of_place(model):
             program = torch.onnx.export(
                 _deployable(model).eval(),
                 (image,),
@@ -176,6 +176,19 @@ def _why(error: BaseException) -> str:
             "size that is a literal or converted to int, where the tensor's own shape would do"
         )
     return text
+
+
+@contextlib.contextmanager
+def _out_of_place(model: nn.Module) -> Iterator[None]:
+    """Let no activation overwrite its input: torch.export then traces a ReLU6 in half the time, to the same graph."""
+    overwriting = [module for module in model.modules() if getattr(module, "inplace", None) is True]
+    try:
+        for module in overwriting:
+            module.inplace = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module in overwriting:
+            module.inplace = True  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

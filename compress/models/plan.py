@@ -258,7 +258,7 @@ class _Entered(nn.Module):
     def __init__(self, network: nn.Module, channels: int) -> None:
         super().__init__()
         # One that draws no random numbers, and leaves the image as it is.
-        self.entrance = nn.utils.skip_init(nn.Conv2d, channels, channels, 1, bias=False)
+        self.entrance = nn.Conv2d(channels, channels, 1, bias=False, device="meta").to_empty(device="cpu")
         nn.init.dirac_(self.entrance.weight)
         self.network = network
 

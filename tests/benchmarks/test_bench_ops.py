@@ -17,7 +17,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from support.bundles import tiny_bundle
-from support.networks import Mobile, exported, random_unet, randomised
+from support.networks import Mobile, exported, random_unet, seeded
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,7 +40,7 @@ FLAGS = ("--size", "48x32", "--runs", 3, "--threads", 1, "--no-peak", "--json")
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "unet": random_unet,
-    "mobile": lambda: randomised(Mobile()),
+    "mobile": lambda: seeded(Mobile),
     "transposed": lambda: random_unet(upsampling="transposed"),
     "bilinear": lambda: random_unet(upsampling="bilinear"),
 }

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.latency import FakeMachine
-from support.networks import Mobile, exported, random_network, random_unet, randomised
+from support.networks import Mobile, exported, random_network, random_unet, seeded
 from support.recipes import by_speedup
 from torch import nn
 
@@ -41,7 +41,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
 
 
 def costs_of(network: nn.Module, **given: Any) -> NetworkCosts:
-    graph = with_outputs(exported(network, channels=given.get("channels", 1)), "mask")
+    graph = with_outputs(exported(network), "mask")
     settings = {"channels": 1, "size": SIZE, "multiple": 4, "precision": "fp32", **given}
     return NetworkCosts.of(network, graph, **settings)
 
@@ -50,13 +50,13 @@ def costs_of(network: nn.Module, **given: Any) -> NetworkCosts:
 @pytest.mark.parametrize(
     "made",
     [
-        lambda: random_unet(base=16),
-        lambda: random_unet(base=16, upsampling="transposed", block="residual", squeeze_excite=True),
-        lambda: random_unet(base=16, upsampling="bilinear", skip="add", block="residual"),
-        lambda: random_network("unetpp", base=16, block="residual"),
-        lambda: randomised(Mobile()),
+        random_unet,
+        lambda: random_unet(upsampling="transposed", block="residual", squeeze_excite=True),
+        lambda: random_unet(upsampling="bilinear", skip="add", block="residual"),
+        lambda: random_network("unetpp", block="residual", squeeze_excite=True),
+        lambda: seeded(Mobile),
     ],
-    ids=["plain", "residual-se-transposed", "residual-add-bilinear", "unetpp-residual", "depthwise"],
+    ids=["plain", "residual-se-transposed", "residual-add-bilinear", "unetpp-residual-se", "depthwise"],
 )
 def test_layers_at_the_widths_of_a_plan_are_those_of_the_real_export(
     made: Callable[[], nn.Module], machine: FakeMachine
@@ -123,15 +123,15 @@ def test_levels_go_where_no_width_is_narrow_enough(machine: FakeMachine) -> None
 
 
 def test_a_block_goes_where_nothing_is_lost_with_it(machine: FakeMachine) -> None:
-    network = random_network("encoder-unet", channels=3, encoder="resnet18", pretrained=False, base=4)
-    costs = costs_of(network, channels=3, size=(32, 64), multiple=16, whole_parts=True)
-    scores = scores_of(network, channels=3)
+    network = random_network("encoder-unet", encoder="resnet18", pretrained=False)
+    costs = costs_of(network, size=(32, 64), multiple=16, whole_parts=True)
+    scores = scores_of(network, channels=1)
     useless = "encoder.layer3.1.conv1"
     assert useless in costs.parts.additions
     scores = Scores({**scores.raw, useless: scores.raw[useless] * 0})
     kept = ByTable(scores, costs).plan(1.05).kept()
     assert [name for name, width in kept.items() if not width] == [useless]
-    with_all = costs_of(network, channels=3, size=(32, 64), multiple=16)
+    with_all = costs_of(network, size=(32, 64), multiple=16)
     assert 0 not in ByTable(scores, with_all).plan(1.05).kept().values()
 
 

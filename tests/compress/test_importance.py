@@ -268,6 +268,7 @@ def test_without_images_what_looks_at_images_is_a_mistake() -> None:
         scores_of(unet(), "taylor", channels=1)
 
 
+@pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize(
     ("criterion", "scope"), [("random", "local"), ("taylor", "global"), ("activation", "local"), ("fpgm", "global")]
 )

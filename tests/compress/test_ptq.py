@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from support.handmade import blocks, small_unet, with_a_norm
-from support.networks import ByPixel, Mixer, Sized, exported, random_unet, randomised
+from support.networks import ByPixel, Mixer, Sized, exported, random_unet, seeded
 from torch import nn
 
 from compress.quantize import targets
@@ -95,8 +95,7 @@ def test_what_stays_in_float_is_named(architecture: dict[str, Any], operator: st
 def test_a_map_that_is_brought_to_the_size_of_another_stays_in_integers() -> None:
     """The exporter takes that size before the BatchNorm, which then could not be folded; the runtime would dequantize
     a map to measure it."""
-    torch.manual_seed(0)
-    graph = with_outputs(exported(randomised(Sized())), "mask")
+    graph = with_outputs(exported(seeded(Sized)), "mask")
     assert operators(optimised_graph(graph.SerializeToString()))["BatchNormalization"] == 0
     made = Quantizer(graph, pictures(4), target="auto").quantized("minmax")
     found = operators(optimised_graph(made.graph.SerializeToString()))
@@ -115,8 +114,7 @@ def test_a_map_that_is_brought_to_the_size_of_another_stays_in_integers() -> Non
 
 @pytest.mark.parametrize("groups", [2, 16])
 def test_a_transposed_convolution_in_groups_stays_in_float(groups: int) -> None:
-    torch.manual_seed(0)
-    graph = with_outputs(exported(randomised(Sized(groups=groups))), "mask")
+    graph = with_outputs(exported(seeded(lambda: Sized(groups=groups))), "mask")
     made = Quantizer(graph, pictures(4), target="vnni").quantized("minmax")
     assert [layer.reason for layer in made.float_layers] == ["no integer kernel for ConvTranspose here"]
     images = np.stack(list(pictures(2)))
@@ -128,8 +126,7 @@ def test_a_transposed_convolution_in_groups_stays_in_float(groups: int) -> None:
 
 def test_matrix_products_are_in_integers() -> None:
     """Products over channels and over pixels; Mul and Concat of tensor sizes are not layers."""
-    torch.manual_seed(0)
-    graph = with_outputs(exported(randomised(Mixer())), "mask")
+    graph = with_outputs(exported(seeded(Mixer)), "mask")
     quantizer = Quantizer(graph, pictures(4), target="avx2")
     made = quantizer.quantized("minmax")
     found = operators(optimised_graph(made.graph.SerializeToString()))
@@ -150,9 +147,7 @@ def test_matrix_products_are_in_integers() -> None:
 @pytest.mark.parametrize("outputs", ["mask", "logits", "both"])
 def test_logits_of_a_network_with_its_channels_last_have_the_classes_first(outputs: Outputs) -> None:
     """Parity and training both expect that order."""
-    made = Quantizer(with_outputs(exported(randomised(ByPixel())), outputs), pictures(4), target="avx2").quantized(
-        "minmax"
-    )
+    made = Quantizer(with_outputs(exported(seeded(ByPixel)), outputs), pictures(4), target="avx2").quantized("minmax")
     images = np.stack(list(pictures(2)))
     as_written, _ = with_quantized_logits(made.graph)
     logits = OnnxModel(as_written.SerializeToString(), threads=1, optimised=False).logits(images)
@@ -174,7 +169,7 @@ def test_logits_of_a_network_with_its_channels_last_have_the_classes_first(outpu
     ],
 )
 def test_each_kind_of_layer_may_stay_in_float(layer: str, operator: str, left: int) -> None:
-    quantizer = Quantizer(with_outputs(exported(randomised(Mixer())), "mask"), pictures(4), target="vnni")
+    quantizer = Quantizer(with_outputs(exported(seeded(Mixer)), "mask"), pictures(4), target="vnni")
     made = quantizer.quantized("minmax", {layer: "to see"})
     assert made.float_layers[0] == FloatLayer(layer=layer, reason="to see")
     assert operators(optimised_graph(made.graph.SerializeToString()))[operator] == left

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from support.handmade import blocks, with_a_norm, with_eca
-from support.networks import Mixer, Mobile, exported, random_network, randomised
+from support.networks import Mixer, Mobile, exported, random_network, randomised, seeded
 from torch import Tensor, nn
 
 from compress.quantize.ptq import Quantizer
@@ -86,7 +86,7 @@ def some(*names: str) -> list[Any]:
 
 def network_of(name: str) -> nn.Module:
     if name == "mixer":
-        return randomised(Mixer())
+        return seeded(Mixer)
     factory, arguments = NETWORKS[name]
     return random_network(factory, **arguments)
 
@@ -242,7 +242,7 @@ def test_a_layer_that_is_used_twice_has_one_bias() -> None:
 
 
 def test_a_users_own_network_can_be_trained_through() -> None:
-    graph, parent = made(randomised(Mobile()))
+    graph, parent = made(seeded(Mobile))
     network = QuantizedNetwork(graph, parent)
     _, normalised = images()
     network(normalised).square().mean().backward()

@@ -98,9 +98,8 @@ def test_a_unet_on_it_trains_a_step(name: str, strides: int) -> None:
     assert {name.split(".")[0] for name in moved} == {"encoder", "up", "head"}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100"])
-def test_a_unet_on_it_is_exported(name: str) -> None:
-    network = randomised(timm_unet(name))
+def test_a_unet_on_it_is_exported() -> None:
+    network = randomised(timm_unet("mobilenetv3_small_100"))
     graph = exported(network)
     images = list(np.random.default_rng(0).integers(0, 256, (8, 64, 96, 1), dtype=np.uint8))
     parity = float_parity(

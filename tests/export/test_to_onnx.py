@@ -123,11 +123,17 @@ def test_a_graph_is_one_file_and_carries_its_weights(tmp_path: Path) -> None:
 class NoTensorLeft(nn.Module):
     """Branches on a value, which a graph cannot express."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = nn.ReLU6(inplace=True)
+
     def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
+        return self.activation(x) if x.sum() > 0 else -x
 
 
-def test_a_network_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_exported_is_named_and_stays_as_it_is(tmp_path: Path) -> None:
+    network = NoTensorLeft()
     with pytest.raises(WorkFailedError, match="cannot export NoTensorLeft"):
-        export_onnx(NoTensorLeft(), tmp_path / "model.onnx", channels=1, size_multiple=1)
+        export_onnx(network, tmp_path / "model.onnx", channels=1, size_multiple=1)
+    assert network.activation.inplace
     assert not (tmp_path / "model.onnx").exists()

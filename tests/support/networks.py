@@ -5,6 +5,7 @@ graph = exported(network, channels=1, size_multiple=4)
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,9 +28,14 @@ def random_unet(seed: int = 0, **arguments: Any) -> nn.Module:
 
 def random_network(factory: str, seed: int = 0, **arguments: Any) -> nn.Module:
     """A network of `arguments` (by default `TINY`) in eval mode; no two channels, biases or statistics are alike."""
+    return seeded(lambda: build(factory, tiny(factory, **arguments)), seed)
+
+
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """What `make` gives, `randomised`, the same in every process: its graph is then exported only once."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return randomised(build(factory, tiny(factory, **arguments)))
+        return randomised(make())
 
 
 def tiny(factory: str, **arguments: Any) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def run(trials: Sequence[Trial], *, root: Path, logs: Sequence[Path]) -> None:
     All in one process, so that modules are imported once, forked from one that has imported the slowest of them.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch_pruning", "kornia", "onnx", "onnxruntime", "hypothesis", "pytest"])
+    context.set_forkserver_preload(["compress.pipeline", "kornia", "onnxscript", "hypothesis", "pytest"])
     process = context.Process(target=_run, args=(trials, root, logs))
     process.start()
     process.join()
@@ -103,14 +103,18 @@ def _run(trials: Sequence[Trial], root: Path, logs: Sequence[Path]) -> None:
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         del os.environ[name]
     quietly = ["-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    graphs = Path(os.environ[shared.FOLDER])
     with TemporaryDirectory() as home:
         for index, (trial, log) in enumerate(zip(trials, logs, strict=True)):
             with log.open("wb") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            # Nor do they share what the whole program, or one with another replacement, has made.
+            # Nor do they share what the whole program, or one with another replacement, has made; but for exported
+            # graphs, because each is named after all that it was made from.
             own = Path(home) / str(index)
             own.mkdir()
+            for graph in graphs.glob("*.onnx"):
+                (own / graph.name).symlink_to(graph)
             tempfile.tempdir = os.environ[shared.FOLDER] = str(own)
             with _replaced(trial.replaced):
                 pytest.main([*quietly, "-x", "-q", "-m", "not slow", trial.tests])
