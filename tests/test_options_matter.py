@@ -400,7 +400,7 @@ OPTIONS = {
         "tests/serve/test_serve_work_queue.py::test_what_waits_is_taken_together_up_to_the_largest_batch",
     ),
     "serve: X-Deadline-Ms": (
-        "serve.routes_image:deadline_of=none",
+        "serve.routes_image:deadline_of=no deadline",
         "tests/serve/test_serve_engine.py::test_a_request_may_bring_its_own_deadline",
     ),
     "serve: probabilities and window": (

@@ -25,6 +25,7 @@ NOTHING: Mapping[str, Callable[..., Any]] = {
     "true": lambda *_, **__: True,
     "empty": lambda *_, **__: [],
     "no options": lambda *_, **__: {},
+    "no deadline": lambda _: float("inf"),
     "first": lambda first, *_, **__: first,
     "second": lambda _, second, *__, **___: second,
     "third": lambda _, __, third, *___, **____: third,
