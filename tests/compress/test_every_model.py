@@ -65,7 +65,7 @@ KINDS = {
     "own": Kind(OWN, {**SHAPE, "width": 8, "depth": 2}),
 }
 EVERY = pytest.mark.parametrize("name", KINDS)
-# A ResNet takes a minute to export, and its attention is exported like that of a UNet.
+# A ResNet is slow to export, and its attention is exported like that of a UNet.
 EVERY_EXPORT = pytest.mark.parametrize("name", [name for name in KINDS if name != "resnet18, attention"])
 
 
