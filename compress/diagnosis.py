@@ -108,7 +108,8 @@ def _diverged(trained: Trained) -> Iterator[Finding]:
     settings, loss = trained.settings, trained.settings.loss
     classes = max((len(epoch.get("iou_per_class", ())) for epoch in trained.history), default=0)
     losses = [epoch["loss"] for epoch in trained.history if epoch["loss"] is not None]
-    if not losses or not classes or loss.own is not None:  # the scale of a user's own loss is unknown
+    # The scale of a user's own loss is unknown, and so is that of attention maps.
+    if not losses or not classes or loss.own is not None or settings.attention_weight:
         return
     late = fmean(losses[-max(1, len(losses) // 4) :])
     pixel = 0.0 if loss.pixel == "none" else (1 + loss.cross_entropy_weight) * log(classes)

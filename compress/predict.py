@@ -35,6 +35,7 @@ def predict(
     _require_nothing_lost(images, out)
     model = load_model(path, threads=threads, refine=refine)
     sources = _sources(images, model.channels)
+    _require_own_masks(sources, out)
     for folder in ("masks", "overlays"):
         make_folder(out / folder)
     written = []
@@ -52,6 +53,18 @@ def _require_nothing_lost(images: Path, out: Path) -> None:
     for folder in (out / "masks", out / "overlays"):
         if read == folder.resolve():
             raise UsageError(f"{images} lies where predictions are written ({folder}); give another --out")
+
+
+def _require_own_masks(sources: list[Path], out: Path) -> None:
+    """Raises UsageError for masks without the overlay that a prediction has: others drew them."""
+    names = [f"{source.stem}.png" for source in sources]
+    drawn = [name for name in names if (out / "masks" / name).exists() and not (out / "overlays" / name).exists()]
+    if drawn:
+        what = (
+            f"{out / 'masks' / drawn[0]} exists, and was not written by predict: {out / 'overlays'} has no image of it"
+        )
+        more = f" (and {len(drawn) - 1} more)" if len(drawn) > 1 else ""
+        raise UsageError(f"{what}{more}; give another --out")
 
 
 def _predict_one(model: AnyModel, source: Path, out: Path) -> Prediction:

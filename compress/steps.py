@@ -187,6 +187,8 @@ def _require_free(out: Path, plan: StepPlan) -> None:
         raise UsageError(
             f"{out} holds the result of another step ({record.get('step')}); give another --out, or remove it"
         )
+    if record is not None and record.get("key") != plan.key:
+        log.info("%s was made otherwise (%s); it is replaced when this step is done", out, _changed(record, plan))
     if out.exists() and record is None and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not the result of a step; give another --out, or move it away")
 
@@ -245,10 +247,11 @@ def _holds_training(partial: Path) -> bool:
 
 def _changed(earlier: Mapping[str, Any], plan: StepPlan) -> str:
     """How `plan` differs from an earlier one, on one line."""
-    if not earlier:
+    if "settings" not in earlier:
         return "by a version that did not record its settings"
     inputs = earlier["inputs"]
-    lines = [] if earlier["name"] == plan.name else [f"the step was {earlier['name']} and is {plan.name}"]
+    name = earlier.get("name", plan.name)
+    lines = [] if name == plan.name else [f"the step was {name} and is {plan.name}"]
     lines += [
         f"the {role} has changed" for role in {**plan.inputs, **inputs} if inputs.get(role) != plan.inputs.get(role)
     ]

@@ -3,7 +3,7 @@
 K classes, H height, W width; 255 is void in a truth mask.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ from export.metrics import Metrics, iou_of, mean_iou
 
 VOID = 255
 """Void inside the program, whatever a dataset calls it: counted nowhere."""
+
+_AT_ONCE = 2_000_000
+"""Counts of drawn matrices that are held at a time."""
 
 
 class ConfusionMatrix:
@@ -87,7 +90,7 @@ class Score:
 
     def interval_per_class(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float] | None]:
         """95 % percentile bootstrap of each IoU over images; None for a class that never occurs."""
-        iou_K = iou_of(self._draws(resamples, seed))
+        iou_K = np.concatenate([iou_of(drawn) for drawn in self._draws(resamples, seed)])
         known = [column[~np.isnan(column)] for column in iou_K.T]
         bounds = [None if column.size == 0 else np.percentile(column, [2.5, 97.5]) for column in known]
         pairs = [None if pair is None else (float(pair[0]), float(pair[1])) for pair in bounds]
@@ -105,14 +108,18 @@ class Score:
         return float(low), float(high)
 
     def _resampled(self, resamples: int, seed: int) -> NDArray[np.float64]:
-        return mean_iou(self._draws(resamples, seed))
+        return np.concatenate([mean_iou(drawn) for drawn in self._draws(resamples, seed)])
 
-    def _draws(self, resamples: int, seed: int) -> NDArray[np.int64]:
-        """Confusion matrices [resamples, K, K] of as many images as are counted, drawn with replacement."""
+    def _draws(self, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+        """Confusion matrices [_, K, K] of as many images as are counted, drawn with replacement; some at a time."""
         counts, classes = self.counts[self.counts.any(axis=(1, 2))], len(self.classes)
         count = max(len(counts), 1)
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-        return (draws[:, : len(counts)] @ counts.reshape(-1, classes * classes)).reshape(resamples, classes, classes)
+        # Whole numbers below 2**53 are exact in float64, and numpy has fast products of matrices only for floats.
+        counts_NKK = counts.reshape(-1, classes * classes).astype(np.float64)
+        for some in np.array_split(draws[:, : len(counts)], max(1, resamples * classes**2 // _AT_ONCE)):
+            drawn = some.astype(np.float64) @ counts_NKK
+            yield drawn.astype(np.int64).reshape(-1, classes, classes)
 
 
 def score(

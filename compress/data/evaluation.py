@@ -21,8 +21,15 @@ class EvaluationImages:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[str, U8, U8]:
+        """Raises ImageError, and DatasetError for a mask of another size than its image."""
         sample = self.samples[index]
-        return sample.name, self.dataset.read_image(sample), self.dataset.read_mask(sample)
+        image, truth = self.dataset.read_image(sample), self.dataset.read_mask(sample)
+        if truth.shape != image.shape[:2]:
+            (mask_height, mask_width), (height, width, _) = truth.shape, image.shape
+            name = sample.mask.relative_to(self.dataset.path).as_posix()
+            what = f"{name}: the mask is {mask_width}x{mask_height}, its image {width}x{height}"
+            raise DatasetError(self.dataset.path, [f"{what}; give the mask that was drawn on this image"])
+        return sample.name, image, truth
 
     def __iter__(self) -> Iterator[tuple[str, U8, U8]]:
         return map(self.__getitem__, range(len(self)))

@@ -161,10 +161,12 @@ class _Scan:
 
     def _no_partner(self, partner: str, file: Path, folder: Path) -> None:
         where = self._relative(folder)
-        near = [path.name for path in folder.glob("*") if path.stem == file.stem]
+        near = [path for path in folder.glob("*") if path.stem == file.stem]
+        if any(_leads_nowhere(path) for path in near):
+            return  # told already
         if near:
             suffixes = ", ".join(sorted(SUFFIXES))
-            what = f"its {partner} {where}/{near[0]} is not in a supported format ({suffixes}); convert it"
+            what = f"its {partner} {where}/{near[0].name} is not in a supported format ({suffixes}); convert it"
         else:
             what = f"no {partner} of the same name in {where}; add it, or take this one out"
         self.problems.add(what, self._relative(file))
@@ -178,6 +180,9 @@ class _Scan:
                 # Bytes that are not UTF-8, and line breaks: neither can be hashed, printed or quoted faithfully.
                 what = "the file's name holds characters that cannot be printed; rename it"
                 self.problems.add(what, ascii(file.name) + f" in {self._relative(folder)}")
+            elif _leads_nowhere(file):
+                what = "a link to a file that is not there; fetch that (git annex get, dvc pull), or take the link out"
+                self.problems.add(what, self._relative(file))
             elif not file.is_file() or file.suffix.lower() not in SUFFIXES:
                 self.passed_over.append(self._relative(file) + ("/" if file.is_dir() else ""))
             elif file.stem in found:
@@ -189,6 +194,11 @@ class _Scan:
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
+
+
+def _leads_nowhere(file: Path) -> bool:
+    """Whether `file` is a link to nothing: what git-annex or DVC leaves of a file that was not fetched."""
+    return file.is_symlink() and not file.exists()
 
 
 def _are(folder: Path) -> str:

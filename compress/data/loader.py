@@ -164,6 +164,11 @@ class _Prepared:
         return self.fitted.nbytes + self.truth.nbytes
 
 
+_BATCH_PIXELS = 8 * 512 * 512
+"""Pixels that are validated at a time. Whole images need more memory than crops, and a CPU that has too little raises
+nothing: the process is killed."""
+
+
 class ValidationImages:
     """The validation split, batched by padded size and kept in memory within a budget, so that an epoch's validation is
     short."""
@@ -186,11 +191,12 @@ class ValidationImages:
         self._size = size
         self._multiple = multiple
         self._kept: list[_Prepared] = []
-        self._by_shape: dict[tuple[int, ...], list[int]] = {}
+        self._by_shape: dict[tuple[int, int, int], list[int]] = {}
         used, counts = 0, False
         for index in range(len(self._images)):
             item = self._read(index)
-            self._by_shape.setdefault(item.fitted.shape, []).append(index)
+            height, width, channels = item.fitted.shape
+            self._by_shape.setdefault((height, width, channels), []).append(index)
             counts = counts or bool((item.truth != VOID).any())
             used += item.nbytes
             if used <= cache_gb * 1e9:
@@ -212,11 +218,12 @@ class ValidationImages:
 
         Raises ImageError or DatasetError when a file that is not kept can no longer be read.
         """
-        for indices in self._by_shape.values():
-            for start in range(0, len(indices), batch_size):
+        for (height, width, _), indices in self._by_shape.items():
+            count = max(1, min(batch_size, _BATCH_PIXELS // (height * width)))
+            for start in range(0, len(indices), count):
                 chunk = [
                     self._kept[index] if index < len(self._kept) else self._read(index)
-                    for index in indices[start : start + batch_size]
+                    for index in indices[start : start + count]
                 ]
                 images = torch.from_numpy(np.stack([item.fitted for item in chunk])).permute(0, 3, 1, 2)
                 for item, mask in zip(chunk, masks_of(images), strict=True):

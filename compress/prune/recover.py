@@ -8,6 +8,8 @@ from torch import nn
 
 from compress.budget import Accuracy
 from compress.checkpoint import ModelCard
+from compress.data.loader import ValidationImages
+from compress.models import size_multiple
 from compress.progress import say
 from compress.prune.evidence import Evidence
 from compress.prune.step import PruneStep
@@ -16,7 +18,7 @@ from compress.train.loop import Fit
 from compress.train.objective import Teacher
 from compress.train.precision import pick_device
 from compress.train.runtime import Runtime
-from compress.train.train import decoded, precision_of
+from compress.train.train import precision_of, training_images, validation_images
 from compress.train.validation import validate
 from export.files import write_json
 from export.scoring import Score
@@ -32,24 +34,25 @@ class Recovery:
         self.device = pick_device(step.recipe.train.device)
         self._step = step
         self._precision = precision_of(step.folder, step.recipe, self.device).precision
-        self._images, self._validation = decoded(step.dataset, step.recipe, step.parent.card.size_multiple, self.device)
+        self._images = training_images(step.dataset, step.recipe, step.parent.card.size_multiple, self.device)
+        self._validation: dict[int, ValidationImages] = {}
 
     def evidence(self) -> Evidence:
         """The training images, with the loss that the recovery minimises."""
-        classes, settings = len(self._validation.classes), self._step.recipe.prune.finetune
+        classes, settings = len(self._step.dataset.classes), self._step.recipe.prune.finetune
         return Evidence(self._images, classes, settings, self.device)
 
     @cached_property
     def parent_score(self) -> Score:
         """The parent's score on the validation split; the parent is on the CPU before and after."""
-        score = validate(self._parent.to(self.device), self._validation, self.device)
+        score = self._score(self._parent.to(self.device))
         self._parent.cpu()
         return score
 
     def score_of(self, child: nn.Module) -> Score:
         """Score `child` on the validation split, with BatchNorm statistics recomputed and nothing fine-tuned."""
         reestimate(child.to(self.device), self._images)
-        return validate(child, self._validation, self.device)
+        return self._score(child)
 
     def run(self, child: nn.Module, card: ModelCard, folder: Path) -> dict[str, Any]:
         """Fine-tune `child`, whose checkpoints have `card`, with the parent as its teacher; `folder` keeps what a
@@ -61,7 +64,7 @@ class Recovery:
             child,
             card,
             self._images,
-            self._validation,
+            self._images_for(child),
             settings,
             step.recipe.train.augment,
             Runtime(self.device, self._precision),
@@ -69,7 +72,17 @@ class Recovery:
             Teacher.of(self._parent, settings),
         ).run("recover")
         child.load_state_dict(fitted.weights)
-        accuracy = Accuracy.of(self.parent_score, validate(child, self._validation, self.device))
+        accuracy = Accuracy.of(self.parent_score, self._score(child))
         child.cpu()
         write_json(folder / HISTORY, fitted.history)
         return {**fitted.figures(), **accuracy.as_result(), "miou_before_finetune": before}
+
+    def _score(self, network: nn.Module) -> Score:
+        return validate(network, self._images_for(network), self.device)
+
+    def _images_for(self, network: nn.Module) -> ValidationImages:
+        """The validation split, padded as for `network` when it serves: with fewer levels, to a smaller multiple."""
+        multiple = size_multiple(network)
+        if multiple not in self._validation:
+            self._validation[multiple] = validation_images(self._step.dataset, self._step.recipe, multiple)
+        return self._validation[multiple]

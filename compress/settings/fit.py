@@ -12,6 +12,8 @@ class LossSettings(Settings):
 
     NEEDS: ClassVar = {
         "tversky_missed": ("tversky_weight", None),
+        "class_weights": ("pixel", None),
+        "label_smoothing": ("pixel", None),
         "focal_gamma": ("pixel", "focal"),
         "own_weight": ("own", None),
         "ohem_threshold": ("pixel", "ohem"),

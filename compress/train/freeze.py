@@ -64,12 +64,12 @@ def pretrained_encoder(network: nn.Module) -> nn.Module | None:
 def stages(encoder: nn.Module) -> Iterator[list[nn.Module]]:
     """The parts of an encoder that have weights, from the image on.
 
-    They are its children, or the items of a child that is a list; a BatchNorm belongs to the part before it. An encoder
-    without children is one stage.
+    They are its children, or the items of a child that is a list or, as in timm, a dictionary; a BatchNorm belongs to
+    the part before it. An encoder without children is one stage.
     """
     found: list[list[nn.Module]] = []
     for child in encoder.children():
-        for part in child.children() if isinstance(child, nn.ModuleList) else [child]:
+        for part in child.children() if isinstance(child, nn.ModuleList | nn.ModuleDict) else [child]:
             if isinstance(part, nn.BatchNorm2d) and found:
                 found[-1].append(part)
             elif any(True for _ in part.parameters()):

@@ -17,8 +17,10 @@ from compress.data.match import require_classes
 from compress.diagnosis import Finding, Trained, diagnosed
 from compress.progress import say, task
 from compress.recipe import Recipe, leaves
+from compress.settings.fit import FitSettings
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train import own
+from compress.train.freeze import pretrained_encoder
 from compress.train.lookback import look_back
 from compress.train.loop import Fit, Fitted
 from compress.train.objective import Teacher
@@ -85,6 +87,7 @@ def _train(
     step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, init: Path | None, master: Checkpoint | None
 ) -> None:
     network, arguments, multiple = started(recipe, dataset, init)
+    _say_what_does_nothing(recipe.train, teacher=master is not None, encoder=pretrained_encoder(network) is not None)
     if plan.inputs.get("factory"):
         rehearse(recipe.model.factory, network, dataset.channels)
     device = pick_device(recipe.train.device)
@@ -102,8 +105,10 @@ def _train(
         parents=dict(plan.inputs),
         recipe=dict(plan.settings),
     )
+    # Training images have to suit the teacher too; validation images are padded as they will be when served.
     fitting = multiple if master is None else math.lcm(multiple, master.card.size_multiple)
-    images, validation = decoded(dataset, recipe, fitting, device)
+    images = training_images(dataset, recipe, fitting, device)
+    validation = validation_images(dataset, recipe, multiple)
     runtime = Runtime(device, choice.precision)
     fitted = Fit(
         network,
@@ -125,6 +130,15 @@ def _train(
     step.record(
         plan, {**fitted.figures(), "miou_train": miou_train, "diagnosis": [asdict(finding) for finding in findings]}
     )
+
+
+def _say_what_does_nothing(settings: FitSettings, *, teacher: bool, encoder: bool) -> None:
+    """A line on each setting that was changed and needs what this training does not have."""
+    needs = {"teacher_weight": teacher, "temperature": teacher, "encoder_rate": encoder}
+    for name, has in needs.items():
+        if not has and getattr(settings, name) != type(settings).model_fields[name].default:
+            what = "a pretrained encoder" if name == "encoder_rate" else "a teacher (--teacher)"
+            say(f"{settings.SECTION}.{name} has no effect without {what}")
 
 
 def _looked_at(
@@ -160,16 +174,9 @@ def decoded(
     *,
     validated: Sequence[Sample] | None = None,
 ) -> tuple[TrainingImages, ValidationImages]:
-    """Training images, kept on `device` or in memory as the recipe says, and validation images, kept in memory.
-
-    Validation images are those of `validated`, by default the whole split.
-    """
+    """`training_images` and `validation_images` of one size multiple."""
     images = training_images(dataset, recipe, multiple, device)
-    validation = ValidationImages(
-        dataset, size=recipe.data.size, multiple=multiple, cache_gb=recipe.data.cache_gb, samples=validated
-    )
-    say(f"validation images: {validation}")
-    return images, validation
+    return images, validation_images(dataset, recipe, multiple, validated)
 
 
 def shown(recipe: Recipe) -> dict[str, object]:
@@ -195,6 +202,17 @@ def training_images(dataset: Dataset, recipe: Recipe, multiple: int, device: tor
             on_image=bar.advance,
         )
     say(f"training images: {images.decoded}")
+    return images
+
+
+def validation_images(
+    dataset: Dataset, recipe: Recipe, multiple: int, validated: Sequence[Sample] | None = None
+) -> ValidationImages:
+    """Validation images, kept in memory as the recipe says: those of `validated`, by default the whole split."""
+    images = ValidationImages(
+        dataset, size=recipe.data.size, multiple=multiple, cache_gb=recipe.data.cache_gb, samples=validated
+    )
+    say(f"validation images: {images}")
     return images
 
 

@@ -154,8 +154,12 @@ def test_steps_that_were_all_skipped_have_no_gradient_that_vanished() -> None:
 def test_a_high_loss_is_no_divergence_where_it_is_made_of_more() -> None:
     history = [{**entry, "loss": 5.0} for entry in HEALTHY.history]
     assert [finding.kind for finding in diagnosed(replace(HEALTHY, history=history))] == ["divergence"]
-    for loss in ({"own": "file.py:loss"}, {"lovasz_weight": 3.0}):
-        settings = TrainSettings.model_validate({"loss": loss})
+    more: list[dict[str, Any]] = [
+        {"loss": {"own": "file.py:loss"}},
+        {"loss": {"lovasz_weight": 3.0}},
+        {"attention_weight": 1000.0},
+    ]
+    for settings in map(TrainSettings.model_validate, more):
         assert diagnosed(replace(HEALTHY, history=history, settings=settings)) == []
 
 

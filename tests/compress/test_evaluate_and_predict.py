@@ -77,6 +77,16 @@ def test_what_cannot_be_scored_is_refused(tiny: Bundle, mixed: Path, discs: Path
         evaluate(damaged, mixed)
 
 
+def test_a_mask_of_another_size_than_its_image_is_named(tiny: Bundle, mixed: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(mixed, tmp_path / "data"))
+    mask = sorted((data / "test" / "masks").iterdir())[0]
+    mask.write_bytes(encode_mask(np.zeros((5, 7), np.uint8)))
+    with pytest.raises(
+        DatasetError, match=rf"test/masks/{mask.name}: the mask is 7x5, its image .*; give the mask that"
+    ):
+        evaluate(tiny.path, data)
+
+
 def test_a_split_that_is_all_void_has_no_score(tiny: Bundle, tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "void", classes=CLASSES, channels=3, table={"ignore_index": 9})
     for mask in (path / "test" / "masks").iterdir():
@@ -165,6 +175,7 @@ def test_every_file_that_is_no_image_is_named_and_nothing_is_written(tiny: Bundl
         ("x/overlays", "x"),
         ("x/masks/a.png", "x"),
         ("link", "x"),
+        ("photos", "project"),
     ],
 )
 def test_neither_drawn_masks_nor_images_are_replaced(tiny: Bundle, tmp_path: Path, images: str, out: str) -> None:
@@ -175,6 +186,9 @@ def test_neither_drawn_masks_nor_images_are_replaced(tiny: Bundle, tmp_path: Pat
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.png").write_bytes(encode_image(np.zeros((5, 5, 3), np.uint8)))
     (tmp_path / "classes" / "classes.json").touch()
+    for drawn in ("photos/a.png", "photos/b.png", "project/masks/b.png"):
+        (tmp_path / drawn).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / drawn).write_bytes(encode_image(np.zeros((5, 5, 3), np.uint8)))
     (tmp_path / "link").symlink_to(tmp_path / "x" / "masks")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="give another --out"):

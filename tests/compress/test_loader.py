@@ -203,6 +203,22 @@ def test_predictions_come_back_at_the_size_of_the_masks(mixed: Dataset, size: tu
         assert prediction.shape == truth.shape
 
 
+@pytest.mark.parametrize(("pixels", "largest"), [(10**9, 3), (2 * 64 * 64, 2), (1, 1)])
+def test_no_more_pixels_are_validated_at_a_time_than_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: int, largest: int
+) -> None:
+    data = write_dataset(tmp_path / "data", counts={"train": 1, "val": 3, "test": 1}, size=(64, 64))
+    monkeypatch.setattr("compress.data.loader._BATCH_PIXELS", pixels)
+    counts: list[int] = []
+
+    def masks_of(images_NCHW: torch.Tensor) -> U8:
+        counts.append(len(images_NCHW))
+        return images_NCHW[:, 0].numpy()
+
+    assert len(list(ValidationImages(open_dataset(data), size=None, multiple=16).predictions(masks_of))) == 3
+    assert max(counts) == largest
+
+
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.5, 2), (1.0, 5)])
 def test_what_the_budget_does_not_hold_is_validated_all_the_same(
     mixed: Dataset, tmp_path: Path, share: float, kept: int

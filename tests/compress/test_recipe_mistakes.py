@@ -198,6 +198,9 @@ IDLE = {
 }
 
 IDLE_TOGETHER = {
+    ("train.loss.pixel=none", "train.loss.label_smoothing=0.1"): "train.loss.label_smoothing has no effect without "
+    "train.loss.pixel, which is 'none' here",
+    ("train.loss.pixel=none", "train.loss.class_weights=balanced"): "train.loss.class_weights has no effect without",
     ("prune.speedup=2", "prune.tries=5"): "prune.tries has no effect without prune.max_drop or prune.min_iou",
     ("prune.max_drop=0.01", "prune.rounds=3"): "prune.rounds has no effect without a goal",
     ("prune.max_drop=0.01", "prune.tries=3"): "prune.tries has no effect without a goal",

@@ -69,10 +69,12 @@ def test_it_is_up_to_date_only_for_the_same_inputs_and_settings(tmp_path: Path) 
     assert len({PLAN.key, OTHER.key}) == 2
 
 
-def test_other_settings_replace_the_result(tmp_path: Path) -> None:
+def test_other_settings_replace_the_result_and_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     out = tmp_path / "out"
     work(out)
     with running(out, OTHER):
+        assert caplog.messages[0].startswith(f"{out} was made otherwise (train.epochs was 3 and is ")
         # Until the new result is whole, the old one stands.
         assert finished(out, PLAN) is not None
     work(out, OTHER, "new")

@@ -17,6 +17,7 @@ from support.networks import random_unet
 from torch import Tensor
 
 from compress import checkpoint
+from compress.anymodel import evaluate
 from compress.checkpoint import Checkpoint
 from compress.models.plan import GroupCut, PruningPlan
 from compress.recipe import Recipe
@@ -239,6 +240,26 @@ def test_a_teacher_is_followed_as_far_as_its_weight_says(data: Path, tmp_path: P
     assert not all(torch.equal(kernel, kernels(followed)[name]) for name, kernel in kernels(alone).items())
     assert followed.card.parents["teacher"] == checkpoint.load(teacher).weights_sha256
     assert followed.card.size_multiple == 4
+
+
+def test_beside_a_teacher_a_network_is_validated_as_it_is_evaluated(tmp_path: Path) -> None:
+    """The teacher's larger multiple pads the images of training alone."""
+    data = write_dataset(tmp_path / "data", size=(36, 44))
+    network = random_unet(depth=4, channels=1, classes=2)
+    teacher = write_checkpoint(tmp_path / "t", network, depth=4, channels=1, classes=2, class_names=TWO_CLASSES).path
+    made = train(data, tmp_path / "out", recipe(), teacher=teacher)
+    assert made.card.miou_val == evaluate(made.path, data, split="val").miou
+
+
+def test_what_needs_a_teacher_or_an_encoder_is_told(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("train.temperature=3", "train.teacher_weight=0.2", "train.encoder_rate=0.5", "train.epochs=1")
+    train(data, tmp_path / "out", recipe(*asked))
+    said = capfd.readouterr().err
+    for name in ("temperature", "teacher_weight"):
+        assert f"train.{name} has no effect without a teacher (--teacher)" in said
+    assert "train.encoder_rate has no effect without a pretrained encoder" in said
 
 
 def test_a_teacher_of_something_else_is_refused(data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.models import build
 from compress.models.encoders import Encoder, make
+from compress.train.freeze import stages
 from export.errors import RecipeError, WorkFailedError
 from export.parity import batches, float_parity
 from export.runtime import OnnxModel
@@ -90,6 +91,7 @@ def test_a_unet_on_it_trains_a_step(name: str, strides: int) -> None:
     encoder = network.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
     assert (len(encoder.widths), encoder.size_multiple) == (strides, 32)
+    assert len(list(stages(encoder))) >= strides
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     network(torch.randn(2, 1, 64, 64)).square().mean().backward()

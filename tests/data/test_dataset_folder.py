@@ -244,6 +244,20 @@ def test_hidden_files_and_suffixes_in_capitals(tmp_path: Path) -> None:
     assert [sample.image.name for sample in open_dataset(path).train] == ["0000.PNG", "0001.png"]
 
 
+def test_a_link_to_what_was_not_fetched_is_a_problem(tmp_path: Path) -> None:
+    """As git-annex and DVC leave it."""
+    path = write_dataset(tmp_path / "d", counts={"train": 3, "val": 1, "test": 1})
+    for name in ("train/masks/0000.png", "train/images/0001.png", "train/masks/0001.png"):
+        (path / name).unlink()
+        (path / name).symlink_to(tmp_path / "store" / name)
+    with pytest.raises(DatasetError) as refused:
+        require_sound(path)
+    assert "0000.png" in str(refused.value)
+    assert "train/images/0001.png" in str(refused.value)
+    assert "a link to a file that is not there; fetch that" in str(refused.value)
+    assert "not in a supported format" not in str(refused.value)
+
+
 def test_datasets_need_no_torch() -> None:
     code = "import sys, compress.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0

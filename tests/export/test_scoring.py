@@ -172,6 +172,13 @@ def test_an_image_that_is_void_everywhere_is_no_image() -> None:
     assert padded.interval() == counted.interval()
 
 
+def test_many_classes_are_drawn_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = random_score(50, seed=3)
+    expected = whole.interval(), whole.interval_per_class()
+    monkeypatch.setattr("export.scoring._AT_ONCE", 100)
+    assert (whole.interval(), whole.interval_per_class()) == expected
+
+
 def test_the_interval_is_as_wide_as_the_jackknife_says() -> None:
     result = random_score(200, seed=1)
     total, n = result.counts.sum(axis=0), len(result.images)
