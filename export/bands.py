@@ -12,12 +12,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.TiffImagePlugin import EXTRASAMPLES, SAMPLESPERPIXEL, TiffImageFile
+from PIL.TiffImagePlugin import EXTRASAMPLES, SAMPLESPERPIXEL, TILELENGTH, TILEWIDTH, TiffImageFile
 
 from export.errors import ImageError
 
 MAX_CHANNELS = 64
 
+_TILE = 1024
+"""Pixels on each side of the largest tiles that are usual in a TIFF."""
 _PREMULTIPLIED = 1
 _SAMPLES = {"LA": "grey with alpha", "RGBA": "RGBA", "CMYK": "CMYK"}
 """Pillow's modes whose samples are bands, and their names for people."""
@@ -65,6 +67,25 @@ def count_pages(image: Image.Image, *, most: int) -> int:
     return most
 
 
+def check_tiles(image: Image.Image, *, max_pixels: int) -> None:
+    """Refuse a page of a TIFF whose tiles hold more than `max_pixels` together, and far more than the page: each is
+    decoded as a whole, and it may be of any size.
+
+    Raises ImageError.
+    """
+    if not isinstance(image, TiffImageFile) or TILEWIDTH not in image.tag_v2:
+        return
+    width, height = (image.tag_v2.get(tag) for tag in (TILEWIDTH, TILELENGTH))
+    if not isinstance(width, int) or not isinstance(height, int) or min(width, height) < 1:
+        raise ImageError(f"the tiles of a TIFF are {width!r} pixels wide and {height!r} high", reason="malformed")
+    held = -(-image.width // width) * width * -(-image.height // height) * height
+    if held > max(max_pixels, (image.width + _TILE) * (image.height + _TILE)):
+        raise ImageError(
+            f"its tiles of {width}x{height} pixels are far larger than its {image.width}x{image.height}; save it again",
+            reason="too_large",
+        )
+
+
 def read_bands(image: Image.Image, channels: int, *, max_pixels: int) -> NDArray[np.uint8]:
     """Bands HWC of an opened file: the samples of its first page if they are `channels`, else its grey pages.
 
@@ -84,6 +105,7 @@ def read_bands(image: Image.Image, channels: int, *, max_pixels: int) -> NDArray
         )
     for page in range(channels):
         image.seek(page)
+        check_tiles(image, max_pixels=max_pixels)
         if image.mode not in ("1", "L") or _lost(image) is not None:
             raise _misfit(f"page {page + 1} is not 8-bit grey (pixel mode {image.mode!r})", channels)
         if (image.height, image.width) != (height, width):

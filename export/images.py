@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from export.bands import MAX_CHANNELS, as_pages, count_pages, lossless_format, read_bands
+from export.bands import MAX_CHANNELS, as_pages, check_tiles, count_pages, lossless_format, read_bands
 from export.errors import ImageError, ShapeError
 from export.pieces import check_pieces, check_scans
 from export.png import grey_png
@@ -237,6 +237,11 @@ class _Opened:
                 f"{self._where}{width}x{height} pixels, at most {self._max_pixels} are taken",
                 reason="too_large",
             )
+        try:
+            check_tiles(self._image, max_pixels=self._max_pixels)
+        except ImageError as error:
+            self._image.close()
+            raise ImageError(f"{self._where}{error}", reason=error.reason) from error
         if not _is_eight_bits(self._image):
             self._image.close()
             raise ImageError(

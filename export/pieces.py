@@ -1,11 +1,12 @@
 """Refuse image files in more pieces than any program writes, whose decoding would take time out of all proportion.
 
-Pillow goes through the segments of a JPEG and the chunks of a PNG one by one, in Python. A progressive JPEG refines its
-pixels scan by scan, and libjpeg visits every pixel in each, even in a scan of a few bytes that changes nothing:
-minutes of work fit into a file of a few hundred KB. Real files have 10 to 20 scans.
+Pillow goes through the segments of a JPEG, the chunks of a PNG and the tiles of a TIFF one by one, in Python. A
+progressive JPEG refines its pixels scan by scan, and libjpeg visits every pixel in each, even in a scan of a few bytes
+that changes nothing: minutes of work fit into a file of a few hundred KB. Real files have 10 to 20 scans.
 """
 
 import re
+import struct
 from typing import Final
 
 from export.errors import ImageError
@@ -14,10 +15,18 @@ MAX_SCANS: Final = 100
 """libtiff's limit for a JPEG within a TIFF."""
 MAX_PIECES: Final = 20_000
 """libpng's chunks of 8 KB reach this in a file of 160 MB; a JPEG, with segments of up to 64 KB, in a far larger one."""
+MAX_TILES: Final = 100_000
+"""Strips or tiles of all pages of a TIFF, which Pillow lists before it tells a page's size: a second of work. Some
+programs write a strip for each row."""
+_MAX_PAGES: Final = 128
+"""More are never read."""
 _MAX_FILLING: Final = 4096
 """Bytes that may precede a marker."""
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II", b"MM")
+_OFFSETS = (273, 324)
+"""The tags StripOffsets and TileOffsets, which have a value for each strip or tile."""
 _END: Final = 0xD9
 _SCAN: Final = 0xDA
 
@@ -26,12 +35,14 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def check_pieces(content: bytes) -> None:
-    """Refuse a JPEG or PNG in too many pieces; other files pass.
+    """Refuse a JPEG, PNG or TIFF in too many pieces; other files pass.
 
     Raises ImageError.
     """
-    if (content.startswith(_JPEG) and not _has_short_head(content)) or (
-        content.startswith(_PNG) and not _has_few_chunks(content)
+    if (
+        (content.startswith(_JPEG) and not _has_short_head(content))
+        or (content.startswith(_PNG) and not _has_few_chunks(content))
+        or (content.startswith(_TIFF) and not _has_few_tiles(content))
     ):
         raise ImageError(
             "in more pieces than any program writes, which would take long to read; save it again", reason="too_large"
@@ -90,3 +101,26 @@ def _has_few_chunks(content: bytes) -> bool:
             return True
         place += 12 + int.from_bytes(content[place : place + 4], "big")
     return False
+
+
+def _has_few_tiles(content: bytes) -> bool:
+    """Go from page to page. Source: TIFF 6.0, section 2, and libtiff's BigTIFF, which has the number 43 for 42."""
+    order = "<" if content.startswith(b"II") else ">"
+    is_big = content[2:3] == b"+"  # as Pillow tells the two apart
+    count_form, entry, offset_form = ("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I")
+    tiles, at = 0, 8 if is_big else 4
+    try:
+        for _ in range(_MAX_PAGES):
+            (page,) = struct.unpack_from(order + offset_form, content, at)
+            if page == 0:
+                return True
+            (entries,) = struct.unpack_from(order + count_form, content, page)
+            first = page + struct.calcsize(count_form)
+            at = first + entries * struct.calcsize(f"={entry}")
+            for tag, _, values, _ in struct.iter_unpack(order + entry, content[first:at]):
+                tiles += values if tag in _OFFSETS else 0
+            if tiles > MAX_TILES:
+                return False
+    except struct.error:
+        return tiles <= MAX_TILES  # a truncated file is the decoder's to report
+    return True

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from serve.connections import Crowding
 from serve.folders import ModelFolders
 from serve.head import HeadAsGet
 from serve.keys import Keyring, load_keys
+from serve.metrics import UNKNOWN_MODEL
 from serve.middleware import RequestEnvelope
 from serve.oip import routes as oip
 from serve.predictor import Predictor, SessionSettings, open_newest
@@ -74,7 +76,7 @@ def create_app(models: Sequence[Path] | Sequence[Predictor], settings: ServeSett
     )
     app.state.service = service
     app.state.grpc_server = grpc_server
-    problems.install(app)
+    problems.install(app, count=partial(service.metrics.refused, UNKNOWN_MODEL))
     for router in (routes_image.router, oip.router, routes_service.router, pages.router):
         app.include_router(router)
     openapi.install(app, with_keys=keyring is not None)

@@ -21,8 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serve.access import OPEN
+from serve.headers import secure
 from serve.metrics import UNKNOWN_MODEL, Metrics
 from serve.problems import ProblemError, problem_response
+from serve.record import REQUEST_ID
 from serve.settings import ServeSettings
 
 _MAX_HEADER_BYTES = 64 * 1024
@@ -37,9 +39,9 @@ _LEAST_BYTES_TAKEN = 1024
 _ACKED_AT = 120
 
 
-def guarded(settings: ServeSettings) -> type["GuardedConnection"]:
-    """Uvicorn's protocol with the limits of `settings`."""
-    return type("Connection", (GuardedConnection,), {"settings": settings, "awaited": set()})
+def guarded(settings: ServeSettings, metrics: Metrics) -> type["GuardedConnection"]:
+    """Uvicorn's protocol with the limits of `settings`; `metrics` count what it refuses."""
+    return type("Connection", (GuardedConnection,), {"settings": settings, "metrics": metrics, "awaited": set()})
 
 
 class _Sending(Enum):
@@ -123,6 +125,7 @@ class GuardedConnection(HttpToolsProtocol):
     """One connection, closed when its client is too slow."""
 
     settings: ServeSettings
+    metrics: Metrics
     awaited: set["GuardedConnection"]
     """The server's connections whose clients have not taken all of their answers."""
 
@@ -284,6 +287,7 @@ class GuardedConnection(HttpToolsProtocol):
         """
         if self._last_words is not None:
             return
+        self.metrics.refused(UNKNOWN_MODEL, problem.reason)
         self._last_words = _written(problem)
         if self._sending is _Sending.BODY:
             if self.pipeline:  # its newest request has that body: still waiting for its turn, it is dropped
@@ -308,7 +312,10 @@ class GuardedConnection(HttpToolsProtocol):
 
 
 def _written(problem: ProblemError) -> bytes:
-    response = problem_response(problem, f"{random.getrandbits(128):032x}")
+    request_id = f"{random.getrandbits(128):032x}"
+    response = problem_response(problem, request_id)
+    response.headers[REQUEST_ID] = request_id
+    secure(response.headers)
     headers = [*response.raw_headers, (b"connection", b"close")]
     lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
     return b"".join(lines) + bytes(response.body)

@@ -134,7 +134,12 @@ class BodyReader:
             raise
 
     async def discard(self, request: Request) -> None:
-        """Read a body that is not wanted, or closing the connection might reset it before the answer arrives."""
+        """Read a body that is not wanted, or closing the connection might reset it before the answer arrives.
+
+        Not where the client asked first (RFC 9110, 10.1.1): to read would be to answer that it may send.
+        """
+        if request.headers.get("expect", "").lower() == "100-continue":
+            return
         with contextlib.suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(_DISCARD_SECONDS), aclosing(request.stream()) as stream:
                 discarded = 0

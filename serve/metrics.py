@@ -151,6 +151,7 @@ class Metrics:
             code, reason = 200, ""
         except ProblemError as problem:
             code, reason = problem.status, problem.reason
+            problem.is_counted = True
             raise
         except asyncio.CancelledError:
             # The drain is over and the server gives up on what is left.

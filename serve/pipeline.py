@@ -40,7 +40,8 @@ class Sizes:
     max_windowed_pixels: int = sys.maxsize
     """Pixels of one image that is run in windows, as sent; and of all its windows together, as padded."""
     max_probabilities: int = sys.maxsize
-    """Classes times pixels of the probabilities in an answer, and of the logits that the model gives at once."""
+    """Classes times pixels of the probabilities in an answer, of the logits that the model gives at once, and of what a
+    row of windows gives."""
 
     def planned(self, height: int, width: int, manifest: Manifest) -> Geometry:
         """How an image of this size is fitted to the model; no limit is checked."""
@@ -71,6 +72,10 @@ class Sizes:
                 f"{self.max_windowed_pixels}"
             )
             raise ProblemError(413, "too_large", f"{detail}; ask for larger windows, or send pieces of the image")
+        row = len(manifest.classes) * min(height, window[0]) * width
+        if row > self.max_probabilities:
+            detail = f"a row of windows has {row} probabilities, the limit is {self.max_probabilities}"
+            raise ProblemError(413, "too_large", f"{detail}; ask for lower windows, or send pieces of the image")
         return Blend((height, width), window)
 
     def check_probabilities(self, size: tuple[int, int], manifest: Manifest) -> None:

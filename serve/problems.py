@@ -1,6 +1,6 @@
 """Errors as clients see them: RFC 9457 problem details, each saying what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from export.errors import SegpressError
 from serve.record import current_record
@@ -18,6 +19,7 @@ CLIENT_CLOSED_REQUEST = 499
 """For metrics and the log: nobody is left to read it. Source: nginx's code for the same thing."""
 
 
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _TOLD = 5
 """At most this many errors of one request are named."""
 
@@ -34,6 +36,8 @@ class ProblemError(SegpressError):
         self.reason = reason
         self.detail = detail
         self.headers = dict(headers or {})
+        self.is_counted = False
+        """Whether the metrics have it."""
 
 
 class Problem(BaseModel):
@@ -76,20 +80,28 @@ def problem_response(problem: ProblemError, request_id: str) -> Response:
     return Response(body, status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Turn every error that the application or its router raises into a problem+json answer."""
+def install(app: FastAPI, *, count: Callable[[str], None]) -> None:
+    """Turn every error that the application or its router raises into a problem+json answer.
+
+    `count` gets the reason of each that no route has counted.
+    """
+
+    def answer(request: Request, problem: ProblemError) -> Response:
+        if not problem.is_counted:
+            count(problem.reason)
+        return problem_response(problem, request_id_of(request))
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)
-        return problem_response(error, request_id_of(request))
+        return answer(request, error)
 
     async def routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem_response(_routing_problem(request, error), request_id_of(request))
+        return answer(request, _routing_problem(request, error))
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return problem_response(_invalid_problem(error), request_id_of(request))
+        return answer(request, _invalid_problem(error))
 
     app.add_exception_handler(ProblemError, known)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -112,11 +124,16 @@ def _routing_problem(request: Request, error: HTTPException) -> ProblemError:
         detail = f"there is nothing at {request.url.path}; /docs lists the routes"
         return ProblemError(404, "unknown_route", detail)
     if error.status_code == 405:
-        allowed = set((error.headers or {}).get("Allow", "").split(", "))
-        methods = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
+        # Not the methods in the error: they are those of the first of several routes with this path.
+        methods = ", ".join(method for method in _METHODS if _is_taken(request, "GET" if method == "HEAD" else method))
         detail = f"{request.url.path} does not take {request.method}; use {methods}"
         return ProblemError(405, "method", detail, headers={"Allow": methods})
     return ProblemError(error.status_code, "http", str(error.detail), headers=error.headers)
+
+
+def _is_taken(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 def _title(status: int) -> str:

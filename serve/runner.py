@@ -57,7 +57,7 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
         service: Service = app.state.service
         _log_choices(service)
         start = _Start(app)
-        config = server_config(start, settings, tls)
+        config = server_config(start, service, tls)
         server = _Server(config, service.lifecycle, settings)
         try:
             server.run(sockets=[listener])
@@ -75,11 +75,12 @@ def run(bundles: Sequence[Path], settings: ServeSettings) -> None:
     logger.info("every accepted request is answered; stopped")
 
 
-def server_config(app: ASGIApp, settings: ServeSettings, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
-    """How uvicorn serves `app`: over HTTPS when there is a `tls` context."""
+def server_config(app: ASGIApp, service: Service, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+    """How uvicorn serves `app`, the application around `service`: over HTTPS when there is a `tls` context."""
+    settings = service.settings
     return uvicorn.Config(
         app,
-        http=guarded(settings),
+        http=guarded(settings, service.metrics),
         loop="asyncio",  # uvloop raises where a client has left before its answer
         ws="none",
         lifespan="on",

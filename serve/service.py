@@ -61,7 +61,8 @@ class Service:
             batch_delay_seconds=settings.batch_delay_seconds,
             mates=lambda one, other: one.predictor is other.predictor,
             # Not the predictor itself: its estimate would keep a model in memory that is no longer served.
-            kind=lambda work: work.predictor.manifest.digest,
+            # Nor the model alone: an image in hundreds of windows says nothing about one that is run as a whole.
+            kind=lambda work: (work.predictor.manifest.digest, type(work)),
             took_its_time=lambda work: work.has_run,
         )
         self.bodies = BodyReader(settings)

@@ -70,8 +70,8 @@ class ServeSettings(BaseModel):
     """Pixels of one image that is run in windows (`?window=HxW`), in place of `max_pixels`; and of all its windows
     together, as padded. One window has at most `max_pixels`."""
     max_probabilities: int = Field(default=32 * 2**20, ge=1)
-    """Classes times pixels, when a request asks for probabilities; also of what the model gives for one window. Each
-    value takes two bytes in the answer, and about twelve while the answer is made."""
+    """Classes times pixels, when a request asks for probabilities; also of what the model gives for one window, and of
+    one row of windows. Each value takes two bytes in the answer, and about twelve while the answer is made."""
     max_images: int = Field(default=16, ge=1)
     """Images in one request. Each is computed or waits, so no request may have more than `concurrency` and
     `queue_limit` together."""

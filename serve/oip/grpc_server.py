@@ -160,6 +160,8 @@ class GrpcServer:
                     return response
                 except ProblemError as problem:
                     status = problem.status
+                    if not problem.is_counted:
+                        self._service.metrics.refused(UNKNOWN_MODEL, problem.reason)
                     context.set_trailing_metadata([*told, *_metadata(problem)])
                     await context.abort(_code(status), problem.detail)
                 except asyncio.CancelledError:
@@ -187,11 +189,7 @@ class GrpcServer:
         """Raises ProblemError 401 or 403."""
         caller: Caller | None = None
         if self._keyring is not None and method not in _OPEN:
-            try:
-                caller = caller_of(headers, self._keyring)
-            except ProblemError as problem:
-                self._service.metrics.refused(UNKNOWN_MODEL, problem.reason)
-                raise
+            caller = caller_of(headers, self._keyring)
             record.key = caller.name
         if method in _ADMINISTERS:
             check_may_administer(caller, self._service.settings)

@@ -74,7 +74,7 @@ def timeout_of(parameters: Mapping[str, Any]) -> float:
     Raises ProblemError 400.
     """
     given = parameters.get(_TIMEOUT, 0)
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**63:
         raise ProblemError(400, "parameter", f"parameter {_TIMEOUT!r} is not a positive number of microseconds")
     return given / 1e6 or math.inf
 

@@ -6,7 +6,7 @@ Source: the protocol's REST section, and Triton's "binary tensor data extension"
 import json
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -36,6 +36,9 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 Parameters = dict[str, bool | int | float | str]
 
+_Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""As the protocol has it; JSON has numbers of any length."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -45,7 +48,7 @@ class RequestInput(_Part):
     """A tensor, with its values in `data`, or in binary behind the JSON."""
 
     name: str
-    shape: list[int] = Field(max_length=_MAX_DIMENSIONS)
+    shape: list[_Int64] = Field(max_length=_MAX_DIMENSIONS)
     datatype: str
     """UINT8, FP32 (whole numbers from 0 to 255) or BYTES (image files)."""
     parameters: Parameters = {}

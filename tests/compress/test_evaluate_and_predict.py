@@ -124,6 +124,10 @@ def test_an_overlay_shows_image_and_colour_half_and_half() -> None:
     image = np.array([[[100], [200]]], dtype=np.uint8)
     painted = overlay(image, np.array([[0, 1]], np.uint8), ((0, 0, 0), (255, 0, 100)))
     np.testing.assert_array_equal(painted, [[[50, 50, 50], [227, 100, 150]]])
+    tall = overlay(
+        np.tile(image, (150, 1, 1)), np.tile(np.array([[0, 1]], np.uint8), (150, 1)), ((0,) * 3, (255, 0, 100))
+    )
+    np.testing.assert_array_equal(tall, np.tile(painted, (150, 1, 1)))
 
 
 def test_a_single_image_and_every_suffix(tiny: Bundle, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from support.pictures import png, promising_png, tiff
+from support.pictures import png, promising_png, tiff, tiled_tiff
 
 from export.errors import ImageError
 from export.images import FORMATS, U8, decode, decode_indices, encode_image, encode_mask, read_header
@@ -221,8 +221,9 @@ JPEG, PNG_FILE = file_of(Image.fromarray(GREY), "JPEG"), png(2, 2, "grey")
         JPEG[:2] + b"\0" * 5000 + JPEG[2:],
         PNG_FILE[:33] + chunks(20_000) + PNG_FILE[33:],
         PNG_FILE[:-12] + chunks(20_000, b"IDAT") + PNG_FILE[-12:],
+        tiled_tiff(400, 1, deflated=False),
     ],
-    ids=["segments", "fill bytes", "rubbish", "chunks", "chunks of pixels"],
+    ids=["segments", "fill bytes", "rubbish", "chunks", "chunks of pixels", "tiles"],
 )
 def test_a_file_in_more_pieces_than_any_is_refused_before_it_is_gone_through(content: bytes) -> None:
     for read in (read_header, lambda content: decode(content, 1), decode_indices):
@@ -236,11 +237,24 @@ def test_a_file_in_more_pieces_than_any_is_refused_before_it_is_gone_through(con
     [
         (JPEG[:2] + b"\xff\xfe\0\2" * 2000 + b"\xff" * 500 + JPEG[2:], JPEG),
         (PNG_FILE[:33] + chunks(2000) + PNG_FILE[33:-12] + chunks(2000, b"IDAT") + PNG_FILE[-12:], PNG_FILE),
+        (tiled_tiff(100, 1, deflated=False), png(100, 100, "grey")),
+        (tiled_tiff(100, 1024), png(100, 100, "grey")),
+        (file_of(Image.fromarray(GREY), "TIFF", big_tiff=True), file_of(Image.fromarray(GREY))),
     ],
-    ids=["JPEG", "PNG"],
+    ids=["JPEG", "PNG", "tiles", "a large tile", "BigTIFF"],
 )
 def test_many_pieces_are_still_an_image(content: bytes, whole: bytes) -> None:
     np.testing.assert_array_equal(decode(content, 1), decode(whole, 1))
+
+
+def test_a_tile_that_is_far_larger_than_its_image_is_refused_before_it_is_decoded() -> None:
+    """35 KB of it would take 36 MB, and 2 MB two thousand."""
+    content = tiled_tiff(1, 6000)
+    for read in (read_header, lambda content, **limit: decode(content, 1, **limit), decode_indices):
+        with pytest.raises(ImageError, match="its tiles of 6000x6000 pixels are far larger than its 1x1") as caught:
+            read(content, max_pixels=10**6)
+        assert caught.value.reason == "too_large"
+    assert decode(content, 1, max_pixels=6000**2).shape == (1, 1, 1)
 
 
 def test_markers_without_end_are_not_counted_to_the_end(tmp_path: Path) -> None:

@@ -198,6 +198,9 @@ def test_a_wrong_method_names_the_right_one(client: httpx.Client) -> None:
     assert client.get(SEGMENT).headers["allow"] == "POST"
     for path in ("/", "/v2/health/live", "/openapi.json"):
         assert client.post(path).headers["allow"] == "GET, HEAD"
+    both = client.put("/v2/repository/index")
+    assert both.headers["allow"] == "GET, HEAD, POST"
+    assert both.json()["detail"].endswith("use GET, HEAD, POST")
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

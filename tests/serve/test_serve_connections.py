@@ -68,7 +68,8 @@ def problem_in(answer: bytes) -> tuple[int, str]:
     assert b"connection: close" in head.lower()
     problem = json.loads(body)
     assert head.startswith(b"HTTP/1.1 %d " % problem["status"])
-    assert problem["request_id"]
+    assert f"x-request-id: {problem['request_id']}".encode() in head.lower()
+    assert b"content-security-policy: " in head.lower()
     return problem["status"], problem["reason"]
 
 
@@ -82,6 +83,14 @@ def test_headers_that_never_end_are_answered_408(hasty_url: str, begun: bytes) -
         slow.sendall(begun)
         answer = to_the_end(slow)
     assert problem_in(answer[answer.rindex(b"HTTP/1.1 ") :]) == (408, "slow_headers")
+    assert metric(hasty_url, 'segpress_errors_total{model="",reason="slow_headers"}') >= 1
+
+
+def test_who_asks_before_sending_too_much_is_told_at_once_and_not_to_send(hasty_url: str) -> None:
+    """Clients that wait for 100 Continue send nothing before they have it."""
+    with connection(hasty_url) as asking:
+        asking.sendall(HEAD + b"Content-Length: 400000000\r\nExpect: 100-continue\r\n\r\n")
+        assert problem_in(to_the_end(asking)) == (413, "body_too_large")
 
 
 def test_headers_that_come_byte_by_byte_get_no_more_time(hasty_url: str) -> None:

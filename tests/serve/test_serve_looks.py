@@ -198,6 +198,7 @@ def test_windows_give_the_masks_of_compress_predict(
         ((360, 360), "around", {"window": "64x64"}, "*/*", 413, "too_large"),  # overlaps included
         ((200, 200), "around", {"window": "144x144"}, "*/*", 413, "too_large"),
         ((201, 200), "around", {"probabilities": "true", "window": "64x64"}, "*/*", 413, "too_large"),
+        ((130, 390), "around", {"window": "128x128"}, "*/*", 413, "too_large"),  # of a row of windows
     ],
 )
 def test_what_cannot_be_had_is_refused_with_what_to_do(

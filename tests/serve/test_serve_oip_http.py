@@ -218,6 +218,8 @@ def body(**changes: Any) -> bytes:
         (body(data=None), {}, 400),
         (body(shape=[1, 1, -2, 3]), {}, 400),
         (body(shape=[2**40, 2**40, 2**40, 3]), {}, 413),
+        (body(shape=[10**4000, 10**4000, 1, 3]), {}, 400),
+        (body()[:-1] + b', "parameters": {"timeout": 1' + b"0" * 400 + b"}}", {}, 400),
         (body(shape=[1] * 9), {}, 400),
         (body(name="picture"), {}, 400),
         (body(datatype="BYTES", shape=[1], data=["x"]), {}, 400),

@@ -96,6 +96,9 @@ def test_counters_and_histograms_move_with_requests(bundle: Bundle) -> None:
         httpx.post(url + SEGMENT, content=b"text", headers=PNG)
         httpx.post(url + SEGMENT, content=b"text", headers={"Content-Type": "text/plain"})
         httpx.post(f"{url}/v1/models/{'x' * 50}/segment", content=IMAGE, headers=PNG)
+        httpx.post(url + SEGMENT + "?overlay=maybe", content=IMAGE, headers=PNG)
+        httpx.get(url + SEGMENT)
+        httpx.get(url + "/nothing")
         text = httpx.get(url + "/metrics").text
         assert before == 0  # the warm-up is not counted as a request
         assert metric(url, 'segpress_requests_total{code="200",model="tiny"}') == 3
@@ -103,7 +106,8 @@ def test_counters_and_histograms_move_with_requests(bundle: Bundle) -> None:
         assert metric(url, 'segpress_requests_total{code="404",model=""}') == 1
         assert metric(url, 'segpress_errors_total{model="tiny",reason="unsupported"}') == 1
         assert metric(url, 'segpress_errors_total{model="tiny",reason="media_type"}') == 1
-        assert metric(url, 'segpress_errors_total{model="",reason="unknown_model"}') == 1
+        for reason in ("unknown_model", "invalid", "method", "unknown_route"):
+            assert metric(url, f'segpress_errors_total{{model="",reason="{reason}"}}') == 1, reason
         assert metric(url, 'segpress_request_duration_seconds_count{model="tiny"}') == 5
         # The text was decoded (and timed, though decoding raised), not inferred; the wrong type was not even queued.
         for stage, count in (("queue", 4), ("decode", 4), ("preprocess", 3), ("inference", 3), ("encode", 3)):

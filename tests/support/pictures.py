@@ -28,6 +28,21 @@ def _png(height: int, width: int, colour_type: int, bits: int, filtered: bytes) 
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
+def tiled_tiff(side: int, tile: int, *, deflated: bool = True) -> bytes:
+    """A little-endian grey TIFF of side² zeros, in square tiles that all have the same bytes."""
+    pixels = zlib.compress(bytes(tile * tile)) if deflated else bytes(tile * tile)
+    count = (-(-side // tile)) ** 2
+    tags = {256: side, 257: side, 258: 8, 259: 8 if deflated else 1, 262: 1, 277: 1, 322: tile, 323: tile}
+    pixels_at = 8 + 2 + 12 * (len(tags) + 2) + 4
+    lists_at = pixels_at + len(pixels)
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    for tag, value, at in ((324, pixels_at, lists_at), (325, len(pixels), lists_at + 4 * count)):
+        entries.append(struct.pack("<HHII", tag, 4, count, value if count == 1 else at))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    lists = b"" if count == 1 else struct.pack("<I", pixels_at) * count + struct.pack("<I", len(pixels)) * count
+    return b"II*\0" + struct.pack("<I", 8) + directory + pixels + lists
+
+
 def tiff(height: int, width: int, samples: int, *, bits: int = 8, rgb: bool = False, extra: int | None = None) -> bytes:
     """An uncompressed little-endian TIFF of zeros; samples beyond grey or RGB are of the kind `extra`."""
     pixels = bytes(bits // 8 * height * width * samples)

@@ -80,7 +80,7 @@ def serving(
     if kernel_holds is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_holds)
     listener.bind(("127.0.0.1", 0))
-    config = server_config(app, settings, tls_context(settings))
+    config = server_config(app, app.state.service, tls_context(settings))
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
