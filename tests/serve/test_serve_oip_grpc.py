@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from support.bundles import expected_mask
 from support.logs import logged
 from support.oip import file_of, files_tensor, image_input, some_images
-from support.servers import GatedPredictor, ServerProcess, metric, serving, until
+from support.servers import GatedPredictor, ServerProcess, metric, metric_lines, serving, until
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -312,7 +312,10 @@ def test_keys_open_this_door_too(bundle: Bundle, tmp_path: Path) -> None:
     use, admin = (add_key(tmp_path / "keys", role, role) for role in (Role.USE, Role.ADMIN))
     settings = ServeSettings(concurrency=1, grpc_port=0, api_keys=tmp_path / "keys")
     app = create_app([bundle.path], settings)
-    with serving(app, settings), triton.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}") as client:
+    with (
+        serving(app, settings) as url,
+        triton.InferenceServerClient(f"127.0.0.1:{app.state.grpc_server.port}") as client,
+    ):
         assert client.is_server_live()
         assert client.is_server_ready()
         for ask in (client.get_server_metadata, client.get_model_repository_index):
@@ -326,6 +329,9 @@ def test_keys_open_this_door_too(bundle: Bundle, tmp_path: Path) -> None:
             client.unload_model("tiny", headers=headers)
         assert code_of(caught.value) == "PERMISSION_DENIED"
         client.load_model("tiny", headers={"authorization": f"Bearer {admin}"})
+        counted = metric_lines(url, {"Authorization": f"Bearer {use}"})
+        for reason, count in (("no_key", 2), ("not_admin", 1)):
+            assert counted[f'segpress_errors_total{{model="",reason="{reason}"}}'] == count
 
 
 def test_an_end_without_a_message_and_a_name_that_is_none_are_refused(ports: tuple[str, str], client: Any) -> None:
