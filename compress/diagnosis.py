@@ -136,7 +136,8 @@ def _never_predicted(trained: Trained) -> Iterator[Finding]:
             "classes never predicted",
             f"{', '.join(missing)} occur in the validation split and nowhere in the predictions",
             (
-                *("train.loss.class_weights=balanced", "data.rare_images=0.3", "train.loss.lovasz_weight=1"),
+                *(["train.loss.class_weights=balanced"] if trained.settings.loss.pixel != "none" else []),
+                *("data.rare_images=0.3", "train.loss.lovasz_weight=1"),
                 trained.longer,
             ),
         )

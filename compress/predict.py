@@ -60,19 +60,20 @@ def _require_own_masks(sources: list[Path], out: Path) -> None:
     names = [f"{source.stem}.png" for source in sources]
     drawn = [name for name in names if (out / "masks" / name).exists() and not (out / "overlays" / name).exists()]
     if drawn:
-        what = (
-            f"{out / 'masks' / drawn[0]} exists, and was not written by predict: {out / 'overlays'} has no image of it"
-        )
         more = f" (and {len(drawn) - 1} more)" if len(drawn) > 1 else ""
-        raise UsageError(f"{what}{more}; give another --out")
+        raise UsageError(
+            f"{out / 'masks' / drawn[0]}{more} would be replaced, and has no overlay, as a prediction has: it may have "
+            "been drawn by hand; move it away, or give another --out"
+        )
 
 
 def _predict_one(model: AnyModel, source: Path, out: Path) -> Prediction:
     image = decode(source, model.channels)
     mask = model.segment(image)
     paths = Prediction(source, out / "masks" / f"{source.stem}.png", out / "overlays" / f"{source.stem}.png")
-    write_atomic(paths.mask, encode_mask(mask))
+    # The overlay first: so a mask of ours always has one, whenever this is interrupted.
     write_atomic(paths.overlay, encode_image(overlay(image, mask, model.colours)))
+    write_atomic(paths.mask, encode_mask(mask))
     return paths
 
 

@@ -128,6 +128,9 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
     make_folder(partial.parent)
     with _locked(partial, out):
         continued = _prepare(partial, plan)
+        record = read_record(out)
+        if record is not None and record.get("key") != plan.key:
+            log.info("%s was made otherwise (%s); it is replaced when this step is done", out, _changed(record, plan))
         try:
             yield StepFolder(partial, time.monotonic())
         except UsageError:
@@ -187,8 +190,6 @@ def _require_free(out: Path, plan: StepPlan) -> None:
         raise UsageError(
             f"{out} holds the result of another step ({record.get('step')}); give another --out, or remove it"
         )
-    if record is not None and record.get("key") != plan.key:
-        log.info("%s was made otherwise (%s); it is replaced when this step is done", out, _changed(record, plan))
     if out.exists() and record is None and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not the result of a step; give another --out, or move it away")
 

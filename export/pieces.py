@@ -16,8 +16,8 @@ MAX_SCANS: Final = 100
 MAX_PIECES: Final = 20_000
 """libpng's chunks of 8 KB reach this in a file of 160 MB; a JPEG, with segments of up to 64 KB, in a far larger one."""
 MAX_TILES: Final = 100_000
-"""Strips or tiles of all pages of a TIFF, which Pillow lists before it tells a page's size: a second of work. Some
-programs write a strip for each row."""
+"""Strips or tiles of all pages of a TIFF, and entries of their directories, which Pillow lists before it tells a page's
+size: a second of work. Some programs write a strip for each row."""
 _MAX_PAGES: Final = 128
 """More are never read."""
 _MAX_FILLING: Final = 4096
@@ -39,14 +39,14 @@ def check_pieces(content: bytes) -> None:
 
     Raises ImageError.
     """
-    if (
-        (content.startswith(_JPEG) and not _has_short_head(content))
-        or (content.startswith(_PNG) and not _has_few_chunks(content))
-        or (content.startswith(_TIFF) and not _has_few_tiles(content))
+    if (content.startswith(_JPEG) and not _has_short_head(content)) or (
+        content.startswith(_PNG) and not _has_few_chunks(content)
     ):
         raise ImageError(
             "in more pieces than any program writes, which would take long to read; save it again", reason="too_large"
         )
+    if content.startswith(_TIFF) and not _has_few_tiles(content):
+        raise ImageError(f"a TIFF in more pieces than {MAX_TILES}; save it with larger tiles", reason="too_large")
 
 
 def check_scans(content: bytes) -> None:
@@ -108,19 +108,20 @@ def _has_few_tiles(content: bytes) -> bool:
     order = "<" if content.startswith(b"II") else ">"
     is_big = content[2:3] == b"+"  # as Pillow tells the two apart
     count_form, entry, offset_form = ("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I")
-    tiles, at = 0, 8 if is_big else 4
+    pieces, at = 0, 8 if is_big else 4
     try:
         for _ in range(_MAX_PAGES):
             (page,) = struct.unpack_from(order + offset_form, content, at)
             if page == 0:
-                return True
+                break
             (entries,) = struct.unpack_from(order + count_form, content, page)
+            pieces += entries
+            if pieces > MAX_TILES:
+                return False
             first = page + struct.calcsize(count_form)
             at = first + entries * struct.calcsize(f"={entry}")
             for tag, _, values, _ in struct.iter_unpack(order + entry, content[first:at]):
-                tiles += values if tag in _OFFSETS else 0
-            if tiles > MAX_TILES:
-                return False
+                pieces += values if tag in _OFFSETS else 0
     except struct.error:
-        return tiles <= MAX_TILES  # a truncated file is the decoder's to report
-    return True
+        pass  # a truncated file is the decoder's to report
+    return pieces <= MAX_TILES

@@ -22,7 +22,7 @@ from export.runtime import IMAGE, LOGITS, MASK
 
 if TYPE_CHECKING:
     import onnx
-    from torch import nn
+    from torch import Tensor, nn
 
 Outputs = Literal["mask", "logits", "both"]
 
@@ -53,10 +53,11 @@ def export_onnx(model: nn.Module, path: Path, *, channels: int, size_multiple: i
     height = size_multiple * torch.export.Dim("h", min=1, max=4096)
     width = size_multiple * torch.export.Dim("w", min=1, max=4096)
     dynamic = {0: torch.export.Dim("batch", min=1, max=4096), 1: height, 2: width, 3: torch.export.Dim.STATIC}
+    deployable = _deployable(model).eval()
     try:
-        with _quiet(), _out_of_place(model):
+        with _quiet(), _out_of_place(deployable, image.shape):
             program = torch.onnx.export(
-                _deployable(model).eval(),
+                deployable,
                 (image,),
                 input_names=[IMAGE],
                 output_names=[MASK, LOGITS],
@@ -95,7 +96,7 @@ def with_outputs(proto: onnx.ModelProto, outputs: Outputs) -> onnx.ModelProto:
 
 def _deployable(model: nn.Module) -> nn.Module:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     class Deployable(nn.Module):
         def __init__(self) -> None:
@@ -179,12 +180,26 @@ def _why(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """Let no activation overwrite its input: torch.export then traces a ReLU6 in half the time, to the same graph."""
-    overwriting = [module for module in model.modules() if getattr(module, "inplace", None) is True]
-    try:
+def _out_of_place(deployable: nn.Module, shape: tuple[int, ...]) -> Iterator[None]:
+    """Let no activation overwrite its input: torch.export then traces a ReLU6 in half the time, to the same graph.
+
+    Not where another layer reads what was overwritten, as in some residual blocks: logits of noise tell.
+    """
+    import torch
+
+    noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    overwriting = [module for module in deployable.modules() if getattr(module, "inplace", None) is True]
+
+    def logits(*, overwrite: bool) -> Tensor:
         for module in overwriting:
-            module.inplace = False  # type: ignore[assignment]
+            module.inplace = overwrite  # type: ignore[assignment]
+        with torch.no_grad():
+            found: Tensor = deployable(noise)[1]
+        return found
+
+    try:
+        if overwriting and not torch.equal(logits(overwrite=True), logits(overwrite=False)):
+            logits(overwrite=True)
         yield
     finally:
         for module in overwriting:

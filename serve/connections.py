@@ -287,7 +287,6 @@ class GuardedConnection(HttpToolsProtocol):
         """
         if self._last_words is not None:
             return
-        self.metrics.refused(UNKNOWN_MODEL, problem.reason)
         self._last_words = _written(problem)
         if self._sending is _Sending.BODY:
             if self.pipeline:  # its newest request has that body: still waiting for its turn, it is dropped
@@ -296,11 +295,14 @@ class GuardedConnection(HttpToolsProtocol):
             elif self.cycle.response_started:
                 self._last_words = b""
             else:
+                self.metrics.refused(UNKNOWN_MODEL, problem.reason)
                 # A route may be waiting for the rest of the body.
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
                 self._leave(self._last_words)
                 return
+        if self._last_words:
+            self.metrics.refused(UNKNOWN_MODEL, problem.reason)
         if self.cycle is None or self.cycle.response_complete:
             self._leave(self._last_words)
         else:

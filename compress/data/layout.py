@@ -180,7 +180,7 @@ class _Scan:
                 # Bytes that are not UTF-8, and line breaks: neither can be hashed, printed or quoted faithfully.
                 what = "the file's name holds characters that cannot be printed; rename it"
                 self.problems.add(what, ascii(file.name) + f" in {self._relative(folder)}")
-            elif _leads_nowhere(file):
+            elif file.suffix.lower() in SUFFIXES and _leads_nowhere(file):
                 what = "a link to a file that is not there; fetch that (git annex get, dvc pull), or take the link out"
                 self.problems.add(what, self._relative(file))
             elif not file.is_file() or file.suffix.lower() not in SUFFIXES:

@@ -189,7 +189,7 @@ class ValidationImages:
         self.classes = dataset.classes
         self._images = EvaluationImages(dataset, "val", samples)
         self._size = size
-        self._multiple = multiple
+        self.multiple = multiple
         self._kept: list[_Prepared] = []
         self._by_shape: dict[tuple[int, int, int], list[int]] = {}
         used, counts = 0, False
@@ -231,5 +231,5 @@ class ValidationImages:
 
     def _read(self, index: int) -> _Prepared:
         name, image, truth = self._images[index]
-        geometry = Geometry.plan(*image.shape[:2], size=self._size, multiple=self._multiple)
+        geometry = Geometry.plan(*image.shape[:2], size=self._size, multiple=self.multiple)
         return _Prepared(name, geometry.fit(image), geometry, truth)

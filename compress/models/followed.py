@@ -1,7 +1,8 @@
 """Whether the layers that a dependency graph names are those that read a group's channels.
 
-torch-pruning takes a channel shuffle, a flip or a slice for the identity. A network cut by such a graph keeps weights
-of channels that are gone. So each group is tried once, with numbers, on a copy of the network.
+torch-pruning loses count of channels behind a concatenation that begins with the image, and takes a channel shuffle, a
+flip or a slice for the identity. A network cut by such a graph keeps weights of channels that are gone. So each group
+is tried once, with numbers, on a copy of the network.
 """
 
 import copy

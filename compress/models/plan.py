@@ -138,7 +138,7 @@ class Dependencies:
         self._network, self._image = network, image
         self._modules = dict(network.named_modules())
         self._names = {module: name for name, module in self._modules.items()}
-        self._entered = _Entered(network, channels).eval()
+        network.eval()
         # Tracing the graph needs gradients, even where the caller has turned them off.
         with torch.enable_grad(), warnings.catch_warnings():
             # Parameters outside layers are cut along their only axis, or their channels stay (`_ties_channels`).
@@ -147,7 +147,7 @@ class Dependencies:
             for parameter in frozen:
                 parameter.requires_grad_(True)
             try:
-                self._graph = tp.DependencyGraph().build_dependency(self._entered, image)
+                self._graph = tp.DependencyGraph().build_dependency(network, image, forward_fn=models.all_logits)
                 self._outputs = _output_layers(network, image)
             finally:
                 for parameter in frozen:
@@ -194,7 +194,7 @@ class Dependencies:
             if _NOT_FOLLOWED[structure]:
                 say(
                     f"the channels of {', '.join(sorted(_NOT_FOLLOWED[structure]))} stay: it is not certain what reads "
-                    "them (behind a shuffle, a flip or a slice)"
+                    "them (behind a concatenation that begins with the image, a shuffle, a flip or a slice)"
                 )
         return _NOT_FOLLOWED[structure] & groups.keys()
 
@@ -232,8 +232,6 @@ class Dependencies:
 
     def _can_be_cut(self, dependency: Any, indices: list[int]) -> bool:
         module, cut_output = dependency.target.module, self._graph.is_out_channel_pruning_fn(dependency.handler)
-        if module is self._entered.entrance:
-            return False  # they are added to the channels of the image
         width = (self._graph.get_out_channels if cut_output else self._graph.get_in_channels)(dependency.target)
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) and not isinstance(module.weight, nn.Parameter):
             return False  # a parametrization computes it
@@ -249,21 +247,6 @@ class Dependencies:
             and indices == group[0].idxs
         }
         return min(whole, key=list(self._modules).index)
-
-
-class _Entered(nn.Module):
-    """All logits of `network` behind a convolution: torch-pruning counts the channels of layers, not those of an input,
-    and would take the wrong ones behind a concatenation that begins with the image."""
-
-    def __init__(self, network: nn.Module, channels: int) -> None:
-        super().__init__()
-        # One that draws no random numbers, and leaves the image as it is.
-        self.entrance = nn.Conv2d(channels, channels, 1, bias=False, device="meta").to_empty(device="cpu")
-        nn.init.dirac_(self.entrance.weight)
-        self.network = network
-
-    def forward(self, image_NCHW: Tensor) -> list[Tensor]:
-        return models.all_logits(self.network, self.entrance(image_NCHW))
 
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)

@@ -35,7 +35,8 @@ class Recovery:
         self._step = step
         self._precision = precision_of(step.folder, step.recipe, self.device).precision
         self._images = training_images(step.dataset, step.recipe, step.parent.card.size_multiple, self.device)
-        self._validation: dict[int, ValidationImages] = {}
+        self._validation = validation_images(step.dataset, step.recipe, step.parent.card.size_multiple)
+        self._childs_validation: ValidationImages | None = None
 
     def evidence(self) -> Evidence:
         """The training images, with the loss that the recovery minimises."""
@@ -83,6 +84,9 @@ class Recovery:
     def _images_for(self, network: nn.Module) -> ValidationImages:
         """The validation split, padded as for `network` when it serves: with fewer levels, to a smaller multiple."""
         multiple = size_multiple(network)
-        if multiple not in self._validation:
-            self._validation[multiple] = validation_images(self._step.dataset, self._step.recipe, multiple)
-        return self._validation[multiple]
+        if multiple == self._validation.multiple:
+            return self._validation
+        if self._childs_validation is None or multiple != self._childs_validation.multiple:
+            self._childs_validation = None  # first, so that two at most are in memory
+            self._childs_validation = validation_images(self._step.dataset, self._step.recipe, multiple)
+        return self._childs_validation

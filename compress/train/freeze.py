@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from compress.models.encoders import Encoder
 from compress.settings.fit import FitSettings, FreezeSettings
 from export.errors import RecipeError
 
@@ -64,14 +65,19 @@ def pretrained_encoder(network: nn.Module) -> nn.Module | None:
 def stages(encoder: nn.Module) -> Iterator[list[nn.Module]]:
     """The parts of an encoder that have weights, from the image on.
 
-    They are its children, or the items of a child that is a list or, as in timm, a dictionary; a BatchNorm belongs to
+    They are its children, or the items of a child that is a list, or a sequence of sequences; a BatchNorm belongs to
     the part before it. An encoder without children is one stage.
     """
     found: list[list[nn.Module]] = []
-    for child in encoder.children():
-        for part in child.children() if isinstance(child, nn.ModuleList | nn.ModuleDict) else [child]:
+    for child in (encoder.trunk if isinstance(encoder, Encoder) else encoder).children():
+        for part in child.children() if _is_of_stages(child) else [child]:
             if isinstance(part, nn.BatchNorm2d) and found:
                 found[-1].append(part)
             elif any(True for _ in part.parameters()):
                 found.append([part])
     yield from found or [[encoder]]
+
+
+def _is_of_stages(child: nn.Module) -> bool:
+    nested = isinstance(child, nn.Sequential) and all(isinstance(part, nn.Sequential) for part in child)
+    return nested or isinstance(child, nn.ModuleList)

@@ -75,7 +75,9 @@ def timeout_of(parameters: Mapping[str, Any]) -> float:
     """
     given = parameters.get(_TIMEOUT, 0)
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**63:
-        raise ProblemError(400, "parameter", f"parameter {_TIMEOUT!r} is not a positive number of microseconds")
+        raise ProblemError(
+            400, "parameter", f"parameter {_TIMEOUT!r} is not a positive number of microseconds below 2**63"
+        )
     return given / 1e6 or math.inf
 
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from support.networks import exported, random_unet
+from support.networks import exported, random_unet, seeded
 from torch import Tensor, nn
 
 from export.errors import ShapeError, WorkFailedError
@@ -118,6 +118,30 @@ def test_a_graph_is_one_file_and_carries_its_weights(tmp_path: Path) -> None:
     kernels = sum(p.numel() for p in network.parameters() if p.ndim == 4)
     assert weights > kernels
     assert not any(tensor.external_data for tensor in graph.graph.initializer)
+
+
+class Preactivated(nn.Module):
+    """Its skip is what the activation has overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size_multiple = 1
+        self.stem, self.inner, self.head = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        x = self.stem(image_NCHW)
+        logits: Tensor = self.head(self.inner(self.activation(x)) + x)
+        return logits
+
+
+def test_what_an_activation_overwrites_stays_overwritten() -> None:
+    network = seeded(Preactivated)
+    graph = exported(network)
+    batch = images(2, 8, 12)
+    found = OnnxModel(graph.SerializeToString(), threads=1).logits(batch)
+    np.testing.assert_allclose(found, torch_logits(network, batch), atol=1e-4)
+    assert network.get_submodule("activation").inplace
 
 
 class NoTensorLeft(nn.Module):

@@ -43,6 +43,12 @@ def tiled_tiff(side: int, tile: int, *, deflated: bool = True) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + directory + pixels + lists
 
 
+def endless_tiff(entries: int) -> bytes:
+    """A BigTIFF of a page with that many useless entries, followed by itself."""
+    page = struct.pack("<Q", entries) + struct.pack("<HHQQ", 65000, 4, 1, 0) * entries
+    return struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16) + page + struct.pack("<Q", 16)
+
+
 def tiff(height: int, width: int, samples: int, *, bits: int = 8, rgb: bool = False, extra: int | None = None) -> bytes:
     """An uncompressed little-endian TIFF of zeros; samples beyond grey or RGB are of the kind `extra`."""
     pixels = bytes(bits // 8 * height * width * samples)

@@ -20,6 +20,11 @@ class Encoder(nn.Module):
         """What height and width must be multiples of."""
         return max(self.widths)
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The module whose children are the encoder's stages."""
+        return self
+
     def forward(self, image_NCHW: Tensor) -> list[Tensor]:
         """Features of each stride, in the order of `widths`."""
         raise NotImplementedError

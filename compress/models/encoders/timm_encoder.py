@@ -37,6 +37,11 @@ class TimmEncoder(Encoder):
         self.widths = dict(zip(info.reduction(), info.channels(), strict=True))
         self._require_pyramid()
 
+    @property
+    def trunk(self) -> nn.Module:
+        features: nn.Module = self.features
+        return features
+
     def forward(self, image_NCHW: Tensor) -> list[Tensor]:
         features: list[Tensor] = self.features(image_NCHW)
         return features
