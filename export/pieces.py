@@ -118,9 +118,11 @@ def _has_few_tiles(content: bytes) -> bool:
             pieces += entries
             if pieces > MAX_TILES:
                 return False
-            first = page + struct.calcsize(count_form)
-            at = first + entries * struct.calcsize(f"={entry}")
-            for tag, _, values, _ in struct.iter_unpack(order + entry, content[first:at]):
+            first, size = page + struct.calcsize(count_form), struct.calcsize(order + entry)
+            at = first + entries * size
+            # Pillow takes the whole entries of a directory that is cut off.
+            there = min(entries, (len(content) - first) // size)
+            for tag, _, values, _ in struct.iter_unpack(order + entry, content[first : first + there * size]):
                 pieces += values if tag in _OFFSETS else 0
     except struct.error:
         pass  # a truncated file is the decoder's to report

@@ -190,20 +190,26 @@ def _out_of_place(deployable: nn.Module, shape: tuple[int, ...]) -> Iterator[Non
     noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     overwriting = [module for module in deployable.modules() if getattr(module, "inplace", None) is True]
 
-    def logits(*, overwrite: bool) -> Tensor:
+    def overwrite(does: bool) -> None:
         for module in overwriting:
-            module.inplace = overwrite  # type: ignore[assignment]
-        with torch.no_grad():
-            found: Tensor = deployable(noise)[1]
+            module.inplace = does  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def logits() -> Tensor:
+        found: Tensor = deployable(noise)[1]
         return found
 
+    if not overwriting:
+        yield
+        return
+    expected = logits()
     try:
-        if overwriting and not torch.equal(logits(overwrite=True), logits(overwrite=False)):
-            logits(overwrite=True)
+        overwrite(False)
+        if not torch.equal(logits(), expected):
+            overwrite(True)
         yield
     finally:
-        for module in overwriting:
-            module.inplace = True  # type: ignore[assignment]
+        overwrite(True)
 
 
 @contextlib.contextmanager

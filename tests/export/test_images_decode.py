@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from support.pictures import endless_tiff, png, promising_png, tiff, tiled_tiff
+from support.pictures import cut_off_tiff, endless_tiff, png, promising_png, tiff, tiled_tiff
 
 from export.errors import ImageError
 from export.images import FORMATS, U8, decode, decode_indices, encode_image, encode_mask, read_header
@@ -223,8 +223,12 @@ JPEG, PNG_FILE = file_of(Image.fromarray(GREY), "JPEG"), png(2, 2, "grey")
         PNG_FILE[:-12] + chunks(20_000, b"IDAT") + PNG_FILE[-12:],
         tiled_tiff(400, 1, deflated=False),
         endless_tiff(2000),
+        cut_off_tiff(400),
     ],
-    ids=["segments", "fill bytes", "rubbish", "chunks", "chunks of pixels", "tiles", "a page that follows itself"],
+    ids=[
+        *("segments", "fill bytes", "rubbish", "chunks", "chunks of pixels"),
+        *("tiles", "a page that follows itself", "a directory that is cut off"),
+    ],
 )
 def test_a_file_in_more_pieces_than_any_is_refused_before_it_is_gone_through(content: bytes) -> None:
     for read in (read_header, lambda content: decode(content, 1), decode_indices):

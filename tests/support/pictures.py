@@ -43,6 +43,17 @@ def tiled_tiff(side: int, tile: int, *, deflated: bool = True) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + directory + pixels + lists
 
 
+def cut_off_tiff(side: int) -> bytes:
+    """A grey TIFF of side² zeros in tiles of one pixel, whose directory promises one entry more and ends within it."""
+    count = side * side
+    tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 277: 1, 322: 1, 323: 1}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    entries.append(struct.pack("<HHII", 324, 4, count, 8))
+    lists = struct.pack("<I", 8) * count
+    directory = struct.pack("<H", len(entries) + 1) + b"".join(entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(lists)) + lists + directory + b"\0\0\0"
+
+
 def endless_tiff(entries: int) -> bytes:
     """A BigTIFF of a page with that many useless entries, followed by itself."""
     page = struct.pack("<Q", entries) + struct.pack("<HHQQ", 65000, 4, 1, 0) * entries
