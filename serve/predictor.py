@@ -1,10 +1,11 @@
 """The seam between HTTP and the model: tests put another predictor here, and so could another runtime."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from export.bundle import Bundle
 from export.errors import BundleError
@@ -19,8 +20,8 @@ from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-_USUAL_SIZE = (512, 512)
-"""Assumed for the images of a bundle that names no size."""
+USUAL_SIZE: Final = (512, 512)
+"""Height and width that are assumed of the images of a bundle that names no size."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,9 @@ def _opened(bundle: Bundle, session: SessionSettings) -> OnnxModel:
     return replace(bundle, providers=tuple(session.providers)).model(
         threads=session.threads,
         memory_pool=session.memory_pool,
-        usual_pixels=_usual_pixels(bundle.manifest),
+        usual_pixels=math.prod(bundle.manifest.own_size or USUAL_SIZE),
         runs_at_once=session.concurrency,
     )
-
-
-def _usual_pixels(manifest: Manifest) -> int:
-    """The pixels of the size that the bundle resizes to, or else was measured at."""
-    height, width = manifest.size or (
-        (manifest.latency.height, manifest.latency.width) if manifest.latency else _USUAL_SIZE
-    )
-    return height * width
 
 
 def open_bundle(path: Path, name: str, version: str, session: SessionSettings) -> BundlePredictor:

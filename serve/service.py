@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from serve.limits import BodyReader
 from serve.metrics import UNKNOWN_MODEL, Metrics, Stages
 from serve.pipeline import Sizes, WholeWork, Work, decoded, run_together
 from serve.policy import Choice, newest_version
-from serve.predictor import Predictor, SessionSettings, open_bundle
+from serve.predictor import USUAL_SIZE, Predictor, SessionSettings, open_bundle
 from serve.problems import ProblemError
 from serve.queue import WorkQueue
 from serve.repository import Repository
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 # The first touches every page and kernel; after the others the estimate of service time is not that of a cold start.
 _WARM_UP_ROUNDS = 3
-_WARM_UP_SIZE = (256, 256)
 _CLOSE_SECONDS = 2.0
 
 
@@ -84,7 +84,7 @@ class Service:
         for predictor in self.repository.all_served():
             for _ in range(_WARM_UP_ROUNDS):
                 everywhere = [
-                    self.queue.run(_warm_up(predictor), deadline_seconds=math.inf)
+                    self.queue.run(_warm_up(predictor, self.sizes), deadline_seconds=math.inf)
                     for _ in range(self.settings.concurrency)
                 ]
                 await asyncio.gather(*everywhere)
@@ -164,7 +164,7 @@ class Service:
         if served is not None and served.manifest.digest == predictor.manifest.digest:
             return served
         for _ in range(_WARM_UP_ROUNDS):
-            [outcome] = run_together([_warm_up(predictor)])
+            [outcome] = run_together([_warm_up(predictor, self.sizes)])
             if isinstance(outcome, Exception):
                 raise outcome
         return predictor
@@ -194,13 +194,13 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def _warm_up(predictor: Predictor) -> Work[Answer]:
+def _warm_up(predictor: Predictor, sizes: Sizes) -> Work[Answer]:
     manifest = predictor.manifest
     grey = _grey_image(manifest)
     return WholeWork(
         predictor,
         Stages(),
-        Sizes(max_pixels=sys.maxsize),
+        replace(sizes, max_pixels=sys.maxsize),
         lambda: [decoded(grey, manifest, max_pixels=sys.maxsize)],
         lambda masks_NHW: to_png(masks_NHW[0], manifest),
     )
@@ -217,7 +217,6 @@ def _check_pixels(manifest: Manifest, sizes: Sizes) -> None:
 
 
 def _grey_image(manifest: Manifest) -> bytes:
-    """A grey image of the size that the model resizes to, or else was measured at."""
-    measured = manifest.latency
-    height, width = manifest.size or ((measured.height, measured.width) if measured else _WARM_UP_SIZE)
+    """A grey image of the size that the model is meant for."""
+    height, width = manifest.own_size or USUAL_SIZE
     return encode_image(np.full((height, width, manifest.channels), 128, dtype=np.uint8))

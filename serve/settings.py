@@ -52,7 +52,8 @@ class ServeSettings(BaseModel):
     memory_pool: MemoryPool = "shrink"
     """What is done with memory between runs: `keep` all that was ever needed, `shrink` after runs that had more than
     twice the usual pixels, or `off` for no pool. Usual is the average of the last runs, and at least the size that the
-    bundle resizes to or was measured at. For the CPU only: a GPU's provider manages its own memory."""
+    bundle is meant for: what it resizes to, was measured at, or has most images of. For the CPU only: a GPU's provider
+    manages its own memory."""
     deadline_seconds: float = Field(default=30.0, gt=0, le=_DAY_SECONDS)
     """A request that has waited this long since its body was complete is answered 504 and never computed."""
 

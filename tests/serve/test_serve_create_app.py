@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -89,6 +90,25 @@ def test_predictors_may_be_made_elsewhere(bundle: Bundle) -> None:
         image = encode_image(np.zeros((9, 7, 3), np.uint8))
         answer = httpx.post(f"{url}/v1/models/tiny/segment", content=image, headers={"Content-Type": "image/png"})
     np.testing.assert_array_equal(decode_indices(answer.raise_for_status().content), np.full((9, 7), 2))
+
+
+@pytest.mark.parametrize(
+    ("told", "bucket", "run"),
+    [({}, 1, (512, 512)), ({"usual_size": (40, 90)}, 1, (48, 96)), ({"size": (32, 48)}, 64, (64, 64))],
+)
+def test_before_requests_come_the_model_has_run_at_the_size_that_it_is_meant_for(
+    told: dict[str, Any], bucket: int, run: tuple[int, int], tmp_path: Path
+) -> None:
+    seen = set()
+
+    class Seen(BundlePredictor):
+        def predict(self, images_NHWC: U8) -> U8:
+            seen.add(images_NHWC.shape[1:3])
+            return super().predict(images_NHWC)
+
+    bundle = tiny_bundle(tmp_path / "tiny", **told)
+    with serving(create_app([Seen(bundle, SessionSettings())], ServeSettings(size_bucket=bucket))):
+        assert seen == {run}
 
 
 @pytest.mark.parametrize(
