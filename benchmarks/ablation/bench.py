@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.ablation.changes import BASE, Change, changed, read_changes
 from benchmarks.report.ablation.results import AblationReport, Run, Variant
 from benchmarks.report.ablation.write import write
+from benchmarks.report.folder import report_folder
 from benchmarks.report.plots import shortcomings
 from benchmarks.report.results import DataUsed
 from compress.anymodel import evaluate
@@ -77,21 +78,22 @@ def bench(
     ]
     base = _Trial(Change(BASE, "", ()), plain, max((trial.seeds for trial in trials), default=1), [])
     data = data or plain.data.path
-    dataset = write_sample(out / "data") if data is None else open_dataset(data, channels=plain.data.channels)
-    _train_all(base, [trial for trial in trials if trial.recipe != plain], out / WORK, dataset)
-    report = AblationReport.of(
-        base.runs,
-        [_variant(trial, same=trial.recipe == plain) for trial in trials if trial.left_out is None],
-        title="What each part of the training is worth",
-        command=command,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=Machine.here(),
-        data=DataUsed.of(dataset.path, dataset.fingerprint, "test", len(dataset.split("test"))),
-        images={split: len(dataset.split(split)) for split in ("train", "val", "test")},
-        recipe=plain.as_tree(),
-        notes=(*_notes(trials), *shortcomings("picture")),
-    )
-    write(report, out)
+    with report_folder(out):
+        dataset = write_sample(out / "data") if data is None else open_dataset(data, channels=plain.data.channels)
+        _train_all(base, [trial for trial in trials if trial.recipe != plain], out / WORK, dataset)
+        report = AblationReport.of(
+            base.runs,
+            [_variant(trial, same=trial.recipe == plain) for trial in trials if trial.left_out is None],
+            title="What each part of the training is worth",
+            command=command,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=Machine.here(),
+            data=DataUsed.of(dataset.path, dataset.fingerprint, "test", len(dataset.split("test"))),
+            images={split: len(dataset.split(split)) for split in ("train", "val", "test")},
+            recipe=plain.as_tree(),
+            notes=(*_notes(trials), *shortcomings("picture")),
+        )
+        write(report, out)
     return report
 
 

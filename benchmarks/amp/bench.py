@@ -13,6 +13,7 @@ from benchmarks.progress import Progress, silent
 from benchmarks.report.amp.results import MAX_SEEDS, Accuracy, AmpReport, CellResult, Workload
 from benchmarks.report.amp.verdicts import verdicts
 from benchmarks.report.amp.write import write
+from benchmarks.report.folder import report_folder
 from benchmarks.report.plots import shortcomings
 from compress.models import build, size_multiple
 from compress.recipe import Recipe
@@ -51,22 +52,23 @@ def bench(
     if workload is not None:
         _require_fitting(workload)
     picked = device_of(device)
-    notes, lost = [], None
-    choice = choose("auto", picked) if recipe is None else kept_choice(out / WORK, recipe, picked)
-    if recipe is not None and choice.precision == "float32":
-        notes.append(
-            f"No comparison of mIoU: compress train chooses float32 here ({choice.reason}); --set train.precision=NAME "
-            "compares another."
-        )
-    elif recipe is not None:
-        lost = compare(out / WORK, _on(recipe, picked), precision=choice.precision, seeds=range(seeds), data=data)
-    measured: tuple[CellResult, ...] = ()
-    if workload is not None:
-        workload = workload.model_copy(update={"device": str(picked)})
-        measured = measure(cells(picked.type, compiled=compiled), workload, progress=progress)
-        notes.extend(_notes(measured, picked, compiled=compiled))
-    report = _report(choice, picked, workload, measured, lost, [*notes, *shortcomings("pictures")], command)
-    write(report, out)
+    with report_folder(out):
+        notes, lost = [], None
+        choice = choose("auto", picked) if recipe is None else kept_choice(out / WORK, recipe, picked)
+        if recipe is not None and choice.precision == "float32":
+            notes.append(
+                f"No comparison of mIoU: compress train chooses float32 here ({choice.reason}); --set train.precision=NAME "
+                "compares another."
+            )
+        elif recipe is not None:
+            lost = compare(out / WORK, _on(recipe, picked), precision=choice.precision, seeds=range(seeds), data=data)
+        measured: tuple[CellResult, ...] = ()
+        if workload is not None:
+            workload = workload.model_copy(update={"device": str(picked)})
+            measured = measure(cells(picked.type, compiled=compiled), workload, progress=progress)
+            notes.extend(_notes(measured, picked, compiled=compiled))
+        report = _report(choice, picked, workload, measured, lost, [*notes, *shortcomings("pictures")], command)
+        write(report, out)
     return report
 
 

@@ -24,7 +24,6 @@ from compress.cli.common import (
     parse_size,
     recipe_of,
     require_for_report,
-    require_no_run,
     typed,
     usual_recipe,
 )
@@ -149,7 +148,7 @@ def amp_command(
     continues with the trainings.
     """
     require("torch", extra="train", purpose="compress bench amp")
-    require_no_run(out)
+    require_for_report(out)
     from benchmarks.amp.bench import bench
     from benchmarks.report.amp.markdown import failures
     from benchmarks.report.amp.results import Workload

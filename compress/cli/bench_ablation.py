@@ -11,7 +11,7 @@ from compress.cli.common import (
     RecipeOption,
     SetOption,
     emit,
-    require_no_run,
+    require_for_report,
     typed,
     usual_recipe,
 )
@@ -51,7 +51,7 @@ def command(
     the others go on.
     """
     require("torch", extra="train", purpose="compress bench ablation")
-    require_no_run(out)
+    require_for_report(out)
     from benchmarks.ablation.bench import bench
     from benchmarks.report.ablation.table import of_group
     from benchmarks.report.ablation.write import headlines

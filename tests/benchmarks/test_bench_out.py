@@ -1,4 +1,4 @@
-"""`compress bench load`, `soak` and `peers` check their --out before they measure for minutes."""
+"""Every `compress bench` checks its --out before it measures for minutes."""
 
 from pathlib import Path
 
@@ -31,7 +31,11 @@ def test_a_file_as_out_is_said_before_anything_starts(
     assert out.read_text() == "kept"
 
 
-@pytest.mark.parametrize("command", ["latency", "ops"])
+TINY_RECIPE = ["--recipe", "demo", "--set", "model.base=4", "--set", "model.depth=1", "--set", "train.epochs=1"]
+GRID = ["--part", "grid", "--no-compile", "--base", "4", "--batch", "1", "--steps", "1"]
+
+
+@pytest.mark.parametrize("command", ["latency", "ops", "amp", "ablation"])
 def test_what_would_be_overwritten_or_spoilt_is_said_before_anything_is_measured(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,8 +52,10 @@ def test_what_would_be_overwritten_or_spoilt_is_said_before_anything_is_measured
     }
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for out, says in refused.items():
-        words = [command, str(bundle), "--size", "16x16", "--out", str(out)]
-        monkeypatch.setattr("sys.argv", ["compress", "bench", *words])
+        words = {"amp": [*GRID, "--size", "16x16"], "ablation": TINY_RECIPE}.get(
+            command, [str(bundle), "--size", "16x16"]
+        )
+        monkeypatch.setattr("sys.argv", ["compress", "bench", command, *words, "--out", str(out)])
         with pytest.raises(SystemExit) as leaving:
             main()
         assert leaving.value.code == 2
