@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.latency import report_on
+from benchmarks.report.folder import to_open
 from benchmarks.report.results import Goals, GroupWidth, Report
-from benchmarks.report.write import shown
 from compress.anymodel import evaluate
 from compress.data.folder import Dataset
 from compress.data.lookup import lookup_table_miou
@@ -100,7 +100,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
     cut = (read_record(out / "pruned") or {})["result"].get("groups", {})
     widths = [GroupWidth(layer=layer, **figures) for layer, figures in cut.items()]
     report = _report(out / "report", bundles, dataset, recipe, command, widths, without)
-    return Finished(report, shown(out / "report"), out / "int8", tuple(missed))
+    return Finished(report, to_open(out / "report"), out / "int8", tuple(missed))
 
 
 @contextmanager

@@ -57,8 +57,8 @@ def bench(
         choice = choose("auto", picked) if recipe is None else kept_choice(out / WORK, recipe, picked)
         if recipe is not None and choice.precision == "float32":
             notes.append(
-                f"No comparison of mIoU: compress train chooses float32 here ({choice.reason}); --set train.precision=NAME "
-                "compares another."
+                f"No comparison of mIoU: compress train chooses float32 here ({choice.reason}); "
+                "--set train.precision=NAME compares another."
             )
         elif recipe is not None:
             lost = compare(out / WORK, _on(recipe, picked), precision=choice.precision, seeds=range(seeds), data=data)

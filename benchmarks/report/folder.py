@@ -1,12 +1,15 @@
-"""The folder of a report, made before hours are spent on what goes into it."""
+"""The folder of a report: made before hours are spent on what goes into it, then filled."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from benchmarks.report.results import Measurement
 from export.errors import UsageError
-from export.files import make_folder
+from export.files import make_folder, write_atomic, write_json
+
+JSON, MARKDOWN, PAGE = "report.json", "report.md", "report.html"
 
 
 @contextmanager
@@ -29,3 +32,30 @@ def report_folder(out: Path) -> Iterator[None]:
             for folder in made:
                 folder.rmdir()
         raise
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes], *, may_be_stale: Collection[str] = ()) -> None:
+    """Write `files` into `folder`, which is made if need be. What an earlier report left there of `may_be_stale`, and
+    this one does not have, is removed.
+
+    Raises UsageError for a place that cannot be a folder.
+    """
+    make_folder(folder)
+    for name in set(may_be_stale) - files.keys():
+        (folder / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+
+
+def write_report(
+    out: Path, report: Measurement, files: Mapping[str, str | bytes], *, may_be_stale: Collection[str] = ()
+) -> None:
+    """As `write_files`, and the figures as report.json."""
+    write_files(out, files, may_be_stale=may_be_stale)
+    # Last: whoever finds it finds the others whole.
+    write_json(out / JSON, report.model_dump(mode="json"))
+
+
+def to_open(out: Path) -> Path:
+    """The page of the report in `out`; the Markdown where there is no page, for want of matplotlib."""
+    return out / PAGE if (out / PAGE).exists() else out / MARKDOWN

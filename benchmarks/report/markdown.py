@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from benchmarks.report.plots import Plot
-from benchmarks.report.results import Report, Verdict
+from benchmarks.report.results import Measurement, Report, Verdict
 from benchmarks.report.strip import DIFFERENCES, Strip
 from benchmarks.report.table import Table, details, narrowed, per_class, summary
 from benchmarks.report.words import circumstances, failed_first, headline, judgement
@@ -14,7 +14,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
 def markdown(report: Report, plots: Sequence[Plot], strip: Strip | None) -> str:
     """The whole report; it shows pictures from the files beside it."""
-    return "\n".join(_lines(report, plots, strip)) + "\n"
+    return joined(_lines(report, plots, strip))
 
 
 def escaped(text: str) -> str:
@@ -32,8 +32,7 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
         yield from check_lines(report.verdicts)
     if report.failures:
         yield from ("## What could not be measured", "", *(f"- {escaped(line)}" for line in report.failures), "")
-    for plot in plots:
-        yield from (f"## {escaped(plot.title)}", "", f"![{escaped(plot.alt)}]({plot.name}.png)", "")
+    yield from picture_lines(plots)
     if strip is not None:
         yield from _strip(strip)
     classes = per_class(report)
@@ -46,11 +45,33 @@ def _lines(report: Report, plots: Sequence[Plot], strip: Strip | None) -> Iterab
         yield from table_lines(cut)
     yield from ("## More figures", "")
     yield from table_lines(details(report))
+    yield from closing_lines(report, circumstances(report))
+
+
+def joined(lines: Iterable[str]) -> str:
+    """The lines as the text of a file."""
+    return "\n".join(lines) + "\n"
+
+
+def picture_lines(plots: Iterable[Plot], *, titled: bool = True) -> Iterable[str]:
+    """The pictures of `plots`, from the files beside the Markdown; a blank line after each."""
+    for plot in plots:
+        if titled:
+            yield from (f"## {escaped(plot.title)}", "")
+        yield from (f"![{escaped(plot.alt)}]({plot.file})", "")
+
+
+def closing_lines(report: Measurement, facts: Iterable[tuple[str, str]]) -> Iterable[str]:
+    """What every report ends with: its notes, how it was measured, and the command that measures it again."""
     if report.notes:
         yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
-    yield from ("## How it was measured", "")
-    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in circumstances(report))
-    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
+    yield from ("## How it was measured", "", *(f"- {escaped(name)}: {escaped(value)}" for name, value in facts), "")
+    yield from command_lines(report.command)
+
+
+def command_lines(command: str) -> Iterable[str]:
+    """How to make the same again."""
+    return ("Reproduce it with:", "", *code_lines(command))
 
 
 def check_lines(verdicts: Sequence[Verdict]) -> Iterable[str]:

@@ -2,9 +2,9 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
+
+R = TypeVar("R")
 
 INK, MUTED, LINE, SURFACE = "#1a1d21", "#57606a", "#d5d9df", "#fefefe"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", SURFACE: "--surface"}
@@ -46,6 +48,11 @@ class Plot:
     png: bytes
     """On white."""
 
+    @property
+    def file(self) -> str:
+        """Name of the picture that Markdown shows."""
+        return f"{self.name}.png"
+
 
 @dataclass(frozen=True)
 class _ErrorBar:
@@ -63,6 +70,19 @@ def shortcomings(missing: str = "report.html") -> tuple[str, ...]:
     except MissingExtraError as error:
         return (f"No {missing}: {error}",)
     return ()
+
+
+def drawn(draw: Callable[[R], Iterable[Plot]], report: R) -> tuple[Plot, ...]:
+    """What `draw` makes of `report`; nothing without matplotlib, of which `shortcomings` tells."""
+    try:
+        return tuple(draw(report))
+    except MissingExtraError:
+        return ()
+
+
+def pictures(plots: Iterable[Plot]) -> dict[str, str | bytes]:
+    """The files that Markdown shows."""
+    return {plot.file: plot.png for plot in plots}
 
 
 def colour_of(index: int) -> str:

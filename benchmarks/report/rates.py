@@ -1,15 +1,15 @@
 """A learning-rate range test as files: rates.md, the picture that it shows, and the figures as JSON."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.report.markdown import code_lines, escaped, table_lines
-from benchmarks.report.plots import MUTED, Plot, colour_of, plot, shortcomings
+from benchmarks.report.folder import write_files
+from benchmarks.report.markdown import command_lines, escaped, joined, picture_lines, table_lines
+from benchmarks.report.plots import MUTED, Plot, colour_of, drawn, pictures, plot, shortcomings
 from benchmarks.report.table import Table
 from compress.rates import RateTest
-from export.errors import MissingExtraError
-from export.files import make_folder, write_atomic, write_json
+from export.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,15 +23,9 @@ def write(test: RateTest, folder: Path, *, command: str) -> Path:
 
     `command` is what reproduces it.
     """
-    make_folder(folder)
-    picture: Plot | None
-    try:
-        picture = draw(test)
-        write_atomic(folder / PICTURE, picture.png)
-    except MissingExtraError:
-        picture = None
-        (folder / PICTURE).unlink(missing_ok=True)
-    write_atomic(folder / MARKDOWN, "\n".join(_lines(test, picture, command)) + "\n")
+    plots = drawn(draw, test)
+    files = {MARKDOWN: joined(_lines(test, plots, command)), **pictures(plots)}
+    write_files(folder, files, may_be_stale=(PICTURE,))
     write_json(folder / JSON, as_tree(test))
     return folder / MARKDOWN
 
@@ -60,7 +54,7 @@ def losses(test: RateTest) -> Table:
     return Table(f"Loss of {len(test.rates)} steps at rising rates", ("learning rate", "loss", "smoothed"), rows)
 
 
-def draw(test: RateTest) -> Plot:
+def draw(test: RateTest) -> tuple[Plot]:
     """Raises MissingExtraError without matplotlib."""
 
     def paint(axes: "Axes") -> None:
@@ -75,14 +69,13 @@ def draw(test: RateTest) -> Plot:
         axes.grid(visible=True)
         axes.legend()
 
-    return plot("rates", "Loss at rising learning rates", f"Loss at rising learning rates; {verdict(test)}.", paint)
+    return (plot("rates", "Loss at rising learning rates", f"Loss at rising learning rates; {verdict(test)}.", paint),)
 
 
-def _lines(test: RateTest, picture: Plot | None, command: str) -> Iterable[str]:
+def _lines(test: RateTest, plots: Sequence[Plot], command: str) -> Iterable[str]:
     yield from ("# Which learning rate", "", f"{escaped(verdict(test))}.", "")
-    if picture is not None:
-        yield from (f"![{escaped(picture.alt)}]({PICTURE})", "")
+    yield from picture_lines(plots, titled=False)
     yield from table_lines(losses(test))
     for note in shortcomings(PICTURE):
         yield from (escaped(note), "")
-    yield from ("Reproduce it with:", "", *code_lines(command))
+    yield from command_lines(command)

@@ -152,19 +152,26 @@ class GroupWidth(Part):
     """By the latency table: what keeping the group whole would cost; None after several rounds, or without a table."""
 
 
-class Report(Part):
+class Measurement(Part):
+    """What every report tells, whatever was measured."""
+
+    schema_version: int = 1
+    title: str
+    command: str
+    """Reproduces the report."""
+    date: str
+    """ISO 8601, UTC."""
+    machine: Machine
+    notes: tuple[str, ...] = ()
+    """What a reader should know about the figures; also what the report lacks, and why."""
+
+
+class Report(Measurement):
     """A comparison of models, and everything that is needed to judge and reproduce it.
 
     `speedup` and `miou_drop` are of the last model, the most compressed one, against the reference.
     """
 
-    schema_version: int = 1
-    title: str
-    command: str
-    """Reproduces this report."""
-    date: str
-    """ISO 8601, UTC."""
-    machine: Machine
     data: DataUsed | None
     settings: Settings
     models: tuple[ModelResult, ...]
@@ -183,7 +190,6 @@ class Report(Part):
     """The model whose convolutions `widths` are; None where they are the groups of the run's pruned network."""
     goals: Goals = Goals()
     verdicts: tuple[Verdict, ...] = ()
-    notes: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     """What could not be measured, and why."""
 

@@ -122,6 +122,11 @@ def failed_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return sorted(verdicts, key=lambda verdict: verdict.ok)
 
 
+def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """For a terminal: a line for each verdict."""
+    return [f"{'ok' if v.ok else 'NOT OK'}: {v.text} ({v.detail})" for v in failed_first(verdicts)]
+
+
 def circumstances(report: Report) -> tuple[tuple[str, str], ...]:
     """The conditions of the measurement: data, settings, machine, versions."""
     settings = report.settings

@@ -81,8 +81,8 @@ def latency_command(
     """Time bundles interleaved in one process, and write JSON, Markdown and one HTML page with plots."""
     require_for_report(out)
     from benchmarks.latency import bench
+    from benchmarks.report.folder import to_open
     from benchmarks.report.table import terminal_table
-    from benchmarks.report.write import shown
     from compress.progress import show_table, task
 
     report = bench(
@@ -100,7 +100,7 @@ def latency_command(
     )
     if not as_json:
         show_table(terminal_table(report))
-    emit(report.model_dump(mode="json"), f"report: {shown(out)}", as_json=as_json)
+    emit(report.model_dump(mode="json"), f"report: {to_open(out)}", as_json=as_json)
 
 
 @app.command("amp")
@@ -153,6 +153,7 @@ def amp_command(
     from benchmarks.report.amp.markdown import failures
     from benchmarks.report.amp.results import Workload
     from benchmarks.report.amp.table import tables
+    from benchmarks.report.folder import to_open
     from benchmarks.report.table import for_terminal
     from compress.progress import show_table, task
 
@@ -191,6 +192,6 @@ def amp_command(
     lines = [
         *failures(report),
         *(f"{verdict.text} ({verdict.detail})" for verdict in report.verdicts),
-        f"report: {out / 'report.md'}",
+        f"report: {to_open(out)}",
     ]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)

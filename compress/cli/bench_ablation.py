@@ -55,6 +55,7 @@ def command(
     from benchmarks.ablation.bench import bench
     from benchmarks.report.ablation.table import of_group
     from benchmarks.report.ablation.write import headlines
+    from benchmarks.report.folder import to_open
     from benchmarks.report.table import for_terminal
     from compress.progress import show_table
 
@@ -73,7 +74,7 @@ def command(
     if not as_json:
         for group in report.by_group():
             show_table(for_terminal(of_group(report, group)))
-    text = "\n".join([*headlines(report), f"report: {out / 'report.md'}"])
+    text = "\n".join([*headlines(report), f"report: {to_open(out)}"])
     emit(report.model_dump(mode="json"), text, as_json=as_json)
     if failed := report.failures():
         raise WorkFailedError(

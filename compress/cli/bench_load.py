@@ -63,11 +63,12 @@ def command(
     require_for_report(out)
     from benchmarks.load.bench import DEFAULT_LOADS, bench
     from benchmarks.load.server import settings_of
+    from benchmarks.report.folder import to_open
     from benchmarks.report.load.table import ceiling, costs, runs, stages
     from benchmarks.report.load.words import headline
     from benchmarks.report.met import require_met
     from benchmarks.report.table import for_terminal
-    from benchmarks.report.words import failed_first
+    from benchmarks.report.words import verdict_lines
     from compress.progress import show_table, task
 
     report = bench(
@@ -88,14 +89,6 @@ def command(
         for table in (ceiling(report), runs(report), stages(report), costs(report)):
             if table is not None:
                 show_table(for_terminal(table))
-    page = next(path for path in (out / "report.html", out / "report.md") if path.exists())
-    lines = [
-        headline(report),
-        *(
-            f"{'ok' if verdict.ok else 'NOT OK'}: {verdict.text} ({verdict.detail})"
-            for verdict in failed_first(report.verdicts)
-        ),
-        f"report: {page}",
-    ]
+    lines = [headline(report), *verdict_lines(report.verdicts), f"report: {to_open(out)}"]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
     require_met(report.verdicts, out)

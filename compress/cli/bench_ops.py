@@ -38,6 +38,7 @@ def command(
     if out is not None:
         require_for_report(out)
     from benchmarks.ops.bench import bench
+    from benchmarks.report.folder import to_open
     from benchmarks.report.ops.table import nodes, operators, peaks, summary
     from benchmarks.report.ops.words import float_lines, headline, in_float
     from benchmarks.report.table import for_terminal
@@ -63,5 +64,5 @@ def command(
         lines += [in_float(bundle), *(f"  {line}" for line in float_lines(bundle))]
     lines += report.notes
     if out is not None:
-        lines.append(f"report: {next(path for path in (out / 'report.html', out / 'report.md') if path.exists())}")
+        lines.append(f"report: {to_open(out)}")
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)

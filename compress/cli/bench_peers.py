@@ -40,10 +40,11 @@ def command(
     require("fastapi", extra="serve", purpose="compress bench peers")
     require_for_report(out)
     from benchmarks.peers.bench import bench
+    from benchmarks.report.folder import to_open
     from benchmarks.report.met import require_met
     from benchmarks.report.peers.write import behaves, behaviours, speeds
     from benchmarks.report.table import for_terminal
-    from benchmarks.report.words import failed_first
+    from benchmarks.report.words import verdict_lines
     from compress.progress import show_table, task
 
     report = bench(
@@ -60,11 +61,7 @@ def command(
     if not as_json:
         for table in (speeds(report), behaviours(report)):
             show_table(for_terminal(table))
-    lines = [
-        *(f"{'ok' if v.ok else 'NOT OK'}: {v.text} ({v.detail})" for v in failed_first(report.verdicts)),
-        *report.failures,
-        f"report: {out / 'report.md'}",
-    ]
+    lines = [*verdict_lines(report.verdicts), *report.failures, f"report: {to_open(out)}"]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
     # Being slower than another server is a finding; misbehaving is a failure.
     require_met([behaves(report)], out)

@@ -37,10 +37,11 @@ def command(
     require_for_report(out)
     from benchmarks.load.server import settings_of
     from benchmarks.load.soak import soak
+    from benchmarks.report.folder import to_open
     from benchmarks.report.load.soak import headline, hostile_table
     from benchmarks.report.met import require_met
     from benchmarks.report.table import for_terminal
-    from benchmarks.report.words import failed_first
+    from benchmarks.report.words import verdict_lines
     from compress.progress import show_table, task
 
     report = soak(
@@ -55,7 +56,6 @@ def command(
     )
     if report.hostile and not as_json:
         show_table(for_terminal(hostile_table(report)))
-    checks = (f"{'ok' if v.ok else 'NOT OK'}: {v.text} ({v.detail})" for v in failed_first(report.verdicts))
-    lines = [headline(report), *checks, f"report: {out / 'report.md'}"]
+    lines = [headline(report), *verdict_lines(report.verdicts), f"report: {to_open(out)}"]
     emit(report.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
     require_met(report.verdicts, out)

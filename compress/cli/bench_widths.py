@@ -35,6 +35,7 @@ def command(
     """
     require("torch", extra="train", purpose="compress bench widths")
     require_for_report(out)
+    from benchmarks.report.folder import to_open
     from benchmarks.report.table import for_terminal
     from benchmarks.report.widths.write import summary
     from benchmarks.widths.bench import bench
@@ -52,4 +53,4 @@ def command(
     )
     if not as_json:
         show_table(for_terminal(summary(report)))
-    emit(report.model_dump(mode="json"), f"report: {out / 'report.md'}", as_json=as_json)
+    emit(report.model_dump(mode="json"), f"report: {to_open(out)}", as_json=as_json)

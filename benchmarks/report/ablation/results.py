@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
-from benchmarks.report.results import DataUsed, Part
+from benchmarks.report.results import DataUsed, Measurement, Part
 from benchmarks.report.spread import Spread, quantile
-from export.machine import Machine
 
 Judgement = Literal["better", "worse", "within the spread", "not known"]
 
@@ -90,15 +89,9 @@ class Deviation(Part):
         )
 
 
-class AblationReport(Part):
+class AblationReport(Measurement):
     """A recipe, and what each change of it is worth."""
 
-    schema_version: int = 1
-    title: str
-    command: str
-    date: str
-    """ISO 8601, UTC."""
-    machine: Machine
     data: DataUsed
     images: dict[str, int]
     """Of each split."""
@@ -110,7 +103,6 @@ class AblationReport(Part):
     differences_val: dict[str, Difference]
     """By `group.name`; of the variants with a training."""
     differences_test: dict[str, Difference]
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, base: Sequence[Run], variants: Sequence[Variant], **fields: Any) -> "AblationReport":

@@ -6,15 +6,11 @@ from pathlib import Path
 from benchmarks.report.ablation.plots import draw
 from benchmarks.report.ablation.results import AblationReport, key
 from benchmarks.report.ablation.table import of_group
-from benchmarks.report.markdown import code_lines, escaped, table_lines
-from benchmarks.report.plots import Plot
+from benchmarks.report.folder import MARKDOWN, write_report
+from benchmarks.report.markdown import closing_lines, escaped, joined, picture_lines, table_lines
+from benchmarks.report.plots import Plot, drawn, pictures
 from benchmarks.report.words import machine_facts, miou
-from benchmarks.report.write import JSON, MARKDOWN
 from compress.recipe import unusual
-from export.errors import MissingExtraError
-from export.files import make_folder, write_atomic, write_json
-
-PICTURE = "differences.png"
 
 
 def headlines(report: AblationReport) -> Iterable[str]:
@@ -34,18 +30,9 @@ def headlines(report: AblationReport) -> Iterable[str]:
 
 def write(report: AblationReport, out: Path) -> None:
     """Write `report` into the folder `out`; without matplotlib there is no picture."""
-    make_folder(out)
-    try:
-        plots = draw(report)
-    except MissingExtraError:
-        plots = ()
-    if not plots:
-        (out / PICTURE).unlink(missing_ok=True)
-    for plot in plots:
-        write_atomic(out / PICTURE, plot.png)
-    write_atomic(out / MARKDOWN, "\n".join(_lines(report, plots)) + "\n")
-    # Last: whoever finds it finds the others whole.
-    write_json(out / JSON, report.model_dump(mode="json"))
+    plots = drawn(draw, report)
+    files = {MARKDOWN: joined(_lines(report, plots)), **pictures(plots)}
+    write_report(out, report, files, may_be_stale=("differences.png",))
 
 
 def _lines(report: AblationReport, plots: Sequence[Plot]) -> Iterable[str]:
@@ -54,8 +41,7 @@ def _lines(report: AblationReport, plots: Sequence[Plot]) -> Iterable[str]:
     yield ""
     if failed := report.failures():
         yield from ("## What failed", "", *(f"- {escaped(line)}" for line in failed), "")
-    for plot in plots:
-        yield from (f"![{escaped(plot.alt)}]({PICTURE})", "")
+    yield from picture_lines(plots, titled=False)
     for group in report.by_group():
         yield from (f"## {escaped(group)}", "")
         yield from table_lines(of_group(report, group), caption=False)
@@ -66,11 +52,7 @@ def _lines(report: AblationReport, plots: Sequence[Plot]) -> Iterable[str]:
         settings = " ".join(f"`{setting}`" for setting in variant.settings) or "nothing"
         yield f"- {escaped(key(variant))}: {settings}"
     yield from ("", "The base: " + " ".join(f"`{setting}`" for setting in unusual(trained)), "")
-    if report.notes:
-        yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
-    yield from ("## How it was measured", "")
-    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
-    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
+    yield from closing_lines(report, _circumstances(report))
 
 
 def _spread_in_words(report: AblationReport) -> str:

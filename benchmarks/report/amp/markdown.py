@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 from benchmarks.report.amp.results import AmpReport, Workload
 from benchmarks.report.amp.table import checks, grid, seeds, supplies
 from benchmarks.report.amp.verdicts import resolved
-from benchmarks.report.markdown import code_lines, escaped, table_lines
+from benchmarks.report.markdown import closing_lines, escaped, joined, picture_lines, table_lines
 from benchmarks.report.plots import Plot
 from benchmarks.report.words import failed_first, machine_facts
 
 
 def markdown(report: AmpReport, plots: Sequence[Plot]) -> str:
     """The whole report; it shows pictures from the files beside it."""
-    return "\n".join(_lines(report, plots)) + "\n"
+    return joined(_lines(report, plots))
 
 
 def failures(report: AmpReport) -> list[str]:
@@ -36,8 +36,7 @@ def _lines(report: AmpReport, plots: Sequence[Plot]) -> Iterable[str]:
         yield from table_lines(grid(report))
     if failed := failures(report):
         yield from ("## What did not run to its end", "", *(f"- {escaped(line)}" for line in failed), "")
-    for plot in plots:
-        yield from (f"## {escaped(plot.title)}", "", f"![{escaped(plot.alt)}]({plot.name}.png)", "")
+    yield from picture_lines(plots)
     if report.accuracy is not None:
         yield from ("## What is lost", "")
         yield from table_lines(seeds(report.accuracy))
@@ -48,11 +47,7 @@ def _lines(report: AmpReport, plots: Sequence[Plot]) -> Iterable[str]:
     if report.cells:
         yield from ("## Whether each cell ran as labelled", "")
         yield from table_lines(checks(report))
-    if report.notes:
-        yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
-    yield from ("## How it was measured", "")
-    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
-    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
+    yield from closing_lines(report, _circumstances(report))
 
 
 def _circumstances(report: AmpReport) -> Iterable[tuple[str, str]]:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Literal
 
-from benchmarks.report.results import DataUsed, Part, Verdict
+from benchmarks.report.results import DataUsed, Measurement, Part, Verdict
 from benchmarks.report.spread import Spread, quantile
-from export.machine import Machine
 
 GridPrecision = Literal["float32", "tf32", "float16", "bfloat16"]
 """float32 is true float32: cuDNN may not round to TF32 in it, as torch lets it by default."""
@@ -159,15 +158,9 @@ class Accuracy(Part):
         return None if self.drop_interval is None else (self.drop_interval[1] - self.drop_interval[0]) / 2
 
 
-class AmpReport(Part):
+class AmpReport(Measurement):
     """What mixed precision gains and loses here, and everything that is needed to reproduce it."""
 
-    schema_version: int = 1
-    title: str
-    command: str
-    date: str
-    """ISO 8601, UTC."""
-    machine: Machine
     device: str
     """The processor that trained, in words."""
     precision: GridPrecision
@@ -179,7 +172,6 @@ class AmpReport(Part):
     cells: tuple[CellResult, ...] = ()
     accuracy: Accuracy | None = None
     verdicts: tuple[Verdict, ...] = ()
-    notes: tuple[str, ...] = ()
 
     def result(self, cell: Cell) -> CellResult | None:
         """The result of `cell`, if the grid has it."""

@@ -29,11 +29,8 @@ def slope(samples: tuple[SoakSample, ...]) -> Slope | None:
         return None
     hours = np.array([sample.seconds / 3600 for sample in chosen])
     memory = np.array([sample.resident_mib for sample in chosen])
-    centred = hours - hours.mean()
-    spread = float(centred @ centred)
-    found = float(centred @ memory) / spread
-    left = memory - memory.mean() - found * centred
-    return Slope(found, float(np.sqrt(left @ left / (len(chosen) - 2) / spread)))
+    line, covariance = np.polyfit(hours, memory, 1, cov=True)
+    return Slope(float(line[0]), float(np.sqrt(covariance[0, 0])))
 
 
 def ratio(report: SoakReport) -> float | None:

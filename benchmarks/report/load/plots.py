@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 _SHOWN = (50.0, 95.0, 99.0)
 
 
-def draw(report: LoadReport) -> Plot | None:
-    """Percentiles against the offered load; None with fewer than two open loops.
+def draw(report: LoadReport) -> tuple[Plot, ...]:
+    """Percentiles against the offered load; nothing with fewer than two open loops.
 
     Raises MissingExtraError without matplotlib.
     """
     opened = sorted((run.load, run.client) for run in report.runs if run.load is not None and run.client.latency)
     if len(opened) < 2:
-        return None
+        return ()
 
     def paint(axes: "Axes") -> None:
         for index, point in enumerate(_SHOWN):
@@ -37,4 +37,4 @@ def draw(report: LoadReport) -> Plot | None:
         f"at {percent(load)}: " + ", ".join(f"p{p:g} {number(client.ms(p) or 0)} ms" for p in _SHOWN)
         for load, client in opened
     )
-    return plot("latency", "Latency by load", f"Latency of answered requests: {points}.", paint)
+    return (plot("latency", "Latency by load", f"Latency of answered requests: {points}.", paint),)

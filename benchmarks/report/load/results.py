@@ -9,8 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from benchmarks.report.results import Part, Verdict
-from export.machine import Machine
+from benchmarks.report.results import Measurement, Part, Verdict
 from export.manifest import Precision
 
 
@@ -118,15 +117,9 @@ class Ceiling(Part):
     measured."""
 
 
-class LoadReport(Part):
+class LoadReport(Measurement):
     """How a server behaves under load, and everything that is needed to reproduce the figures."""
 
-    schema_version: int = 1
-    title: str
-    command: str
-    date: str
-    """ISO 8601, UTC."""
-    machine: Machine
     target: str
     """The bundle's folder, or the URL."""
     precision: Precision | None
@@ -141,7 +134,6 @@ class LoadReport(Part):
     ceiling: Ceiling | None
     runs: tuple[Run, ...]
     verdicts: tuple[Verdict, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 CLIENT_ERROR = "4xx"
@@ -183,15 +175,9 @@ class SoakSample(Part):
         return self.descriptors - self.connections
 
 
-class SoakReport(Part):
+class SoakReport(Measurement):
     """How a server holds up over time, and everything that is needed to reproduce the figures."""
 
-    schema_version: int = 1
-    title: str
-    command: str
-    date: str
-    """ISO 8601, UTC."""
-    machine: Machine
     target: str
     """The bundle's folder."""
     minutes: float
@@ -209,4 +195,3 @@ class SoakReport(Part):
     hostile: tuple[HostileTraffic, ...]
     samples: tuple[SoakSample, ...]
     verdicts: tuple[Verdict, ...] = ()
-    notes: tuple[str, ...] = ()

@@ -1,20 +1,18 @@
 """A soak's report as files, report.json, report.md and the PNG that it shows, and what the server is held to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from benchmarks.report.folder import MARKDOWN, write_report
 from benchmarks.report.load.growth import SETTLED, ratio, slope
 from benchmarks.report.load.results import SoakReport, is_accepted
-from benchmarks.report.markdown import check_lines, code_lines, escaped, table_lines
-from benchmarks.report.plots import Plot, colour_of, plot
+from benchmarks.report.markdown import check_lines, closing_lines, escaped, joined, picture_lines, table_lines
+from benchmarks.report.plots import Plot, colour_of, drawn, pictures, plot
 from benchmarks.report.results import Verdict
 from benchmarks.report.table import Table
 from benchmarks.report.words import machine_facts, number, optional, percent, times
-from benchmarks.report.write import JSON, MARKDOWN
-from export.errors import MissingExtraError
-from export.files import make_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +25,6 @@ MIN_ANSWERED = 0.99
 LOAD = 0.8
 REFUSED = "429"
 """What any client may get before the server looks at what it sent."""
-_PICTURE = "memory.png"
 
 
 def verdicts(report: SoakReport) -> tuple[Verdict, ...]:
@@ -126,23 +123,14 @@ def headline(report: SoakReport) -> str:
 
 def write(report: SoakReport, out: Path) -> None:
     """Write `report` into the folder `out`; without matplotlib there is no picture."""
-    make_folder(out)
-    try:
-        picture: Plot | None = _draw(report)
-    except MissingExtraError:
-        picture = None
-    write_atomic(out / MARKDOWN, "\n".join(_lines(report, picture)) + "\n")
-    if picture is None:
-        (out / _PICTURE).unlink(missing_ok=True)
-    else:
-        write_atomic(out / _PICTURE, picture.png)
-    # Last: whoever finds it finds the others whole.
-    write_json(out / JSON, report.model_dump(mode="json"))
+    plots = drawn(_draw, report)
+    files = {MARKDOWN: joined(_lines(report, plots)), **pictures(plots)}
+    write_report(out, report, files, may_be_stale=("memory.png",))
 
 
-def _draw(report: SoakReport) -> Plot | None:
+def _draw(report: SoakReport) -> tuple[Plot, ...]:
     if not report.samples:
-        return None
+        return ()
 
     def paint(axes: "Axes") -> None:
         minutes = [sample.seconds / 60 for sample in report.samples]
@@ -154,21 +142,16 @@ def _draw(report: SoakReport) -> Plot | None:
 
     memory = [sample.resident_mib for sample in report.samples]
     alt = f"Resident memory from {number(memory[0])} to {number(memory[-1])} MiB, at most {number(max(memory))} MiB."
-    return plot("memory", "Memory of the server", alt, paint)
+    return (plot("memory", "Memory of the server", alt, paint),)
 
 
-def _lines(report: SoakReport, picture: Plot | None) -> Iterable[str]:
+def _lines(report: SoakReport, plots: Sequence[Plot]) -> Iterable[str]:
     yield from (f"# {escaped(report.title)}", "", f"**{escaped(headline(report))}**", "")
     yield from check_lines(report.verdicts)
     if report.hostile:
         yield from ("## Hostile clients", "", *table_lines(hostile_table(report), caption=False))
-    if picture is not None:
-        yield from (f"## {escaped(picture.title)}", "", f"![{escaped(picture.alt)}]({_PICTURE})", "")
-    if report.notes:
-        yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
-    yield from ("## How it was measured", "")
-    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
-    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
+    yield from picture_lines(plots)
+    yield from closing_lines(report, _circumstances(report))
 
 
 def _circumstances(report: SoakReport) -> Iterable[tuple[str, str]]:

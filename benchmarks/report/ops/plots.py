@@ -16,7 +16,7 @@ _BAR, _GAP = 0.2, 0.14
 """Inches."""
 
 
-def draw(report: OpsReport) -> Plot:
+def draw(report: OpsReport) -> tuple[Plot]:
     """Operators from the slowest down; what runs in float is hatched.
 
     Raises MissingExtraError without matplotlib.
@@ -55,7 +55,7 @@ def draw(report: OpsReport) -> Plot:
         for bundle in report.bundles
     )
     inches = (6.5, 1.2 + sum(len(bars) * _BAR + _GAP for bars in shown))
-    return plot("operators", "Milliseconds by operator", f"Milliseconds. {'; '.join(bundles)}", paint, inches=inches)
+    return (plot("operators", "Milliseconds by operator", f"Milliseconds. {'; '.join(bundles)}", paint, inches=inches),)
 
 
 def _bar(axes: "Axes", middle: float, row: OperatorTime, colour: str) -> None:

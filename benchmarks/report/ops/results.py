@@ -5,8 +5,7 @@ Times are milliseconds; GMAC/s are thousands of millions of multiply-accumulates
 
 from typing import Literal
 
-from benchmarks.report.results import Latency, Part
-from export.machine import Machine
+from benchmarks.report.results import Latency, Measurement, Part
 from export.manifest import Precision
 
 Kind = Literal["integer", "float"]
@@ -113,15 +112,9 @@ class BundleOps(Part):
     """Layers that the manifest names as left in float, but that do not run in float here."""
 
 
-class OpsReport(Part):
+class OpsReport(Measurement):
     """Bundles taken apart, side by side."""
 
-    schema_version: int = 1
-    title: str
-    command: str
-    date: str
-    """ISO 8601, UTC."""
-    machine: Machine
     threads: int
     batch: int
     height: int
@@ -132,4 +125,3 @@ class OpsReport(Part):
     peaks: tuple[Peak, ...]
     """One for each precision among the bundles; none where they were not asked for."""
     bundles: tuple[BundleOps, ...]
-    notes: tuple[str, ...] = ()

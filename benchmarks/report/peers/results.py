@@ -1,8 +1,7 @@
 """The figures of `compress bench peers`: what its report.json holds."""
 
 from benchmarks.report.load.results import LoadSummary, Requests
-from benchmarks.report.results import Part, Verdict
-from export.machine import Machine
+from benchmarks.report.results import Measurement, Part, Verdict
 
 
 class Cell(Part):
@@ -29,15 +28,9 @@ class PeerResult(Part):
     behaviours: dict[str, Cell]
 
 
-class PeersReport(Part):
+class PeersReport(Measurement):
     """Servers side by side with one model."""
 
-    schema_version: int = 1
-    title: str
-    command: str
-    date: str
-    """ISO 8601, UTC."""
-    machine: Machine
     bundle: str
     requests: Requests
     workers: int

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.report.markdown import check_lines, code_lines, escaped, table_lines
+from benchmarks.report.folder import MARKDOWN, write_report
+from benchmarks.report.markdown import check_lines, closing_lines, escaped, joined, table_lines
 from benchmarks.report.peers.results import PeerResult, PeersReport
 from benchmarks.report.results import Verdict
 from benchmarks.report.table import Table
 from benchmarks.report.words import DASH, machine_facts, number, optional
-from benchmarks.report.write import JSON, MARKDOWN
-from export.files import make_folder, write_atomic, write_json
 
 DRIFT = 0.03
 """Two medians that differ by less may change places in the next run."""
@@ -102,9 +101,7 @@ def _cell(good: bool, text: str) -> str:
 
 def write(report: PeersReport, out: Path) -> None:
     """Write `report` into the folder `out`."""
-    make_folder(out)
-    write_atomic(out / MARKDOWN, "\n".join(_lines(report)) + "\n")
-    write_json(out / JSON, report.model_dump(mode="json"))
+    write_report(out, report, {MARKDOWN: joined(_lines(report))})
 
 
 def _lines(report: PeersReport) -> Iterable[str]:
@@ -114,7 +111,6 @@ def _lines(report: PeersReport) -> Iterable[str]:
     yield from ("## Hard cases", "", *table_lines(behaviours(report)))
     if report.failures:
         yield from ("## What could not be measured", "", *(f"- {escaped(line)}" for line in report.failures), "")
-    yield from ("## How it was measured", "")
     sent = report.requests
     facts = (
         ("Date", report.date),
@@ -132,5 +128,4 @@ def _lines(report: PeersReport) -> Iterable[str]:
         ),
         *machine_facts(report.machine),
     )
-    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in facts)
-    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
+    yield from closing_lines(report, facts)

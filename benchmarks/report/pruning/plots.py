@@ -17,14 +17,16 @@ _NAMED = 3
 """Groups in the picture's text alternative; the table has all of them."""
 
 
-def draw(analysis: Analysis) -> Plot:
-    """mIoU lost by each cut of each group, the most sensitive group on top.
+def draw(analysis: Analysis) -> tuple[Plot, ...]:
+    """mIoU lost by each cut of each group, the most sensitive group on top; nothing where none was cut.
 
     Raises MissingExtraError without matplotlib.
     """
+    if not analysis.most_sensitive_first():
+        return ()
     inches = (6.5, 1.3 + 0.3 * len(analysis.most_sensitive_first()))
     title = "What each group of layers costs"
-    return plot("analysis", title, _describe(analysis), lambda axes: _paint(axes, analysis), inches=inches)
+    return (plot("analysis", title, _describe(analysis), lambda axes: _paint(axes, analysis), inches=inches),)
 
 
 def _paint(axes: "Axes", analysis: Analysis) -> None:

@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.report.markdown import code_lines, escaped, table_lines
-from benchmarks.report.plots import Plot, shortcomings
+from benchmarks.report.folder import write_files
+from benchmarks.report.markdown import command_lines, escaped, joined, picture_lines, table_lines
+from benchmarks.report.plots import Plot, drawn, pictures, shortcomings
 from benchmarks.report.pruning.plots import draw
 from benchmarks.report.pruning.table import sensitivity
 from compress.sensitivity import Analysis
-from export.errors import MissingExtraError
-from export.files import write_atomic
 
 MARKDOWN, PICTURE = "analysis.md", "analysis.png"
 
@@ -19,14 +18,8 @@ def write(analysis: Analysis, folder: Path, *, command: str) -> None:
 
     `command` is what reproduces it.
     """
-    plots: tuple[Plot, ...]
-    try:
-        plots = (draw(analysis),) if analysis.most_sensitive_first() else ()
-    except MissingExtraError:
-        plots = ()
-    for plot in plots:
-        write_atomic(folder / PICTURE, plot.png)
-    write_atomic(folder / MARKDOWN, "\n".join(_lines(analysis, plots, command)) + "\n")
+    plots = drawn(draw, analysis)
+    write_files(folder, {**pictures(plots), MARKDOWN: joined(_lines(analysis, plots, command))})
 
 
 def _lines(analysis: Analysis, plots: tuple[Plot, ...], command: str) -> Iterable[str]:
@@ -42,8 +35,7 @@ def _lines(analysis: Analysis, plots: tuple[Plot, ...], command: str) -> Iterabl
     if whole := analysis.at_their_floor():
         names = ", ".join(f"{group.group} ({group.width})" for group in whole)
         yield from (f"At their minimum width, and not cut: {escaped(names)}.", "")
-    for plot in plots:
-        yield from (f"![{escaped(plot.alt)}]({PICTURE})", "")
+    yield from picture_lines(plots, titled=False)
     for note in shortcomings(PICTURE):
         yield from (escaped(note), "")
-    yield from ("Reproduce it with:", "", *code_lines(command))
+    yield from command_lines(command)

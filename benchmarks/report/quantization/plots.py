@@ -14,14 +14,14 @@ _NAMED = 3
 """Layers in the picture's text alternative; the table has all of them."""
 
 
-def draw(analysis: QuantizationAnalysis) -> Plot:
+def draw(analysis: QuantizationAnalysis) -> tuple[Plot]:
     """mIoU that each layer would gain in float, in the order of the network, with the noise beside its name.
 
     Raises MissingExtraError without matplotlib.
     """
     inches = (6.5, 1.3 + 0.24 * len(analysis.layers))
     title = "What each layer would gain in float"
-    return plot("layers", title, _describe(analysis), lambda axes: _paint(axes, analysis), inches=inches)
+    return (plot("layers", title, _describe(analysis), lambda axes: _paint(axes, analysis), inches=inches),)
 
 
 def _paint(axes: "Axes", analysis: QuantizationAnalysis) -> None:

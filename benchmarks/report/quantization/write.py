@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.report.markdown import code_lines, escaped, table_lines
-from benchmarks.report.plots import Plot, shortcomings
+from benchmarks.report.folder import write_files
+from benchmarks.report.markdown import command_lines, escaped, joined, picture_lines, table_lines
+from benchmarks.report.plots import Plot, drawn, pictures, shortcomings
 from benchmarks.report.quantization.plots import draw
 from benchmarks.report.quantization.table import effects
 from compress.sensitivity import QuantizationAnalysis
-from export.errors import MissingExtraError
-from export.files import write_atomic
 
 MARKDOWN, PICTURE = "layers.md", "layers.png"
 
@@ -19,14 +18,8 @@ def write(analysis: QuantizationAnalysis, folder: Path, *, command: str) -> None
 
     `command` is what reproduces it.
     """
-    plots: tuple[Plot, ...]
-    try:
-        plots = (draw(analysis),)
-    except MissingExtraError:
-        plots = ()
-    for plot in plots:
-        write_atomic(folder / PICTURE, plot.png)
-    write_atomic(folder / MARKDOWN, "\n".join(_lines(analysis, plots, command)) + "\n")
+    plots = drawn(draw, analysis)
+    write_files(folder, {**pictures(plots), MARKDOWN: joined(_lines(analysis, plots, command))})
 
 
 def _lines(analysis: QuantizationAnalysis, plots: tuple[Plot, ...], command: str) -> Iterable[str]:
@@ -40,8 +33,7 @@ def _lines(analysis: QuantizationAnalysis, plots: tuple[Plot, ...], command: str
     )
     yield ""
     yield from table_lines(effects(analysis))
-    for plot in plots:
-        yield from (f"![{escaped(plot.alt)}]({PICTURE})", "")
+    yield from picture_lines(plots, titled=False)
     for note in shortcomings(PICTURE):
         yield from (escaped(note), "")
-    yield from ("Reproduce it with:", "", *code_lines(command))
+    yield from command_lines(command)

@@ -3,8 +3,7 @@
 Times are milliseconds, mIoU is between 0 and 1.
 """
 
-from benchmarks.report.results import DataUsed, Latency, Part
-from export.machine import Machine
+from benchmarks.report.results import DataUsed, Latency, Measurement, Part
 from export.manifest import Precision
 
 
@@ -30,15 +29,9 @@ class Choice(Part):
     """On the validation split, with BatchNorm statistics recomputed."""
 
 
-class WidthsReport(Part):
+class WidthsReport(Measurement):
     """The same network cut in several ways."""
 
-    schema_version: int = 1
-    title: str
-    command: str
-    date: str
-    """ISO 8601, UTC."""
-    machine: Machine
     data: DataUsed
     precision: Precision
     importance: str
@@ -50,4 +43,3 @@ class WidthsReport(Part):
     """The speed-up that was asked of the latency table and of the ratios."""
     choices: tuple[Choice, ...]
     """The first is the dense network."""
-    notes: tuple[str, ...] = ()

@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.report.markdown import code_lines, escaped, table_lines
+from benchmarks.report.folder import MARKDOWN, write_report
+from benchmarks.report.markdown import closing_lines, escaped, joined, table_lines
 from benchmarks.report.table import Table
 from benchmarks.report.widths.results import Choice, WidthsReport
 from benchmarks.report.words import DASH, machine_facts, millions, miou, number, percent, threads, times
-from benchmarks.report.write import JSON, MARKDOWN
-from export.files import make_folder, write_atomic, write_json
 
 
 def summary(report: WidthsReport) -> Table:
@@ -51,9 +50,7 @@ def widths(report: WidthsReport) -> Table:
 
 def write(report: WidthsReport, out: Path) -> None:
     """Write `report` into the folder `out`."""
-    make_folder(out)
-    write_atomic(out / MARKDOWN, "\n".join(_lines(report)) + "\n")
-    write_json(out / JSON, report.model_dump(mode="json"))
+    write_report(out, report, {MARKDOWN: joined(_lines(report))})
 
 
 def _lines(report: WidthsReport) -> Iterable[str]:
@@ -62,11 +59,7 @@ def _lines(report: WidthsReport) -> Iterable[str]:
     yield from (f"- {escaped(choice.name)}: {escaped(choice.how)}" for choice in report.choices)
     yield from ("", "## Widths", "")
     yield from table_lines(widths(report), caption=False)
-    if report.notes:
-        yield from ("## Notes", "", *(f"- {escaped(note)}" for note in report.notes), "")
-    yield from ("## How it was measured", "")
-    yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in _circumstances(report))
-    yield from ("", "Reproduce it with:", "", *code_lines(report.command))
+    yield from closing_lines(report, _circumstances(report))
 
 
 def _circumstances(report: WidthsReport) -> Iterable[tuple[str, str]]:
