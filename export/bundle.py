@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from export.bands import lossless_format
-from export.errors import BundleError
+from export.errors import BundleError, field_problems
 from export.files import relative_files, sha256_file, write_atomic, write_json
 from export.images import U8, decode, decode_indices, encode_image, encode_mask
 from export.machine import instruction_set
@@ -205,10 +205,7 @@ def _read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     try:
         return Manifest.model_validate_json(json.dumps(content)), problems
     except ValidationError as error:
-        for item in error.errors():
-            place = ".".join(str(part) for part in item["loc"])
-            problems.append(f"{MANIFEST}: {place}: {item['msg']}")
-        return None, problems
+        return None, [*problems, *(f"{MANIFEST}: {problem}" for problem in field_problems(error.errors()))]
 
 
 def _digest(content: dict[str, Any]) -> str | None:

@@ -16,10 +16,11 @@ SegpressError                   the base: the command line prints its message, n
    `- ParityError               two forms of one model do not give the same answers
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class SegpressError(Exception):
@@ -110,6 +111,11 @@ class BudgetMissedError(WorkFailedError):
 
 class ParityError(WorkFailedError):
     """Two forms of one model give different answers."""
+
+
+def field_problems(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """`place: message` of each of pydantic's `errors()`. What was given is not repeated: it may be long or secret."""
+    return [": ".join(filter(None, (".".join(map(str, error["loc"])), error["msg"]))) for error in found]
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -1,8 +1,8 @@
 """Image bytes to array, resize, padding, and a mask brought back to the size of its image.
 
-The one copy of this work: training, calibration, evaluation and serving all call it, so that a model
-sees in production what it saw in training. Pixels are taken as stored: EXIF orientation is not
-applied, because the masks of a dataset are drawn on the stored pixels.
+The one copy of this work: calibration, evaluation and serving all call it. Training decodes and resizes by it and pads
+with the same value, so that a model sees in production what it saw in training. Pixels are taken as stored:
+EXIF orientation is not applied, because the masks of a dataset are drawn on the stored pixels.
 
 H height, W width, C channels; arrays are uint8.
 """
@@ -156,11 +156,10 @@ class Geometry:
         if image_HWC.shape[:2] != (self.height, self.width):
             raise ShapeError(f"planned for {self.height}x{self.width}, got an image of {image_HWC.shape[:2]}")
         image = resize_image(image_HWC, (self.resized_height, self.resized_width))
-        return self._pad(image, PAD_VALUE)
-
-    def fit_mask(self, mask_HW: U8, *, void: int) -> U8:
-        """Resize (nearest) and pad with `void`: the target that goes with `fit`'s image."""
-        return self._pad(resize_mask(mask_HW, (self.resized_height, self.resized_width)), void)
+        below, right = self.padded_height - image.shape[0], self.padded_width - image.shape[1]
+        if below == 0 and right == 0:
+            return image
+        return np.pad(image, ((0, below), (0, right), (0, 0)), constant_values=PAD_VALUE)
 
     def restore(self, mask_HW: U8) -> U8:
         """Crop the padding off a predicted mask and bring it back to the image's size (nearest)."""
@@ -179,13 +178,6 @@ class Geometry:
         size = (self.width, self.height)
         planes = (Image.fromarray(np.ascontiguousarray(plane)) for plane in cropped)
         return np.stack([np.asarray(plane.resize(size, Image.Resampling.BILINEAR)) for plane in planes])
-
-    def _pad(self, array: U8, value: int) -> U8:
-        below, right = self.padded_height - array.shape[0], self.padded_width - array.shape[1]
-        if below == 0 and right == 0:
-            return array
-        widths = [(0, below), (0, right)] + [(0, 0)] * (array.ndim - 2)
-        return np.pad(array, widths, constant_values=value)
 
 
 def resize_image(image_HWC: U8, size: tuple[int, int]) -> U8:

@@ -16,6 +16,7 @@ from export.metrics import Metrics, iou_of, mean_iou
 VOID = 255
 """Void inside the program, whatever a dataset calls it: counted nowhere."""
 
+_RESAMPLES = 1000
 _AT_ONCE = 2_000_000
 """Counts of drawn matrices that are held at a time."""
 
@@ -83,41 +84,41 @@ class Score:
         """None for a class that occurs neither in truth nor in prediction."""
         return self.metrics.by_class(iou_of(self.metrics.confusion))
 
-    def interval(self, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """95 % percentile bootstrap of mIoU over images. Source: Efron & Tibshirani 1993, chapter 13."""
-        low, high = np.nanpercentile(self._resampled(resamples, seed), [2.5, 97.5])
+        low, high = np.nanpercentile(self._resampled(), [2.5, 97.5])
         return float(low), float(high)
 
-    def interval_per_class(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float] | None]:
+    def interval_per_class(self) -> dict[str, tuple[float, float] | None]:
         """95 % percentile bootstrap of each IoU over images; None for a class that never occurs."""
-        iou_K = np.concatenate([iou_of(drawn) for drawn in self._draws(resamples, seed)])
+        iou_K = np.concatenate([iou_of(drawn) for drawn in self._draws()])
         known = [column[~np.isnan(column)] for column in iou_K.T]
         bounds = [None if column.size == 0 else np.percentile(column, [2.5, 97.5]) for column in known]
         pairs = [None if pair is None else (float(pair[0]), float(pair[1])) for pair in bounds]
         return dict(zip(self.classes, pairs, strict=True))
 
-    def drop_interval(self, child: "Score", *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    def drop_interval(self, child: "Score") -> tuple[float, float]:
         """95 % paired bootstrap of mIoU(self) - mIoU(child): both drawn with the same images.
 
         Raises ShapeError when the two were not scored on the same images.
         """
         if self.images != child.images:
             raise ShapeError("a drop compares scores of the same images")
-        drops = self._resampled(resamples, seed) - child._resampled(resamples, seed)
+        drops = self._resampled() - child._resampled()
         low, high = np.nanpercentile(drops, [2.5, 97.5])
         return float(low), float(high)
 
-    def _resampled(self, resamples: int, seed: int) -> NDArray[np.float64]:
-        return np.concatenate([mean_iou(drawn) for drawn in self._draws(resamples, seed)])
+    def _resampled(self) -> NDArray[np.float64]:
+        return np.concatenate([mean_iou(drawn) for drawn in self._draws()])
 
-    def _draws(self, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    def _draws(self) -> Iterator[NDArray[np.int64]]:
         """Confusion matrices [_, K, K] of as many images as are counted, drawn with replacement; some at a time."""
         counts, classes = self.counts[self.counts.any(axis=(1, 2))], len(self.classes)
         count = max(len(counts), 1)
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+        draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
         # Whole numbers below 2**53 are exact in float64, and numpy has fast products of matrices only for floats.
         counts_NKK = counts.reshape(-1, classes * classes).astype(np.float64)
-        for some in np.array_split(draws[:, : len(counts)], max(1, resamples * classes**2 // _AT_ONCE)):
+        for some in np.array_split(draws[:, : len(counts)], max(1, _RESAMPLES * classes**2 // _AT_ONCE)):
             drawn = some.astype(np.float64) @ counts_NKK
             yield drawn.astype(np.int64).reshape(-1, classes, classes)
 

@@ -41,11 +41,6 @@ class Lifecycle:
         return self.phase in (Phase.READY, Phase.LEAVING)
 
     @property
-    def is_draining(self) -> bool:
-        """Whether accepted requests are being finished and no new ones are taken."""
-        return self.phase is Phase.DRAINING
-
-    @property
     def is_ending(self) -> bool:
         """Whether the shutdown has begun."""
         return self.phase in (Phase.LEAVING, Phase.DRAINING)

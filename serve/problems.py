@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from export.errors import SegpressError
+from export.errors import SegpressError, field_problems
 from serve.record import current_record
 
 MEDIA_TYPE = "application/problem+json"
@@ -114,8 +114,7 @@ def request_id_of(request: Request) -> str:
 
 
 def _invalid_problem(error: RequestValidationError) -> ProblemError:
-    # What was sent is not repeated: it may be long, and it may be a secret.
-    wrong = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()[:_TOLD])
+    wrong = "; ".join(field_problems(error.errors()[:_TOLD]))
     return ProblemError(400, "invalid", f"{wrong}; see /docs for what this route takes")
 
 

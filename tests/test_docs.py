@@ -16,7 +16,14 @@ from compress.recipe import Recipe
 from serve.settings import ServeSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "compress/README.md", "serve/README.md", "benchmarks/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "compress/README.md",
+    "serve/README.md",
+    "serve/deploy/README.md",
+    "benchmarks/README.md",
+)
 SHELLS = ("sh", "bash", "console")
 
 # Click's groups and commands, as Any: typer brings its own copy of click and does not export its types.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from export.errors import UsageError
+from export.errors import UsageError, field_problems
 from export.latency.grid import keys_needed
 from export.latency.kinds import LayerKey, LayerKind, Pair
 from export.latency.layers import Layer
@@ -80,9 +80,8 @@ class LatencyTable(_Part):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"{path} is damaged: {place}: {first['msg']}; delete it, and {_AGAIN}") from error
+            first = field_problems(error.errors())[0]
+            raise UsageError(f"{path} is damaged: {first}; delete it, and {_AGAIN}") from error
 
     def __contains__(self, key: LayerKey) -> bool:
         """Whether this very key was measured."""

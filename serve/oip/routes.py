@@ -264,5 +264,4 @@ async def _asked(request: Request, form: type[Asked]) -> Asked:
     try:
         return form.model_validate_json(content or b"{}")
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ProblemError(400, "malformed", f"the request: {first['msg']}") from error
+        raise wire.malformed(error) from error

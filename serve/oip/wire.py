@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
+from export.errors import field_problems
 from export.images import U8
 from export.manifest import Manifest
 from export.runtime import MASK
@@ -192,13 +193,17 @@ def decompressed(body: bytes, encoding: str | None, *, max_bytes: int) -> bytes:
     return content
 
 
+def malformed(error: ValidationError) -> ProblemError:
+    """What a client is told of a body that is not what the protocol says."""
+    first = field_problems(error.errors(include_url=False, include_input=False))[0]
+    return ProblemError(400, "malformed", f"the request: {first}")
+
+
 def _parsed(content: bytes) -> InferRequest:
     try:
         return InferRequest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ProblemError(400, "malformed", f"the request: {where + ': ' if where else ''}{first['msg']}") from error
+        raise malformed(error) from error
 
 
 def _wants_binary(asked: InferRequest) -> bool:
