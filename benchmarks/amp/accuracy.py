@@ -4,9 +4,7 @@ The seed gives both trainings of a pair the same initial weights and the same im
 is a step of its own in the work folder, so an interrupted comparison continues where it stopped.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,25 +19,19 @@ from compress.progress import say
 from compress.recipe import Recipe
 from compress.steps import read_record
 from compress.train import train
-from compress.train.precision import Choice, Precision, choose
-from export.files import make_folder, write_json
+from compress.train.precision import Choice, Precision, choose, kept_choice
+from export.files import make_folder
 
-CHOICE = "precision.json"
 SPLIT: Split = "test"
 """Best epochs are chosen on the validation split, so it would flatter both."""
 
 
-def kept_choice(folder: Path, recipe: Recipe, device: torch.device) -> Choice:
-    """What `compress train` chooses on `device`, decided once for `folder`: a later probe may decide otherwise."""
+def reduced_choice(folder: Path, recipe: Recipe, device: torch.device) -> Choice:
+    """What `compress train` chooses on `device`; where the probe decides, it does so once for `folder`."""
     if recipe.train.precision != "auto":
         return choose(recipe.train.precision, device)
-    path = folder / CHOICE
-    if path.exists():
-        return Choice(**json.loads(path.read_text(encoding="utf-8")))
     make_folder(folder)
-    choice = choose("auto", device)
-    write_json(path, asdict(choice))
-    return choice
+    return kept_choice(folder, "auto", device)
 
 
 def compare(

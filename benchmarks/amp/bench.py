@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.amp.accuracy import compare, kept_choice
+from benchmarks.amp.accuracy import compare, reduced_choice
 from benchmarks.amp.grid import cells, measure
 from benchmarks.amp.step import device_of
 from benchmarks.progress import Progress, silent
@@ -54,7 +54,7 @@ def bench(
     picked = device_of(device)
     with report_folder(out):
         notes, lost = [], None
-        choice = choose("auto", picked) if recipe is None else kept_choice(out / WORK, recipe, picked)
+        choice = choose("auto", picked) if recipe is None else reduced_choice(out / WORK, recipe, picked)
         if recipe is not None and choice.precision == "float32":
             notes.append(
                 f"No comparison of mIoU: compress train chooses float32 here ({choice.reason}); "

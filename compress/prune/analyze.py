@@ -16,8 +16,8 @@ from compress.sensitivity import Analysis, GroupSensitivity, SingleCut
 from compress.steps import StepPlan, finished, running
 from compress.train import own
 from compress.train.batchnorm import reestimate
+from compress.train.images import training_and_validation_images, window_settings
 from compress.train.precision import pick_device
-from compress.train.train import decoded, shown
 from compress.train.validation import validate
 from export.files import write_json
 
@@ -50,7 +50,7 @@ def analyze(
             "importance": settings.importance,
             "multiple": settings.channel_multiple,
             "images": settings.analysis_images,
-            "data": shown(recipe),
+            "data": window_settings(recipe),
             "loss": settings.finetune.loss.model_dump(mode="json"),
             "batch_size": settings.finetune.batch_size,
             "seed": settings.finetune.seed,
@@ -76,7 +76,7 @@ class _Analyzer:
         self._device = pick_device(step.recipe.train.device)
         self._network = step.parent.network()
         count, split = step.recipe.prune.analysis_images, step.dataset.split("val")
-        self._images, self._validation = decoded(
+        self._images, self._validation = training_and_validation_images(
             step.dataset,
             step.recipe,
             step.parent.card.size_multiple,

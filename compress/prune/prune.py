@@ -17,8 +17,8 @@ from compress.recipe import Recipe
 from compress.settings.prune import PruneSettings
 from compress.steps import StepPlan, finished, running
 from compress.train import own
+from compress.train.images import window_settings
 from compress.train.room import require_room
-from compress.train.train import shown
 from export.errors import UsageError
 from export.files import sha256_file
 from export.latency.table import LatencyTable
@@ -58,7 +58,7 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
         },
         {
             "prune": settings.model_dump(mode="json", exclude={"analysis_images", "latency_table"}),
-            "data": shown(recipe),
+            "data": window_settings(recipe),
             "augment": recipe.train.augment.model_dump(mode="json"),
             "precision": recipe.train.precision,
             "device": recipe.train.device,

@@ -14,11 +14,11 @@ from compress.progress import say
 from compress.prune.evidence import Evidence
 from compress.prune.step import PruneStep
 from compress.train.batchnorm import reestimate
+from compress.train.images import training_images, validation_images
 from compress.train.loop import Fit
 from compress.train.objective import Teacher
-from compress.train.precision import pick_device
+from compress.train.precision import kept_choice, pick_device
 from compress.train.runtime import Runtime
-from compress.train.train import precision_of, training_images, validation_images
 from compress.train.validation import validate
 from export.files import write_json
 from export.scoring import Score
@@ -33,7 +33,7 @@ class Recovery:
         self._parent = parent
         self.device = pick_device(step.recipe.train.device)
         self._step = step
-        self._precision = precision_of(step.folder, step.recipe, self.device).precision
+        self._precision = kept_choice(step.folder.path, step.recipe.train.precision, self.device).precision
         self._images = training_images(step.dataset, step.recipe, step.parent.card.size_multiple, self.device)
         self._validation = validation_images(step.dataset, step.recipe, step.parent.card.size_multiple)
         self._childs_validation: ValidationImages | None = None

@@ -35,7 +35,7 @@ from compress.quantize.workbench import (
 from compress.recipe import Recipe
 from compress.steps import StepFolder, StepPlan, require_apart, running
 from compress.train import own
-from compress.train.train import shown
+from compress.train.images import window_settings
 from export import bundle
 from export.bundle import Bundle
 from export.errors import ParityError, WorkFailedError
@@ -78,7 +78,7 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
         **made_on(recipe.quantize.target),
     }
     if recipe.quantize.mode == "qat":
-        settings["data"] = shown(recipe)
+        settings["data"] = window_settings(recipe)
         settings["train"] = recipe.train.model_dump(mode="json", include={"augment", "device", "precision"})
     learned = recipe.quantize.mode == "qat"
     parts = own.sources(recipe.quantize.finetune, recipe.train.augment) if learned else {}

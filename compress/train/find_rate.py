@@ -12,6 +12,8 @@ from compress.recipe import Recipe
 from compress.train.clock import Clock
 from compress.train.feed import Fed, Feed
 from compress.train.freeze import Freezing, require_encoder
+from compress.train.images import training_images
+from compress.train.initial import initial_network
 from compress.train.losses import class_weights
 from compress.train.objective import Objective
 from compress.train.precision import choose, pick_device
@@ -19,7 +21,6 @@ from compress.train.runtime import Runtime
 from compress.train.schedule import Pace
 from compress.train.sparsity import penalty_of
 from compress.train.step import Stepper
-from compress.train.train import started, training_images
 from export.errors import WorkFailedError
 
 STEPS = 100
@@ -34,7 +35,7 @@ def find_rate(data: Path, recipe: Recipe | None = None, *, init: Path | None = N
     """
     recipe = recipe or Recipe()
     dataset = require_sound(data, recipe.data.channels)
-    network, _, multiple = started(recipe, dataset, init)
+    network, _, multiple = initial_network(recipe, dataset, init)
     device = pick_device(recipe.train.device)
     choice = choose(recipe.train.precision, device)
     say(f"trying learning rates on {device} in {choice.precision} ({choice.reason})")

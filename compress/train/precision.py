@@ -5,21 +5,26 @@ decides: bfloat16 is 2 to 3 times faster with native support and ten times slowe
 """
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from export.errors import UsageError
+from export.files import write_json
 from export.machine import compute_threads
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Wanted = Literal["auto", Precision]
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 PROBE_TURNS = 8
+_KEPT = "precision.json"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
-def choose(wanted: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device) -> Choice:
+def choose(wanted: Wanted, device: torch.device) -> Choice:
     """The precision to train in on `device`, and why."""
     if wanted != "auto":
         return Choice(wanted, "asked for")
@@ -64,6 +69,16 @@ def choose(wanted: Literal["auto", "float32", "bfloat16", "float16"], device: to
     if device.type == "cpu":
         return _probe()
     return Choice("float32", f"no measurement for {device.type}")
+
+
+def kept_choice(folder: Path, wanted: Wanted, device: torch.device) -> Choice:
+    """What `choose` answers, kept in `folder`: the probe's answer varies, and what is resumed goes on as it began."""
+    path = folder / _KEPT
+    if path.exists():
+        return Choice(**json.loads(path.read_text(encoding="utf-8")))
+    choice = choose(wanted, device)
+    write_json(path, asdict(choice))
+    return choice
 
 
 @contextlib.contextmanager

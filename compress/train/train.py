@@ -1,38 +1,35 @@
 """`compress train`: a dataset folder becomes a checkpoint."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from compress import checkpoint, models
 from compress.checkpoint import Checkpoint, ModelCard
 from compress.data.check import require_sound
-from compress.data.folder import Dataset, Sample
-from compress.data.loader import TrainingImages, ValidationImages
+from compress.data.folder import Dataset
+from compress.data.loader import TrainingImages
 from compress.data.match import require_classes
 from compress.diagnosis import Finding, Trained, diagnosed
-from compress.progress import say, task
+from compress.progress import say
 from compress.recipe import Recipe, leaves
 from compress.settings.fit import FitSettings
 from compress.steps import StepFolder, StepPlan, finished, require_apart, running
 from compress.train import own
 from compress.train.freeze import pretrained_encoder
+from compress.train.images import training_images, validation_images
+from compress.train.initial import initial_network, initial_sha256
 from compress.train.lookback import look_back
 from compress.train.loop import Fit, Fitted
 from compress.train.objective import Teacher
-from compress.train.precision import Choice, choose, pick_device
+from compress.train.precision import kept_choice, pick_device
 from compress.train.rehearsal import rehearse
-from compress.train.room import require_room
 from compress.train.runtime import Runtime
 from compress.train.sparsity import penalty_of
 from export.errors import CheckpointError, RecipeError
-from export.files import sha256_file, write_json
-
-PRECISION = "precision.json"
+from export.files import write_json
 
 
 def train(
@@ -63,7 +60,7 @@ def train(
         "train",
         {
             "data": dataset.fingerprint,
-            **({"init": _init_hash(init)} if init else {}),
+            **({"init": initial_sha256(init)} if init else {}),
             **({"teacher": master.weights_sha256, "teacher_card": master.card_sha256} if master else {}),
             **({"factory": factory} if factory else {}),
             **own.sources(recipe.train, recipe.train.augment),
@@ -86,12 +83,12 @@ def train(
 def _train(
     step: StepFolder, plan: StepPlan, dataset: Dataset, recipe: Recipe, init: Path | None, master: Checkpoint | None
 ) -> None:
-    network, arguments, multiple = started(recipe, dataset, init)
+    network, arguments, multiple = initial_network(recipe, dataset, init)
     _say_what_does_nothing(recipe.train, teacher=master is not None, encoder=pretrained_encoder(network) is not None)
     if plan.inputs.get("factory"):
         rehearse(recipe.model.factory, network, dataset.channels)
     device = pick_device(recipe.train.device)
-    choice = precision_of(step, recipe, device)
+    choice = kept_choice(step.path, recipe.train.precision, device)
     say(f"training on {device} in {choice.precision} ({choice.reason})")
     card = ModelCard(
         factory=recipe.model.factory,
@@ -166,87 +163,6 @@ def _looked_at(
     return miou_train, findings
 
 
-def decoded(
-    dataset: Dataset,
-    recipe: Recipe,
-    multiple: int,
-    device: torch.device,
-    *,
-    validated: Sequence[Sample] | None = None,
-) -> tuple[TrainingImages, ValidationImages]:
-    """`training_images` and `validation_images` of one size multiple."""
-    images = training_images(dataset, recipe, multiple, device)
-    return images, validation_images(dataset, recipe, multiple, validated)
-
-
-def shown(recipe: Recipe) -> dict[str, object]:
-    """The settings that decide which windows of which images are trained on, for a step's key.
-
-    The size of images is not among them: it is the model's.
-    """
-    return recipe.data.model_dump(mode="json", include={"crop", "rare_crops", "rare_images"})
-
-
-def training_images(dataset: Dataset, recipe: Recipe, multiple: int, device: torch.device) -> TrainingImages:
-    """Training images, kept on `device` or in memory as the recipe says."""
-    with task("decode", len(dataset.split("train"))) as bar:
-        images = TrainingImages(
-            dataset,
-            size=recipe.data.size,
-            crop=recipe.data.crop,
-            multiple=multiple,
-            cache_gb=recipe.data.cache_gb,
-            rare_crops=recipe.data.rare_crops,
-            rare_images=recipe.data.rare_images,
-            device=device,
-            on_image=bar.advance,
-        )
-    say(f"training images: {images.decoded}")
-    return images
-
-
-def validation_images(
-    dataset: Dataset, recipe: Recipe, multiple: int, validated: Sequence[Sample] | None = None
-) -> ValidationImages:
-    """Validation images, kept in memory as the recipe says: those of `validated`, by default the whole split."""
-    images = ValidationImages(
-        dataset, size=recipe.data.size, multiple=multiple, cache_gb=recipe.data.cache_gb, samples=validated
-    )
-    say(f"validation images: {images}")
-    return images
-
-
-def precision_of(step: StepFolder, recipe: Recipe, device: torch.device) -> Choice:
-    """The precision to train in. The probe's answer varies, so it is decided once and kept for a resumed run."""
-    saved = step.decided(PRECISION)
-    choice = Choice(**saved) if saved else choose(recipe.train.precision, device)
-    if not saved:
-        write_json(step.path / PRECISION, asdict(choice))
-    return choice
-
-
-def started(recipe: Recipe, dataset: Dataset, init: Path | None) -> tuple[nn.Module, dict[str, object], int]:
-    """The network with the weights that training starts from, its factory's arguments, and its size multiple.
-
-    Raises RecipeError when the images are too small for it, and CheckpointError.
-    """
-    arguments = {
-        "channels": dataset.channels,
-        "classes": len(dataset.classes),
-        **recipe.model.keywords(),
-    }
-    torch.manual_seed(recipe.train.seed)
-    network = models.build(recipe.model.factory, arguments)
-    multiple = models.size_multiple(network)
-    require_room(recipe.data, recipe.train, dataset, multiple)
-    if init is not None:
-        fresh = checkpoint.load_weights(network, _weights_file(init), skip_other_shapes=True)
-        say(f"starting from {init}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
-    else:
-        models.start_from_pretrained(network)
-    return network, arguments, multiple
-
-
 def _master(path: Path, dataset: Dataset) -> Checkpoint:
     """The teacher's checkpoint, which must have the dataset's channels and classes."""
     found = checkpoint.load(path)
@@ -260,22 +176,3 @@ def _master(path: Path, dataset: Dataset) -> Checkpoint:
             ],
         )
     return found
-
-
-def _weights_file(init: Path) -> Path:
-    if not init.is_dir():
-        return init
-    source = checkpoint.load(init)
-    if source.card.pruning:
-        raise CheckpointError(
-            init,
-            ["it was pruned, and training needs a whole network; start from its parent, and prune again"],
-        )
-    return source.path / checkpoint.WEIGHTS
-
-
-def _init_hash(init: Path) -> str:
-    path = _weights_file(init)
-    if not path.is_file():
-        raise CheckpointError(init, ["no such checkpoint folder or weights file"])
-    return sha256_file(path)

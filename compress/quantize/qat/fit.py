@@ -11,11 +11,11 @@ from compress.progress import say
 from compress.quantize.qat.network import QuantizedNetwork
 from compress.recipe import Recipe
 from compress.steps import StepFolder
+from compress.train.images import training_and_validation_images
 from compress.train.loop import Fit
 from compress.train.objective import Teacher
-from compress.train.precision import pick_device
+from compress.train.precision import kept_choice, pick_device
 from compress.train.runtime import Runtime
-from compress.train.train import decoded, precision_of
 from compress.train.validation import validate
 
 _FOLDER = "qat"
@@ -47,8 +47,8 @@ def learn(
     card, settings = source.card, recipe.quantize.finetune
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": card.size})})
     device = pick_device(recipe.train.device)
-    precision = precision_of(step, recipe, device).precision
-    images, validation = decoded(dataset, recipe, card.size_multiple, device)
+    precision = kept_choice(step.path, recipe.train.precision, device).precision
+    images, validation = training_and_validation_images(dataset, recipe, card.size_multiple, device)
     before = validate(network.to(device), validation, device).miou
     say(f"mIoU on validation before training, fake-quantized: {before:.4f}")
     fitted = Fit(
