@@ -6,7 +6,7 @@ import onnx
 
 from benchmarks.report.results import GroupWidth
 from export.bundle import Bundle
-from export.latency.graph import attributes
+from export.graph import CONVOLUTIONS, attributes, layer_name
 
 
 def cut_from(reference: Bundle, bundles: Mapping[str, Bundle]) -> tuple[str | None, tuple[GroupWidth, ...]]:
@@ -32,10 +32,10 @@ def _outputs(bundle: Bundle) -> dict[str, int]:
     kernels = {tensor.name: tensor.dims for tensor in graph.initializer}
     found = {}
     for node in graph.node:
-        kernel = node.input[1] if node.op_type in ("Conv", "ConvTranspose") else ""
+        kernel = node.input[1] if node.op_type in CONVOLUTIONS else ""
         if kernel in kernels and kernel.startswith("model.") and kernel.endswith(".weight"):
             made = (
                 kernels[kernel][0] if node.op_type == "Conv" else kernels[kernel][1] * attributes(node).get("group", 1)
             )
-            found[kernel.removeprefix("model.").removesuffix(".weight")] = made
+            found[layer_name(kernel)] = made
     return found

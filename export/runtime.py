@@ -5,9 +5,7 @@ N batch, H height, W width, C channels, K classes.
 
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.errors import BundleError, ShapeError, UsageError, WorkFailedError
+from export.errors import BundleError, ShapeError, UsageError
 from export.images import U8, Geometry
 from export.machine import has_bfloat16, usable_cores
 from export.manifest import Manifest, TensorSignature
@@ -28,9 +26,6 @@ TENSORRT = "TensorrtExecutionProvider"
 MASK = "mask"
 LOGITS = "logits"
 IMAGE = "image"
-
-_WARM_UP = 2
-"""Profiled runs that are not counted: they allocate memory and fill caches."""
 
 # Its errors also come as exceptions, and once is enough; its warnings are about missing providers, refused below.
 ort.set_default_logger_severity(4)
@@ -189,12 +184,7 @@ def available_providers() -> tuple[str, ...]:
 
 def tensors(model: bytes, names: Sequence[str]) -> Callable[[U8], list[NDArray[np.float32]]]:
     """A function from an image HWC to the outputs `names` of `model`, run as written."""
-    session = ort.InferenceSession(
-        model,
-        session_options(usable_cores(), optimised=False),
-        providers=[CPU],
-        enable_fallback=0,
-    )
+    session = cpu_session(model, session_options(usable_cores(), optimised=False))
 
     def run(image_HWC: U8) -> list[NDArray[np.float32]]:
         found: list[NDArray[np.float32]] = session.run(list(names), {IMAGE: image_HWC[None]})
@@ -205,55 +195,14 @@ def tensors(model: bytes, names: Sequence[str]) -> Callable[[U8], list[NDArray[n
 
 def outputs(model: bytes, feeds: Mapping[str, NDArray[Any]], *, optimised: bool) -> list[NDArray[Any]]:
     """All outputs of one run of `model`, `optimised` as it serves or as written."""
-    options = session_options(usable_cores(), optimised=optimised)
-    session = ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
+    session = cpu_session(model, session_options(usable_cores(), optimised=optimised))
     found: list[NDArray[Any]] = session.run(None, dict(feeds))
     return found
 
 
-def optimised_graph(model: bytes) -> bytes:
-    """The ONNX file of what the runtime really runs: `model` after the optimisations that serve."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "optimised.onnx"
-        options = session_options(1)
-        options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
-        return path.read_bytes()
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One operator of one run, as the runtime executed it."""
-
-    name: str
-    op: str
-    shape: tuple[int, ...]
-    """Of its first output."""
-    microseconds: float
-    dtype: str = ""
-    """Of its first output, as the runtime calls it: uint8, float."""
-
-
-def profiled(
-    model: bytes, feeds: Mapping[str, NDArray[Any]], *, threads: int, runs: int, optimised: bool = True
-) -> tuple[tuple[Kernel, ...], ...]:
-    """Time the operators of `model` in each of `runs` runs, in their order, after two more that are not counted.
-
-    `optimised` False runs the graph as written: one that `optimised_graph` gave then runs as it serves.
-    Raises WorkFailedError when the runtime refuses the model or what it is fed.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        options = session_options(threads, optimised=optimised)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "profile")
-        try:
-            session = ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
-            for _ in range(_WARM_UP + runs):
-                session.run(None, dict(feeds))
-        except Exception as error:
-            raise WorkFailedError(f"onnxruntime cannot run the graph that was to be timed: {error}") from error
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return tuple(_runs(events))[_WARM_UP:]
+def cpu_session(model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session of the runtime's own kernels; its exceptions are the runtime's."""
+    return ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
 
 
 def session_options(threads: int, *, optimised: bool = True, memory_pool: MemoryPool = "keep") -> ort.SessionOptions:
@@ -288,22 +237,3 @@ def _signature(node: ort.NodeArg) -> TensorSignature:
     dtype = node.type.removeprefix("tensor(").removesuffix(")")
     # Unnamed dynamic dimensions come as None; a bundle names all of its own.
     return TensorSignature(name=node.name, dtype=dtype, shape=tuple("?" if d is None else d for d in node.shape))
-
-
-def _runs(events: list[dict[str, Any]]) -> Iterator[tuple[Kernel, ...]]:
-    """The runtime's profile, run by run: the event of a run follows those of its operators."""
-    kernels: list[Kernel] = []
-    for event in events:
-        name = str(event["name"])
-        if event["cat"] == "Node" and name.endswith("_kernel_time"):
-            kernels.append(_kernel(name.removesuffix("_kernel_time"), event))
-        elif name == "model_run":
-            yield tuple(kernels)
-            kernels = []
-
-
-def _kernel(name: str, event: dict[str, Any]) -> Kernel:
-    # [{"float": [1, 16, 64, 64]}]: the type and the shape of each output
-    outputs = [found for output in event["args"]["output_type_shape"] for found in output.items()]
-    dtype, shape = outputs[0] if outputs else ("", ())
-    return Kernel(name, event["args"]["op_name"], tuple(shape), float(event["dur"]), dtype)

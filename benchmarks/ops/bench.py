@@ -27,7 +27,8 @@ from export.errors import UsageError
 from export.images import U8, padded_size
 from export.latency.kinds import Pair
 from export.machine import Machine, usable_cores
-from export.runtime import IMAGE, Kernel, optimised_graph, profiled
+from export.profiling import Kernel, optimised_graph, profiled
+from export.runtime import IMAGE
 from export.timing import Samples, interleaved
 
 DEFAULT_RUNS = 50

@@ -6,21 +6,19 @@ Source: microsoft/onnxruntime, `Graph::GenerateUniqueNodeName` and `nchwc_transf
 graphs.
 """
 
-import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import onnx
 
-from export.latency.graph import CONVOLUTIONS, SizedGraph, attributes, layer_name
+from export.graph import CONVOLUTIONS, SizedGraph, attributes, layer_name
 from export.latency.kinds import Pair
+from export.profiling import BLOCKED, NUMBERED
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 _RUNTIME_CONVOLUTIONS = (*CONVOLUTIONS, "FusedConv", "QLinearConv", "NhwcConv", "NhwcFusedConv", "ConvInteger")
 _ENDS_WHERE_QUANTIZATION_ENDS = ("Relu", "Clip")
-_NUMBERED = re.compile(r"_token_\d+$")
-_BLOCKED = "_nchwc"
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,10 @@ class Written:
 
     def origin(self, node: RunNode) -> onnx.NodeProto | None:
         """The written node whose work `node` does; None for one that the runtime added."""
-        for name in (node.name, _NUMBERED.sub("", node.name)):
+        for name in (node.name, NUMBERED.sub("", node.name)):
             found = self._by_name.get(name)
-            if found is None and name.endswith(_BLOCKED):
-                found = self._makers.get(name.removesuffix(_BLOCKED))
+            if found is None and name.endswith(BLOCKED):
+                found = self._makers.get(name.removesuffix(BLOCKED))
             if found is not None:
                 return self._convolution_of(found) if node.is_convolution else found
         return None

@@ -6,7 +6,7 @@ from statistics import median
 from benchmarks.ops.graph import DEQUANTIZE, QUANTIZE, RunNode, Written
 from benchmarks.report.ops.results import Kind, NodeTime, OperatorTime
 from export.errors import WorkFailedError
-from export.runtime import Kernel
+from export.profiling import Kernel
 
 _FLOATS = ("float", "float16", "bfloat16", "double")
 """As the runtime calls them in its profile."""

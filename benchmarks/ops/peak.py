@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.report.ops.results import Peak, PeakPoint
 from export.manifest import Precision
-from export.runtime import profiled
+from export.profiling import profiled
 
 SIDES = (1024, 1536, 2048)
 """Large enough that little but multiplication is left, small enough to take milliseconds."""

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from compress.progress import say
+from export.graph import CONVOLUTIONS, copied
 from export.runtime import OnnxModel
 from export.timing import Samples, interleaved
 
@@ -107,11 +108,10 @@ def with_shapes_of(parent: onnx.ModelProto, pruned: nn.Module) -> onnx.ModelProt
     """A copy of `parent` whose weights have the shapes (not the values) of `pruned`'s."""
     shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
     widths = {f"model.{name}.weight": (m.out_channels, m.groups) for name, m in _convolutions(pruned)}
-    child = onnx.ModelProto()
-    child.CopyFrom(parent)
+    child = copied(parent)
     new = {tensor.name: shapes[tensor.name] for tensor in child.graph.initializer if tensor.name in shapes}
     for node in child.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose") or node.input[1] not in widths:
+        if node.op_type not in CONVOLUTIONS or node.input[1] not in widths:
             continue
         out_channels, groups = widths[node.input[1]]
         for attribute in node.attribute:

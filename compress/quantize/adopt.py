@@ -16,7 +16,7 @@ from compress.models.contract import LARGEST_MULTIPLE
 from compress.quantize.foreign import RANK, TO_NCHW, TO_NHWC, Foreign, Layout, known_values
 from compress.settings.quantize import OnnxSettings
 from export.errors import BundleError, ModelError, ShapeError
-from export.latency.graph import attributes, leading_to
+from export.graph import CONVOLUTIONS, attributes, leading_to
 from export.runtime import IMAGE, LOGITS, MASK, OnnxModel
 from export.to_onnx import MEAN, OPSET, STD, with_outputs
 
@@ -35,7 +35,7 @@ _KEEPS_THE_MIDDLE = (
     "Unsqueeze",
 )
 """Behind these a probability is still one, and its middle is at 0.5."""
-_MAKES_LOGITS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_MAKES_LOGITS = (*CONVOLUTIONS, "Gemm", "MatMul")
 """What these give has a scale of its own, whatever they read."""
 
 _PREFIX = "model."

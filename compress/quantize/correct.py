@@ -16,8 +16,9 @@ from onnx.helper import make_node
 from onnx.numpy_helper import from_array
 
 from compress.progress import task
-from compress.quantize.graph import copied, stored, tapped
+from compress.quantize.graph import stored, tapped
 from compress.quantize.ptq import Quantized
+from export.graph import copied
 from export.images import U8
 
 F64 = NDArray[np.float64]

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from compress.quantize.graph import channels_of, stored, with_tensors
-from export.latency.graph import attributes
+from export.graph import attributes
 
 _SWEEPS = 50
 _SETTLED = 1e-3

@@ -17,7 +17,7 @@ from compress.settings.quantize import OnnxSettings
 from export.bands import MAX_CHANNELS
 from export.bundle import MODEL, is_bundle
 from export.errors import ModelError
-from export.latency.graph import attributes, leading_to
+from export.graph import attributes, leading_to
 from export.to_onnx import OPSET
 
 Layout = Literal["nchw", "nhwc"]

@@ -9,19 +9,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from export.graph import attributes, copied, leading_to
 from export.images import U8
-from export.latency.graph import attributes, leading_to
 from export.runtime import LOGITS, tensors
 
 _OF_A_NORM = re.compile(r"_inlfunc_\w*Normalization_")
 """How the runtime begins the names inside a norm that the standard defines by other operators."""
-
-
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of all of `model`, which may be changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def stored(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:

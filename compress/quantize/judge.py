@@ -1,6 +1,5 @@
 """What an INT8 graph keeps and gains, measured through ONNX Runtime beside its float parent."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,13 +12,13 @@ from compress.checkpoint import Subject
 from compress.data.folder import Dataset
 from compress.progress import task
 from export.images import U8, Geometry
-from export.runtime import IMAGE, Kernel, OnnxModel, profiled
+from export.profiling import NUMBERED, Kernel, profiled
+from export.runtime import IMAGE, OnnxModel
 from export.scoring import Score
 from export.timing import Samples, interleaved
 
 _TURNS, _RUNS = 2, 5
 """How often each graph is profiled, and the runs each time."""
-_NUMBERED = re.compile(r"_token_\d+$")
 """What the runtime adds to the name of a node that it replaces."""
 
 
@@ -106,7 +105,7 @@ def _by_node(kernels: Iterable[Kernel]) -> dict[str, float]:
     """Milliseconds by the name of the node as written; a node can become more than one kernel."""
     taken: dict[str, float] = {}
     for kernel in kernels:
-        node = _NUMBERED.sub("", kernel.name)
+        node = NUMBERED.sub("", kernel.name)
         taken[node] = taken.get(node, 0) + kernel.microseconds / 1000
     return taken
 

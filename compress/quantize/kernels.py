@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compress.quantize.graph import copied
+from export.graph import copied
 from export.images import U8
 from export.parity import Kernels
 from export.runtime import IMAGE, outputs

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import onnx
 
 from compress.quantize.graph import is_of_a_norm
-from export.latency.graph import layer_name
+from export.graph import CONVOLUTIONS, layer_name
 
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WEIGHTED = (*CONVOLUTIONS, "Gemm", "MatMul")
 OPERATORS = (*_WEIGHTED, "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Concat", "Add", "Mul")
 """Operators with a scale of their own. Max pooling, resizing and transposing keep their input's, and an activation that
 only clips belongs to its layer."""
@@ -81,5 +81,5 @@ def _readers(tensor: str, readers: Mapping[str, Sequence[onnx.NodeProto]], names
 def _name(node: onnx.NodeProto, weights: set[str]) -> str:
     has_weight = node.op_type in _WEIGHTED and node.input[1] in weights
     # The exporter transposes the weight of a matrix product, which then has no name of its own.
-    named = has_weight and (node.op_type in ("Conv", "ConvTranspose") or node.input[1].endswith(".weight"))
+    named = has_weight and (node.op_type in CONVOLUTIONS or node.input[1].endswith(".weight"))
     return layer_name(node.input[1]) if named else str(node.name)

@@ -17,15 +17,17 @@ from compress.quantize.biases import RoomyQuantizer
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
 from compress.quantize.equalise import equalised
-from compress.quantize.graph import copied, has_classes_last, is_of_a_norm, is_transposed_in_groups, logits_of
+from compress.quantize.graph import has_classes_last, is_of_a_norm, is_transposed_in_groups, logits_of
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
 from compress.settings.quantize import Calibration, Target
 from export.errors import UsageError
+from export.graph import copied
 from export.images import U8
 from export.manifest import FloatLayer
-from export.runtime import LOGITS, optimised_graph
+from export.profiling import BLOCKED, optimised_graph
+from export.runtime import LOGITS
 
 OP_TYPES = (
     "Conv",
@@ -60,8 +62,6 @@ QDQRegistry["DepthToSpace"] = QDQDirect8BitOp
 _LAYOUT = frozenset({"Transpose", "Cast", "Identity", "ReorderInput", "ReorderOutput"})
 _SIZES = frozenset({"Shape", "Size"})
 """They read no value, whatever the tensor holds."""
-_BLOCKED = "_nchwc"
-"""A convolution that works on blocks of channels is named after its output, with this suffix."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[Fl
             if node.op_type in _LAYOUT:
                 if follows.intersection(node.input):
                     follows.update(node.output)
-            elif not {name.removesuffix(_BLOCKED) for name in (node.name, *node.output)} & set(meant):
+            elif not {name.removesuffix(BLOCKED) for name in (node.name, *node.output)} & set(meant):
                 after = bool(follows.intersection(node.input))
                 reason = (
                     "reads a layer that was left in float" if after else f"no integer kernel for {node.op_type} here"

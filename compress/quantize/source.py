@@ -16,7 +16,7 @@ from compress.quantize.adopt import adopt
 from compress.quantize.foreign import Foreign
 from compress.settings.quantize import OnnxSettings
 from compress.steps import StepFolder
-from export.latency.graph import SizedGraph
+from export.graph import SizedGraph
 from export.scoring import Score
 from export.to_onnx import export_onnx
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from compress.quantize.rewrites.edit import Editor
-from export.latency.graph import attributes
+from export.graph import attributes
 from export.runtime import IMAGE, MASK
 
 _IN_FLOAT = "_in_float"

@@ -11,7 +11,7 @@ import onnx
 
 from export.bundle import Bundle
 from export.errors import UsageError
-from export.latency.graph import SizedGraph, attributes
+from export.graph import CONVOLUTIONS, SizedGraph, attributes
 from export.latency.grid import grid, keys_needed
 from export.latency.kinds import Pair
 from export.latency.layers import Layer, layers_of
@@ -36,7 +36,7 @@ def dense_layers(graph: onnx.ModelProto, size: Pair) -> tuple[tuple[Layer, ...],
     widths: dict[str, Linear] = {}
     choices: dict[str, Sequence[int]] = {}
     for node in sized.nodes:
-        if node.op_type not in ("Conv", "ConvTranspose") or node.output[0] in classes:
+        if node.op_type not in CONVOLUTIONS or node.output[0] in classes:
             continue
         if attributes(node).get("group", 1) == 1:
             weight = node.input[1]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from export.graph import CONVOLUTIONS
 from export.manifest import Precision
 
 Pair = tuple[int, int]
@@ -53,11 +54,11 @@ class LayerKind:
     @property
     def mixes(self) -> bool:
         """Whether its channels in and out are chosen independently."""
-        return self.op in ("Conv", "ConvTranspose") and self.groups > 0
+        return self.op in CONVOLUTIONS and self.groups > 0
 
     def __str__(self) -> str:
         words = [self.variant if self.op == OTHER else self.op]
-        if self.kernel != (1, 1) or self.op in ("Conv", "ConvTranspose"):
+        if self.kernel != (1, 1) or self.op in CONVOLUTIONS:
             words.append(_by(self.kernel))
         if self.groups != 1:
             words.append("depthwise" if self.groups == 0 else f"in {self.groups} groups")
@@ -77,7 +78,7 @@ class LayerKey:
 
     def macs(self) -> int:
         """Multiply-accumulates of a convolution; 0 for everything else."""
-        if self.kind.op not in ("Conv", "ConvTranspose"):
+        if self.kind.op not in CONVOLUTIONS:
             return 0
         height, width = self.kind.size_out if self.kind.op == "Conv" else self.kind.size
         each = self.channels_in // (self.kind.groups or self.channels_in) * self.channels_out

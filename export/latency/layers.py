@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from export.errors import UsageError
-from export.latency.graph import SizedGraph, attributes, layer_name
+from export.graph import SizedGraph, attributes, layer_name
 from export.latency.kinds import DOOR, OTHER, TO_BLOCKED, TO_PLAIN, LayerKey, LayerKind, Pair
 from export.latency.layout import ACTIVATIONS, BINARY, BLOCK, POOLS, blocked_tensors
 from export.latency.linear import Linear

@@ -7,7 +7,7 @@ runs on blocks where it has a kernel for them, and else on plain order. Source: 
 
 import onnx
 
-from export.latency.graph import SizedGraph, attributes
+from export.graph import SizedGraph, attributes
 
 BLOCK = 8
 """Widths that may be chosen are multiples of 16, so a machine with blocks of 16 decides alike."""

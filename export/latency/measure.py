@@ -17,7 +17,7 @@ from export.latency.store import cache_path, keep, opened
 from export.latency.table import LatencyTable, Point
 from export.machine import usable_cores
 from export.manifest import Precision
-from export.runtime import profiled
+from export.profiling import profiled
 
 BATCH = 25
 """Layers between two writes of the table."""

@@ -14,7 +14,7 @@ from export.latency.grid import STEP
 from export.latency.kinds import TO_BLOCKED, TO_PLAIN, LayerKey, LayerKind, Pair
 from export.latency.layout import ACTIVATIONS, BINARY, BLOCK, POOLS
 from export.manifest import Precision
-from export.runtime import Kernel
+from export.profiling import Kernel
 
 _REORDERS = ("ReorderInput", "ReorderOutput")
 _KEEPS_SCALE = ("MaxPool", "Resize", "DepthToSpace")

@@ -15,10 +15,10 @@ from support.networks import exported, random_unet
 
 from compress.quantize import calibration
 from compress.quantize.calibration import BINS, F64, METHODS, Histogram, Statistics, observe
-from compress.quantize.graph import copied
 from compress.quantize.ptq import OP_TYPES
 from compress.settings.quantize import Calibration
 from export.errors import WorkFailedError
+from export.graph import copied
 from export.images import U8
 from export.to_onnx import with_outputs
 

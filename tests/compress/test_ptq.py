@@ -26,7 +26,8 @@ from export.images import U8
 from export.machine import InstructionSet
 from export.manifest import FloatLayer
 from export.parity import batches, int8_parity
-from export.runtime import OnnxModel, optimised_graph
+from export.profiling import optimised_graph
+from export.runtime import OnnxModel
 from export.to_onnx import Outputs, with_outputs
 
 SLOW = pytest.mark.slow

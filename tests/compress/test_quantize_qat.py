@@ -13,7 +13,7 @@ from compress.quantize.qat.operators import OPERATORS
 from compress.steps import read_record
 from export.bundle import verify
 from export.errors import UsageError, WorkFailedError
-from export.runtime import optimised_graph
+from export.profiling import optimised_graph
 
 
 def test_signed_activations_are_not_trained(trained: Checkpoint, discs: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from compress.recipe import Recipe
 from export.bundle import verify
 from export.images import U8
 from export.parity import batches, int8_parity
-from export.runtime import OnnxModel, optimised_graph
+from export.profiling import optimised_graph
+from export.runtime import OnnxModel
 from export.timing import Samples, interleaved
 from export.to_onnx import with_outputs
 

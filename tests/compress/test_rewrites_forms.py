@@ -25,7 +25,8 @@ from compress.quantize.rewrites.repeated import Repeated
 from compress.quantize.targets import scheme_of
 from export.images import U8
 from export.parity import batches, int8_parity
-from export.runtime import OnnxModel, optimised_graph
+from export.profiling import optimised_graph
+from export.runtime import OnnxModel
 from export.to_onnx import with_outputs
 
 MULTIPLE = 8

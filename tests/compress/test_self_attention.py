@@ -29,7 +29,7 @@ from compress.recipe import Recipe
 from compress.steps import read_record
 from compress.train.train import train
 from export.bundle import verify
-from export.runtime import optimised_graph
+from export.profiling import optimised_graph
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "unet": ("unet", {"base": 8, "depth": 3}),

@@ -17,7 +17,7 @@ from export.latency.grid import keys_needed
 from export.latency.layers import Layer, layers_of, unmodelled
 from export.latency.linear import Linear
 from export.machine import instruction_set
-from export.runtime import optimised_graph
+from export.profiling import optimised_graph
 from export.to_onnx import with_outputs
 
 SLOW = pytest.mark.slow

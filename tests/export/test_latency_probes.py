@@ -11,7 +11,7 @@ from export.errors import UsageError
 from export.latency.kinds import LayerKey, LayerKind
 from export.latency.probes import Probe, probe_of
 from export.manifest import Precision
-from export.runtime import Kernel, optimised_graph, profiled
+from export.profiling import Kernel, optimised_graph, profiled
 
 MAP = ((16, 24), (16, 24))
 HALVED = ((16, 24), (8, 12))

@@ -15,7 +15,8 @@ from export.errors import BundleError, ShapeError, UsageError, WorkFailedError
 from export.images import U8
 from export.machine import usable_cores
 from export.manifest import TensorSignature
-from export.runtime import OnnxModel, Segmenter, profiled, session_options
+from export.profiling import profiled
+from export.runtime import OnnxModel, Segmenter, session_options
 
 CLASSES = 4
 

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export.latency.kinds import LayerKey, LayerKind
-from export.runtime import Kernel
+from export.profiling import Kernel
 
 OVERHEAD = 2.0
 """Microseconds that any kernel takes, whatever its size."""

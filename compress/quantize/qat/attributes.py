@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from compress.quantize.qat.operators import INTEGERS, OPERATORS, PADS
-from export.latency.graph import attributes
+from export.graph import attributes
 
 _FLOATS = (1, 10, 11, 16)
 """FLOAT, FLOAT16, DOUBLE and BFLOAT16 of onnx.TensorProto."""

@@ -15,12 +15,12 @@ from compress.quantize.qat.attributes import refused
 from compress.quantize.qat.fake import Activation, rounded_weight, weight_scale
 from compress.quantize.qat.operators import OPERATORS
 from export.errors import WorkFailedError
-from export.latency.graph import attributes, leading_to
+from export.graph import CONVOLUTIONS, attributes, leading_to
 from export.runtime import IMAGE
 
 _QUANTIZED = "_quantized"
 """What the quantizer appends to the name of a weight or bias that it makes integers of."""
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LAYERS = (*CONVOLUTIONS, "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from onnx import helper
 
 from compress.quantize.rewrites.edit import Editor
 from compress.quantize.rewrites.repeated import only_moves
-from export.latency.graph import attributes
+from export.graph import attributes
 
 
 @dataclass(frozen=True)

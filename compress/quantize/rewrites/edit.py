@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from export.latency.graph import attributes, leading_to
+from export.graph import attributes, leading_to
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ from onnx import helper
 
 from compress.quantize.rewrites.edit import Array, Editor, viewed
 from compress.quantize.rewrites.layers import IntegerConv, integer_convs, put, repeated
-from export.latency.graph import SizedGraph
+from export.graph import SizedGraph
 
 WIDEST = 64
 """Most channels out; a wider convolution fills the runtime's kernels by itself, and zeros in its weights cost time."""

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from compress.quantize.rewrites.edit import Array, Editor
-from export.latency.graph import attributes
+from export.graph import attributes
 
 PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0]}
 

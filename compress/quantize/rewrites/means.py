@@ -5,7 +5,7 @@ import onnx
 from onnx import helper
 
 from compress.quantize.rewrites.edit import Editor
-from export.latency.graph import attributes
+from export.graph import attributes
 
 _POOLED = "_pooled"
 

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from compress.quantize.rewrites.edit import Editor
-from export.latency.graph import attributes
+from export.graph import attributes
 
 _ALIGNED = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil"))
 """Coordinate transformation and rounding with which every pixel of a map becomes a whole block."""

@@ -10,7 +10,7 @@ from onnx import helper
 from compress.quantize.graph import channels_of
 from compress.quantize.rewrites.edit import Array, Editor, suffixed
 from compress.quantize.rewrites.repeated import enlarged
-from export.latency.graph import attributes
+from export.graph import attributes
 
 _UP, _BESIDE = "_up", "_beside"
 

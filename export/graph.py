@@ -1,4 +1,4 @@
-"""A float graph at one image size: its nodes that lead to the mask, and the shape of every tensor."""
+"""What is asked of ONNX graphs: their nodes, attributes, names, and the shape of every tensor at one image size."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -8,19 +8,18 @@ from typing import Any
 import onnx
 
 from export.errors import ShapeError
-from export.latency.kinds import Pair
 from export.runtime import IMAGE, MASK
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 class SizedGraph:
-    """What `layers_of` needs to know of a graph, at batch 1.
+    """A float graph at one image size and batch 1: its nodes that lead to the mask, and the shape of every tensor.
 
     Raises ShapeError for an image size that the graph does not take.
     """
 
-    def __init__(self, model: onnx.ModelProto, size: Pair) -> None:
+    def __init__(self, model: onnx.ModelProto, size: tuple[int, int]) -> None:
         self.weights: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in model.graph.initializer}
         self._shapes = {**_shapes(model, size), **self.weights}
         self.nodes = _leading_to_the_end(model.graph)
@@ -43,7 +42,7 @@ class SizedGraph:
         shape = self.shape(tensor)
         return shape[1] if len(shape) > 1 else 1
 
-    def size(self, tensor: str) -> Pair:
+    def size(self, tensor: str) -> tuple[int, int]:
         """Height and width; 1, 1 for a tensor that is no map."""
         shape = self.shape(tensor)
         return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
@@ -55,6 +54,13 @@ class SizedGraph:
     def only_user(self, tensor: str) -> onnx.NodeProto | None:
         """The node that reads `tensor`, when a single one does."""
         return self._users[tensor] if self._uses[tensor] == 1 else None
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of all of `model`, which may be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -78,9 +84,8 @@ def layer_name(weight: str) -> str:
     return weight.removesuffix("_quantized").removeprefix("model.").removesuffix(".weight")
 
 
-def _shapes(model: onnx.ModelProto, size: Pair) -> dict[str, tuple[int, ...]]:
-    sized = onnx.ModelProto()
-    sized.CopyFrom(model)
+def _shapes(model: onnx.ModelProto, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    sized = copied(model)
     dims = next(value for value in sized.graph.input if value.name == IMAGE).type.tensor_type.shape.dim
     for dim, number in zip(dims, (1, *size), strict=False):
         dim.dim_value = number
