@@ -326,7 +326,7 @@ OPTIONS = {
         "tests/compress/test_equalise.py::test_channels_a_thousand_times_apart_are_lost_in_int8_and_equalised_they_are_not",
     ),
     "quantize.bias_correction": (
-        "compress.quantize.quantize:corrected=first",
+        "compress.quantize.choice:corrected=first",
         "tests/compress/test_quantize_choices.py::test_biases_are_corrected_where_that_keeps_more",
     ),
     "quantize.target=tensorrt": (
@@ -339,11 +339,11 @@ OPTIONS = {
         "test_openvino_is_asked_for_bfloat16_only_where_the_processor_multiplies_it",
     ),
     "quantize.mode=qat": (
-        "compress.quantize.quantize:_trained=second",
+        "compress.quantize.choice:_trained=second",
         "tests/compress/test_quantize_qat.py::test_training_beats_calibration_where_that_loses",
     ),
     "quantize.max_drop": (
-        "compress.quantize.quantize:_within=third",
+        "compress.quantize.choice:_within=third",
         "tests/compress/test_quantize_budget.py::test_the_layers_that_break_int8_stay_in_float",
     ),
     "prune.finetune.teacher_weight": (

@@ -19,7 +19,6 @@ from export.timing import Samples, interleaved
 
 _TURNS, _RUNS = 2, 5
 """How often each graph is profiled, and the runs each time."""
-"""What the runtime adds to the name of a node that it replaces."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ CORRECTION_IMAGES = 16
 """Each layer is measured on all of them before the next one: more would take minutes for large images."""
 NOISE_IMAGES = 4
 """Images on which the noise of layers is measured."""
+ROUNDS = 30
+"""Interleaved runs of each graph by which two are compared in time."""
+
 TIMED = "timed_for_target"
 """In settings and result of a step: whether times were taken on what will serve."""
 

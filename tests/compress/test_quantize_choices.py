@@ -31,7 +31,7 @@ def test_calibration_is_chosen_once(
 ) -> None:
     """A step that is killed after the choice resumes with it, whatever a second measurement would say."""
     with monkeypatch.context() as killed:
-        patch(killed, "parity_images", interrupt)
+        patch(killed, "parity_images", interrupt, "compress.quantize.proof")
         with pytest.raises(KeyboardInterrupt):
             quantize(trained.path, discs, tmp_path / "out", recipe())
     choice = next(tmp_path.rglob("calibrations.json"))
@@ -53,7 +53,7 @@ def test_equalised_channels_leave_no_layer_in_float(
     resumes with it."""
     wanted = recipe(*BUDGET, "quantize.equalise=auto")
     with monkeypatch.context() as killed:
-        patch(killed, "parity_images", interrupt)
+        patch(killed, "parity_images", interrupt, "compress.quantize.proof")
         with pytest.raises(KeyboardInterrupt):
             quantize(spoilt[0], discs, tmp_path / "out", wanted)
     tried = json.loads(next(tmp_path.rglob("equalisation.json")).read_text())

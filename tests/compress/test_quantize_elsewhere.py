@@ -142,7 +142,7 @@ def test_what_a_kill_left_on_another_processor_is_not_gone_on_with(
     clock(4.0, 5.0)
     with monkeypatch.context() as killed:
         patch(killed, "instruction_set", lambda: "amx", "compress.quantize.targets")
-        patch(killed, "parity_images", interrupt)
+        patch(killed, "parity_images", interrupt, "compress.quantize.proof")
         with pytest.raises(KeyboardInterrupt):
             quantize(trained.path, discs, tmp_path / "out", wanted)
     clock(9.0, 3.0)

@@ -41,7 +41,7 @@ def test_a_graph_that_is_optimised_wrongly_never_becomes_a_bundle(
                 tensor.CopyFrom(numpy_helper.from_array(array // 2, tensor.name))
         return both, step
 
-    patch(monkeypatch, "with_quantized_logits", other)
+    patch(monkeypatch, "with_quantized_logits", other, "compress.quantize.proof")
     with pytest.raises(ParityError, match="optimised-unoptimised parity does not hold") as raised:
         quantize(trained.path, discs, tmp_path / "out", recipe("quantize.calibration=minmax"))
     assert raised.value.exit_status == 1
@@ -64,8 +64,8 @@ def test_a_parity_that_this_processor_spoils_is_told_so(
         return parity.model_copy(update={"cases": cases})
 
     patch(monkeypatch, "instruction_set", lambda: "avx2", "compress.quantize.targets")
-    patch(monkeypatch, "int8_parity", spoilt)
-    patch(monkeypatch, "look_at_kernels", lambda *_: None)
+    patch(monkeypatch, "int8_parity", spoilt, "compress.quantize.proof")
+    patch(monkeypatch, "look_at_kernels", lambda *_: None, "compress.quantize.proof")
     settings = (f"quantize.target={target}", "quantize.calibration=minmax")
     with pytest.raises(ParityError) as raised:
         quantize(trained.path, discs, tmp_path / "out", recipe(*settings))
@@ -81,7 +81,7 @@ def test_masks_that_differ_though_no_kernel_errs_are_rounding_that_grew(
             update={"cases": tuple(case.model_copy(update={"differing_pixels": 0.005}) for case in parity.cases)}
         )
 
-    patch(monkeypatch, "int8_parity", grown)
+    patch(monkeypatch, "int8_parity", grown, "compress.quantize.proof")
     made = quantize(trained.path, discs, tmp_path / "out", recipe("quantize.calibration=minmax"))
     kernels = json.loads((made.path / "parity.json").read_text())["kernels"]
     assert kernels["count"] > 10
@@ -93,6 +93,6 @@ def test_masks_that_differ_though_no_kernel_errs_are_rounding_that_grew(
         assert found is not None
         return found.model_copy(update={"steps": 3})
 
-    patch(monkeypatch, "look_at_kernels", errs)
+    patch(monkeypatch, "look_at_kernels", errs, "compress.quantize.proof")
     with pytest.raises(ParityError, match="is wrong: off by 3 of 255 steps"):
         quantize(trained.path, discs, tmp_path / "other", recipe("quantize.calibration=minmax"))
