@@ -13,7 +13,7 @@ from export.errors import require
 from export.machine import library_versions
 from serve import openapi, pages, problems, routes_image, routes_service, tracing
 from serve.access import Access
-from serve.connections import Crowding
+from serve.crowding import Crowding
 from serve.folders import ModelFolders
 from serve.head import HeadAsGet
 from serve.keys import Keyring, load_keys

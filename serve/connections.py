@@ -6,37 +6,29 @@ answers to bad HTTP become problems here, too.
 """
 
 import asyncio
-import contextlib
 import random
 import socket
 import struct
-import sys
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-import httptools
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from serve.access import OPEN
+from serve.crowding import CROWDED, FULL
 from serve.headers import secure
 from serve.metrics import UNKNOWN_MODEL, Metrics
 from serve.problems import ProblemError, problem_response
 from serve.record import REQUEST_ID
 from serve.settings import ServeSettings
+from serve.transport import Gathered, ParserWithoutUpgrade, taken_bytes
 
 _MAX_HEADER_BYTES = 64 * 1024
 _BAD_HTTP = ProblemError(
     400, "bad_http", "this is not an HTTP/1.1 request with one Host, or its headers are too long; correct it"
 )
-_CROWDED = "crowded"
-_FULL = "full"
 
 # A second. A client that takes fewer occupies a connection and the memory of its answer at almost no cost.
 _LEAST_BYTES_TAKEN = 1024
-_ACKED_AT = 120
 
 
 def guarded(settings: ServeSettings, metrics: Metrics) -> type["GuardedConnection"]:
@@ -53,74 +45,6 @@ class _Sending(Enum):
     BODY = auto()
 
 
-class _Gathered:
-    """A transport that gathers all that is written in one turn of the event loop, and writes it at once.
-
-    Headers and body of an answer come separately: two system calls, and after each a worker may hold the interpreter.
-    """
-
-    def __init__(
-        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, closes: Callable[[], None]
-    ) -> None:
-        """`closes` is called in `close`; the connection itself closes when the client has taken everything."""
-        self._transport = transport
-        self._loop = loop
-        self._closes = closes
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-        self._closes()
-
-    def abort(self) -> None:
-        self._parts.clear()
-        self._transport.abort()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def _flush(self) -> None:
-        parts, self._parts = self._parts, []
-        if parts:
-            # Not writelines: in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it never pauses the protocol, and a client
-            # that reads nothing would not be cut off. Source: CVE-2024-12254.
-            self._transport.write(b"".join(parts))
-
-
-class _Parser:
-    """Uvicorn's parser, which treats a request to upgrade to another protocol (h2c, WebSocket) like any other.
-
-    httptools takes all that follows for the other protocol, the request's own body included. A server may ignore the
-    upgrade: RFC 9110, 7.8.
-    """
-
-    def __init__(self, parser: httptools.HttpRequestParser, head_without: Callable[[], bytes]) -> None:
-        self._parser = parser
-        self._head_without = head_without
-
-    @property
-    def meets_upgrade(self) -> bool:
-        return bool(self._parser.should_upgrade()) and self._parser.get_method() != b"CONNECT"
-
-    def feed_data(self, data: bytes) -> None:
-        while data:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._head_without() + data[upgrade.args[0] :]
-            else:
-                return
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._parser, name)
-
-
 class GuardedConnection(HttpToolsProtocol):
     """One connection, closed when its client is too slow."""
 
@@ -131,7 +55,7 @@ class GuardedConnection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.parser: _Parser = _Parser(self.parser, self._head_without_upgrade)  # type: ignore[arg-type,assignment]
+        self.parser: ParserWithoutUpgrade = ParserWithoutUpgrade(self.parser, self._head_without_upgrade)  # type: ignore[arg-type,assignment]
         self._sending = _Sending.NOTHING
         self._header_bytes = 0
         self._reading: asyncio.TimerHandle | None = None
@@ -145,13 +69,13 @@ class GuardedConnection(HttpToolsProtocol):
         refusal goes out when all requests before it have their answers."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Gathered(transport, self.loop, self._take_the_rest))  # type: ignore[arg-type]
+        super().connection_made(Gathered(transport, self.loop, self._take_the_rest))  # type: ignore[arg-type]
         crowd = len(self.connections)
         if crowd > 2 * self.settings.max_connections:
             transport.abort()
             return
         if crowd > self.settings.max_connections:
-            self.app_state = {**self.app_state, _CROWDED: True}
+            self.app_state = {**self.app_state, CROWDED: True}
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -191,7 +115,7 @@ class GuardedConnection(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
             raise ValueError("Host")  # the parser turns this into its own error, and uvicorn that into the 400 below
         if not self._has_memory():
-            self.scope["state"][_FULL] = True
+            self.scope["state"][FULL] = True
         self._earlier = self.cycle
         super().on_headers_complete()
         self._sending = _Sending.BODY  # only now: an error before this has no request of the application to answer
@@ -254,7 +178,7 @@ class GuardedConnection(HttpToolsProtocol):
     def _await_taking(self) -> None:
         if self._writing is None:
             self.awaited.add(self)
-            self._taken = _taken(self.transport)
+            self._taken = taken_bytes(self.transport)
             self._writing = self.loop.call_later(self.settings.send_seconds, self._cut_off_unless_it_takes)
 
     def _await_no_more(self) -> None:
@@ -264,7 +188,7 @@ class GuardedConnection(HttpToolsProtocol):
     def _cut_off_unless_it_takes(self) -> None:
         self._writing = None
         enough = _LEAST_BYTES_TAKEN * self.settings.send_seconds
-        if _taken(self.transport) - self._taken >= enough and self._has_memory():
+        if taken_bytes(self.transport) - self._taken >= enough and self._has_memory():
             self._await_taking()
         else:
             self._cut_off()
@@ -321,50 +245,6 @@ def _written(problem: ProblemError) -> bytes:
     headers = [*response.raw_headers, (b"connection", b"close")]
     lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
     return b"".join(lines) + bytes(response.body)
-
-
-class Crowding:
-    """ASGI middleware that answers only health, and then closes the connection, where there are too many connections,
-    or where answers that clients have not taken fill the memory."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["state"].keys() & {_CROWDED, _FULL}:
-            await self._app(scope, receive, send)
-            return
-
-        async def send_last(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
-
-        if scope["path"] in OPEN:
-            await self._app(scope, receive, send_last)
-            return
-        if _CROWDED in scope["state"]:
-            detail = "too many connections are open; use one for several requests, or try again"
-            problem = ProblemError(503, "connections", detail, headers={"Retry-After": "1"})
-        else:
-            detail = "answers that clients have not taken fill the memory set aside for them; try again"
-            problem = ProblemError(429, "memory", detail, headers={"Retry-After": "1"})
-        self._metrics.refused(UNKNOWN_MODEL, problem.reason)
-        await problem_response(problem, scope["state"]["request_id"])(scope, receive, send_last)
-
-
-def _taken(transport: asyncio.Transport) -> int:
-    """Bytes that the client's side has acknowledged, where the kernel reports them; 0 elsewhere.
-
-    Our own buffer shows only when the kernel takes more, which with a slow client may be after a minute, since the
-    kernel holds megabytes. Source: tcpi_bytes_acked of struct tcp_info in linux/tcp.h.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        told = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)
-        if len(told) == _ACKED_AT + 8:
-            return int.from_bytes(told[_ACKED_AT:], sys.byteorder)
-    return 0
 
 
 def _disarmed(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

@@ -59,6 +59,11 @@ class Repository:
         """The served versions of a model; empty for a model that is not served."""
         return self._served.get(name, {})
 
+    def unknown(self, name: str) -> ProblemError:
+        """What a client is told that asks for a model that is not served."""
+        served = ", ".join(sorted(self.served)) or "none"
+        return ProblemError(404, "unknown_model", f"no model {name!r} is served here; served: {served}")
+
     def predictor(self, name: str, version: str = "") -> Predictor:
         """The predictor of the version that is named, else of the newest.
 
@@ -66,8 +71,7 @@ class Repository:
         """
         versions = self.versions(name)
         if not versions:
-            served = ", ".join(sorted(self.served)) or "none"
-            raise ProblemError(404, "unknown_model", f"no model {name!r} is served here; served: {served}")
+            raise self.unknown(name)
         version = version or newest(list(versions))
         if version not in versions:
             there = ", ".join(sorted(versions))

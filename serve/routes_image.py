@@ -24,6 +24,7 @@ from serve.answers import (
     to_npz,
     to_picture,
 )
+from serve.content_type import IMAGE_TYPES, MULTIPART, ContentType
 from serve.dispatch import (
     DEADLINE_PARAMETER,
     deadline_of,
@@ -32,7 +33,6 @@ from serve.dispatch import (
     refuse_if_full,
     unless_the_client_leaves,
 )
-from serve.limits import IMAGE_TYPES, MULTIPART, ContentType
 from serve.looks import WINDOW_PATTERN, Found, Look
 from serve.metrics import Stages
 from serve.multipart import no_form, uploads

@@ -134,7 +134,7 @@ class Service:
         """
         async with self._changing:
             if not self.repository.versions(name):
-                raise ProblemError(404, "unknown_model", f"no model {name!r} is served here")
+                raise self.repository.unknown(name)
             for gone in self.repository.switch(name, []):
                 self.metrics.remove_model(gone.manifest)
             logger.info("%s: no longer served", name)
