@@ -5,10 +5,11 @@ from collections.abc import Collection, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx
 
 from export.errors import ShapeError
-from export.runtime import IMAGE, MASK
+from export.runtime import IMAGE, MASK, outputs
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
@@ -28,7 +29,7 @@ class SizedGraph:
         self._users = {name: node for node in self.nodes for name in node.input}
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Empty for a scalar, and where it could not be inferred."""
+        """Empty for a scalar."""
         return self._shapes.get(tensor, ())
 
     def macs(self, node: onnx.NodeProto) -> int:
@@ -99,7 +100,28 @@ def _shapes(model: onnx.ModelProto, size: tuple[int, int]) -> dict[str, tuple[in
             f"the graph does not take images of {size[0]}x{size[1]}; give a multiple of what it needs ({error})"
         ) from error
     values = [*graph.input, *graph.value_info, *graph.output]
-    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+    known = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
+    unknown = [name for node in sized.graph.node for name in node.output if name and 0 in known.get(name, (0,))]
+    return known | _shapes_of_a_run(sized, unknown, (1, *size, dims[3].dim_value)) if unknown else known
+
+
+def _shapes_of_a_run(
+    model: onnx.ModelProto, names: Sequence[str], image: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors `names` as they are when the graph runs: what inference cannot follow, such as sizes
+    that are computed in floats."""
+    tapped = copied(model)
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)  # the runtime infers their types
+    try:
+        found = outputs(tapped.SerializeToString(), {IMAGE: np.zeros(image, np.uint8)}, optimised=False)
+    except Exception as error:  # classes of onnxruntime's bindings, with no common base but Exception
+        raise ShapeError(f"the graph does not take images of {image[1]}x{image[2]} ({error})") from error
+    return {name: np.shape(array) for name, array in zip(names, found, strict=True)}
 
 
 def _leading_to_the_end(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -12,6 +12,7 @@ from compress.quantize.fallback import Fallback
 from compress.quantize.judge import Judge, Kept, model_of
 from compress.quantize.ptq import Quantized
 from compress.quantize.qat import learn
+from compress.quantize.targets import scheme_of
 from compress.quantize.workbench import ROUNDS, Workbench, compared, helps, mious
 from export.files import write_json
 from export.scoring import Score
@@ -62,7 +63,11 @@ def _corrected(bench: Workbench, made: Candidate) -> Candidate:
     tried = bench.tried(CORRECTION, layers)
     if wanted == "auto" and tried and not helps(tried):
         return replace(made, figures={**without, "bias_correction": mious(tried)})
-    quantized = corrected(made.quantized, bench.correction_images())
+    quantized = corrected(
+        made.quantized,
+        bench.correction_images(),
+        integer_biases=scheme_of(bench.recipe.quantize.target).integer_biases,
+    )
     if quantized is made.quantized:
         say("no bias is corrected: no convolution is in integers")
         return replace(made, figures=without)

@@ -25,12 +25,13 @@ F64 = NDArray[np.float64]
 _CORRECTED = "_corrected"
 
 
-def corrected(quantized: Quantized, images_HWC: Sequence[U8]) -> Quantized:
+def corrected(quantized: Quantized, images_HWC: Sequence[U8], *, integer_biases: bool = True) -> Quantized:
     """`quantized` with the biases of its integer convolutions corrected over `images_HWC`.
 
     Each channel then has the mean of its float parent, up to the step of a bias. Both graphs run as written. Layers are
     corrected in the order of the graph, so that each is measured behind corrected ones; a convolution without a bias
-    gets one. Returns `quantized` itself where no convolution is in integers.
+    gets one, in 32-bit integers unless `integer_biases` is off. Returns `quantized` itself where no convolution is in
+    integers.
     """
     graph = copied(quantized.graph)
     parents = {node.name: node for node in quantized.parent.graph.node if node.op_type == "Conv"}
@@ -42,7 +43,7 @@ def corrected(quantized: Quantized, images_HWC: Sequence[U8]) -> Quantized:
         for name, mean in zip(names, expected, strict=True):
             layer = next(layer for layer in _layers(graph) if layer.node.name == name)
             (found,) = _means(graph, [layer.node.output[0]], images_HWC)
-            _subtract_from_bias(graph, layer, found - mean)
+            _subtract_from_bias(graph, layer, found - mean, integer_biases=integer_biases)
             bar.advance()
     onnx.checker.check_model(graph)
     return replace(quantized, graph=graph)
@@ -84,12 +85,16 @@ def _means(model: onnx.ModelProto, names: Sequence[str], images_HWC: Sequence[U8
     return [total / count for total, count in zip(sums, pixels, strict=True)]
 
 
-def _subtract_from_bias(graph: onnx.ModelProto, layer: _Layer, shift: F64) -> None:
-    """Subtract `shift` from the bias, in 32-bit integers or, if the bias is in float, in float."""
+def _subtract_from_bias(graph: onnx.ModelProto, layer: _Layer, shift: F64, *, integer_biases: bool) -> None:
+    """Subtract `shift` from the bias, in the type that it has, or that `integer_biases` says where there is none."""
     node, tensors = layer.node, stored(graph)
     name = node.input[2] if len(node.input) == 3 else ""
     if name in tensors:
         node.input[2] = _store(graph, name, (tensors[name] - shift).astype(np.float32))
+        return
+    if not name and not integer_biases:
+        node.input[:] = [*node.input[:2], f"{node.name}{_CORRECTED}"]
+        graph.graph.initializer.append(from_array((-shift).astype(np.float32), node.input[2]))
         return
     dequantize = next((other for other in graph.graph.node if name and other.output[0] == name), None)
     before = np.zeros(len(shift)) if dequantize is None else tensors[dequantize.input[0]].astype(np.float64)

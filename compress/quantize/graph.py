@@ -13,6 +13,10 @@ from export.graph import attributes, copied, leading_to
 from export.images import U8
 from export.runtime import LOGITS, tensors
 
+SIZES = ("Shape", "Size")
+"""They read no value, whatever the tensor holds."""
+_COMPUTES_WITH_ALL = ("Add", "Mul", "Concat", "MatMul", "Gemm")
+"""Operators whose inputs are all values; others read where to and how large from some of them."""
 _OF_A_NORM = re.compile(r"_inlfunc_\w*Normalization_")
 """How the runtime begins the names inside a norm that the standard defines by other operators."""
 
@@ -46,6 +50,24 @@ def has_classes_last(model: onnx.ModelProto) -> bool:
 def is_of_a_norm(node: onnx.NodeProto) -> bool:
     """Whether `node` is part of what the runtime has put in the place of a norm that it has no kernel for."""
     return any(_OF_A_NORM.match(name) for name in (*node.input, *node.output))
+
+
+def on_sizes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that compute with sizes of tensors, alone or together with maps. Rounded to 8 bits such a number would
+    be clipped for every image that is larger than those of the calibration."""
+    constants, sizes, found = {tensor.name for tensor in model.graph.initializer}, set[str](), []
+    for node in model.graph.node:
+        read = [name for name in node.input if name]
+        if node.op_type in SIZES:
+            sizes.update(node.output)
+        elif constants.issuperset(read):
+            constants.update(node.output)
+        elif constants.union(sizes).issuperset(read):
+            sizes.update(node.output)
+            found.append(node)
+        elif node.op_type in _COMPUTES_WITH_ALL and not sizes.isdisjoint(read):
+            found.append(node)
+    return found
 
 
 def is_transposed_in_groups(node: onnx.NodeProto) -> bool:

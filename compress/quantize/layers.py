@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
-from compress.quantize.graph import is_of_a_norm
+from compress.quantize.graph import is_of_a_norm, on_sizes
 from export.graph import CONVOLUTIONS, layer_name
 
 _WEIGHTED = (*CONVOLUTIONS, "Gemm", "MatMul")
@@ -42,7 +42,7 @@ def layers_of(model: onnx.ModelProto) -> tuple[Layer, ...]:
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found = tuple(_layers(model.graph, readers))
+    found = tuple(_layers(model, readers))
     names = {layer.nodes[0]: layer.name for layer in found}
     return tuple(replace(layer, readers=_readers(layer.result, readers, names)) for layer in found)
 
@@ -54,9 +54,11 @@ def first_layer(model: onnx.ModelProto, image: str) -> Layer | None:
     return found[0] if len(found) == len(readers) == 1 else None
 
 
-def _layers(graph: onnx.GraphProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> Iterator[Layer]:
+def _layers(model: onnx.ModelProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> Iterator[Layer]:
+    graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     counts = {value.name for value in graph.value_info if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT}
+    counts.update(name for node in on_sizes(model) for name in node.output)
     for node in graph.node:
         if node.op_type in OPERATORS and node.output[0] not in counts and not is_of_a_norm(node):
             after = readers.get(node.output[0], ())

@@ -17,7 +17,7 @@ from compress.quantize.biases import RoomyQuantizer
 from compress.quantize.calibration import observe
 from compress.quantize.door import SCALE, ZERO_POINT, normalised_tensor, remove_door
 from compress.quantize.equalise import equalised
-from compress.quantize.graph import has_classes_last, is_of_a_norm, is_transposed_in_groups, logits_of
+from compress.quantize.graph import SIZES, has_classes_last, is_of_a_norm, is_transposed_in_groups, logits_of, on_sizes
 from compress.quantize.layers import layers_of
 from compress.quantize.targets import scheme_of
 from compress.quantize.tensorrt import with_float_ends, without_needless_pairs
@@ -60,8 +60,6 @@ OP_TYPES = (
 QDQRegistry["DepthToSpace"] = QDQDirect8BitOp
 
 _LAYOUT = frozenset({"Transpose", "Cast", "Identity", "ReorderInput", "ReorderOutput"})
-_SIZES = frozenset({"Shape", "Size"})
-"""They read no value, whatever the tensor holds."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,8 @@ class Quantizer:
         # A variance is a small difference of large squares: in 8 bits it may be negative, and then has no root. For a
         # transposed convolution in groups there is no integer kernel, and the library counts its channels wrongly.
         self._excluded = [
-            node.name for node in self.parent.graph.node if is_of_a_norm(node) or is_transposed_in_groups(node)
+            *(node.name for node in self.parent.graph.node if is_of_a_norm(node) or is_transposed_in_groups(node)),
+            *(node.name for node in on_sizes(self.parent)),
         ]
         self.layers = tuple(layer for layer in layers if layer not in self._fixed)
         """Those that can be quantized, or left in float."""
@@ -206,7 +205,7 @@ def _measure_integers(model: onnx.ModelProto) -> None:
     """Take the size of a map from its integers: the runtime would dequantize a whole map to ask for its size."""
     integers = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for node in model.graph.node:
-        if node.op_type in _SIZES and node.input[0] in integers:
+        if node.op_type in SIZES and node.input[0] in integers:
             node.input[0] = integers[node.input[0]]
 
 
@@ -240,7 +239,7 @@ def _float_layers(model: onnx.ModelProto, meant: Collection[str]) -> Iterator[Fl
     for node in onnx.load_from_string(optimised_graph(model.SerializeToString())).graph.node:
         if node.op_type == "DequantizeLinear":
             floating.update(node.output)
-        elif node.op_type not in ("QuantizeLinear", *_SIZES) and floating.intersection(node.input):
+        elif node.op_type not in ("QuantizeLinear", *SIZES) and floating.intersection(node.input):
             floating.update(node.output)
             if node.op_type in _LAYOUT:
                 if follows.intersection(node.input):
@@ -261,6 +260,6 @@ def _unquantized(model: onnx.ModelProto) -> Iterator[FloatLayer]:
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear":
             floating.update(node.output)
-        elif node.op_type not in (*OP_TYPES, "QuantizeLinear", *_LAYOUT, *_SIZES) and floating.intersection(node.input):
+        elif node.op_type not in (*OP_TYPES, "QuantizeLinear", *_LAYOUT, *SIZES) and floating.intersection(node.input):
             floating.update(node.output)
             yield FloatLayer(layer=node.name or node.output[0], reason=f"{node.op_type} is not quantized")

@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from compress.quantize.graph import SIZES
 from compress.quantize.rewrites.edit import Editor
+from export.errors import WorkFailedError
 from export.graph import attributes
 from export.runtime import IMAGE, MASK
 
@@ -21,7 +23,8 @@ _IN_ONE_KERNEL_OR_FLOAT = ("Relu", "Clip", "ArgMax")
 def with_float_ends(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with the image cast to float before all else, and the mask cast from floats; the same answers.
 
-    `model`, which is not changed, begins with a Transpose and a Cast, as `export.to_onnx` writes it.
+    `model`, which is not changed, begins with a Transpose and a Cast, as `export.to_onnx` writes it. Raises
+    WorkFailedError for one that does not.
     """
     editor = Editor(model)
     _cast_first(editor)
@@ -31,15 +34,29 @@ def with_float_ends(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _cast_first(editor: Editor) -> None:
-    """Swap the Transpose and the Cast."""
-    transpose = editor.only_reader(IMAGE)
-    cast = None if transpose is None else editor.only_reader(transpose.output[0])
-    if transpose is None or cast is None or (transpose.op_type, cast.op_type) != ("Transpose", "Cast"):
-        return
+    """Swap the Transpose and the Cast; what reads a size reads that of the floats."""
+    transpose = _reads_values(editor, IMAGE, "Transpose")
+    cast = _reads_values(editor, transpose.output[0], "Cast")
     between, result = f"{IMAGE}{_IN_FLOAT}", cast.output[0]
     perm = attributes(transpose)["perm"]
-    editor.replace(transpose, [helper.make_node("Cast", [IMAGE], [between], cast.name, to=TensorProto.FLOAT)])
-    editor.replace(cast, [helper.make_node("Transpose", [between], [result], transpose.name, perm=perm)])
+    for tensor, same_shape in ((IMAGE, between), (transpose.output[0], result)):
+        for node in editor.readers(tensor):
+            if node.op_type in SIZES:
+                node.input[0] = same_shape
+    editor.replace(transpose, [])
+    editor.replace(cast, [])
+    editor.nodes[:0] = [
+        helper.make_node("Cast", [IMAGE], [between], cast.name, to=TensorProto.FLOAT),
+        helper.make_node("Transpose", [between], [result], transpose.name, perm=perm),
+    ]
+
+
+def _reads_values(editor: Editor, tensor: str, operator: str) -> onnx.NodeProto:
+    found = [node for node in editor.readers(tensor) if node.op_type not in SIZES]
+    if [node.op_type for node in found] != [operator]:
+        read = ", ".join(node.op_type for node in found) or "nothing"
+        raise WorkFailedError(f"{tensor} is read by {read}; a graph for TensorRT begins with a Transpose and a Cast")
+    return found[0]
 
 
 def _mask_of_floats(editor: Editor) -> None:

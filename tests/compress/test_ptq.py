@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from support.handmade import blocks, small_unet, with_a_norm
+from support.handmade import blocks, small_unet, with_a_norm, with_a_smaller_inside
 from support.networks import ByPixel, Mixer, Sized, exported, random_unet, seeded
 from torch import nn
 
@@ -22,6 +22,7 @@ from compress.quantize.qat import QuantizedNetwork
 from compress.quantize.targets import scheme_of
 from compress.settings.quantize import Target
 from export.errors import WorkFailedError
+from export.graph import SizedGraph
 from export.images import U8
 from export.machine import InstructionSet
 from export.manifest import FloatLayer
@@ -111,6 +112,19 @@ def test_a_map_that_is_brought_to_the_size_of_another_stays_in_integers() -> Non
     with torch.inference_mode():
         trained = QuantizedNetwork(made.graph, made.parent)(normalised).argmax(1).numpy()
     assert np.mean(trained == model.masks(images)) > 0.99
+
+
+def test_a_size_that_is_computed_in_floats_stays_in_float() -> None:
+    """In 8 bits it would be clipped to those of the calibration: other images would become smaller inside."""
+    graph = with_a_smaller_inside()
+    made = Quantizer(graph, iter(blocks(4)), target="auto").quantized("minmax")
+    assert made.float_layers == ()
+    small = "stem_relu_smaller"
+    images = np.repeat(np.stack(blocks(2)), 3, axis=1)[:, :-2]
+    for model in (graph, made.graph):
+        assert SizedGraph(model, images.shape[1:3]).size(small) == (47, 24)
+    both = [OnnxModel(model.SerializeToString(), threads=1).masks(images) for model in (graph, made.graph)]
+    assert np.mean(both[0] == both[1]) > 0.9
 
 
 @pytest.mark.parametrize("groups", [2, 16])

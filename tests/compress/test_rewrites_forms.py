@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from support.handmade import blocks, with_a_smaller_inside
 from support.networks import exported, random_unet
 
 from compress.quantize.ptq import Quantizer, with_quantized_logits
@@ -257,6 +258,18 @@ def test_what_does_not_fit_is_left_alone(forms: list[Form], model: onnx.ModelPro
         node = next(node for node in model.graph.node if "y" in node.output)
         same = form.apply(model, [node.name, f"{node.op_type} y"])
         assert same.SerializeToString() == named(model).SerializeToString()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (18, 20), (46, 52), (30, 42)])
+def test_columns_are_taken_together_only_where_they_come_in_whole_groups_at_all_sizes(size: tuple[int, int]) -> None:
+    """A size that is computed in floats is no multiple of the image's, and shape inference does not know it."""
+    made = Quantizer(with_a_smaller_inside(), iter(blocks(4)), target="auto").quantized("minmax").graph
+    for form in (Folded(2, True, 2), Folded(2, False, 2)):
+        places = form.places(made)
+        assert not any("inner" in name for name in places)
+        assert places
+        images = image(1, size, 1)
+        np.testing.assert_array_equal(run(form.apply(made, list(places)), images), run(made, images))
 
 
 def test_weights_that_two_layers_read_change_for_the_chosen_one_alone() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from support.handmade import Handmade, blocks, small_unet
 
+from compress.quantize.correct import corrected
 from compress.quantize.ptq import Quantized, Quantizer
 from compress.settings.quantize import Target
 from export.errors import UsageError
@@ -47,6 +48,41 @@ def pairs(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, NDArray[Any]
 
 def weights(model: onnx.ModelProto) -> Mapping[str, NDArray[np.int8]]:
     return {name: array for name, array in constants(model).items() if array.dtype == np.int8 and array.ndim == 4}
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_a_bias_that_correction_gives_to_a_layer_is_as_the_others(target: Target) -> None:
+    made = corrected(made_for(target, small_unet(bias=False)), blocks(4), integer_biases=False)
+    known = constants(made.graph)
+    biases = [known[node.input[2]] for node in made.graph.graph.node if node.op_type == "Conv"]
+    assert {bias.dtype for bias in biases} == {np.dtype(np.float32)}
+    assert len(biases) == 4
+    assert not [node for node, _, zero_point in pairs(made.graph) if zero_point.dtype == np.int32]
+
+
+def test_for_tensorrt_bytes_go_into_a_cast_alone_where_the_size_of_the_image_is_read_too() -> None:
+    net = Handmade()
+    stem = net.relu(net.conv("stem", net.image, 1))
+    graph = net.graph(net.conv("head", net.to_size_of(net.pool(stem), net.image), 4, kernel=1))
+    shape = next(node for node in graph.graph.node if node.op_type == "Shape")
+    for read in ("image", "turned"):
+        shape.input[0] = read
+        if read == "image":  # NHWC
+            net.integers["order"] = np.array([0, 3, 1, 2], np.int64)
+            graph.graph.initializer.append(numpy_helper.from_array(net.integers["order"], "order"))
+            place = list(graph.graph.node).index(shape)
+            graph.graph.node.insert(
+                place + 1, onnx.helper.make_node("Gather", [shape.output[0], "order"], ["ordered"], "ordering")
+            )
+            resize = next(node for node in graph.graph.node if node.op_type == "Resize")
+            resize.input[3] = "ordered"
+        else:
+            resize.input[3] = shape.output[0]
+        made = made_for("tensorrt", graph).graph
+        assert [node.op_type for node in made.graph.node if "image" in node.input] == ["Cast"]
+        images = np.stack(blocks(2))
+        both = [OnnxModel(model.SerializeToString(), threads=1).masks(images) for model in (graph, made)]
+        assert np.mean(both[0] == both[1]) > 0.9
 
 
 def test_tensorrt_is_signed_everywhere_and_every_zero_point_is_zero(tensorrt: Quantized) -> None:

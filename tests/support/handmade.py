@@ -15,6 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from export.images import U8
 
 
+_NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+
+
 class Handmade:
     """Nodes between the image and the logits; every method gives the name of what it makes."""
 
@@ -25,6 +28,7 @@ class Handmade:
         self.weights: dict[str, NDArray[np.float32]] = {
             name: np.array(128, np.float32) for name in ("mean", "deviation")
         }
+        self.integers: dict[str, NDArray[np.int64]] = {}
         self._inputs = channels
         self._nodes = [
             helper.make_node("Transpose", ["image"], ["turned"], "turn", perm=[0, 3, 1, 2]),
@@ -60,14 +64,27 @@ class Handmade:
     def up(self, source: str) -> str:
         """Twice the size, by nearest neighbours."""
         self.weights["twice"] = np.array([1, 1, 2, 2], np.float32)
-        return self.add(
-            "Resize",
-            [source, "", "twice"],
-            f"{source}_up",
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
+        return self.add("Resize", [source, "", "twice"], f"{source}_up", **_NEAREST)
+
+    def to_half(self, source: str) -> str:
+        """Half the size, rounded down, computed in floats as torch's older exporter writes it."""
+        self.weights["half"] = np.array([0.5, 0.5], np.float32)
+        for name, number in (("zero", 0), ("two", 2), ("four", 4)):
+            self.integers[name] = np.array([number], np.int64)
+        shape = self.add("Shape", [source], f"{source}_shape")
+        sides = self.add("Slice", [shape, "two", "four"], f"{source}_sides")
+        floats = self.add("Cast", [sides], f"{source}_floats", to=TensorProto.FLOAT)
+        halves = self.add("Floor", [self.add("Mul", [floats, "half"], f"{source}_halves")], f"{source}_floor")
+        whole = self.add("Cast", [halves], f"{source}_whole", to=TensorProto.INT64)
+        rest = self.add("Slice", [shape, "zero", "two"], f"{source}_rest")
+        return self._resized(source, self.add("Concat", [rest, whole], f"{source}_size", axis=0), f"{source}_smaller")
+
+    def to_size_of(self, source: str, other: str) -> str:
+        """As large as `other`, which has as many channels."""
+        return self._resized(source, self.add("Shape", [other], f"{other}_like"), f"{source}_again")
+
+    def _resized(self, source: str, size: str, name: str) -> str:
+        return self.add("Resize", [source, "", "", size], name, **_NEAREST)
 
     def beside(self, *sources: str) -> str:
         width = sum(self.channels[source] for source in sources)
@@ -89,7 +106,7 @@ class Handmade:
                 helper.make_tensor_value_info("mask", TensorProto.UINT8, free),
                 helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", self.channels[logits], *free[1:]]),
             ],
-            [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
+            [numpy_helper.from_array(array, name) for name, array in (self.weights | self.integers).items()],
         )
         model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
         onnx.checker.check_model(model, full_check=True)
@@ -113,6 +130,14 @@ def small_unet(*, spread: float = 1.0, bias: bool = True) -> onnx.ModelProto:
         for reader, start in readers:
             net.weights[f"model.{reader}.weight"][:, start : start + 8] /= more.reshape(1, -1, 1, 1)
     return net.graph(logits)
+
+
+def with_a_smaller_inside() -> onnx.ModelProto:
+    """A layer at half the size, which is computed in floats."""
+    net = Handmade()
+    stem = net.relu(net.conv("stem", net.image, 8))
+    inner = net.relu(net.conv("inner", net.to_half(stem), 8))
+    return net.graph(net.conv("head", net.to_size_of(inner, stem), 4, kernel=1))
 
 
 def with_a_norm() -> onnx.ModelProto:

@@ -11,6 +11,10 @@ from compress.quantize.rewrites.edit import Array, Editor, viewed
 from compress.quantize.rewrites.layers import IntegerConv, integer_convs, put, repeated
 from export.graph import SizedGraph
 
+_FACTORS = (3, 5, 16)
+"""Of these widths, beside the narrowest, columns must be whole multiples. A map that a network makes smaller by a ratio
+of its own, rounded, is that at some of them by chance."""
+
 WIDEST = 64
 """Most channels out; a wider convolution fills the runtime's kernels by itself, and zeros in its weights cost time."""
 
@@ -109,6 +113,7 @@ def _widths(model: onnx.ModelProto, multiple: int) -> dict[str, int]:
     if height and width:
         only = SizedGraph(model, (height, width))
         return {name: only.size(name)[1] for name in names}
-    narrow, wide = (SizedGraph(model, (multiple, factor * multiple)) for factor in (1, 3))
-    found = {name: (narrow.size(name)[1], wide.size(name)[1]) for name in names}
-    return {name: width for name, (width, other) in found.items() if other == 3 * width}
+    narrow, *wider = (SizedGraph(model, (multiple, factor * multiple)) for factor in (1, *_FACTORS))
+    widths = {name: narrow.size(name)[1] for name in names}
+    found = {name: [graph.size(name)[1] for graph in wider] for name in names}
+    return {name: width for name, width in widths.items() if found[name] == [factor * width for factor in _FACTORS]}
