@@ -10,16 +10,19 @@ from export.graph import CONVOLUTIONS, attributes, layer_name
 
 
 def cut_from(reference: Bundle, bundles: Mapping[str, Bundle]) -> tuple[str | None, tuple[GroupWidth, ...]]:
-    """The name of the last of `bundles` that was cut from `reference`, and its convolutions beside those of
-    `reference`, in the order of the network; a convolution that has gone keeps 0 channels.
+    """The name of the last of `bundles` that was cut from `reference`, at once or in several steps, and its
+    convolutions beside those of `reference`, in the order of the network; a convolution that has gone keeps 0 channels.
 
-    None and nothing where there is none, or `reference` is not in float.
+    None and nothing where there is none, or `reference` is not in float. One that has only lost single weights is none.
     """
     weights = reference.manifest.parents.get("checkpoint")
     if weights is not None and reference.manifest.precision == "fp32":
         for name, bundle in reversed(list(bundles.items())):
-            if bundle.manifest.precision == "fp32" and bundle.manifest.parents.get("parent") == weights:
+            parents = bundle.manifest.parents
+            if bundle.manifest.precision == "fp32" and weights in (parents.get("parent"), parents.get("ancestor")):
                 before, after = _outputs(reference), _outputs(bundle)
+                if before == after:
+                    continue
                 return name, tuple(
                     GroupWidth(layer=layer, width=width, kept=after.get(layer, 0)) for layer, width in before.items()
                 )

@@ -45,7 +45,13 @@ class Accuracy:
 
     @classmethod
     def from_result(cls, result: Mapping[str, Any]) -> "Accuracy":
-        """Read from a step's record, which holds `as_result` among other things."""
+        """Read from a step's record, which holds `as_result` among other things.
+
+        Raises UsageError for one that somebody has changed.
+        """
+        missing = [name for name in cls.__dataclass_fields__ if name not in result]
+        if missing:
+            raise UsageError(f"the record of the step lacks {', '.join(missing)}; remove its folder, and run it again")
         mine = {name: result[name] for name in cls.__dataclass_fields__}
         intervals = mine["iou_interval_per_class"].items()
         return cls(

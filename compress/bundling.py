@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.checkpoint import Subject
 from compress.data.evaluation import EvaluationImages, drawn_by_name, nothing_counts
 from compress.data.folder import Dataset
-from compress.progress import task
+from compress.progress import say, task
 from compress.settings.whole import ExportSettings
 from compress.steps import StepFolder, StepPlan
 from export import bundle
 from export.bundle import Bundle
+from export.errors import BundleError
 from export.files import write_json
 from export.images import U8
 from export.machine import instruction_set, library_versions
@@ -46,6 +47,15 @@ class Proof:
     score_split: str = "val"
     miou_parent: float | None = None
     latency: Latency | None = None
+
+
+def whole(out: Path) -> Bundle | None:
+    """The bundle in `out`; None for one that is damaged, which is said: its step then makes it again."""
+    try:
+        return bundle.load(out)
+    except BundleError as error:
+        say(f"warning: {error}; it is made again")
+        return None
 
 
 def write_bundle(

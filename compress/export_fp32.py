@@ -14,6 +14,7 @@ from compress.bundling import (
     parity_images,
     score_on,
     segmenter_of,
+    whole,
     write_bundle,
 )
 from compress.checkpoint import Checkpoint
@@ -51,9 +52,9 @@ def export(parent: Path, out: Path, recipe: Recipe | None = None, *, data: Path 
         {**source.inputs("checkpoint"), **({"data": dataset.fingerprint} if dataset else {})},
         {"export": recipe.export.model_dump(mode="json"), "name": model_name(recipe.export, out)},
     )
-    if finished(out, plan):
+    if finished(out, plan) and (made := whole(out)) is not None:
         say(f"{out} is up to date")
-        return bundle.load(out)
+        return made
     with running(out, plan) as step:
         _export(step, plan, source, dataset, recipe)
     return bundle.load(out)

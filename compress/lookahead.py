@@ -2,23 +2,18 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from compress import models
 from compress.budget import Budget
 from compress.data.check import require_sound
 from compress.data.evaluation import usual_size
 from compress.data.folder import Dataset
-from compress.own import is_own
 from compress.prune.levels import require_levels
 from compress.quantize.workbench import require_unsigned
 from compress.recipe import Recipe
-from compress.settings.fit import FitSettings
-from compress.train import own
 from compress.train.freeze import require_encoder
-from compress.train.losses import class_weights
 from compress.train.precision import pick_device
 from compress.train.room import require_room
+from compress.train.usable import require_usable
 from export.images import padded_size
 from export.latency.table import LatencyTable
 
@@ -28,25 +23,16 @@ def look_ahead(recipe: Recipe, data: Path) -> Dataset:
 
     Raises DatasetError, RecipeError, UsageError.
     """
-    dataset = require_sound(data, recipe.data.channels)
+    dataset = require_sound(data, recipe.data.channels, scored=("val", "test"))
     for settings in (recipe.prune, recipe.quantize):
         Budget.of(settings).require_classes(dataset.classes)
     pick_device(recipe.train.device)
-    _require_fit(recipe.prune.finetune, dataset)
+    require_usable(recipe.prune.finetune, dataset.classes)
     if recipe.quantize.mode == "qat":
         require_unsigned(recipe.quantize)
-        _require_fit(recipe.quantize.finetune, dataset)
+        require_usable(recipe.quantize.finetune, dataset.classes)
     _require_network(recipe, dataset)
     return dataset
-
-
-def _require_fit(settings: FitSettings, dataset: Dataset) -> None:
-    """Check that the user's own loss and schedule exist, and that class weights are those of the classes."""
-    if settings.loss.own is not None:
-        own.loss(settings.loss.own)
-    if is_own(settings.schedule.kind):
-        own.schedule(settings.schedule.kind)
-    class_weights(settings.loss, np.ones(len(dataset.classes), dtype=np.int64), settings.SECTION)
 
 
 def _require_network(recipe: Recipe, dataset: Dataset) -> None:

@@ -20,7 +20,7 @@ from compress.progress import say, task
 from compress.prune import prune
 from compress.quantize import quantize
 from compress.recipe import Recipe
-from compress.steps import StepPlan, finished, read_record, running
+from compress.steps import StepPlan, finished, locked, read_record, running
 from compress.train import train
 from export import bundle
 from export.bundle import Bundle
@@ -60,14 +60,19 @@ def run(recipe: Recipe, out: Path, *, command: str = "compress run") -> Finished
         )
     dataset = None if recipe.data.path is None else look_ahead(recipe, recipe.data.path)
     require_ours(out / RECIPE)
-    require_nothing_lost(recipe, out)
-    if dataset is None:
-        say("data.path is not set: using the built-in sample set")
-        dataset = look_ahead(recipe, write_sample(out / "data").path)
-    look_at_data(out, dataset.fingerprint)
     make_folder(out)
-    write_atomic(out / RECIPE, recipe.to_toml())
+    # The folder of each step is locked by itself; this is for what lies beside them, such as the recipe.
+    with locked(out, out):
+        require_nothing_lost(recipe, out)
+        if dataset is None:
+            say("data.path is not set: using the built-in sample set")
+            dataset = look_ahead(recipe, write_sample(out / "data").path)
+        look_at_data(out, dataset.fingerprint)
+        write_atomic(out / RECIPE, recipe.to_toml())
+        return _run(recipe, dataset, out, command)
 
+
+def _run(recipe: Recipe, dataset: Dataset, out: Path, command: str) -> Finished:
     data = dataset.path
     dense = train(data, out / "dense", recipe)
     require_unchanged(dataset)

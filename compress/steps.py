@@ -98,7 +98,7 @@ def finished(out: Path, plan: StepPlan) -> dict[str, Any] | None:
     partial = _partial(out)
     if _is_whole(partial):
         # A kill came between the last write and the rename; or another run is about to rename.
-        with contextlib.suppress(BusyError), _locked(partial, out):
+        with contextlib.suppress(BusyError), locked(partial, out):
             if _is_whole(partial):
                 _replace(partial, out)
     if out.exists():
@@ -108,12 +108,15 @@ def finished(out: Path, plan: StepPlan) -> dict[str, Any] | None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """step.json of a folder, None where there is none."""
+    """step.json of a folder, None where there is none that a step wrote."""
     try:
         record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    sound = all(isinstance(record.get(name, {}), dict) for name in ("inputs", "settings", "result"))
+    return record if sound else None
 
 
 @contextlib.contextmanager
@@ -126,7 +129,7 @@ def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
     _require_free(out, plan)
     partial = _partial(out)
     make_folder(partial.parent)
-    with _locked(partial, out):
+    with locked(partial, out):
         continued = _prepare(partial, plan)
         record = read_record(out)
         if record is not None and record.get("key") != plan.key:
@@ -250,7 +253,7 @@ def _changed(earlier: Mapping[str, Any], plan: StepPlan) -> str:
     """How `plan` differs from an earlier one, on one line."""
     if "settings" not in earlier:
         return "by a version that did not record its settings"
-    inputs = earlier["inputs"]
+    inputs = earlier.get("inputs", {})
     name = earlier.get("name", plan.name)
     lines = [] if name == plan.name else [f"the step was {name} and is {plan.name}"]
     lines += [
@@ -280,17 +283,20 @@ def _replace(partial: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(partial: Path, out: Path) -> Iterator[None]:
-    """Lock the partial folder itself: the kernel releases the lock when the process ends, however it ends."""
+def locked(place: Path, out: Path) -> Iterator[None]:
+    """Lock the folder `place` for what becomes `out`: the kernel releases it when the process ends, however it ends.
+
+    Raises BusyError.
+    """
     busy = f"another run is writing {out}; wait for it, or give another --out"
-    partial.mkdir(exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    place.mkdir(exist_ok=True)
+    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(busy) from error
-        if not partial.exists() or not os.path.samestat(os.fstat(handle), partial.stat()):
+        if not place.exists() or not os.path.samestat(os.fstat(handle), place.stat()):
             raise BusyError(busy)  # the other run renamed the folder before it released the lock
         yield
     finally:

@@ -75,9 +75,18 @@ def leading_to(nodes: Sequence[onnx.NodeProto], tensors: Collection[str]) -> lis
     wanted, kept = set(tensors), []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
+            wanted.update(_read(node))
             kept.append(node)
     return kept[::-1]
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """The tensors that `node` reads, also within graphs of its own, such as the branches of an If."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            found.update(*map(_read, inner.node), (output.name for output in inner.output))
+    return found
 
 
 def layer_name(weight: str) -> str:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from compress.data.classes import FILE, VOID_NAME, ClassTable
+from compress.data.evaluation import nothing_counts
 from compress.data.findings import Findings, shortened
 from compress.data.folder import ChannelChoice, Dataset, fingerprint_of, open_dataset
 from compress.data.inspection import Inspector, OtherChannels, Seen, SeenImage, SeenMask
@@ -49,15 +50,24 @@ def check(path: Path, channels: ChannelChoice = "auto", *, progress: Progress | 
     return tally.report(channels)
 
 
-def require_sound(path: Path, channels: ChannelChoice = "auto", *, progress: Progress | None = None) -> Dataset:
+def require_sound(
+    path: Path,
+    channels: ChannelChoice = "auto",
+    *,
+    scored: Sequence[Split] = (),
+    progress: Progress | None = None,
+) -> Dataset:
     """Check a dataset folder and open it.
 
-    Raises DatasetError with everything that is wrong.
+    Raises DatasetError with everything that is wrong, and where every mask of a split in `scored` is void everywhere.
     """
     report = check(path, channels, progress=progress)
     if report.problems or report.channels is None:
         raise DatasetError(path, report.problems)
     dataset = open_dataset(path, channels=report.channels)
+    for split in scored:
+        if not sum(count for name, count in report.pixels[split].items() if name != VOID_NAME):
+            raise nothing_counts(dataset, split)
     return dataclasses.replace(dataset, known_fingerprint=report.fingerprint)
 
 

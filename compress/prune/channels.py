@@ -116,7 +116,13 @@ class _Way:
         """
         tried: list[Stage] = []
         for count in (self._settings.rounds * 2**index for index in range(self._settings.tries)):
-            stage = self._in(count)
+            try:
+                stage = self._in(count)
+            except WorkFailedError as error:
+                if not tried:
+                    raise
+                say(f"warning: in {count} rounds: {error}; the best network of the tries before is kept")
+                break
             if stage.figures is None:
                 return stage
             tried.append(stage)

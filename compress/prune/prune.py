@@ -17,8 +17,10 @@ from compress.recipe import Recipe
 from compress.settings.prune import PruneSettings
 from compress.steps import StepPlan, finished, running
 from compress.train import own
+from compress.train.freeze import require_encoder
 from compress.train.images import window_settings
 from compress.train.room import require_room
+from compress.train.usable import require_usable
 from export.errors import UsageError
 from export.files import sha256_file
 from export.latency.table import LatencyTable
@@ -47,6 +49,8 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     if table is not None:
         LatencyTable.load(table)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": source.card.size})})
+    require_usable(settings.finetune, source.card.classes)
+    require_encoder(source.network(), settings.finetune)
     if settings.levels is None:
         require_room(recipe.data, settings.finetune, dataset, source.card.size_multiple)
     plan = StepPlan(

@@ -16,6 +16,7 @@ from compress.prune.decide import Decider, Decision
 from compress.prune.recover import HISTORY, Recovery
 from compress.prune.step import PruneStep
 from compress.steps import StepFolder
+from compress.train.sparsity import keep_zeros
 from export.errors import UsageError, WorkFailedError
 from export.files import write_json
 from export.scoring import Score
@@ -109,6 +110,7 @@ class Rounds:
             child_card = self._step.card(
                 pruning=(*card.pruning, reduce(PruningPlan.then, plans)), size_multiple=size_multiple(child)
             )
+            keep_zeros(child.to(self._recovery.device))
             recovered = self._recovery.run(child, child_card, folder.path)
             checkpoint.save(folder.path, child, child_card)
             write_json(folder.path / DONE, recovered)

@@ -97,9 +97,13 @@ class PruneStep:
             yield Geometry.plan(*image.shape[:2], size=card.size, multiple=card.size_multiple).fit(image)
 
     def card(self, **changes: Any) -> ModelCard:
-        """The child's card: its parent's except for `changes`, and not scored yet."""
+        """The child's card: its parent's except for `changes`, and not scored yet. Of a parent that was cut itself, the
+        network that the first cut began with is named, too."""
         recipe = {**self.parent.card.recipe, "prune": self.plan.settings["prune"]}
-        update = {**changes, "parents": dict(self.plan.inputs), "recipe": recipe, "miou_val": None}
+        earlier = self.parent.card.parents
+        first = earlier.get("ancestor", earlier.get("parent"))
+        parents = {**self.plan.inputs, **({"ancestor": first} if first else {})}
+        update = {**changes, "parents": parents, "recipe": recipe, "miou_val": None}
         return self.parent.card.model_copy(update=update)
 
     def keep(self, child: nn.Module, result: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Set the smallest single weights of a network to zero. Shapes stay: only compressed bytes are saved."""
 
 import gzip
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from compress.budget import Budget
 from compress.progress import say
 from compress.prune.recover import Recovery
 from compress.prune.step import PruneStep
+from compress.train.sparsity import hold_at_zero, kernels, share_of_zeros
 
 
 def cut_weights(step: PruneStep) -> dict[str, Any]:
@@ -57,26 +56,6 @@ def smallest_weights(network: nn.Module, sparsity: float) -> dict[str, Tensor]:
     mask[magnitudes.argsort(stable=True)[: round(sparsity * len(mask))]] = True
     parts = torch.split(mask, [kernel.numel() for kernel in found.values()])
     return {name: part.reshape(kernel.shape) for (name, kernel), part in zip(found.items(), parts, strict=True)}
-
-
-def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the masked weights to zero, and their gradients from now on: AdamW then has nothing to move them by."""
-    for name, mask in masks.items():
-        kernel = network.get_parameter(name)
-        with torch.no_grad():
-            kernel.masked_fill_(mask, 0)
-        kernel.register_hook(partial(torch.masked_fill, mask=mask, value=0))  # type: ignore[no-untyped-call]
-
-
-def kernels(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of convolutions and of other layers that multiply; neither biases nor BatchNorm."""
-    return {name: parameter for name, parameter in network.named_parameters() if parameter.ndim > 1}
-
-
-def share_of_zeros(network: nn.Module) -> float:
-    """The share of all kernels' weights that are zero."""
-    found = kernels(network).values()
-    return sum(int((kernel == 0).sum()) for kernel in found) / sum(kernel.numel() for kernel in found)
 
 
 def gzipped(path: Path) -> int:

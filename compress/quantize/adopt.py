@@ -115,6 +115,15 @@ def _in_our_form(
     else:
         before[-1].output[0] = entry
     layout, single = _logits_of(foreign, len(meant))
+    axis = 1 if layout == "nchw" else 3
+    if foreign.class_axis not in (None, axis):
+        raise ModelError(
+            foreign.path,
+            [
+                f"it compares values of {foreign.logits} along axis {foreign.class_axis}, and their classes lie along "
+                f"axis {axis}; name the tensor that holds the logits with --output"
+            ],
+        )
     if layout == "nhwc":
         after.append(helper.make_node("Transpose", [found], ["logits_nchw"], perm=TO_NCHW))
         found = "logits_nchw"

@@ -29,6 +29,10 @@ _COLOURS = 4
 """Of two fixed dimensions that could be the channels, it is the one up to this, if the other is above."""
 _KEEPS_THE_BEST = ("ArgMax", "Softmax", "LogSoftmax", "Sigmoid", "Cast", "Identity")
 """These do not change which class is best; but behind them a single logit no longer separates its classes at 0."""
+_COMPARES = ("ArgMax", "Softmax", "LogSoftmax")
+"""Only along the axis of the classes do these keep it."""
+_SOFTMAX_OF_ONE_AXIS = 13
+"""The opset since which Softmax has its present meaning; before, its axis was 1 unless it was given."""
 _KEEPS_THE_VALUES = ("Squeeze", "Reshape", "Flatten")
 _QUANTIZED = (
     "ConvInteger",
@@ -62,6 +66,8 @@ class Foreign:
     """Height and width of a graph that takes no other, else None."""
     sha256: str
     """Of all that was loaded, including weights in files beside `path`."""
+    class_axis: int | None = None
+    """The axis of the logits along which the model itself compares them, if it does."""
 
 
 def read(path: Path, declared: OnnxSettings) -> Foreign:
@@ -81,10 +87,11 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
     if (height is None) != (width is None):
         fixed = f"{height or 'any'} x {width or 'any'}"
         raise ModelError(path, [f"only one of height and width is fixed ({fixed}); fix both or neither"])
-    logits, logits_layout = _logits(path, model, declared.output, layout)
+    logits, logits_layout, class_axis = _logits(path, model, declared.output, layout)
     _require_standard(path, model)
     size = None if height is None or width is None else (height, width)
-    return Foreign(path, _at_our_opset(path, model), image.name, logits, layout, logits_layout, channels, size, digest)
+    model = _at_our_opset(path, model)
+    return Foreign(path, model, image.name, logits, layout, logits_layout, channels, size, digest, class_axis)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
@@ -195,8 +202,9 @@ def _layout(path: Path, name: str, dims: Sequence[int | None]) -> Layout:
     return "nchw" if first else "nhwc"
 
 
-def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layout) -> tuple[str, Layout]:
-    """Cut off what comes after the logits; return their name and layout (the input's, changed by each Transpose).
+def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layout) -> tuple[str, Layout, int | None]:
+    """Cut off what comes after the logits; return their name, their layout (the input's, changed by each Transpose),
+    and the axis along which what was cut off compares them, if that is known.
 
     Behind a Sigmoid, a single logit would not separate its two classes at 0, and float operators there cost time.
     """
@@ -208,9 +216,15 @@ def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layo
         raise ModelError(path, [f"it has several outputs ({names}); name the one with the logits with --output"])
     name = wanted or str(model.graph.output[0].name)
     values = known_values(model)
+    class_axis: int | None = None
     while (node := makers.get(name)) is not None and _can_be_cut(node, values):
         if node.op_type == "Transpose":
             layout = "nhwc" if layout == "nchw" else "nchw"
+            class_axis = None if class_axis is None else attributes(node)["perm"][class_axis]
+        axis = _compares_along(node, values, _opset(model))
+        if axis is not None and class_axis not in (None, axis):
+            break
+        class_axis = class_axis if axis is None else axis
         name = str(node.input[0])
     value = values.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
     elem_type = value.type.tensor_type.elem_type
@@ -221,7 +235,7 @@ def _logits(path: Path, model: onnx.ModelProto, wanted: str | None, layout: Layo
     del model.graph.output[:], model.graph.node[:]
     model.graph.output.append(value)
     model.graph.node.extend(nodes)
-    return name, layout
+    return name, layout, class_axis
 
 
 def _instead(model: onnx.ModelProto, name: str, elem_type: int, values: Mapping[str, onnx.ValueInfoProto]) -> str:
@@ -247,6 +261,15 @@ def _can_be_cut(node: onnx.NodeProto, values: Mapping[str, onnx.ValueInfoProto])
         value = values.get(node.output[0])
         return value is None or len(value.type.tensor_type.shape.dim) != RANK
     return node.op_type in _KEEPS_THE_BEST
+
+
+def _compares_along(node: onnx.NodeProto, values: Mapping[str, onnx.ValueInfoProto], opset: int) -> int | None:
+    """The axis of a batch of maps along which `node` compares values; None if it does not, or what it reads is none."""
+    value = values.get(node.input[0])
+    if node.op_type not in _COMPARES or value is None or len(value.type.tensor_type.shape.dim) != RANK:
+        return None
+    usual = 0 if node.op_type == "ArgMax" else (-1 if opset >= _SOFTMAX_OF_ONE_AXIS else 1)
+    return int(attributes(node).get("axis", usual)) % RANK
 
 
 def known_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:

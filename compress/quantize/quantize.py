@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 
 from compress.budget import Accuracy, Budget, require_kept
-from compress.bundling import Proof, golden_images, model_name, write_bundle
+from compress.bundling import Proof, golden_images, model_name, whole, write_bundle
 from compress.data.folder import Dataset
 from compress.progress import say
 from compress.quantize.choice import choose
@@ -66,6 +66,8 @@ def quantize(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) 
     parts = own.sources(recipe.quantize.finetune, recipe.train.augment) if learned else {}
     plan = StepPlan("quantize", {**inputs(source, dataset), **parts}, settings)
     record = up_to_date(out, plan, recipe.quantize.target)
+    if record is not None and whole(out) is None:
+        record = None
     if record is not None and not _stands(record["result"], budget, force=recipe.quantize.force):
         record = None
     if record is not None:

@@ -30,7 +30,7 @@ class PruneSettings(Settings):
     speedup: Annotated[float, Field(gt=1)] | None = None
     """Speed-up to reach: latency of the parent over that of the child, both measured through ONNX Runtime in
     `precision`."""
-    latency_ms: Annotated[float, Field(gt=0)] | None = None
+    latency_ms: Annotated[float, Field(ge=1e-3)] | None = None
     """The same goal in milliseconds per image."""
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the channels to remove, the least important first; widths are rounded to `channel_multiple`."""
@@ -98,8 +98,11 @@ class PruneSettings(Settings):
     @model_validator(mode="after")
     def _table_where_there_is_a_search(self) -> Self:
         searched = self.says_how_much and not self.goals.keys() - {"speedup", "latency_ms"}
-        if self.latency_table is not None and self.says_how_much and not (searched and self.search == "table"):
-            raise ValueError("latency_table is for a goal of speed with search = 'table'; leave it out")
+        if self.latency_table is not None and self.says_how_much:
+            if not searched:
+                raise ValueError("latency_table is for a goal of speed; leave it out, or ask for a speedup")
+            if self.search != "table":
+                raise ValueError("latency_table is for search = 'table'; set that, or leave latency_table out")
         if self.scope == "local" and searched and self.search == "table":
             raise ValueError(
                 "scope = 'local' cuts the same share of each group, but search = 'table' chooses a width for each: set "

@@ -156,9 +156,10 @@ class Stepper:
         self._skipped.append(list(names))
         say(f"the loss or the gradient of {', '.join(names)} is not finite; the step is skipped")
         if len(self._skipped) == NON_FINITE_IN_A_ROW:
+            instead = "" if self._runtime.precision == "float32" else ", or set train.precision=float32"
             raise WorkFailedError(
                 f"the loss was not finite in {NON_FINITE_IN_A_ROW} steps in a row, last for "
-                f"{', '.join(names)}; lower {self._rate}, or set train.precision=float32"
+                f"{', '.join(names)}; lower {self._rate}{instead}"
             )
 
     def _lower_scale(self) -> None:

@@ -61,14 +61,15 @@ def test_bundles_are_scored_timed_and_reported(tmp_path: Path, data: Path) -> No
 
 
 def test_what_pruning_cut_is_shown_by_convolution(tmp_path: Path) -> None:
-    """Of the last float bundle that was cut from the first, whatever learned from it."""
+    """Of the last float bundle that was cut from the first, in however many steps, whatever learned from it."""
     whole = random_unet(base=16, upsampling="transposed")
     cut = scores_of(whole, channels=1).plan(0.4, 4).apply(whole, channels=1)
-    networks = {"dense": whole, "cut": cut, "taught": whole}
+    networks = {"dense": whole, "cut": cut, "sparse": whole, "taught": whole}
     weights = "ab" * 32
     parents = {
         "dense": {"checkpoint": weights},
-        "cut": {"checkpoint": "cd" * 32, "parent": weights},
+        "cut": {"checkpoint": "cd" * 32, "parent": "12" * 32, "ancestor": weights},
+        "sparse": {"checkpoint": "34" * 32, "parent": weights},
         "taught": {"checkpoint": "ef" * 32, "teacher": weights},
     }
     paths = [

@@ -2,6 +2,7 @@
 interrupted training is lost."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from compress.data.folder import open_dataset
 from compress.earlier import PARENTS, RECIPE, look_at_data
 from compress.recipe import Recipe
 from compress.steps import TRAINING_STATE, StepPlan, running
-from export.errors import UsageError, WorkFailedError
+from export.errors import BusyError, DatasetError, UsageError, WorkFailedError
 
 NOW, BEFORE = "ab" * 32, "cd" * 32
 TOLD = "the data is not that of the earlier run; these steps are made again: "
@@ -125,6 +126,43 @@ def test_a_run_looks_at_its_data_before_it_trains(
     with pytest.raises(UsageError, match=r"int8.* holds an interrupted training of an earlier run on other data"):
         pipeline.run(Recipe.load(None, [*TINY_SETTINGS, f"data.path={data}", "bench.rounds=5"]), out)
     assert (out / RECIPE).read_text() == left
+
+
+def test_a_run_that_is_refused_for_another_leaves_its_recipe(
+    discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def chosen(*settings: str) -> Recipe:
+        return Recipe.load(None, [*TINY_SETTINGS, f"data.path={discs}", *settings])
+
+    def begin(*_: object) -> None:
+        left = (out / RECIPE).read_text()
+        with pytest.raises(BusyError, match=f"another run is writing {out}"):
+            pipeline.run(chosen("bench.rounds=7"), out)
+        assert (out / RECIPE).read_text() == left
+        raise WorkFailedError("training began")
+
+    monkeypatch.setattr(pipeline, "train", begin)
+    for _ in range(2):  # what has ended is in nobody's way
+        with pytest.raises(WorkFailedError, match="training began"):
+            pipeline.run(chosen(), out)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_in_which_nothing_counts_is_named_before_anything_is_made(
+    split: str, discs: Path, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(discs, data)
+    classes = json.loads((data / "classes.json").read_text())
+    (data / "classes.json").write_text(json.dumps(classes | {"ignore_index": 9}))
+    for mask in (data / split / "masks").iterdir():
+        with Image.open(mask) as drawn:
+            Image.new("L", drawn.size, 9).save(mask)
+    with pytest.raises(DatasetError, match=f"{split}: every mask is void everywhere"):
+        pipeline.run(Recipe.load(None, [*TINY_SETTINGS, f"data.path={data}"]), out)
+    assert not out.exists()
 
 
 def test_data_that_change_during_a_run_end_it_before_networks_of_different_data_are_compared(

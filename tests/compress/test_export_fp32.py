@@ -1,6 +1,7 @@
 """`export`: a checkpoint becomes a float bundle that gives torch's answers, with or without data at hand."""
 
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,19 @@ def test_what_is_up_to_date_is_returned(
 ) -> None:
     assert export(trained.path, float_bundle.path, recipe(), data=discs) == float_bundle
     assert "is up to date" in capfd.readouterr().err
+
+
+def test_a_damaged_bundle_is_made_again(
+    float_bundle: Bundle, trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / float_bundle.path.name
+    shutil.copytree(float_bundle.path, out)
+    with (out / "model.onnx").open("r+b") as file:
+        file.write(b"damaged")
+    made = export(trained.path, out, recipe(), data=discs)
+    assert made.manifest.golden == float_bundle.manifest.golden
+    assert "model.onnx does not match its hash" in capfd.readouterr().err
+    assert export(trained.path, out, recipe(), data=discs) == made
 
 
 def test_a_dataset_of_other_classes_is_refused(discs: Path, tmp_path: Path) -> None:

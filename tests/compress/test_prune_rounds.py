@@ -15,14 +15,15 @@ from support.recipes import TINY_SETTINGS, by_speedup
 from torch import nn
 
 from compress import checkpoint
-from compress.checkpoint import Checkpoint
+from compress.checkpoint import Checkpoint, ModelCard
 from compress.models.plan import PruningPlan
 from compress.prune import prune
 from compress.prune.channels import SETBACKS, STRIDE
 from compress.prune.decide import Decider, Decision
+from compress.prune.recover import Recovery
 from compress.recipe import Recipe
 from compress.steps import read_record
-from export.errors import BudgetMissedError, RecipeError, UsageError
+from export.errors import BudgetMissedError, RecipeError, UsageError, WorkFailedError
 
 pytestmark = pytest.mark.usefixtures("counted")
 
@@ -224,6 +225,38 @@ def test_a_round_that_cannot_be_gone_on_with_leaves_the_one_before(
     assert told in capfd.readouterr().err
 
 
+def test_a_try_that_fails_leaves_the_network_of_the_one_before(
+    trained: Checkpoint, discs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recover = Recovery.run
+
+    def once(recovery: Recovery, child: nn.Module, card: ModelCard, folder: Path) -> Any:
+        if folder.name != "round-1":
+            raise WorkFailedError("the loss was not finite")
+        return recover(recovery, child, card, folder)
+
+    monkeypatch.setattr(Recovery, "run", once)
+    out, settings = tmp_path / "out", [*TINY_SETTINGS, "prune.min_iou={disc = 1.0}"]
+    with pytest.raises(BudgetMissedError, match="the IoU of disc"):
+        prune(trained.path, discs, out, Recipe.load(None, settings))
+    assert len(result_of(out)["rounds"]) == 1
+    told = "warning: in 2 rounds: the loss was not finite; the best network of the tries before is kept"
+    assert told in capfd.readouterr().err
+
+
+def test_what_the_recovery_cannot_use_is_said_before_anything_is_measured(
+    trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("compress.prune.prune"), "running", lambda *_: pytest.fail("the step was begun"))
+    for setting, place in (
+        ("loss.class_weights=[1,2,3]", r"3 weights for \d classes"),
+        ("freeze.epochs=1", "freeze.epochs"),
+        ("loss.own=nowhere.py:loss", "nowhere.py"),
+    ):
+        with pytest.raises(UsageError, match=place):
+            prune(trained.path, discs, tmp_path / "out", by_speedup("prune.speedup=1.5", f"prune.finetune.{setting}"))
+
+
 def test_a_latency_that_was_measured_once_is_the_goal_for_good(
     trained: Checkpoint, discs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +310,10 @@ def test_a_share_that_is_less_than_a_step_of_every_width_is_not_pruned(
     [
         (["prune.speedup=2", "prune.scope=local"], "search = 'ratio', or leave scope out"),
         (["prune.ratio=0.5", "prune.latency_table=t.json"], "latency_table is for a goal of speed"),
-        (["prune.speedup=2", "prune.search=ratio", "prune.latency_table=t.json"], "latency_table is for a goal"),
+        (
+            ["prune.speedup=2", "prune.search=ratio", "prune.latency_table=t.json"],
+            "set that, or leave latency_table",
+        ),
         (["prune.speedup=2", "prune.latency_ms=5"], "speedup, latency_ms exclude each other"),
     ],
 )

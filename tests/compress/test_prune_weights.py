@@ -15,9 +15,10 @@ from compress.checkpoint import Checkpoint
 from compress.cli.main import main
 from compress.prune import prune
 from compress.prune.recover import Recovery
-from compress.prune.weights import hold_at_zero, kernels, share_of_zeros, smallest_weights
+from compress.prune.weights import smallest_weights
 from compress.recipe import Recipe
 from compress.steps import read_record
+from compress.train.sparsity import hold_at_zero, kernels, share_of_zeros
 from export.errors import UsageError
 from export.scoring import Score
 
@@ -120,3 +121,20 @@ def test_the_command_says_that_no_time_is_gained(
     assert "they save bytes and no time" in err
     assert "90% of the weights zero" in out
     assert "by gzip" in out
+
+
+def test_a_kernel_that_does_not_learn_is_cut_like_the_others() -> None:
+    network = random_unet()
+    frozen = network.get_parameter("stem.0.weight").requires_grad_(False)
+    masks = smallest_weights(network, 0.6)
+    hold_at_zero(network, masks)
+    assert (frozen == 0).sum() == masks["stem.0.weight"].sum() > 0
+
+
+def test_a_sparse_network_whose_channels_are_cut_stays_sparse(sparse: Checkpoint, discs: Path, tmp_path: Path) -> None:
+    made = prune(sparse.path, discs, tmp_path / "out", Recipe.load(None, [*WITHOUT_A_GOAL, "prune.ratio=0.3"]))
+    before, after = sparse.network(), made.network()
+    assert sum(kernel.numel() for kernel in kernels(after).values()) < sum(k.numel() for k in kernels(before).values())
+    # The channels that go are those with the most zeros.
+    assert 0.4 < share_of_zeros(after) <= share_of_zeros(before)
+    assert made.card.parents["ancestor"] == sparse.card.parents["parent"]

@@ -320,6 +320,42 @@ def test_what_is_no_float32_model_any_more_is_refused(graph: str, message: str, 
         adopted_from(tmp_path / "m.onnx", OnnxSettings())
 
 
+def test_what_compares_along_another_axis_than_the_classes_stays_or_is_named(tmp_path: Path) -> None:
+    rows = nn.Sequential(Theirs(), nn.Softmax(2))
+    path = write(rows, tmp_path / "rows.onnx", (2, 3, 32, 40))
+    with pytest.raises(ModelError, match=r"along axis 2, and their classes lie along axis 1; name the tensor"):
+        adopted_from(path, OnnxSettings())
+    # Behind it is an ArgMax over the classes, whose order that changes.
+    adopted = adopted_from(write(Masked(rows), tmp_path / "m.onnx", (2, 3, 32, 40)), OnnxSettings(mean=MEAN, std=STD))
+    with torch.inference_mode():
+        expected = rows(normalised(IMAGES)).argmax(1).numpy()
+    found = OnnxModel(with_outputs(adopted.model, "mask").SerializeToString()).masks(IMAGES)
+    assert np.mean(found == expected) > 0.99
+
+
+def test_a_graph_may_choose_what_it_computes(tmp_path: Path) -> None:
+    """The branches of an If read tensors that stand outside."""
+    path = written(
+        f"""(float[n,3,h,w] x) => (float[n,2,h,w] l) <{THREE}, int64 two = {{2}}, int64 wide = {{20}}> {{
+            c = Conv(x, w)
+            s = Shape(x)
+            high = Gather(s, two)
+            is_high = Greater(high, wide)
+            l = If (is_high) <
+                then_branch = yes () => (float[n,2,h,w] a) {{ a = Relu(c) }},
+                else_branch = no () => (float[n,2,h,w] b) {{ b = Neg(c) }}
+            >
+        }}""",
+        tmp_path / "m.onnx",
+    )
+    adopted = adopted_from(path, OnnxSettings())
+    with torch.inference_mode():
+        kernel = torch.arange(1.0, 7.0).reshape(2, 3, 1, 1)
+        for images, last in ((IMAGES, torch.relu), (IMAGES[:, :8, :8], torch.neg)):
+            expected = last(F.conv2d(torch.from_numpy(images).permute(0, 3, 1, 2) / 255, kernel)).numpy()
+            np.testing.assert_allclose(answers(adopted, images), expected, rtol=1e-3, atol=1e-4)
+
+
 THREE = "float[2, 3, 1, 1] w = {1, 2, 3, 4, 5, 6}"
 """The weights of a layer with two logits."""
 

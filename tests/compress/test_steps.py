@@ -349,7 +349,7 @@ def test_a_result_does_not_replace_what_it_is_made_from(tmp_path: Path, monkeypa
 
 def test_a_damaged_record_is_no_record(tmp_path: Path) -> None:
     assert read_record(tmp_path) is None
-    for content in (b"", b"{", b"[1]", b"\xff"):
+    for content in (b"", b"{", b"[1]", b"\xff", b'{"step": "train", "result": null}', b'{"settings": []}'):
         (tmp_path / "step.json").write_bytes(content)
         assert read_record(tmp_path) is None
 

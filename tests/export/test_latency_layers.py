@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.handmade import with_a_smaller_inside
 from support.networks import Mobile, exported, random_network, random_unet, seeded
 from torch import nn
 
 from export.errors import ShapeError, UsageError
+from export.graph import SizedGraph
 from export.latency.dense import dense_layers
 from export.latency.grid import keys_needed
 from export.latency.layers import Layer, layers_of, unmodelled
@@ -94,6 +96,24 @@ def test_a_layer_knows_its_sizes_and_what_is_computed_with_it() -> None:
     assert [
         (kind.size, kind.size_out) for kind in (layer.kind for layer in layers.values()) if kind.op == "Resize"
     ] == [((16, 24), (32, 48))]
+
+
+def test_a_size_that_cannot_be_inferred_is_that_of_a_run() -> None:
+    sized = SizedGraph(with_a_smaller_inside(), (47, 50))
+    layers = named(layers_of(with_a_smaller_inside(), size=(47, 50)))
+    assert {name: layers[name].kind.size for name in ("stem", "inner", "head")} == {
+        "stem": (47, 50),
+        "inner": (23, 25),
+        "head": (47, 50),
+    }
+    assert sum(map(sized.macs, sized.nodes)) == 8 * 9 * 47 * 50 + 8 * 8 * 9 * 23 * 25 + 8 * 4 * 47 * 50
+
+
+@SLOW
+def test_the_sizes_behind_self_attention_are_known() -> None:
+    graph = with_outputs(exported(random_network("unet", bottleneck_attention=True)), "mask")
+    for layer in layers_of(graph, size=(64, 96)):
+        assert min(*layer.kind.size, *layer.kind.size_out) > 0, layer
 
 
 def test_widths_follow_the_groups_through_pools_and_concatenations() -> None:

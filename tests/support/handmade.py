@@ -14,8 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.images import U8
 
-
-_NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+_NEAREST: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 
 
 class Handmade:
