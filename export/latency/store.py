@@ -38,12 +38,15 @@ def opened(path: Path, precision: Precision, threads: int) -> LatencyTable:
 
 def keep(path: Path, table: LatencyTable) -> LatencyTable:
     """Write `table` merged with what another process has written meanwhile; returns both together."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)  # a lock file would stay beside the user's own
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         if path.exists():
             there = LatencyTable.load(path)
             table = there.merged(table.points(), table.sizes)
         write_atomic(path, table.model_dump_json(indent=1) + "\n")
+    finally:
+        os.close(folder)
     return table
 
 
