@@ -20,7 +20,7 @@ from compress.progress import say, task
 from compress.prune import prune
 from compress.quantize import quantize
 from compress.recipe import Recipe
-from compress.steps import StepPlan, finished, locked, read_record, running
+from compress.steps import StepPlan, finished, locked, result_of, running
 from compress.train import train
 from export import bundle
 from export.bundle import Bundle
@@ -102,7 +102,7 @@ def _run(recipe: Recipe, dataset: Dataset, out: Path, command: str) -> Finished:
         **({} if without else {"dense-int8": bundle.load(out / "dense-int8")}),
         "pruned-int8": bundle.load(out / "int8"),
     }
-    cut = (read_record(out / "pruned") or {})["result"].get("groups", {})
+    cut = result_of(out / "pruned").get("groups", {})
     widths = [GroupWidth(layer=layer, **figures) for layer, figures in cut.items()]
     report = _report(out / "report", bundles, dataset, recipe, command, widths, without)
     return Finished(report, to_open(out / "report"), out / "int8", tuple(missed))

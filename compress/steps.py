@@ -119,6 +119,18 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if sound else None
 
 
+def result_of(folder: Path) -> dict[str, Any]:
+    """What the step that made `folder` found.
+
+    Raises UsageError where no step has left a result.
+    """
+    record = read_record(folder)
+    if record is None or "result" not in record:
+        raise UsageError(f"{folder} holds no result of a step; run the step that makes it")
+    result: dict[str, Any] = record["result"]
+    return result
+
+
 @contextlib.contextmanager
 def running(out: Path, plan: StepPlan) -> Iterator[StepFolder]:
     """The partial folder of `out`, locked; renamed to `out` when the block ends without an exception.

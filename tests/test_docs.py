@@ -1,6 +1,7 @@
 """The documents and the program say the same."""
 
 import ast
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -138,6 +139,35 @@ def test_every_command_and_every_parameter_has_help() -> None:
         if not (parameter.help or "").strip()
     ]
     assert not silent
+
+
+@pytest.mark.parametrize(
+    ("name", "called", "at_least"),
+    [
+        ("serve", ServeSettings, 13),
+        ("bench load", "benchmarks.load.bench:bench", 3),
+        ("bench soak", "benchmarks.load.soak:soak", 2),
+        ("bench peers", "benchmarks.peers.bench:bench", 2),
+        ("bench ops", "benchmarks.ops.bench:bench", 3),
+        ("bench latency", "benchmarks.latency:bench", 3),
+        ("bench amp", "benchmarks.amp.bench:bench", 3),
+    ],
+)
+def test_an_option_has_the_default_of_what_it_calls(
+    name: str, called: type[ServeSettings] | str, at_least: int
+) -> None:
+    """The command line repeats defaults, because it must not import what it calls before that is needed."""
+    if isinstance(called, str):
+        module, _, function = called.partition(":")
+        parameters = inspect.signature(getattr(import_module(module), function)).parameters
+        defaults = {key: each.default for key, each in parameters.items() if each.default is not each.empty}
+    else:
+        defaults = {key: field.default for key, field in called.model_fields.items()}
+    command, _, _ = walk(name.split())
+    given = {parameter.name: parameter.default for parameter in command.params if parameter.default is not None}
+    shared = given.keys() & defaults.keys()
+    assert len(shared) >= at_least
+    assert {key: given[key] for key in shared} == {key: defaults[key] for key in shared}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

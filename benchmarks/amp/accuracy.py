@@ -17,7 +17,7 @@ from compress.data.layout import Split
 from compress.data.sample import write_sample
 from compress.progress import say
 from compress.recipe import Recipe
-from compress.steps import read_record
+from compress.steps import result_of
 from compress.train import train
 from compress.train.precision import Choice, Precision, choose, kept_choice
 from export.files import make_folder
@@ -68,7 +68,7 @@ def _trained(folder: Path, dataset: Dataset, recipe: Recipe, precision: str, see
 
 def _supply(trained: Path, precision: str, seed: int) -> Supply | None:
     """None for a training that was too short to time."""
-    found = (read_record(trained) or {})["result"]["throughput"]
+    found = result_of(trained)["throughput"]
     if found is None:
         return None
     return Supply(

@@ -112,11 +112,11 @@ def command(
 
 def _prune(checkpoint: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:
     from compress.prune import prune
-    from compress.steps import read_record
+    from compress.steps import result_of
 
     with Missed() as missed:
         prune(checkpoint, data, out, recipe)
-    result = (read_record(out) or {})["result"]
+    result = result_of(out)
     emit(
         result,
         f"{out}: {result['speedup']:.2f}x faster in {recipe.prune.precision.upper()}{_where(result)}, mIoU "

@@ -149,11 +149,11 @@ def _classes(text: str | None) -> tuple[str, ...] | None:
 
 def _quantize(model: Path, data: Path, out: Path, recipe: Recipe, *, as_json: bool) -> None:
     from compress.quantize import quantize
-    from compress.steps import read_record
+    from compress.steps import result_of
 
     with Missed() as missed:
         quantize(model, data, out, recipe)
-    result = (read_record(out) or {})["result"]
+    result = result_of(out)
     size_bytes = (out / MODEL).stat().st_size
     speedup = result["speedup"]
     faster = f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"

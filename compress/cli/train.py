@@ -67,11 +67,11 @@ def command(
 
 
 def _train(data: Path, out: Path, recipe: Recipe, init: Path | None, teacher: Path | None, *, as_json: bool) -> None:
-    from compress.steps import read_record
+    from compress.steps import result_of
     from compress.train import train
 
     train(data, out, recipe, init=init, teacher=teacher)
-    result = (read_record(out) or {})["result"]
+    result = result_of(out)
     kept = "average of the last epochs" if result.get("averaged") else f"epoch {result['best_epoch']}"
     emit(result, f"{out}: mIoU {result['miou']:.4f} on the validation split, {kept}", as_json=as_json)
 
