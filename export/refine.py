@@ -1,4 +1,4 @@
-"""More than one look at an image: mirrored, and window by window. Both average probabilities and take more runs.
+"""Test-time augmentation by mirroring, and sliding-window inference. Both average probabilities and take more runs.
 
 K classes, C channels, H height, W width.
 """

@@ -56,7 +56,7 @@ MirrorOption = Annotated[
 WindowOption = Annotated[
     str | None,
     typer.Option(
-        "--window", metavar="HxW", help="Process images in overlapping windows of this size; for very large images."
+        "--window", metavar="HxW", help="Sliding-window inference: overlapping windows of this size; for very large images."
     ),
 ]
 
