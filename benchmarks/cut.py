@@ -10,8 +10,9 @@ from export.graph import CONVOLUTIONS, attributes, layer_name
 
 
 def cut_from(reference: Bundle, bundles: Mapping[str, Bundle]) -> tuple[str | None, tuple[GroupWidth, ...]]:
-    """The name of the last of `bundles` that was cut from `reference`, at once or in several steps, and its
-    convolutions beside those of `reference`, in the order of the network; a convolution that has gone keeps 0 channels.
+    """The name of the last of `bundles` that was cut from `reference`, and its convolutions beside those of
+    `reference`, in the order of the network; a convolution that has gone keeps 0 channels. The network that the first
+    cut began with is told of every later one, too.
 
     None and nothing where there is none, or `reference` is not in float. One that has only lost single weights is none.
     """

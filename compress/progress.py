@@ -29,7 +29,7 @@ class Task:
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self._done += steps
-        self._figures |= {name: f"{value:.4g}" for name, value in figures.items()}
+        self._figures |= {name: f"{value:#.4g}".rstrip(".") for name, value in figures.items()}
         text = " ".join(f"{name} {value}" for name, value in self._figures.items())
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, completed=self._done, figures=text)

@@ -104,7 +104,7 @@ def finished(out: Path, plan: StepPlan) -> dict[str, Any] | None:
     if out.exists():
         shutil.rmtree(_old(out), ignore_errors=True)
     record = read_record(out)
-    return record if record is not None and record.get("key") == plan.key else None
+    return record if record is not None and record.get("key") == plan.key and "result" in record else None
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -125,12 +125,15 @@ def _shapes_of_a_run(
     that are computed in floats."""
     tapped = copied(model)
     del tapped.graph.output[:]
-    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)  # the runtime infers their types
+    for name in names:  # their shapes as outputs, not they themselves: those would all be held in memory
+        shape = f"{name}/shape of a run"
+        tapped.graph.node.append(onnx.helper.make_node("Shape", [name], [shape]))
+        tapped.graph.output.append(onnx.helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, None))
     try:
         found = outputs(tapped.SerializeToString(), {IMAGE: np.zeros(image, np.uint8)}, optimised=False)
     except Exception as error:  # classes of onnxruntime's bindings, with no common base but Exception
-        raise ShapeError(f"the graph does not take images of {image[1]}x{image[2]} ({error})") from error
-    return {name: np.shape(array) for name, array in zip(names, found, strict=True)}
+        raise ShapeError(f"the graph cannot be run on an image of {image[1]}x{image[2]} ({error})") from error
+    return {name: tuple(shape.tolist()) for name, shape in zip(names, found, strict=True)}
 
 
 def _leading_to_the_end(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ class SessionSettings:
     """ONNX Runtime's names; the first that supports an operator runs it."""
     concurrency: int = 1
     """Runs at once."""
+    max_pixels: int = sys.maxsize
+    """Of one run."""
 
     @classmethod
     def of(cls, settings: ServeSettings) -> Self:
@@ -42,7 +45,13 @@ class SessionSettings:
 
         Raises UsageError when none of the providers is installed.
         """
-        return cls(settings.threads_per_run, settings.memory_pool, chosen(settings.providers), settings.concurrency)
+        return cls(
+            settings.threads_per_run,
+            settings.memory_pool,
+            chosen(settings.providers),
+            settings.concurrency,
+            settings.max_pixels,
+        )
 
 
 class Predictor(Protocol):
@@ -83,7 +92,7 @@ def _opened(bundle: Bundle, session: SessionSettings) -> OnnxModel:
     return replace(bundle, providers=tuple(session.providers)).model(
         threads=session.threads,
         memory_pool=session.memory_pool,
-        usual_pixels=math.prod(bundle.manifest.own_size or USUAL_SIZE),
+        usual_pixels=min(math.prod(bundle.manifest.own_size or USUAL_SIZE), session.max_pixels),
         runs_at_once=session.concurrency,
     )
 

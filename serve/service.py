@@ -196,7 +196,7 @@ def service_of(request: Request) -> Service:
 
 def _warm_up(predictor: Predictor, sizes: Sizes) -> Work[Answer]:
     manifest = predictor.manifest
-    grey = _grey_image(manifest)
+    grey = _grey_image(manifest, sizes)
     return WholeWork(
         predictor,
         Stages(),
@@ -216,7 +216,9 @@ def _check_pixels(manifest: Manifest, sizes: Sizes) -> None:
         )
 
 
-def _grey_image(manifest: Manifest) -> bytes:
-    """A grey image of the size that the model is meant for."""
+def _grey_image(manifest: Manifest, sizes: Sizes) -> bytes:
+    """A grey image of the size that the model is meant for, unless images of that size would be refused."""
     height, width = manifest.own_size or USUAL_SIZE
+    if counted_pixels(*sizes.planned(height, width, manifest).padded, manifest.channels) > sizes.max_pixels:
+        height, width = USUAL_SIZE
     return encode_image(np.full((height, width, manifest.channels), 128, dtype=np.uint8))

@@ -50,8 +50,8 @@ def write_files(folder: Path, files: Mapping[str, str | bytes], *, may_be_stale:
 def write_report(
     out: Path, report: Measurement, files: Mapping[str, str | bytes], *, may_be_stale: Collection[str] = ()
 ) -> None:
-    """As `write_files`, and the figures as report.json."""
-    write_files(out, files, may_be_stale=may_be_stale)
+    """As `write_files`, and the figures as report.json. There may always be a stale page, of another report."""
+    write_files(out, files, may_be_stale=(PAGE, *may_be_stale))
     # Last: whoever finds it finds the others whole.
     write_json(out / JSON, report.model_dump(mode="json"))
 

@@ -24,4 +24,4 @@ def write(report: Report, out: Path, strip: Strip | None = None) -> None:
         files[STRIP] = encode_image(strip.montage())
     if plots:
         files[PAGE] = page(report, plots, strip)
-    write_report(out, report, files, may_be_stale=(PAGE, STRIP, "accuracy.png", "latency.png", "widths.png"))
+    write_report(out, report, files, may_be_stale=(STRIP, "accuracy.png", "latency.png", "widths.png"))

@@ -56,7 +56,9 @@ MirrorOption = Annotated[
 WindowOption = Annotated[
     str | None,
     typer.Option(
-        "--window", metavar="HxW", help="Sliding-window inference: overlapping windows of this size; for very large images."
+        "--window",
+        metavar="HxW",
+        help="Sliding windows of this size, which overlap; for very large images.",
     ),
 ]
 

@@ -49,9 +49,9 @@ def prune(parent: Path, data: Path, out: Path, recipe: Recipe | None = None) -> 
     if table is not None:
         LatencyTable.load(table)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": source.card.size})})
-    require_usable(settings.finetune, source.card.classes)
-    require_encoder(source.network(), settings.finetune)
-    if settings.levels is None:
+    if settings.levels is None:  # with it, nothing is fine-tuned
+        require_usable(settings.finetune, source.card.classes)
+        require_encoder(source.network(), settings.finetune)
         require_room(recipe.data, settings.finetune, dataset, source.card.size_multiple)
     plan = StepPlan(
         "prune",

@@ -29,6 +29,8 @@ _COLOURS = 4
 """Of two fixed dimensions that could be the channels, it is the one up to this, if the other is above."""
 _KEEPS_THE_BEST = ("ArgMax", "Softmax", "LogSoftmax", "Sigmoid", "Cast", "Identity")
 """These do not change which class is best; but behind them a single logit no longer separates its classes at 0."""
+_LAYOUTS: Mapping[int | None, Layout] = {1: "nchw", 3: "nhwc"}
+"""By the axis of the classes."""
 _COMPARES = ("ArgMax", "Softmax", "LogSoftmax")
 """Only along the axis of the classes do these keep it."""
 _SOFTMAX_OF_ONE_AXIS = 13
@@ -88,6 +90,7 @@ def read(path: Path, declared: OnnxSettings) -> Foreign:
         fixed = f"{height or 'any'} x {width or 'any'}"
         raise ModelError(path, [f"only one of height and width is fixed ({fixed}); fix both or neither"])
     logits, logits_layout, class_axis = _logits(path, model, declared.output, layout)
+    logits_layout = _LAYOUTS.get(class_axis, logits_layout)
     _require_standard(path, model)
     size = None if height is None or width is None else (height, width)
     model = _at_our_opset(path, model)

@@ -15,6 +15,12 @@ from export.runtime import LOGITS, tensors
 
 SIZES = ("Shape", "Size")
 """They read no value, whatever the tensor holds."""
+_KEEPS_SIZES = (
+    *("Abs", "Add", "Cast", "Ceil", "Clip", "Concat", "Div", "Floor", "Gather", "Identity", "Max", "Min", "Mod", "Mul"),
+    *("Neg", "Pow", "Range", "ReduceProd", "ReduceSum", "Reshape", "Round", "Slice", "Split", "Sqrt", "Squeeze", "Sub"),
+    *("Unsqueeze", "Where"),
+)
+"""What these make of sizes may be as large as they are; others take their values from elsewhere (Resize, Expand)."""
 _COMPUTES_WITH_ALL = ("Add", "Mul", "Concat", "MatMul", "Gemm")
 """Operators whose inputs are all values; others read where to and how large from some of them."""
 _OF_A_NORM = re.compile(r"_inlfunc_\w*Normalization_")
@@ -62,7 +68,7 @@ def on_sizes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
             sizes.update(node.output)
         elif constants.issuperset(read):
             constants.update(node.output)
-        elif constants.union(sizes).issuperset(read):
+        elif node.op_type in _KEEPS_SIZES and constants.union(sizes).issuperset(read):
             sizes.update(node.output)
             found.append(node)
         elif node.op_type in _COMPUTES_WITH_ALL and not sizes.isdisjoint(read):

@@ -59,6 +59,7 @@ OP_TYPES = (
 # The library does not know DepthToSpace; like Slice it only moves values, which keep their scale.
 QDQRegistry["DepthToSpace"] = QDQDirect8BitOp
 
+_ON_SIZES = "computes with the size of the image"
 _LAYOUT = frozenset({"Transpose", "Cast", "Identity", "ReorderInput", "ReorderOutput"})
 
 
@@ -101,11 +102,12 @@ class Quantizer:
         self._always_float = in_float or {}
         layers = layers_of(self.parent)
         self._fixed = [layer for layer in layers if layer.name in self._always_float]
+        self._on_sizes = {node.name for node in on_sizes(self.parent)}
         # A variance is a small difference of large squares: in 8 bits it may be negative, and then has no root. For a
         # transposed convolution in groups there is no integer kernel, and the library counts its channels wrongly.
         self._excluded = [
             *(node.name for node in self.parent.graph.node if is_of_a_norm(node) or is_transposed_in_groups(node)),
-            *(node.name for node in on_sizes(self.parent)),
+            *self._on_sizes,
         ]
         self.layers = tuple(layer for layer in layers if layer not in self._fixed)
         """Those that can be quantized, or left in float."""
@@ -148,7 +150,11 @@ class Quantizer:
         meant = [FloatLayer(layer=layer.name, reason=reasons[layer.name]) for layer in left]
         tensors = {tensor for layer in left for tensor in layer.tensors}
         found = _float_layers(graph, tensors) if scheme.by_cpu_provider else _unquantized(graph)
-        return Quantized(graph, self.parent, (*meant, *found), scheme.seven_bits == "all layers")
+        told = [
+            FloatLayer(layer=layer.layer, reason=_ON_SIZES) if layer.layer in self._on_sizes else layer
+            for layer in found
+        ]
+        return Quantized(graph, self.parent, (*meant, *told), scheme.seven_bits == "all layers")
 
     def _overrides(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The quantizer's options for single tensors."""

@@ -34,29 +34,40 @@ def with_float_ends(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _cast_first(editor: Editor) -> None:
-    """Swap the Transpose and the Cast; what reads a size reads that of the floats."""
-    transpose = _reads_values(editor, IMAGE, "Transpose")
-    cast = _reads_values(editor, transpose.output[0], "Cast")
+    """Let a Cast alone read the image, before the Transpose if there is one; what reads a size reads that of the
+    floats."""
+    first = _only_of_values(editor, IMAGE)
+    if first.op_type == "Cast":
+        _read_instead(editor, IMAGE, first.output[0])
+        return
+    cast = _only_of_values(editor, first.output[0])
+    if (first.op_type, cast.op_type) != ("Transpose", "Cast"):
+        raise WorkFailedError(f"the image is read by {first.op_type} and {cast.op_type}, not by Transpose and Cast")
     between, result = f"{IMAGE}{_IN_FLOAT}", cast.output[0]
-    perm = attributes(transpose)["perm"]
-    for tensor, same_shape in ((IMAGE, between), (transpose.output[0], result)):
-        for node in editor.readers(tensor):
-            if node.op_type in SIZES:
-                node.input[0] = same_shape
-    editor.replace(transpose, [])
+    perm = attributes(first)["perm"]
+    _read_instead(editor, IMAGE, between)
+    _read_instead(editor, first.output[0], result)
+    editor.replace(first, [])
     editor.replace(cast, [])
     editor.nodes[:0] = [
         helper.make_node("Cast", [IMAGE], [between], cast.name, to=TensorProto.FLOAT),
-        helper.make_node("Transpose", [between], [result], transpose.name, perm=perm),
+        helper.make_node("Transpose", [between], [result], first.name, perm=perm),
     ]
 
 
-def _reads_values(editor: Editor, tensor: str, operator: str) -> onnx.NodeProto:
+def _only_of_values(editor: Editor, tensor: str) -> onnx.NodeProto:
+    """The node that alone reads the values of `tensor`."""
     found = [node for node in editor.readers(tensor) if node.op_type not in SIZES]
-    if [node.op_type for node in found] != [operator]:
+    if len(found) != 1:
         read = ", ".join(node.op_type for node in found) or "nothing"
-        raise WorkFailedError(f"{tensor} is read by {read}; a graph for TensorRT begins with a Transpose and a Cast")
+        raise WorkFailedError(f"{tensor} is read by {read}; a graph for TensorRT begins with one Cast of the image")
     return found[0]
+
+
+def _read_instead(editor: Editor, tensor: str, same_shape: str) -> None:
+    for node in editor.readers(tensor):
+        if node.op_type in SIZES:
+            node.input[0] = same_shape
 
 
 def _mask_of_floats(editor: Editor) -> None:

@@ -1,7 +1,9 @@
 """Where tables are stored, and how two processes write one file."""
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from export.errors import UsageError
@@ -38,16 +40,28 @@ def opened(path: Path, precision: Precision, threads: int) -> LatencyTable:
 
 def keep(path: Path, table: LatencyTable) -> LatencyTable:
     """Write `table` merged with what another process has written meanwhile; returns both together."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)  # a lock file would stay beside the user's own
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with _locked(path):
         if path.exists():
             there = LatencyTable.load(path)
             table = there.merged(table.points(), table.sizes)
         write_atomic(path, table.model_dump_json(indent=1) + "\n")
-    finally:
-        os.close(folder)
     return table
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file beside `path`, which is gone afterwards."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with lock.open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # Whoever held it before has removed it, and another may have made it anew.
+            if lock.exists() and os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
+                try:
+                    yield
+                finally:
+                    lock.unlink()
+                return
 
 
 def _empty(precision: Precision, threads: int) -> LatencyTable:

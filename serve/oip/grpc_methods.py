@@ -37,7 +37,8 @@ class Health:
         request = await call.small()
         name = request.service
         if name and name != INFERENCE and not self._service.repository.versions(name):
-            raise self._service.repository.unknown(name)
+            # Not what is served instead: this needs no key.
+            raise ProblemError(404, "unknown_model", f"no model {name!r} is served here")
         return self._response(status="SERVING" if self._service.lifecycle.is_ready else "NOT_SERVING")
 
 

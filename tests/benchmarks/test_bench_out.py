@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from support.bundles import tiny_bundle
+from support.reports import make_report
 
-from benchmarks.report.folder import report_folder
+from benchmarks.report.folder import report_folder, to_open, write_report
 from compress.cli.main import main
 from export.errors import UsageError
 
@@ -61,6 +62,14 @@ def test_what_would_be_overwritten_or_spoilt_is_said_before_anything_is_measured
         assert leaving.value.code == 2
         assert says in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_report_leaves_no_page_of_another(tmp_path: Path) -> None:
+    report = make_report(tmp_path)
+    write_report(tmp_path / "out", report, {"report.md": "", "report.html": ""})
+    assert to_open(tmp_path / "out") == tmp_path / "out" / "report.html"
+    write_report(tmp_path / "out", report, {"report.md": ""})
+    assert to_open(tmp_path / "out") == tmp_path / "out" / "report.md"
 
 
 def test_a_folder_that_takes_no_files_is_said() -> None:

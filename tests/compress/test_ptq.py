@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from support.handmade import blocks, small_unet, with_a_norm, with_a_smaller_inside
+from support.handmade import Handmade, blocks, small_unet, with_a_norm, with_a_smaller_inside
 from support.networks import ByPixel, Mixer, Sized, exported, random_unet, seeded
 from torch import nn
 
@@ -123,6 +123,34 @@ def test_a_size_that_is_computed_in_floats_stays_in_float() -> None:
     images = np.repeat(np.stack(blocks(2)), 3, axis=1)[:, :-2]
     for model in (graph, made.graph):
         assert SizedGraph(model, images.shape[1:3]).size(small) == (47, 24)
+    both = [OnnxModel(model.SerializeToString(), threads=1).masks(images) for model in (graph, made.graph)]
+    assert np.mean(both[0] == both[1]) > 0.9
+
+
+def test_what_has_the_size_of_the_image_and_other_values_is_in_integers() -> None:
+    """Such as a position embedding that is resized to the map."""
+    net = Handmade()
+    stem = net.relu(net.conv("stem", net.image, 8))
+    net.weights["embedding"] = net.rng.normal(0, 1, (1, 8, 4, 4)).astype(np.float32)
+    net.channels["embedding"] = 8
+    graph = net.graph(net.conv("head", net.add("Add", [stem, net.to_size_of("embedding", stem)], "sum"), 4, kernel=1))
+    made = Quantizer(graph, iter(blocks(4)), target="auto").quantized("minmax")
+    (added,) = [node for node in made.graph.graph.node if node.op_type == "Add"]
+    makers = {node.output[0]: node.op_type for node in made.graph.graph.node}
+    assert {makers[name] for name in added.input} == {"DequantizeLinear"}
+    assert "node_sum" not in {layer.layer for layer in made.float_layers}
+
+
+def test_what_computes_with_the_size_of_the_image_is_named() -> None:
+    net = Handmade()
+    stem = net.relu(net.conv("stem", net.image, 8))
+    net.integers["three"] = np.array(3, np.int64)
+    wide = net.add("Gather", [net.add("Shape", [stem], "shape"), "three"], "wide")
+    scaled = net.add("Mul", [stem, net.add("Cast", [wide], "floats", to=onnx.TensorProto.FLOAT)], "scaled", 8)
+    graph = net.graph(net.conv("head", scaled, 4, kernel=1))
+    made = Quantizer(graph, iter(blocks(4)), target="auto").quantized("minmax")
+    assert FloatLayer(layer="node_scaled", reason="computes with the size of the image") in made.float_layers
+    images = np.repeat(np.stack(blocks(2)), 3, axis=2)
     both = [OnnxModel(model.SerializeToString(), threads=1).masks(images) for model in (graph, made.graph)]
     assert np.mean(both[0] == both[1]) > 0.9
 

@@ -264,6 +264,8 @@ def test_what_does_not_fit_is_left_alone(forms: list[Form], model: onnx.ModelPro
 def test_columns_are_taken_together_only_where_they_come_in_whole_groups_at_all_sizes(size: tuple[int, int]) -> None:
     """A size that is computed in floats is no multiple of the image's, and shape inference does not know it."""
     made = Quantizer(with_a_smaller_inside(), iter(blocks(4)), target="auto").quantized("minmax").graph
+    for form in (Folded(2, True, 1), Folded(2, False, 1)):
+        assert not form.places(made)
     for form in (Folded(2, True, 2), Folded(2, False, 2)):
         places = form.places(made)
         assert not any("inner" in name for name in places)

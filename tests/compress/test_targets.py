@@ -60,6 +60,20 @@ def test_a_bias_that_correction_gives_to_a_layer_is_as_the_others(target: Target
     assert not [node for node, _, zero_point in pairs(made.graph) if zero_point.dtype == np.int32]
 
 
+def test_for_tensorrt_a_network_may_begin_with_its_channels_last() -> None:
+    """The runtime then cancels its Transpose against ours, and the Cast is first already."""
+    net = Handmade(channels=3)
+    net.weights["by_pixel"] = net.rng.normal(0, 1, (3, 8)).astype(np.float32)
+    last = net.add("Transpose", [net.image], "last", perm=[0, 2, 3, 1])
+    first = net.add("Transpose", [net.add("MatMul", [last, "by_pixel"], "mixed", 8)], "first", perm=[0, 3, 1, 2])
+    graph = with_outputs(net.graph(net.conv("head", first, 4)), "mask")
+    made = Quantizer(graph, iter(blocks(4, channels=3)), target="tensorrt").quantized("minmax").graph
+    assert [node.op_type for node in made.graph.node if "image" in node.input] == ["Cast"]
+    images = np.stack(blocks(2, channels=3))
+    both = [OnnxModel(model.SerializeToString(), threads=1).masks(images) for model in (graph, made)]
+    assert np.mean(both[0] == both[1]) > 0.9
+
+
 def test_for_tensorrt_bytes_go_into_a_cast_alone_where_the_size_of_the_image_is_read_too() -> None:
     net = Handmade()
     stem = net.relu(net.conv("stem", net.image, 1))

@@ -94,7 +94,12 @@ def test_predictors_may_be_made_elsewhere(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(
     ("told", "bucket", "run"),
-    [({}, 1, (512, 512)), ({"usual_size": (40, 90)}, 1, (48, 96)), ({"size": (32, 48)}, 64, (64, 64))],
+    [
+        ({}, 1, (512, 512)),
+        ({"usual_size": (40, 90)}, 1, (48, 96)),
+        ({"size": (32, 48)}, 64, (64, 64)),
+        ({"usual_size": (2000, 2000)}, 1, (512, 512)),  # which would be refused
+    ],
 )
 def test_before_requests_come_the_model_has_run_at_the_size_that_it_is_meant_for(
     told: dict[str, Any], bucket: int, run: tuple[int, int], tmp_path: Path
@@ -107,7 +112,7 @@ def test_before_requests_come_the_model_has_run_at_the_size_that_it_is_meant_for
             return super().predict(images_NHWC)
 
     bundle = tiny_bundle(tmp_path / "tiny", **told)
-    with serving(create_app([Seen(bundle, SessionSettings())], ServeSettings(size_bucket=bucket))):
+    with serving(create_app([Seen(bundle, SessionSettings())], ServeSettings(size_bucket=bucket, max_pixels=10**6))):
         assert seen == {run}
 
 

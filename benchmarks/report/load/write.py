@@ -21,7 +21,7 @@ def write(report: LoadReport, out: Path) -> None:
     files = {MARKDOWN: joined(_markdown(report, plots)), **pictures(plots)}
     if not shortcomings():
         files[PAGE] = document(report.title, _body(report, plots))
-    write_report(out, report, files, may_be_stale=("latency.png", PAGE))
+    write_report(out, report, files, may_be_stale=("latency.png",))
 
 
 def _details(report: LoadReport) -> Iterable[tuple[str, Table | None]]:

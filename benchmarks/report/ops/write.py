@@ -21,7 +21,7 @@ def write(report: OpsReport, out: Path) -> None:
     files = {MARKDOWN: joined(_markdown(report, plots)), **pictures(plots)}
     if plots:
         files[PAGE] = document(report.title, _body(report, plots))
-    write_report(out, report, files, may_be_stale=("operators.png", PAGE))
+    write_report(out, report, files, may_be_stale=("operators.png",))
 
 
 def _markdown(report: OpsReport, plots: Sequence[Plot]) -> Iterable[str]:

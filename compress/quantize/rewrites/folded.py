@@ -9,11 +9,12 @@ from onnx import helper
 
 from compress.quantize.rewrites.edit import Array, Editor, viewed
 from compress.quantize.rewrites.layers import IntegerConv, integer_convs, put, repeated
+from export.errors import ShapeError
 from export.graph import SizedGraph
 
 _FACTORS = (3, 5, 16)
-"""Of these widths, beside the narrowest, columns must be whole multiples. A map that a network makes smaller by a ratio
-of its own, rounded, is that at some of them by chance."""
+"""Images of so many multiples in width are looked at. A map that a network makes smaller by a ratio of its own, and
+rounded, keeps to that ratio at one of them by chance, but not at all."""
 
 WIDEST = 64
 """Most channels out; a wider convolution fills the runtime's kernels by itself, and zeros in its weights cost time."""
@@ -113,7 +114,10 @@ def _widths(model: onnx.ModelProto, multiple: int) -> dict[str, int]:
     if height and width:
         only = SizedGraph(model, (height, width))
         return {name: only.size(name)[1] for name in names}
-    narrow, *wider = (SizedGraph(model, (multiple, factor * multiple)) for factor in (1, *_FACTORS))
-    widths = {name: narrow.size(name)[1] for name in names}
-    found = {name: [graph.size(name)[1] for graph in wider] for name in names}
+    try:
+        graphs = [SizedGraph(model, (_FACTORS[0] * multiple, factor * multiple)) for factor in _FACTORS]
+    except ShapeError:  # one that takes no image so small or so flat
+        return {}
+    found = {name: [graph.size(name)[1] for graph in graphs] for name in names}
+    widths = {name: sizes[0] // _FACTORS[0] for name, sizes in found.items()}
     return {name: width for name, width in widths.items() if found[name] == [factor * width for factor in _FACTORS]}
