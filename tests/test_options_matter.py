@@ -302,7 +302,7 @@ OPTIONS = {
         "tests/compress/test_costs.py::test_levels_go_where_no_width_is_narrow_enough",
     ),
     "prune.sparsity": (
-        "compress.prune.weights:hold_at_zero=none",
+        "compress.train.sparsity:hold_at_zero=none",
         "tests/compress/test_prune_weights.py::test_held_weights_do_not_move_and_the_others_do",
     ),
     "prune.analysis_images": (

@@ -30,7 +30,7 @@ class PruneSettings(Settings):
     speedup: Annotated[float, Field(gt=1)] | None = None
     """Speed-up to reach: latency of the parent over that of the child, both measured through ONNX Runtime in
     `precision`."""
-    latency_ms: Annotated[float, Field(ge=1e-3)] | None = None
+    latency_ms: Annotated[float, Field(ge=1e-6)] | None = None
     """The same goal in milliseconds per image."""
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the channels to remove, the least important first; widths are rounded to `channel_multiple`."""
