@@ -25,7 +25,7 @@ from compress import models
 from compress.models.plan import PruningPlan
 from compress.progress import say
 from export.bundle import is_bundle
-from export.errors import CheckpointError, ModelError
+from export.errors import CheckpointError, ModelError, field_problems
 from export.files import sha256_file, write_atomic
 from export.images import U8, Geometry
 from export.machine import compute_threads
@@ -167,7 +167,7 @@ def load(path: Path) -> Checkpoint:
         card = ModelCard.model_validate_json((path / MODEL).read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         problems = (
-            [f"{MODEL}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            [f"{MODEL}: {problem}" for problem in field_problems(error.errors())]
             if isinstance(error, ValidationError)
             else [f"{MODEL} is not UTF-8"]
         )

@@ -1,7 +1,7 @@
 """What is asked of ONNX graphs: their nodes, attributes, names, and the shape of every tensor at one image size."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -83,10 +83,15 @@ def leading_to(nodes: Sequence[onnx.NodeProto], tensors: Collection[str]) -> lis
 def _read(node: onnx.NodeProto) -> set[str]:
     """The tensors that `node` reads, also within graphs of its own, such as the branches of an If."""
     found = set(node.input)
-    for attribute in node.attribute:
-        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            found.update(*map(_read, inner.node), (output.name for output in inner.output))
+    for inner in inner_graphs(node):
+        found.update(*map(_read, inner.node), (output.name for output in inner.output))
     return found
+
+
+def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that `node` holds: the branches of an If, the body of a Loop."""
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
 def layer_name(weight: str) -> str:

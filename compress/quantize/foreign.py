@@ -17,7 +17,7 @@ from compress.settings.quantize import OnnxSettings
 from export.bands import MAX_CHANNELS
 from export.bundle import MODEL, is_bundle
 from export.errors import ModelError
-from export.graph import attributes, leading_to
+from export.graph import attributes, inner_graphs, leading_to
 from export.to_onnx import OPSET
 
 Layout = Literal["nchw", "nhwc"]
@@ -172,9 +172,8 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """The nodes of `graph`, and of the graphs inside them: the branches of an If."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _all_nodes(inner)
+        for inner in inner_graphs(node):
+            yield from _all_nodes(inner)
 
 
 def _input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:

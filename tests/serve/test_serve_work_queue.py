@@ -77,8 +77,7 @@ def test_every_piece_of_work_has_exactly_the_end_it_should(
             ]
             await asyncio.sleep(0)
             late = [task for task, fate in zip(tasks, fates, strict=True) if fate == "deadline"]
-            if late:
-                await asyncio.wait(late)
+            await asyncio.gather(*late, return_exceptions=True)
             for task, fate in zip(tasks, fates, strict=True):
                 if fate == "cancelled":
                     task.cancel()

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from export.graph import attributes, leading_to
+from export.graph import attributes, copied, leading_to
 
 Array = NDArray[Any]
 
@@ -23,8 +23,7 @@ class Editor:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = onnx.ModelProto()
-        self._model.CopyFrom(model)
+        self._model = copied(model)
         self.nodes: list[onnx.NodeProto] = list(self._model.graph.node)
         self.outputs = {output.name for output in model.graph.output}
         self.constants: dict[str, Array] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
